@@ -1,0 +1,117 @@
+"""Base classifiers: the module under study, with what every certifier needs to know about it."""
+
+import copy
+import hashlib
+import inspect
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from certbench.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A module that maps a batch of inputs to logits, normalisation inside.
+
+    Attributes:
+        module: `(n, *input_shape) -> (n, num_classes)`, in eval mode.
+        input_shape: shape of one input, without the batch axis.
+        num_classes: number of logits, at least 2.
+        name: what tables call it.
+
+    Raises:
+        ConfigError: if the module is in training mode, or does not map as declared.
+    """
+
+    module: nn.Module
+    input_shape: tuple[int, ...]
+    num_classes: int
+    name: str = "classifier"
+
+    def __post_init__(self) -> None:
+        """Check the declaration once, on a batch of two zeros."""
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        if any(module.training for module in self.module.modules()):
+            raise ConfigError(f"{self.name} is in training mode; call module.eval() before you wrap it")
+        if self.num_classes < 2:
+            raise ConfigError(f"{self.name}: a classifier has at least 2 classes, not {self.num_classes}")
+        try:
+            shape = tuple(self(torch.zeros(2, *self.input_shape)).shape)
+        except RuntimeError as error:
+            raise ConfigError(f"{self.name} does not take a batch of shape (2, *{self.input_shape}): {error}") from error
+        if shape != (2, self.num_classes):
+            raise ConfigError(f"{self.name} gives logits of shape {shape} for two inputs, not (2, {self.num_classes})")
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
+        """Logits, computed on the module's device and in its precision."""
+        logits = self.module(x.to(self.device, self.dtype))
+        assert isinstance(logits, Tensor)
+        return logits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; the CPU if there are none."""
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters; float32 if there are none."""
+        return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.float32)
+
+    def double(self) -> "Classifier":
+        """A copy in float64: the network in which bounds are computed, with exactly the same parameters."""
+        return replace(self, module=copy.deepcopy(self.module).double().requires_grad_(False))
+
+    def fingerprint(self) -> str:
+        """Sha256 over everything that decides the logits: code, settings, parameters. Never over the name.
+
+        Raises:
+            ConfigError: if a setting of a submodule cannot be read reliably.
+        """
+        digest = hashlib.sha256(repr((self.input_shape, self.num_classes)).encode())
+        for path, module in self.module.named_modules():
+            digest.update(f"{path}:{type(module).__module__}.{type(module).__qualname__}".encode())
+            if not type(module).__module__.startswith("torch."):
+                digest.update(_source(type(module)))
+            for key in sorted(vars(module)):
+                if key not in _PLUMBING:
+                    digest.update(key.encode() + _content(vars(module)[key], f"{path}.{key}"))
+        for key, tensor in self.module.state_dict(keep_vars=True).items():
+            digest.update(key.encode() + _content(tensor, key))
+        return digest.hexdigest()
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+
+_PLUMBING = frozenset(vars(nn.Module())) - {"training"}
+
+
+def _source(thing: Any) -> bytes:
+    try:
+        return inspect.getsource(thing).encode()
+    except (OSError, TypeError):  # typed in at a prompt: the name must do
+        return b""
+
+
+def _content(value: Any, where: str) -> bytes:
+    if isinstance(value, Tensor):
+        array = value.detach().cpu().contiguous()
+        return repr((array.dtype, tuple(array.shape))).encode() + array.reshape(-1).view(torch.uint8).numpy().tobytes()
+    if inspect.isroutine(value):
+        return getattr(value, "__qualname__", repr(value)).encode() + _source(value)
+    try:
+        return pickle.dumps(value, protocol=4)
+    except Exception as error:
+        raise ConfigError(
+            f"{where}, a {type(value).__name__}, cannot be read into a fingerprint ({error}); "
+            "keep settings of a module as numbers, text, tuples or tensors"
+        ) from error

@@ -1,0 +1,69 @@
+"""The one table of certifiers: names to import strings, ours and those of other packages."""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from certbench.errors import ConfigError
+
+GROUP = "certbench.verifiers"
+"""Entry-point group: each entry leads to a dict like `certbench.verifiers.TABLE`."""
+
+
+@cache
+def table() -> dict[str, str]:
+    """Every known certifier, name to `module:Class`; imports no backend.
+
+    Raises:
+        ConfigError: two packages claim one name.
+    """
+    merged: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        for name, target in entry.load().items():
+            if merged.setdefault(name, target) != target:
+                raise ConfigError(f"certifier {name!r} is claimed twice: {merged[name]} and {target}")
+    return merged
+
+
+def find(name: str) -> type[Any]:
+    """The certifier class of that name; imports its module.
+
+    Raises:
+        ConfigError: no certifier has this name.
+        MissingBackendError: its package is not installed.
+    """
+    if name not in table():
+        raise ConfigError(unknown("certifier", name, table()), ("name",))
+    module, _, attribute = table()[name].partition(":")
+    return cast("type[Any]", getattr(importlib.import_module(module), attribute))
+
+
+def name_of(certifier: type[Any]) -> str:
+    """The name under which a class stands in the table; `module:Class` if it stands in none."""
+    target = f"{certifier.__module__}:{certifier.__qualname__}"
+    return next((name for name, entry in table().items() if entry == target), target)
+
+
+def summary(name: str) -> str:
+    """First line of the class's docstring, read from the source so that no backend is imported."""
+    module, _, attribute = table()[name].partition(":")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return "(not importable)"
+    with open(spec.origin, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def unknown(kind: str, name: str, known: Any) -> str:
+    """A message for a name that is not known, with the nearest ones."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"

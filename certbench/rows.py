@@ -1,0 +1,67 @@
+"""Rows: what a run knows of one (classifier, certifier, norm, input). Imports nothing heavy."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
+
+
+@dataclass(frozen=True)
+class Row:
+    """One certificate, or the reason why there is none.
+
+    Attributes:
+        model: name of the classifier.
+        certifier: the certifier's name and the options that differ from their defaults.
+        spec: its name and every option.
+        guarantee: what its radii mean.
+        subject: which function is certified.
+        norm: 1, 2 or inf.
+        domain: the box that inputs live in, or None for all of R^d.
+        input: index of the input in its data set.
+        label: the true class.
+        prediction: the class certified, or `ABSTAIN`.
+        radius: certified radius, in units of the input; 0 says that nothing was proved.
+        upper: distance of the closest counterexample known, inf if none; of the base classifier only.
+        seconds: time for this input.
+        prepare_seconds: time for the preparation that this row shares with others of its pair.
+        outcome: how the computation ended.
+        reason: why there is no answer, empty if there is one.
+        evidence: what a reader needs to re-check the claim.
+        inherited: whether the row was stored by an earlier run of the suite.
+    """
+
+    model: str
+    certifier: str
+    guarantee: Guarantee
+    subject: Subject
+    norm: float
+    input: int
+    label: int
+    prediction: int
+    radius: float
+    outcome: Outcome
+    seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    upper: float = math.inf
+    domain: tuple[float, float] | None = None
+    reason: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    inherited: bool = False
+
+    @property
+    def correct(self) -> bool:
+        """Whether the certified prediction is the true class."""
+        return self.prediction != ABSTAIN and self.prediction == self.label
+
+    @property
+    def unsound(self) -> bool:
+        """Whether a known counterexample lies inside the certified ball (beyond rounding of the distance)."""
+        return self.radius > self.upper * (1 + 1e-9)
+
+    def certified(self, eps: float) -> bool:
+        """Whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
+        return self.correct and self.radius >= eps

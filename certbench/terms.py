@@ -1,0 +1,37 @@
+"""The words that certificates, rows and reports share (imports nothing heavy)."""
+
+from enum import Enum
+
+ABSTAIN = -1
+"""The prediction of a certificate whose method could not tell the class."""
+
+
+class Guarantee(str, Enum):
+    """What a certifier's radii mean."""
+
+    SOUND = "sound"  # never wrong
+    COMPLETE = "complete"  # never wrong, and exact when the outcome is completed
+    PROBABILISTIC = "probabilistic"  # wrong with probability at most alpha, per input
+
+
+class Subject(str, Enum):
+    """Which function is certified."""
+
+    BASE = "base"  # the classifier itself
+    SMOOTHED = "smoothed"  # its majority vote under noise: another function
+
+
+class Outcome(str, Enum):
+    """How the computation for one input ended. The radius is valid whatever the outcome."""
+
+    COMPLETED = "completed"
+    ABSTAINED = "abstained"
+    TIMED_OUT = "timed out"
+    OUT_OF_MEMORY = "out of memory"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+
+    @property
+    def answered(self) -> bool:
+        """Whether the method came to its own end; the others are not answers and are never cached as such."""
+        return self in (Outcome.COMPLETED, Outcome.ABSTAINED)

@@ -1,0 +1,54 @@
+"""Threat models: the norm of the perturbation and, where one is meant, the box that inputs live in."""
+
+import math
+from dataclasses import dataclass, replace
+
+from certbench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Perturbations of bounded Lp norm.
+
+    Attributes:
+        p: 1, 2 or `math.inf`.
+        domain: `(low, high)` if only perturbed inputs inside this box count, else None:
+            then the claim holds in all of R^d, which is stronger.
+
+    Raises:
+        ConfigError: for another norm, or an empty domain.
+    """
+
+    p: float
+    domain: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no certifier could mean."""
+        if self.p not in (1.0, 2.0, math.inf):
+            raise ConfigError(f"norm {self.p!r} is unknown; write 1, 2 or inf", ("p",))
+        object.__setattr__(self, "p", float(self.p))
+        if self.domain is not None and not self.domain[0] < self.domain[1]:
+            raise ConfigError(f"domain {self.domain!r} is empty; write [low, high], low < high", ("domain",))
+
+    def within(self, low: float, high: float) -> "ThreatModel":
+        """The same norm, for inputs known to lie in `[low, high]` coordinate by coordinate."""
+        return replace(self, domain=(float(low), float(high)))
+
+    @property
+    def q(self) -> float:
+        """The dual exponent, 1/p + 1/q = 1."""
+        return {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[self.p]
+
+    @property
+    def name(self) -> str:
+        """`L1`, `L2` or `Linf`."""
+        return f"L{self.p:g}"
+
+    def __str__(self) -> str:
+        """Name and domain, as reports print them."""
+        return self.name if self.domain is None else f"{self.name} in [{self.domain[0]:g}, {self.domain[1]:g}]"
+
+
+L1 = ThreatModel(1.0)
+L2 = ThreatModel(2.0)
+Linf = ThreatModel(math.inf)

@@ -1,0 +1,19 @@
+"""Certifiers, one file per idea; this table is how they are found.
+
+To add one: write its file (a frozen dataclass with two or three methods), add a line here and a row in
+`tests/cases.py`. Another package registers a table of its own under the entry-point group `certbench.verifiers`.
+"""
+
+if __name__ != "certbench.verifiers":
+    raise ImportError("import certbench.verifiers, not verifiers: a second copy of every class would be made")
+
+TABLE = {
+    "lipschitz": "certbench.verifiers.lipschitz:LipschitzMargin",
+    "ibp": "certbench.verifiers.lirpa:IBP",
+    "crown-ibp": "certbench.verifiers.lirpa:CrownIBP",
+    "crown": "certbench.verifiers.lirpa:Crown",
+    "alpha-crown": "certbench.verifiers.lirpa:AlphaCrown",
+    "wong-kolter": "certbench.verifiers.lirpa:WongKolter",
+    "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",
+    "cohen": "certbench.verifiers.smoothing:Cohen",
+}
