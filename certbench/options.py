@@ -1,6 +1,7 @@
 """Options of certifiers: `build` makes one from a specification, `describe` is its inverse."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -42,14 +43,30 @@ def describe(certifier: Certifier[Any]) -> dict[str, Any]:
     return {"name": registry.name_of(type(certifier)), **_fields(certifier)}
 
 
-def label(certifier: Certifier[Any]) -> str:
-    """Name and the options that differ from their defaults, as tables print it."""
+def choose(family: type[Any], spec: object, path: Path = ()) -> Any:
+    """The member of a family of `FAMILIES` that a specification describes.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    return _value(family, spec, path)
+
+
+def label(certifier: Certifier[Any], usual: Mapping[str, Any] | None = None) -> str:
+    """Name and the options that are not `usual` (their defaults, where it says nothing), as tables print it."""
+    usual = usual or {}
     described = describe(certifier)
     changed = []
     for field in dataclasses.fields(certifier):  # type: ignore[arg-type]
-        if getattr(certifier, field.name) != _default(field):
+        if getattr(certifier, field.name) != usual.get(field.name, _default(field)):
             changed.append(f"{field.name}={_short(described[field.name])}")
     return described["name"] + (f"({', '.join(changed)})" if changed else "")
+
+
+def describe_default(field: "dataclasses.Field[Any]") -> str:
+    """An option's default as text."""
+    default = _default(field)
+    return "required" if default is _REQUIRED else json.dumps(_plain(default))
 
 
 def number(value: object) -> float:

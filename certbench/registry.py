@@ -1,4 +1,4 @@
-"""The one table of certifiers: names to import strings, ours and those of other packages."""
+"""What there is to find by name: the one table of certifiers, ours and other packages'; suites; cards of models."""
 
 import ast
 import difflib
@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, cast
 
 from certbench.errors import ConfigError
@@ -60,6 +61,16 @@ def summary(name: str) -> str:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             return (ast.get_docstring(node) or "").partition("\n")[0]
     return ""
+
+
+def suites() -> dict[str, Path]:
+    """The suites that come with the package, name to file."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "suites").glob("*.yaml"))}
+
+
+def cards() -> dict[str, Path]:
+    """The cards of the models that come with the package, name to file."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "models" / "weights").glob("*.json"))}
 
 
 def unknown(kind: str, name: str, known: Any) -> str:

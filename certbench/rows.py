@@ -30,7 +30,6 @@ class Row:
         outcome: how the computation ended.
         reason: why there is no answer, empty if there is one.
         evidence: what a reader needs to re-check the claim.
-        inherited: whether the row was stored by an earlier run of the suite.
     """
 
     model: str
@@ -50,7 +49,6 @@ class Row:
     reason: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    inherited: bool = False
 
     @property
     def correct(self) -> bool:

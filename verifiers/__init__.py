@@ -15,5 +15,4 @@ TABLE = {
     "alpha-crown": "certbench.verifiers.lirpa:AlphaCrown",
     "wong-kolter": "certbench.verifiers.lirpa:WongKolter",
     "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",
-    "cohen": "certbench.verifiers.smoothing:Cohen",
 }

@@ -1,0 +1,162 @@
+"""Does this installation work? Every part is used once, not only imported; what fails comes with its cure."""
+
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from certbench import registry
+from certbench.verifiers.lirpa_shims import INSTALL
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found of one part.
+
+    Attributes:
+        name: the part.
+        ok: whether it did what certbench needs of it.
+        version: its version, empty if it is not installed or has none.
+        detail: what it did, or how it failed.
+        mend: the command that mends it, empty if nothing is broken.
+    """
+
+    name: str
+    ok: bool
+    version: str
+    detail: str
+    mend: str = ""
+
+
+def examine() -> list[Check]:
+    """Use every part once; one that fails becomes a check that is not ok, never an exception."""
+    checkout = (_ROOT / ".git").exists()
+    reinstall = "python bootstrap.py setup" if checkout else "pip install --force-reinstall --no-deps certbench"
+    restore = f'git -C "{_ROOT}" restore models/weights' if checkout else reinstall
+    return [
+        _check("Python", _python, "python3.11 -m venv .venv"),
+        _check("certbench", _certbench, reinstall),
+        _check("torch", _torch),
+        _check("scipy", _scipy),
+        _check("scikit-learn", _scikit_learn),
+        _check("safetensors", _safetensors),
+        _check("foolbox", _foolbox),
+        _check("auto-LiRPA", _auto_lirpa, INSTALL),
+        _check("shipped weights", _weights, restore),
+    ]
+
+
+def _check(name: str, use: Callable[[], str], mend: str = "") -> Check:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of parts about their own parts
+            return Check(name, True, _version(name), use())
+    except Exception as error:  # whatever breaks a part is what the reader asked for
+        failure = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return Check(name, False, _version(name), failure, mend or f'pip install "{_requirement(name)}"')
+
+
+def _version(name: str) -> str:
+    try:
+        return sys.version.split()[0] if name == "Python" else version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _requirement(package: str) -> str:
+    """The package with the versions that certbench declares, for example `torch>=2.6`."""
+    try:
+        declared = requires("certbench") or []
+    except PackageNotFoundError:
+        declared = []
+    return next((entry for entry in declared if re.split(r"[^\w-]", entry)[0] == package), package)
+
+
+def _expect(holds: bool, failure: str) -> None:
+    if not holds:
+        raise RuntimeError(failure)
+
+
+def _python() -> str:
+    _expect(sys.version_info >= (3, 11), "certbench needs Python 3.11 or newer")
+    return sys.executable
+
+
+def _certbench() -> str:
+    _expect(bool(registry.table()), "no certifiers are registered: certbench is on the path, but not installed")
+    return f"{len(registry.table())} certifiers"
+
+
+def _torch() -> str:
+    import torch
+
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+        x = torch.tensor([3.0, 4.0], dtype=torch.float64, device=device, requires_grad=True)
+        (gradient,) = torch.autograd.grad(x @ x, x)
+        _expect(gradient.tolist() == [6.0, 8.0], f"a gradient is wrong on {device}")
+    where = f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}" if "cuda" in devices else "CPU"
+    return f"{where}; {torch.get_num_threads()} threads"
+
+
+def _scipy() -> str:
+    from scipy.stats import beta
+
+    bound = float(beta.ppf(0.001, 1000, 1))  # Clopper-Pearson for 1000 of 1000
+    _expect(abs(bound - 0.001 ** (1 / 1000)) < 1e-12, f"the Clopper-Pearson bound of 1000 of 1000 came out as {bound}")
+    return "Clopper-Pearson bound right"
+
+
+def _scikit_learn() -> str:
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images
+    _expect(images.shape == (1797, 8, 8), f"its digits have shape {images.shape}")
+    return "1797 digits read"
+
+
+def _safetensors() -> str:
+    import torch
+    from safetensors.torch import load, save
+
+    written = {"weight": torch.arange(6.0).reshape(2, 3)}
+    _expect(torch.equal(load(save(written))["weight"], written["weight"]), "a tensor came back changed")
+    return "tensors written and read"
+
+
+def _foolbox() -> str:
+    import foolbox
+    import torch
+
+    model = foolbox.PyTorchModel(torch.nn.Identity().eval(), bounds=(0, 1), device="cpu")
+    x, label = torch.tensor([[0.6, 0.4]]), torch.tensor([0])  # the closest counterexample is at Linf 0.1
+    _, _, found = foolbox.attacks.FGSM()(model, x, label, epsilons=[0.09, 0.11])
+    _expect(found.flatten().tolist() == [False, True], f"FGSM at 0.09 and 0.11, where the answer changes: {found}")
+    return "FGSM finds the counterexample that there is"
+
+
+def _auto_lirpa() -> str:
+    import torch
+
+    from certbench import Classifier, Linf, build, certify
+
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    first.weight.data, second.weight.data = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.eye(2)
+    first.bias.data = second.bias.data = torch.zeros(2)
+    classifier = Classifier(torch.nn.Sequential(first, torch.nn.ReLU(), second).eval(), (2,), 2)
+    certificate = certify(build("ibp"), classifier, torch.tensor([[1.0, 0.5]]), Linf)
+    radius = float(certificate.radius)  # interval arithmetic gives 1/4 here, and the truth is 1/2
+    _expect(0.24 < radius <= 0.25, f"interval bounds give the radius {radius}, not 1/4")
+    return "interval bounds right" + (", with shims" if _version("auto-LiRPA") == "0.3" else "")
+
+
+def _weights() -> str:
+    from certbench.models import zoo
+
+    for name in zoo.names():
+        zoo.load(name)  # compares the sha256 with the card
+    return f"{len(zoo.names())} models, sha256 as on their cards"

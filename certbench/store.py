@@ -1,0 +1,220 @@
+"""The store of a run: SQLite, one writer, rows as they come, keyed by content. Imports nothing heavy.
+
+Three tables. `plan` says which rows the suite asked for last, with the names it gave them. `results` and `attacks`
+hold what was computed, under keys made of content alone (parameters, code, input, options, seed), so a changed model
+never meets an old answer, and a renamed one finds its own.
+"""
+
+import hashlib
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from certbench.errors import StoreError
+from certbench.rows import Row
+from certbench.terms import Guarantee, Outcome, Subject
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS plan (
+    position INTEGER PRIMARY KEY, key TEXT NOT NULL, attack TEXT NOT NULL, model TEXT NOT NULL,
+    certifier TEXT NOT NULL, spec TEXT NOT NULL, guarantee TEXT NOT NULL, subject TEXT NOT NULL,
+    norm REAL NOT NULL, domain TEXT NOT NULL, input INTEGER NOT NULL, label INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS results (
+    key TEXT PRIMARY KEY, prediction INTEGER NOT NULL, radius REAL NOT NULL, upper REAL NOT NULL,
+    seconds REAL NOT NULL, prepare_seconds REAL NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    evidence TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS attacks (
+    key TEXT PRIMARY KEY, distance REAL NOT NULL, attack TEXT NOT NULL, point BLOB);
+"""
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row that a suite asks for, before it is computed; `attack` is the key of its counterexample."""
+
+    key: str
+    attack: str
+    model: str
+    certifier: str
+    spec: Mapping[str, Any]
+    guarantee: Guarantee
+    subject: Subject
+    norm: float
+    domain: tuple[float, float] | None
+    input: int
+    label: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was computed for one key."""
+
+    key: str
+    prediction: int
+    radius: float
+    upper: float
+    seconds: float
+    prepare_seconds: float
+    outcome: Outcome
+    reason: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """The closest counterexample known for one key; `point` is its float64 bytes, None if there is none."""
+
+    key: str
+    distance: float
+    attack: str
+    point: bytes | None
+
+
+def content_key(**parts: Any) -> str:
+    """Sha256 of the parts, whatever their order; infinities are kept apart from NaN, which is refused."""
+    text = json.dumps(plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """A run's database; one process writes it.
+
+    Raises:
+        StoreError: from every method, if the file cannot be read or written (a full disk, say).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, and make it if need be."""
+        self.path = path
+        with self._guard():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, isolation_level=None)
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                raise StoreError(f"{path} was written by another version of certbench (format {version})")
+            self._connection.executescript(_SCHEMA)
+            self._connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def plan(self, planned: Sequence[Planned]) -> None:
+        """Replace what the suite asks for; results stay."""
+        values = [
+            (i, p.key, p.attack, p.model, p.certifier, json.dumps(plain(p.spec)), p.guarantee.value, p.subject.value)
+            + (p.norm, json.dumps(p.domain), p.input, p.label)
+            for i, p in enumerate(planned)
+        ]
+        with self._transaction():
+            self._connection.execute("DELETE FROM plan")
+            self._connection.executemany(f"INSERT INTO plan VALUES ({','.join('?' * 12)})", values)
+
+    def put(self, results: Iterable[Result]) -> None:
+        """Write results in one transaction; a later answer replaces an earlier one."""
+        values = [
+            (r.key, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome.value, r.reason)
+            + (json.dumps(plain(r.evidence)),)
+            for r in results
+        ]
+        with self._transaction():
+            self._connection.executemany(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 9)})", values)
+
+    def put_attacks(self, found: Iterable[Counterexample]) -> None:
+        """Write counterexamples in one transaction; a closer one replaces a farther one, never the reverse."""
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT INTO attacks VALUES (?,?,?,?) ON CONFLICT (key) DO UPDATE SET distance = excluded.distance, "
+                "attack = excluded.attack, point = excluded.point WHERE excluded.distance < distance",
+                [(c.key, c.distance, c.attack, c.point) for c in found],
+            )
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """How each stored result ended, by key."""
+        with self._guard():
+            return {key: Outcome(text) for key, text in self._connection.execute("SELECT key, outcome FROM results")}
+
+    def attacked(self) -> dict[str, float]:
+        """Distance of each stored counterexample, by key."""
+        with self._guard():
+            return dict(self._connection.execute("SELECT key, distance FROM attacks"))
+
+    def rows(self) -> list[Row]:
+        """The rows of the plan that have been computed, in the plan's order."""
+        query = (
+            "SELECT p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, p.input, p.label, "
+            "r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, r.evidence, "
+            "a.distance FROM plan p JOIN results r ON r.key = p.key LEFT JOIN attacks a ON a.key = p.attack "
+            "ORDER BY p.position"
+        )
+        with self._guard():
+            return [_row(values) for values in self._connection.execute(query)]
+
+    def missing(self) -> int:
+        """How many planned rows have not been computed."""
+        with self._guard():
+            query = "SELECT count(*) FROM plan WHERE key NOT IN (SELECT key FROM results)"
+            (count,) = self._connection.execute(query).fetchone()
+        return int(count)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._guard():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"cannot read or write {self.path}: {error}; what was stored before is intact") from error
+
+
+def _row(values: Sequence[Any]) -> Row:
+    (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
+    (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, distance) = values[9:]
+    known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
+    box = json.loads(domain)
+    return Row(
+        model=model,
+        certifier=certifier,
+        spec=json.loads(spec),
+        guarantee=Guarantee(guarantee),
+        subject=Subject(subject),
+        norm=norm,
+        domain=None if box is None else (box[0], box[1]),
+        input=index,
+        label=label,
+        prediction=prediction,
+        radius=radius,
+        upper=min(known),
+        seconds=seconds,
+        prepare_seconds=prepare,
+        outcome=Outcome(outcome),
+        reason=reason,
+        evidence=json.loads(evidence),
+    )
+
+
+def plain(value: Any) -> Any:
+    """JSON without infinities: they are written as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value

@@ -1,0 +1,78 @@
+"""Architectures: plain `nn.Sequential`s of layers that every backend reads, normalisation first.
+
+To add one: write a function like those below and put it into `ARCHITECTURES`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Normalise(nn.Module):
+    """`(x - mean) / std`, one number of each per channel; buffers, so that they are stored with the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dimensions: int = 3) -> None:
+        """Store `mean` and `std` for inputs with that many axes, channels first, the batch axis not counted."""
+        super().__init__()
+        shape = (-1, *[1] * (dimensions - 1))
+        self.register_buffer("mean", torch.tensor(mean).reshape(shape))
+        self.register_buffer("std", torch.tensor(std).reshape(shape))
+
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Normalise a batch."""
+        return (x - self.mean) / self.std
+
+
+def linear(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
+    """Logistic regression: the classifier whose exact radii have a closed form."""
+    return nn.Sequential(normalise, nn.Flatten(), nn.Linear(_size(input_shape), num_classes))
+
+
+def mlp(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
+    """Two hidden layers of 100 ReLUs."""
+    return nn.Sequential(
+        normalise,
+        nn.Flatten(),
+        nn.Linear(_size(input_shape), 100),
+        nn.ReLU(),
+        nn.Linear(100, 100),
+        nn.ReLU(),
+        nn.Linear(100, num_classes),
+    )
+
+
+def cnn(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
+    """Two convolutions of stride 2 and a hidden layer of 100; 484 ReLUs on 8x8 images.
+
+    Args:
+        input_shape: `(channels, height, width)`, height and width at least 4.
+        num_classes: number of logits.
+        normalise: first layer.
+    """
+    channels, height, width = input_shape
+    return nn.Sequential(
+        normalise,
+        nn.Conv2d(channels, 16, kernel_size=4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, kernel_size=4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 100),
+        nn.ReLU(),
+        nn.Linear(100, num_classes),
+    )
+
+
+Architecture = Callable[[tuple[int, ...], int, Normalise], nn.Sequential]
+
+ARCHITECTURES: Mapping[str, Architecture] = {"linear": linear, "mlp": mlp, "cnn": cnn}
+"""Name to function, as cards name them."""
+
+
+def _size(input_shape: tuple[int, ...]) -> int:
+    return torch.Size(input_shape).numel()

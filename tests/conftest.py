@@ -1,0 +1,45 @@
+"""Fixtures shared by the tests, and the checks that run only here: shapes at run time, backends that must be there."""
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook(["certbench"], "beartype.beartype")
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+"""Published networks and verdicts, where they are at hand; a stranger's machine has none."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> ModuleType:
+    """The loader of the published networks."""
+    if not (SHARED / "bundle.py").exists():
+        pytest.skip("the bundle of published networks is not at hand")
+    spec = importlib.util.spec_from_file_location("bundle", SHARED / "bundle.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def lirpa() -> ModuleType:
+    """auto-LiRPA; missing, it skips a test, or fails it where every backend is required."""
+    from certbench.errors import MissingBackendError
+    from certbench.verifiers.lirpa_shims import auto_lirpa
+
+    try:
+        return auto_lirpa()
+    except MissingBackendError as error:
+        if os.environ.get("CERTBENCH_REQUIRE_BACKENDS"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

@@ -1,0 +1,319 @@
+import itertools
+import math
+import random
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from certbench.errors import NumericalError, UnsupportedError
+from certbench.verifiers import norms
+
+P = (1.0, 2.0, math.inf)
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small operations are slowed down by a second thread, by far on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def gauss(*shape):
+    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def exact_norm(matrix, s, r):
+    """The operator norms that have a formula."""
+    if s == 1:
+        return float(torch.linalg.vector_norm(matrix, r, dim=0).max())
+    if r == math.inf:
+        return float(torch.linalg.vector_norm(matrix, norms.dual(s), dim=1).max())
+    return float(torch.linalg.matrix_norm(matrix, 2))
+
+
+EXACT = [(s, r) for s, r in itertools.product(P, P) if s == 1 or r == math.inf or s == r == 2]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (40, 60), (300, 200)])
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e150])
+def test_spectral_is_an_upper_bound_and_tight(shape, scale):
+    matrix = gauss(*shape) * scale
+    true = float(torch.linalg.svdvals(matrix)[0])
+    assert true * (1 - 1e-14) <= norms.spectral(matrix[None]) <= true * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("m, n", [(1, 1), (3, 7), (100, 99), (128, 3)])
+def test_spectral_of_ones_in_exact_arithmetic(m, n):
+    bound = Fraction(norms.spectral(torch.ones(1, m, n, dtype=torch.float64)))
+    assert m * n <= bound**2 <= m * n * (1 + Fraction(1, 10**9))
+
+
+def test_spectral_never_below_in_exact_arithmetic():
+    for exponent in range(200):
+        matrix = gauss(2, 2) * torch.tensor([1.0, 10 ** (-exponent / 20)])
+        (a, b), (c, d) = [[Fraction(x) for x in row] for row in matrix.tolist()]
+        mu = Fraction(norms.spectral(matrix[None])) ** 2
+        p, q, r = mu - a * a - c * c, mu - b * b - d * d, a * b + c * d
+        assert p >= 0 and q >= 0 and p * q >= r * r  # mu I - A^T A is positive semidefinite
+
+
+def test_spectral_of_a_complex_batch_is_that_of_its_largest():
+    batch = torch.complex(gauss(30, 6, 9), gauss(30, 6, 9))
+    true = float(torch.linalg.svdvals(batch).max())
+    assert true * (1 - 1e-14) <= norms.spectral(batch) <= true * (1 + 1e-9)
+
+
+def test_spectral_of_zero_is_zero_and_of_nan_is_refused():
+    assert norms.spectral(torch.zeros(1, 3, 2, dtype=torch.float64)) == 0
+    for bad in (math.nan, math.inf):
+        with pytest.raises(NumericalError):
+            norms.spectral(torch.full((1, 3, 2), bad, dtype=torch.float64))
+
+
+def test_power_iteration_is_no_bound():
+    matrix = gauss(400, 300)
+    x = gauss(300)
+    for _ in range(10):
+        x = matrix.T @ (matrix @ x)
+        x = x / x.norm()
+    estimate, true = float((matrix @ x).norm()), float(torch.linalg.svdvals(matrix)[0])
+    assert estimate < 0.999 * true <= norms.spectral(matrix[None])
+
+
+@pytest.mark.parametrize("s, r", EXACT)
+def test_dense_norms_are_exact(s, r):
+    for shape in [(1, 1), (4, 9), (30, 20)]:
+        matrix = gauss(*shape)
+        bound, true = norms.linear(matrix).norm(s, r), exact_norm(matrix, s, r)
+        assert true * (1 - 1e-14) <= bound <= true * (1 + 1e-9)
+
+
+def test_norms_from_inf_and_to_one_against_all_corners_of_the_cube():
+    for rows in [*range(1, 7)] * 8:
+        matrix = gauss(rows, 8) * torch.logspace(0, -3, 8, dtype=torch.float64)
+        corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=8)), dtype=torch.float64)
+        layer = norms.linear(matrix)
+        from_box = float((corners @ matrix.T).norm(dim=1).max())
+        assert from_box <= layer.norm(math.inf, 2.0) <= 1.5 * from_box
+        to_one = float((corners[:, : len(matrix)] @ matrix).norm(dim=1).max())  # of the transpose, by duality
+        assert to_one <= layer.norm(2.0, 1.0)
+
+
+def random_convolutions(count):
+    """Convolutions, padded by different amounts before and behind, and their matrices."""
+    draw = random.Random(0)
+    while count:
+        groups = draw.choice([1, 1, 1, 2, 3])
+        k, s, d, n = ([draw.randint(*ends) for _ in range(2)] for ends in [(1, 5), (1, 3), (1, 2), (2, 7)])
+        circular = draw.random() < 0.3
+        before, behind = ([draw.randint(0, min(k[i], n[i])) for i in range(2)] for _ in range(2))
+        if any(n[i] + before[i] + behind[i] < d[i] * (k[i] - 1) + 1 for i in range(2)):
+            continue
+        kernel = gauss(groups * draw.randint(1, 3), draw.randint(1, 3), *k) + draw.choice([0.0, 1.0])
+        eye = torch.eye(groups * kernel.shape[1] * n[0] * n[1], dtype=torch.float64).unflatten(1, (-1, *n))
+        padding = (before[1], behind[1], before[0], behind[0])
+        padded = nn.functional.pad(eye, padding, mode="circular" if circular else "constant")
+        dense = nn.functional.conv2d(padded, kernel, stride=s, dilation=d, groups=groups)
+        options = (kernel, n, tuple(dense.shape[1:]), s, before, d, groups, circular)
+        try:
+            norms.convolution(*options)
+        except UnsupportedError:
+            assert circular
+            continue
+        count -= 1
+        yield norms.Convolution(*options), dense.flatten(1).T
+
+
+def test_150_random_convolutions_against_their_matrices():
+    ratios = []
+    for layer, dense in random_convolutions(150):
+        assert torch.equal(layer.matrix().weight, dense)
+        for s, r in EXACT:
+            bound, true = layer.norm(s, r), exact_norm(dense, s, r)
+            assert true <= bound * (1 + 1e-14)
+            ratios.append(true / bound)
+        x = gauss(3, dense.shape[1]).abs()
+        moved = layer.absolute(x.unflatten(1, (-1, *layer.size))).flatten(1)
+        assert bool((moved >= x @ dense.abs().T).all())
+        assert torch.allclose(moved, x @ dense.abs().T, rtol=1e-12)
+    assert max(ratios) > 1 - 1e-12
+    assert sorted(ratios)[len(ratios) // 10] > 0.5  # and no bound is far off in general
+
+
+def test_circular_padding_is_exact():
+    layer = norms.Convolution(gauss(3, 2, 3, 3), (6, 8), (3, 6, 4), (1, 2), (1, 1), (1, 1), circular=True)
+    assert layer.spectral == pytest.approx(float(torch.linalg.svdvals(layer.matrix().weight)[0]), rel=1e-10)
+
+
+def test_torus_of_the_input_is_no_bound_for_zero_padding():
+    kernel = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64).reshape(1, 1, 1, 3)
+    layer = norms.Convolution(kernel, (1, 3), (1, 1, 3), (1, 1), (0, 1), (1, 1))
+    torus = norms.Convolution(kernel, (1, 3), (1, 1, 3), (1, 1), (0, 1), (1, 1), circular=True)
+    true = float(torch.linalg.svdvals(layer.matrix().weight)[0])
+    assert torus.spectral < 1.733 < true < layer.spectral == pytest.approx(2.0)
+    assert norms.convolution(kernel, (1, 3), (1, 1, 3), padding=(0, 1)).spectral == pytest.approx(true)
+
+
+def test_a_large_convolution_is_within_one_percent_of_power_iteration():
+    kernel = gauss(32, 16, 3, 3)
+    layer = norms.convolution(kernel, (32, 32), (32, 16, 16), stride=(2, 2), padding=(1, 1))
+    assert isinstance(layer, norms.Convolution)
+    x = gauss(1, 16, 32, 32)
+    for _ in range(60):
+        y = nn.functional.conv2d(x, kernel, stride=2, padding=1)
+        x = nn.functional.conv_transpose2d(y, kernel, stride=2, padding=1, output_padding=1)
+        x = x / x.norm()
+    below = float(nn.functional.conv2d(x, kernel, stride=2, padding=1).norm())
+    assert below <= layer.spectral <= 1.01 * below
+
+
+def layer_map(layer, size):
+    """The linear map of a layer in eval mode, and its matrix by finite differences of unit vectors."""
+    layer = layer.double().eval().requires_grad_(False)
+    eye = torch.eye(math.prod(size), dtype=torch.float64).reshape(-1, *size)
+    out = layer(eye) - layer(torch.zeros_like(eye))
+    return norms.LINEAR[type(layer)](layer, size, tuple(out.shape[1:])), out.flatten(1).T
+
+
+@pytest.mark.parametrize(
+    "layer, size",
+    [
+        (nn.Linear(6, 4), (6,)),
+        (nn.Conv2d(2, 3, 3, padding="same", dilation=2), (2, 6, 6)),
+        (nn.Conv2d(2, 3, (2, 4), padding="same"), (2, 6, 6)),
+        (nn.Conv2d(2, 3, 2, padding="valid"), (2, 6, 6)),
+        (nn.AvgPool2d(2), (3, 6, 6)),
+        (nn.AvgPool2d(3, 2, 1), (2, 6, 8)),
+        (nn.AvgPool2d((3, 1), 1, (1, 0)), (2, 5, 5)),
+        (nn.AdaptiveAvgPool2d((2, 3)), (2, 6, 6)),
+        (nn.AdaptiveAvgPool2d(1), (2, 5, 7)),
+        (nn.BatchNorm1d(4), (4,)),
+        (nn.BatchNorm2d(3), (3, 4, 4)),
+        (nn.BatchNorm2d(3, affine=False), (3, 4, 4)),
+    ],
+    ids=str,
+)
+def test_layers_are_bounded_by_their_matrices(layer, size):
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        layer.running_var.uniform_(0.01, 2.0, generator=GENERATOR)
+        if layer.affine:
+            layer.weight.data = gauss(layer.num_features)
+    bounded, dense = layer_map(layer, size)
+    for s, r in EXACT:
+        if isinstance(bounded, norms.Matrix) or s == r:
+            assert exact_norm(dense, s, r) == pytest.approx(bounded.norm(s, r), rel=1e-9)
+        assert exact_norm(dense, s, r) <= bounded.norm(s, r) * (1 + 1e-13)
+
+
+@pytest.mark.parametrize(
+    "layer, size",
+    [
+        (nn.Linear(6, 4), (3, 6)),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 5, 5)),
+        (nn.Conv2d(1, 1, 3, 2, padding=1, padding_mode="circular"), (1, 5, 5)),
+        (nn.AvgPool2d(2, ceil_mode=True), (1, 5, 5)),
+        (nn.AvgPool2d(3, 1, 1, count_include_pad=False), (1, 5, 5)),
+        (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4)),
+        (nn.AdaptiveAvgPool2d(2), (1, 5, 5)),
+        (nn.BatchNorm1d(4, track_running_stats=False), (4,)),
+    ],
+    ids=str,
+)
+def test_options_without_a_bound_are_refused(layer, size):
+    with pytest.raises(UnsupportedError):
+        layer_map(layer, size)
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, dilation, true",
+    [(3, 1, 1, 9), (3, 2, 1, 4), (2, 2, 1, 1), (2, 3, 1, 1), (3, 2, 2, 9), (5, 3, 1, 4)],
+)
+def test_overlapping_max_pools_stretch_an_impulse(kernel, stride, dilation, true):
+    impulses = torch.eye(13 * 13).reshape(-1, 1, 13, 13)
+    reached = nn.functional.max_pool2d(impulses, kernel, stride, dilation=dilation).flatten(1).sum(1).max()
+    assert norms.windows((kernel, kernel), (stride, stride), (dilation, dilation)) == int(reached) == true
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(
+            nn.ReLU(),
+            nn.ReLU6(),
+            nn.Hardtanh(-2, 3),
+            nn.LeakyReLU(0.1),
+            nn.LeakyReLU(-3),
+            nn.PReLU(init=1.5),
+            nn.ELU(2.0),
+        ),
+        *(nn.ELU(), nn.SELU(), nn.Softplus(beta=3), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Softsign()),
+        *(nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Hardswish()),
+    ],
+    ids=str,
+)
+def test_slopes_against_a_grid(layer):
+    x = torch.linspace(-8, 8, 400_001, dtype=torch.float64, requires_grad=True)
+    steepest = float(torch.autograd.grad(layer.double()(x).sum(), x)[0].abs().max())
+    assert steepest <= norms.SLOPES[type(layer)](layer) <= 1.0001 * steepest + 1e-9
+
+
+def test_softplus_with_a_visible_jump_is_refused():
+    with pytest.raises(UnsupportedError, match="threshold"):
+        norms.SLOPES[nn.Softplus](nn.Softplus(threshold=2))
+
+
+def test_every_activation_has_a_test():
+    tested = next(mark for mark in test_slopes_against_a_grid.pytestmark if mark.name == "parametrize").args[1]
+    assert set(norms.SLOPES) == {type(layer) for layer in tested}
+
+
+def test_composition_bounds_its_rounding_in_exact_arithmetic():
+    weights, scale = [gauss(6, 6) for _ in range(3)], gauss(6)
+    layer = norms.compose(norms.linear(weights[0]), norms.Diagonal(scale))
+    assert layer is not None
+    exact = [
+        [Fraction(w) * Fraction(d) for w, d in zip(row, scale.tolist(), strict=True)] for row in weights[0].tolist()
+    ]
+    for weight in weights[1:]:
+        layer = norms.compose(norms.linear(weight), layer)
+        assert isinstance(layer, norms.Matrix)
+        exact = [
+            [sum(Fraction(w) * row[j] for w, row in zip(left, exact, strict=True)) for j in range(6)]
+            for left in weight.tolist()
+        ]
+    for i, j in itertools.product(range(6), range(6)):
+        distance = abs(exact[i][j] - Fraction(float(layer.weight[i, j])))
+        assert 0 < distance <= Fraction(float(layer.error[i, j])) <= Fraction(1, 10**11)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_scalings_fold_into_convolutions(large):
+    kernel, before, after = gauss(4, 2, 3, 3), gauss(4), gauss(4)
+    small = norms.convolution(kernel, (6, 6), (4, 6, 6), padding=(1, 1), groups=2)
+    layer = norms.Convolution(kernel, (6, 6), (4, 6, 6), (1, 1), (1, 1), (1, 1), 2) if large else small
+    full = [d[:, None, None].expand(4, 6, 6) for d in (before, after)]
+    folded = norms.compose(layer, norms.Diagonal(full[0]))
+    assert folded is not None
+    folded = norms.compose(norms.Diagonal(full[1]), folded)
+    assert isinstance(folded, norms.Convolution if large else norms.Matrix)
+    dense = full[1].reshape(-1, 1) * small.weight * full[0].reshape(1, -1)
+    assert torch.allclose((folded.matrix() if large else folded).weight, dense)
+    assert folded.spectral >= float(torch.linalg.svdvals(dense)[0])
+
+
+def test_scalings_that_vary_inside_a_channel_do_not_fold():
+    layer = norms.Convolution(gauss(2, 2, 3, 3), (6, 6), (2, 6, 6), (1, 1), (1, 1), (1, 1))
+    varying = norms.Diagonal(gauss(2, 6, 6))
+    assert norms.compose(layer, varying) is None and norms.compose(varying, layer) is None
+
+
+def test_products_vanish_only_with_a_factor():
+    assert norms.product(0.0, math.inf) == 0
+    assert norms.product(1e-200, 1e-200) > 0
+    assert norms.products(torch.tensor([0.0, 1e-200], dtype=torch.float64), 1e-200).gt(0).tolist() == [False, True]
+    assert float(norms.lengths(torch.full((1, 2), 1e-200, dtype=torch.float64), 2.0)) > 1.4e-200

@@ -1,0 +1,470 @@
+"""Linear relaxation based bounds through auto-LiRPA (Xu et al., 2020): IBP, CROWN and their relatives.
+
+What is added here: one eps per input; L1 and L2 balls cut by the input domain; tight first-layer bounds for L1 and
+L2; and checks that the converted graph is the network that was asked about. auto-LiRPA's own handling of L1 and L2 is
+not used, because its interval arithmetic forgets the ball at the first addition (0.3: bounds of width zero).
+"""
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from certbench.certifier import MarginCertifier, MarginState, clean_margin
+from certbench.classifier import Classifier
+from certbench.errors import NumericalError, UnsupportedError
+from certbench.search import RadiusSearch, Secant
+from certbench.terms import Guarantee
+from certbench.threat import ThreatModel
+from certbench.verifiers.ball import box, support
+from certbench.verifiers.lirpa_shims import auto_lirpa
+
+
+@dataclass(frozen=True, eq=False)
+class LirpaState(MarginState):
+    """The network as auto-LiRPA sees it.
+
+    Attributes:
+        module: the float64 network, small affine layers written as dense ones.
+        bounded: auto-LiRPA's graph of it.
+        first: for L1 and L2, the nodes that depend affinely on the input and feed something nonlinear, each with
+            the dual norm of every output's row: node = row . x + const, so the ball moves it by eps ||row||_q.
+        affine: whether the logits themselves are affine in the input.
+    """
+
+    module: nn.Module
+    bounded: Any
+    first: dict[str, Float[Tensor, "..."]]
+    affine: bool
+
+
+class Lirpa(MarginCertifier[LirpaState]):
+    """The shared half of the certifiers below: one graph, one perturbation set, one call a bound."""
+
+    guarantee = Guarantee.SOUND
+    norms = frozenset({1.0, 2.0, math.inf})
+
+    @abstractmethod
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """Lower bounds of `rows` times the logits; `inside` is the batch with its perturbation set."""
+
+    def bound_options(self) -> dict[str, Any]:
+        """Options of auto-LiRPA's graph."""
+        return {}
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
+        """Convert the network, and refuse it unless the conversion computes its logits and a bound comes out."""
+        double = classifier.double()
+        module = _dense_layers(_without_dropout(double.module), double.input_shape)
+        try:
+            with _quiet() as said:
+                bounded = self.graph(module, classifier)
+                first, affine = _first_layer(bounded, classifier.input_shape, threat)
+                state = LirpaState(double, threat, module, bounded, first, affine)
+                self._rehearse(state)
+        except (UnsupportedError, NumericalError):
+            raise
+        except Exception as error:  # whatever auto-LiRPA raises on a layer it does not know
+            unknown = sorted({line for line in said if line.startswith("Name: ")})
+            detail = "; ".join(unknown) or f"{type(error).__name__}: {error}"
+            raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from error
+        return state
+
+    def graph(self, module: nn.Module, classifier: Classifier) -> Any:
+        """auto-LiRPA's graph of the module."""
+        example = torch.zeros(1, *classifier.input_shape, dtype=torch.float64, device=classifier.device)
+        options = {"conv_mode": "patches", "verbosity": 0, **self.bound_options()}
+        with _float64():
+            graph = auto_lirpa().BoundedModule(module, example, bound_opts=options, device=classifier.device)
+        graph.eval()
+        return graph
+
+    def margin(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], eps: Float[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """auto-LiRPA's lower bound of each margin f_label - f_j, the smallest over j."""
+        others = state.classifier.num_classes - 1
+        identity = torch.eye(others + 1, dtype=x.dtype, device=x.device)
+        rows = identity[label][:, None] - identity
+        rows = rows[torch.arange(others + 1, device=x.device) != label[:, None]].view(len(x), others, -1)
+        inside = auto_lirpa().BoundedTensor(x, _perturbation(state.threat, x, eps))
+        with _float64():
+            # An affine network needs no relaxation, and backward propagation bounds it exactly.
+            lower = backward(state, inside, rows) if state.affine else self.bound(state, inside, rows)
+        if lower.shape != (len(x), others):
+            raise NumericalError(f"auto-LiRPA returned bounds of shape {tuple(lower.shape)}, not {(len(x), others)}")
+        bound = lower.amin(dim=1)
+        logits = state.classifier(x)
+        beyond = clean_margin(logits, label) + 1e-6 * logits.abs().amax(dim=1)
+        if bool((bound > beyond).any()):
+            raise NumericalError("auto-LiRPA's lower bound exceeds the margin at the centre of the ball")
+        return bound
+
+    def _rehearse(self, state: LirpaState) -> None:
+        """Compare the graph's logits with the network's, and bound one small ball."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(2, *state.classifier.input_shape, generator=generator, dtype=torch.float64)
+        x = x.to(state.classifier.device)
+        if state.threat.domain is not None:
+            low, high = state.threat.domain
+            x = low + (high - low) * x
+        logits = state.classifier(x)
+        with torch.no_grad():
+            error = (state.bounded(x) - logits).abs().max()
+        if not bool(error <= 1e-8 * logits.abs().max().clamp(min=1e-30)):
+            raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
+        self.margin(state, x, logits.argmax(dim=1), torch.full_like(logits[:, 0], 1e-6))
+
+
+@dataclass(frozen=True)
+class IBP(Lirpa):
+    """Interval bound propagation (Gowal et al., 2018; Mirman et al., 2018)."""
+
+    search: RadiusSearch = field(default_factory=Secant)
+
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """Intervals all the way; the last layer is merged with the margins."""
+        return backward(state, inside, rows, "IBP")
+
+
+@dataclass(frozen=True)
+class CrownIBP(Lirpa):
+    """CROWN-IBP: intervals inside, one backward linear bound at the end (Zhang et al., 2020)."""
+
+    search: RadiusSearch = field(default_factory=Secant)
+
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """Intermediate bounds by intervals."""
+        return backward(state, inside, rows, "CROWN-IBP")
+
+
+@dataclass(frozen=True)
+class Crown(Lirpa):
+    """CROWN: backward linear bounds for every layer, adaptive lower slopes (Zhang et al., 2018)."""
+
+    search: RadiusSearch = field(default_factory=Secant)
+
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """Intermediate bounds by CROWN too."""
+        return backward(state, inside, rows)
+
+
+@dataclass(frozen=True)
+class WongKolter(Lirpa):
+    """Wong and Kolter's convex outer polytope (2018): CROWN with lower slope = upper slope, as in Fast-Lin."""
+
+    search: RadiusSearch = field(default_factory=Secant)
+
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """The dual network's bound is CROWN's with the same slopes above and below."""
+        return backward(state, inside, rows)
+
+    def bound_options(self) -> dict[str, Any]:
+        """The option's name in 0.3, and in later releases."""
+        return {"relu": "same-slope", "activation_bound_option": "same-slope"}
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
+        """Refuse activations that have no such polytope."""
+        state = super().prepare(classifier, threat)
+        for node in _nonlinear(state.bounded):
+            if type(node).__name__ != "BoundRelu":
+                raise UnsupportedError(f"Wong and Kolter's polytope is for ReLU, not {type(node).__name__[5:]}")
+        return state
+
+
+@dataclass(frozen=True)
+class AlphaCrown(Lirpa):
+    """alpha-CROWN: CROWN with optimised lower slopes (Xu et al., 2021); intermediate bounds stay CROWN's.
+
+    Attributes:
+        iterations: steps of Adam on the slopes.
+        learning_rate: of those steps.
+        intermediate: optimise the bounds of every layer, not of the margins alone: tighter, and many times dearer.
+    """
+
+    iterations: int = 20
+    learning_rate: float = 0.1
+    intermediate: bool = False
+    search: RadiusSearch = field(default_factory=Secant)
+
+    optimisable: ClassVar[frozenset[str]] = frozenset({"BoundRelu", "BoundTanh", "BoundSigmoid"})
+
+    def bound_options(self) -> dict[str, Any]:
+        """No early stop: it would look at the whole batch, and an input's radius must not depend on the others.
+
+        No sparse slopes either: with given first-layer bounds, 0.3 loses track of which neurons they belong to.
+        """
+        return {
+            "sparse_features_alpha": False,
+            "sparse_spec_alpha": False,
+            "optimize_bound_args": {
+                "iteration": self.iterations,
+                "lr_alpha": self.learning_rate,
+                "fix_intermediate_layer_bounds": not self.intermediate,
+                "enable_opt_interm_bounds": self.intermediate,
+                "early_stop_patience": self.iterations + 1,
+            },
+            "enable_opt_interm_bounds": self.intermediate,
+        }
+
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """Every slope in [0, 1] is sound, so the best bound met on the way is, converged or not.
+
+        CROWN fixes the intermediate bounds; then a fresh graph is optimised, because 0.3 keeps slopes of the last
+        batch's shape in a used one.
+        """
+        crown = backward(state, inside, rows)
+        layers = {} if self.intermediate else _layer_bounds(state.bounded)
+        fresh = replace(state, bounded=self.graph(state.module, state.classifier))
+        with torch.enable_grad():
+            return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized", layers))
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
+        """Refuse activations whose slopes auto-LiRPA does not optimise soundly in every release."""
+        state = super().prepare(classifier, threat)
+        for node in _nonlinear(state.bounded):
+            if type(node).__name__ not in self.optimisable:
+                raise UnsupportedError(f"alpha-CROWN here optimises ReLU, tanh and sigmoid, not {type(node).__name__[5:]}")
+        return state
+
+
+def backward(
+    state: LirpaState,
+    inside: Any,
+    rows: Float[Tensor, "n k classes"],
+    method: str = "CROWN",
+    layers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> Float[Tensor, "n k"]:
+    """auto-LiRPA's lower bounds of `rows` times the logits, by the method of that name.
+
+    Args:
+        state: the network.
+        inside: the batch with its perturbation set.
+        rows: what to bound, one matrix per input.
+        method: as auto-LiRPA calls it.
+        layers: bounds of intermediate nodes that are known already.
+    """
+    layers = {**_first_bounds(state, inside), **(layers or {})}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and method == "CROWN-Optimized"):
+        lower, _ = state.bounded.compute_bounds(
+            x=(inside,), C=rows, method=method, bound_upper=False, intermediate_layer_bounds=layers or None
+        )
+    assert isinstance(lower, Tensor)
+    return lower.detach()
+
+
+@torch.no_grad()
+def _first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Bounds of the nodes in `state.first`: the ball's, and the box's where the domain cuts it."""
+    bounds = {}
+    for name, rows in state.first.items():
+        centre = state.bounded(inside, final_node_name=name)
+        reach = rows * inside.ptb.radii.view(-1, *[1] * (centre.dim() - 1))
+        low, high = centre - reach, centre + reach
+        if state.threat.domain is not None:
+            boxed = state.bounded.compute_bounds(x=(inside,), method="IBP", final_node_name=name)
+            low, high = torch.maximum(low, boxed[0]), torch.minimum(high, boxed[1])
+        bounds[name] = (low, high)
+    return bounds
+
+
+def _layer_bounds(bounded: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """The bounds of every activation's input that the last computation used."""
+    inputs = [before for node in _nonlinear(bounded) for before in node.inputs if _depends(before)]
+    return {node.name: (node.lower.detach(), node.upper.detach()) for node in inputs if node.inputs}
+
+
+AFFINE = frozenset(
+    "BoundInput BoundLinear BoundConv BoundBatchNormalization BoundFlatten BoundReshape BoundUnsqueeze BoundSqueeze "
+    "BoundTranspose BoundAdd BoundSub BoundNeg BoundAveragePool BoundGlobalAveragePool BoundIdentity".split()
+)
+"""Nodes of auto-LiRPA's graph that are affine in their inputs; products and quotients are when one side is constant."""
+
+
+def _depends(node: Any) -> bool:
+    """Whether a node's value depends on the network's input; a shape does not."""
+    name = type(node).__name__
+    return name == "BoundInput" or (name != "BoundShape" and any(_depends(before) for before in node.inputs))
+
+
+def _is_affine(node: Any) -> bool:
+    """Whether a node that depends on the network's input is affine in it."""
+    name = type(node).__name__
+    inputs = [before for before in node.inputs if _depends(before)]
+    if name in ("BoundMul", "BoundDiv"):
+        if len(inputs) != 1 or inputs[0] is not node.inputs[0]:
+            return False
+    elif name not in AFFINE:
+        return False
+    return all(_is_affine(before) for before in inputs)
+
+
+def _dependent(bounded: Any) -> list[Any]:
+    return [node for node in bounded._modules.values() if _depends(node)]
+
+
+def _nonlinear(bounded: Any) -> list[Any]:
+    return [node for node in _dependent(bounded) if type(node).__name__ not in AFFINE | {"BoundMul", "BoundDiv"}]
+
+
+def _first_layer(
+    bounded: Any, input_shape: tuple[int, ...], threat: ThreatModel
+) -> tuple[dict[str, Float[Tensor, "..."]], bool]:
+    """The nodes that end the affine part of the graph with their rows' dual norms, and whether the logits are one."""
+    affine = _is_affine(bounded.final_node())
+    if threat.p == math.inf:  # the box: interval arithmetic and backward bounds start from it directly
+        return {}, affine
+    names = {
+        before.name
+        for node in _dependent(bounded)
+        if not _is_affine(node)
+        for before in node.inputs
+        if before.inputs and _depends(before) and _is_affine(before)
+    }
+    device = next(bounded.parameters()).device
+    eye = torch.eye(math.prod(input_shape), dtype=torch.float64, device=device)
+    first: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name in sorted(names):
+            constant = bounded(torch.zeros(1, *input_shape, dtype=torch.float64, device=device), final_node_name=name)
+            total = torch.zeros_like(constant[0])
+            for part in eye.split(256):
+                columns = (bounded(part.view(-1, *input_shape), final_node_name=name) - constant).abs()
+                total = torch.maximum(total, columns.amax(0)) if threat.p == 1 else total + (columns**2).sum(0)
+            first[name] = (total if threat.p == 1 else total.sqrt()) * (1 + 1e-9)  # rounding of the differences
+    return first, affine
+
+
+def _perturbation(threat: ThreatModel, x: Float[Tensor, "n ..."], eps: Float[Tensor, " n"]) -> Any:
+    low, high = box(threat, x.flatten(1), eps)
+    return _ball_class()(threat.p, eps, x.flatten(1), low, high, x.shape)
+
+
+@cache
+def _ball_class() -> type[Any]:
+    """auto-LiRPA's own perturbation class, with the box for interval arithmetic and the cut ball for linear bounds."""
+    auto_lirpa()
+    from auto_LiRPA.patches import Patches
+    from auto_LiRPA.perturbations import PerturbationLpNorm
+
+    class CutBall(PerturbationLpNorm):  # type: ignore[misc]
+        """An Lp ball of its own eps per input, cut by the domain."""
+
+        def __init__(self, p: float, eps: Tensor, x: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> None:
+            super().__init__(norm=math.inf, eps=0.0, x_L=low.view(shape), x_U=high.view(shape))
+            self.p, self.radii, self.down, self.up = p, eps, x - low, high - x
+
+        def concretize(self, x: Tensor, A: Any, sign: int = -1, *args: Any, **kwargs: Any) -> Any:
+            """Bound A x over the perturbation set, from below (sign -1) or above."""
+            patches = isinstance(A, Patches)
+            if self.p == math.inf or A is None or not (isinstance(A, Tensor) or (patches and not A.identity)):
+                return super().concretize(x, A, sign, *args, **kwargs)
+            rows = A.to_matrix(x.shape) if patches else A
+            rows = rows.reshape(rows.shape[0], rows.shape[1], -1)
+            change = support(rows, self.p, self.radii, *((self.down, self.up) if sign == 1 else (self.up, self.down)))
+            bound = (rows @ x.reshape(x.shape[0], -1, 1)).squeeze(-1) + sign * change
+            if patches and A.unstable_idx is None:
+                bound = bound.view(len(x), A.patches.size(0), A.patches.size(2), A.patches.size(3))
+            return bound
+
+    return CutBall
+
+
+DENSE_LIMIT = 2**20
+"""Affine layers whose matrix has at most so many entries are written as dense layers. A judgement: on the 8x8 maps of
+the digits CROWN took 13 ms per image with convolutions and 1 ms with dense layers; on MNIST the matrices are too large."""
+
+_DENSE = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Flatten, nn.Identity)
+_ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.ELU, nn.Softplus)
+
+
+@torch.no_grad()
+def _dense_layers(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """The same function with every run of small affine layers written as one dense layer, if it is a plain sequence.
+
+    Exact up to float64 rounding. Layers of other kinds may come first (a normalisation, say); after them only affine
+    layers and elementwise activations. Anything else is returned as it is.
+    """
+    layers = list(_flat(module))
+    start = next((i for i in range(len(layers), 0, -1) if not isinstance(layers[i - 1], _DENSE + _ELEMENTWISE)), 0)
+    if not any(isinstance(layer, nn.Conv2d) for layer in layers[start:]):
+        return module
+    parameter = next(module.parameters())
+    point = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
+    for layer in layers[:start]:
+        point = layer(point)
+    dense: list[nn.Module] = [*layers[:start], nn.Flatten()]
+    run: list[nn.Module] = []
+    for layer in [*layers[start:], None]:
+        if isinstance(layer, _DENSE):
+            run.append(layer)
+            continue
+        if run:
+            affine = nn.Sequential(*run)
+            zero = torch.zeros_like(point)
+            point, run = affine(zero), []
+            if zero.numel() * point.numel() > DENSE_LIMIT:
+                return module
+            eye = torch.eye(zero.numel(), dtype=zero.dtype, device=zero.device).view(-1, *zero.shape[1:])
+            linear = nn.Linear(zero.numel(), point.numel(), dtype=zero.dtype, device=zero.device)
+            linear.weight.copy_((affine(eye) - point).flatten(1).T)
+            linear.bias.copy_(point.flatten())
+            dense.append(linear.requires_grad_(False))
+        if layer is not None:
+            dense.append(layer)
+    return nn.Sequential(*dense).eval()
+
+
+def _flat(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested sequences, in order."""
+    if type(module) is nn.Sequential:
+        for layer in module:
+            yield from _flat(layer)
+    else:
+        yield module
+
+
+def _without_dropout(module: nn.Module) -> nn.Module:
+    """auto-LiRPA 0.3 switches a network with dropout to training mode; in eval mode dropout is the identity."""
+    if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d):
+        return nn.Identity()
+    for name, child in module.named_children():
+        setattr(module, name, _without_dropout(child))
+    return module
+
+
+@contextmanager
+def _float64() -> Iterator[None]:
+    """auto-LiRPA 0.3 casts the best bound to torch's default precision, and float32 would round it upwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Collect what auto-LiRPA logs while it converts, instead of printing it."""
+    said: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger = logging.getLogger("auto_LiRPA")
+    handler, handlers, propagate = Collect(logging.ERROR), logger.handlers[:], logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield said
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate

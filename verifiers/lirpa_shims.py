@@ -1,0 +1,93 @@
+"""What auto-LiRPA 0.3 needs to run on a modern torch and numpy. Never applied to a release that does not need it.
+
+PyPI's newest auto-LiRPA is 0.3 of 2022, made for torch < 1.13; releases from its repository (0.5 and later) run as
+they are. Each shim below restores one name that has been removed since, or corrects one signature, and nothing else.
+"""
+
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+from certbench.errors import MissingBackendError
+
+INSTALL = 'pip install "certbench[lirpa]" && pip install --no-deps auto-LiRPA==0.3'
+
+
+def auto_lirpa() -> ModuleType:
+    """The package `auto_LiRPA`, ready to use.
+
+    Raises:
+        MissingBackendError: it is not installed, or does not import; the message says how to mend it.
+    """
+    if "auto_LiRPA" in sys.modules:
+        return sys.modules["auto_LiRPA"]
+    try:
+        needed = _needs_shims(version("auto-LiRPA"))
+    except PackageNotFoundError:
+        needed = False  # on the path without metadata: a checkout of the repository, which is newer
+    try:
+        if needed:
+            _before_import()
+        module = importlib.import_module("auto_LiRPA")
+        if needed:
+            _after_import(module)
+    except ImportError as error:
+        raise MissingBackendError(f"auto-LiRPA does not import ({error}); install it by: {INSTALL}") from error
+    return module
+
+
+def _needs_shims(release: str) -> bool:
+    major, minor = (int(part) for part in release.split(".")[:2])
+    return (major, minor) < (0, 5)
+
+
+def _before_import() -> None:
+    import numpy
+    import torch
+
+    if "numpy.lib.arraysetops" not in sys.modules:  # auto_LiRPA imports isin from there and does not use it
+        arraysetops: Any = types.ModuleType("numpy.lib.arraysetops")
+        arraysetops.isin = numpy.isin
+        sys.modules["numpy.lib.arraysetops"] = arraysetops
+
+    if not hasattr(torch, "_six"):  # register_parameter looks up string_classes
+        six: Any = types.ModuleType("torch._six")
+        six.string_classes, six.inf, six.container_abcs = str, float("inf"), importlib.import_module("collections.abc")
+        sys.modules["torch._six"] = torch._six = six  # type: ignore[attr-defined]
+
+    import torch.onnx.symbolic_helper as symbolic_helper
+    from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
+
+    def set_opset(opset: int) -> None:
+        GLOBALS.export_onnx_opset_version = opset
+
+    if not hasattr(symbolic_helper, "_set_opset_version"):
+        symbolic_helper._set_opset_version = set_opset  # type: ignore[attr-defined]
+    GLOBALS.autograd_inlining = False  # its tracer hands over a graph that the exporter may not inline
+
+    node: Any = torch._C.Node
+    if not hasattr(node, "__getitem__"):  # attributes of a graph node, by name
+        node.__getitem__ = lambda self, key: getattr(self, self.kindOf(key))(key)
+
+
+def _after_import(module: ModuleType) -> None:
+    bounded = module.BoundedModule
+    members, train, evaluate = bounded._named_members, bounded.train, bounded.eval
+
+    def _named_members(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        kwargs.pop("remove_duplicate", None)  # torch 2.0 added it
+        return iter(members(self, *args, **kwargs))
+
+    def _train(self: Any, mode: bool = True) -> Any:
+        train(self, mode)
+        return self
+
+    def _eval(self: Any) -> Any:
+        evaluate(self)
+        return self
+
+    bounded._named_members, bounded.train, bounded.eval = _named_members, _train, _eval

@@ -1,0 +1,589 @@
+r"""Linear maps and upper bounds of their operator norms, proved in float64 (Rump, 2006: verified Cholesky).
+
+Power iteration, Lanczos and a computed singular value are estimates from below. Here an estimate is only a
+guess, and a completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|_2^2 \leq \mu$, where c exceeds
+what rounding can do to the factorisation (Rump, BIT 46, 2006). Sums of nonnegative terms are raised by their
+rounding error $\gamma_k = k u / (1 - k u)$ (Higham, 2002, Lemma 3.1), which holds in any order of summation.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor, nn
+
+from certbench.errors import NumericalError, UnsupportedError
+
+UNIT = 2.0**-53
+"""Relative error of one rounding."""
+TINY = 1e-300
+"""More than underflow can take from any sum that fits into memory."""
+DENSE = 2**22
+SIDE = 1024
+"""A convolution becomes a matrix up to so many entries, and rows or columns. A judgement: its norm then takes
+a quarter of a second, and is exact at the border of the map."""
+
+
+def gamma(roundings: float) -> float:
+    r"""$\gamma_k$, the relative error that k roundings in a row can make."""
+    return roundings * UNIT / (1 - roundings * UNIT)
+
+
+def product(a: float, b: float) -> float:
+    """Product of nonnegative bounds, rounded up; 0 only if one of them is."""
+    return 0.0 if a == 0 or b == 0 else math.nextafter(a * b, math.inf)
+
+
+def products(a: Float[Tensor, " n"], b: float) -> Float[Tensor, " n"]:
+    """Products of nonnegative bounds, rounded up; 0 only if a factor is."""
+    raised = (a * b).nextafter(torch.full_like(a, torch.inf))
+    return torch.where((a == 0) | (b == 0), 0.0, raised)
+
+
+def total(a: float, b: float) -> float:
+    """Sum of nonnegative bounds, rounded up."""
+    return math.nextafter(a + b, math.inf) if a and b else a + b
+
+
+def outward(nonnegative: Float[Tensor, "..."], roundings: int) -> Float[Tensor, "..."]:
+    """Entries that came about by so many roundings and perhaps underflow, rounded up; never 0."""
+    return (nonnegative * (1 + gamma(roundings + 4))).clamp_(min=TINY)
+
+
+def dual(p: float) -> float:
+    """The dual exponent, 1/p + 1/q = 1."""
+    return {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[p]
+
+
+def identity(s: float, r: float, size: int) -> float:
+    r"""$\max \|x\|_r / \|x\|_s = n^{\max(0, 1/r - 1/s)}$ over vectors of this size."""
+    power = max(0.0, 1 / r - 1 / s)
+    return 1.0 if power == 0 or size == 1 else size**power * (1 + gamma(4))
+
+
+def lengths(entries: Float[Tensor, "n k"], q: float) -> Float[Tensor, " n"]:
+    """The q-norm of each row of nonnegative entries, rounded up; 0 only for a row of zeros."""
+    scale = entries.amax(1).clamp(min=torch.finfo(torch.float64).tiny)  # squares neither underflow nor overflow
+    computed = scale * torch.linalg.vector_norm(entries / scale[:, None], q, dim=1)
+    raised = computed * (1 + gamma(entries.shape[1] + 8))
+    return torch.where(entries.amax(1) == 0, 0.0, raised.nextafter(torch.full_like(raised, torch.inf)))
+
+
+def longest(entries: Float[Tensor, "n k"], q: float) -> float:
+    """The largest q-norm of a row, rounded up.
+
+    Raises:
+        NumericalError: an entry is NaN or infinite.
+    """
+    result = float(lengths(entries, q).max())
+    if not math.isfinite(result):
+        raise NumericalError("a weight is NaN or infinite")
+    return result
+
+
+def spectral(matrices: Inexact[Tensor, "batch m n"]) -> float:
+    r"""Upper bound of the largest singular value in a batch of real or complex matrices.
+
+    With $G = \mathrm{fl}(A^* A)$: $\|A\|_2^2 \leq \lambda_{\max}(G) + \gamma_{m+2} \|A\|_F^2$. If the Cholesky
+    factorisation of $B = (\mu - c) I - G$ completes, then $R^* R = B + E$ with
+    $\|E\|_2 \leq \gamma_{n+2} / (1 - \gamma_{n+2}) \operatorname{tr} B \leq c$, so that $\lambda_{\max}(G) \leq \mu$.
+    The code takes twice that c, because a BLAS may multiply by reciprocals, and $8 u \mu$ for the diagonal.
+
+    Raises:
+        NumericalError: an entry is NaN or infinite.
+    """
+    largest = float(matrices.abs().max())
+    if not math.isfinite(largest):
+        raise NumericalError("a weight is NaN or infinite")
+    if largest == 0:
+        return 0.0
+    exponent = max(math.frexp(largest)[1], -1000)  # a power of two scales without rounding, and nothing underflows
+    matrices = matrices * math.ldexp(1.0, -exponent)
+    if matrices.shape[1] < matrices.shape[2]:
+        matrices = matrices.mH
+    m, n = matrices.shape[1:]
+    arithmetic = 4 if matrices.is_complex() else 1  # real roundings in a complex product and sum
+    gram = matrices.mH @ matrices
+    frobenius = 1.01 * float(matrices.abs().square().sum(dim=(1, 2)).max())
+    kappa = gamma(arithmetic * (n + 2))
+    loss = 2 * n * kappa / (1 - kappa) + 8 * UNIT
+    eye = torch.eye(n, dtype=matrices.dtype)
+    top = float(torch.linalg.eigvalsh(gram[gram.abs().sum(dim=(1, 2)).argmax()])[-1])
+    room = 1.25
+    while True:
+        mu = top * (1 + room * loss)
+        failed = torch.linalg.cholesky_ex(mu * (1 - loss) * eye - gram).info != 0
+        if not bool(failed.any()):
+            break
+        higher = float(torch.linalg.eigvalsh(gram[failed])[:, -1].max())
+        room = room if higher > top else 2 * room
+        top = max(top, higher)
+    squared = mu + gamma(arithmetic * (m + 2)) * frobenius
+    return math.nextafter(math.ldexp(math.sqrt(squared) * (1 + gamma(8)), exponent), math.inf)
+
+
+class LinearMap(ABC):
+    """A linear map between feature shapes; no norm depends on how the features are arranged."""
+
+    shape: tuple[int, ...]
+    """Of the features that come out."""
+    roundings: int
+    """Behind each constant: how far the stored ones may be off."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> int:
+        """Number of features that go in."""
+
+    @abstractmethod
+    def row(self, q: float) -> float:
+        """Largest q-norm of a row: the norm from the dual of q to inf."""
+
+    @abstractmethod
+    def column(self, r: float) -> float:
+        """Largest r-norm of a column: the norm from 1 to r."""
+
+    @cached_property
+    @abstractmethod
+    def spectral(self) -> float:
+        """The norm from 2 to 2."""
+
+    @property
+    def box(self) -> float:
+        """The norm from inf to 2."""
+        return product(identity(math.inf, 2.0, self.inputs), self.spectral)
+
+    @abstractmethod
+    def absolute(self, chords: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
+        """The map with the moduli of its entries, applied to d nonnegative inputs, rounded up."""
+
+    @final
+    def norm(self, s: float, r: float) -> float:
+        """Upper bound of the norm from s to r."""
+        if s == 1:
+            return self.column(r)
+        if r == math.inf:
+            return self.row(dual(s))
+        outputs = math.prod(self.shape)
+        if r == 2:
+            return self.spectral if s == 2 else self.box
+        return product(identity(2.0, 1.0, outputs), self.norm(s, 2.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(LinearMap):
+    """Multiplication of each feature by a constant, which is off by at most `gamma(roundings)` of itself."""
+
+    scale: Float[Tensor, "..."]
+    roundings: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the features."""
+        return tuple(self.scale.shape)
+
+    @property
+    def inputs(self) -> int:
+        """Number of features."""
+        return self.scale.numel()
+
+    @cached_property
+    def entries(self) -> Float[Tensor, "..."]:
+        """Upper bounds of the moduli."""
+        return self.scale.abs() * (1 + gamma(self.roundings + 2))
+
+    def row(self, q: float) -> float:
+        """The largest constant."""
+        return self.spectral
+
+    def column(self, r: float) -> float:
+        """The largest constant."""
+        return self.spectral
+
+    @cached_property
+    def spectral(self) -> float:
+        """The largest constant."""
+        return longest(self.entries.reshape(1, -1), math.inf)
+
+    def absolute(self, chords: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
+        """Scaled features."""
+        return outward(chords * self.entries, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(LinearMap):
+    """A matrix whose exact entries differ from `weight` by at most `gamma(roundings) magnitude`."""
+
+    weight: Float[Tensor, "out_features in_features"]
+    magnitude: Float[Tensor, "out_features in_features"]
+    shape: tuple[int, ...]
+    roundings: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Number of columns."""
+        return self.weight.shape[1]
+
+    @cached_property
+    def error(self) -> Float[Tensor, "out_features in_features"]:
+        """Upper bounds of the distance to the exact entries."""
+        error = gamma(self.roundings + 2) * self.magnitude + TINY
+        return error if self.roundings else torch.zeros_like(error)
+
+    @cached_property
+    def entries(self) -> Float[Tensor, "out_features in_features"]:
+        """Upper bounds of the moduli (but for a rounding, which `lengths` allows for)."""
+        return self.weight.abs() + self.error
+
+    def row(self, q: float) -> float:
+        """Exact but for rounding."""
+        return longest(self.entries, q)
+
+    def column(self, r: float) -> float:
+        """Exact but for rounding."""
+        return longest(self.entries.T, r)
+
+    @cached_property
+    def spectral(self) -> float:
+        """Exact but for rounding."""
+        return total(spectral(self.weight[None]), self._error_norm)
+
+    @cached_property
+    def _error_norm(self) -> float:
+        return longest(self.error.reshape(1, -1), 2.0)
+
+    @cached_property
+    def box(self) -> float:
+        r"""The least of three upper bounds (the norm from inf to 2 is NP-hard).
+
+        $\sqrt n \|A\|_2$; $\||A| 1\|_2$; and $\|A S^{-1}\|_2 \|s\|_2$ with $S = \operatorname{diag}(s)$, which holds
+        for every s > 0 and is used with $s_i^2 = \sum_j |A^T A|_{ij}$.
+        """
+        bounds = [
+            product(identity(math.inf, 2.0, self.inputs), self.spectral),
+            longest(lengths(self.entries, 1.0)[None], 2.0),
+        ]
+        if self.inputs <= 4 * SIDE:
+            s = (self.weight.T @ self.weight).abs().sum(1).sqrt()
+            s = s.clamp(min=max(1e-8 * float(s.max()), TINY))
+            scaled = self.weight / s
+            rounding = gamma(1) * longest(scaled.abs().reshape(1, -1), 2.0)
+            bound = product(total(spectral(scaled[None]), rounding), longest(s[None], 2.0))
+            bounds.append(total(bound, product(identity(math.inf, 2.0, self.inputs), self._error_norm)))
+        return min(bounds)
+
+    def absolute(self, chords: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
+        """One product of nonnegative matrices."""
+        return outward(chords.flatten(1) @ self.entries.T, self.inputs + 1).reshape(len(chords), *self.shape)
+
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(LinearMap):
+    r"""A convolution that becomes no matrix because it is too large.
+
+    Axis by axis, tap a reads input $s t + a d - p$ for output t. Writing $a d - p = s q + \rho$ with
+    $0 \leq \rho < s$ turns stride s into stride 1 between s phases of the input. With zero padding that is a
+    section of the convolution on every torus long enough that no tap wraps around onto another,
+    $N \geq \max(o + q_{\max}, \lceil n / s \rceil - q_{\min})$ for o outputs; the torus of the input, N = n, is
+    not. On a torus the norm is the largest over the frequencies $\theta$ of its dual of the symbol's,
+    $H(\theta) = \sum_a K_a e^{-i \theta q_a}$ (Sedghi et al., 2019), a small matrix of channels times phases.
+    """
+
+    kernel: Float[Tensor, "out_channels in_channels height width"]
+    size: Pair
+    shape: tuple[int, ...]
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int = 1
+    circular: bool = False
+    roundings: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Channels times the size of the input map."""
+        return self.kernel.shape[1] * self.groups * math.prod(self.size)
+
+    def grouped(self, kernel: Tensor) -> Float[Tensor, "groups out_channels in_channels height width"]:
+        """A kernel, group by group."""
+        return kernel.reshape(self.groups, -1, *kernel.shape[1:])
+
+    @cached_property
+    def error(self) -> Float[Tensor, "out_channels in_channels height width"]:
+        """Upper bounds of the distance to the exact kernel."""
+        error = gamma(self.roundings + 2) * self.kernel.abs() + TINY
+        return error if self.roundings else torch.zeros_like(error)
+
+    @cached_property
+    def entries(self) -> Float[Tensor, "out_channels in_channels height width"]:
+        """Upper bounds of the moduli of the kernel (but for a rounding, which `lengths` allows for)."""
+        return self.kernel.abs() + self.error
+
+    def taps(self, axis: int) -> tuple[Tensor, Float[Tensor, "phases taps"]]:
+        """The shift q of each tap, and which phase it reads."""
+        offset = torch.arange(self.kernel.shape[2 + axis]) * self.dilation[axis] - self.padding[axis]
+        phase = offset.remainder(self.stride[axis])
+        return (offset - phase) // self.stride[axis], _phases(phase, self.stride[axis])
+
+    def waves(self, axis: int) -> Inexact[Tensor, "frequencies phases taps"]:
+        r"""$e^{-i \theta q}$ for the frequencies of the torus; half of them on the second axis, by symmetry."""
+        shift, phase = self.taps(axis)
+        n, s, o = self.size[axis], self.stride[axis], self.shape[1 + axis]
+        long = n // s if self.circular else max(o + max(int(shift.max()), 0), -(-n // s) - min(int(shift.min()), 0))
+        frequency = torch.arange(long if axis == 0 else long // 2 + 1)
+        turn = (frequency[:, None] * shift + long // 2).remainder(long) - long // 2
+        angle = turn.to(torch.float64) * (-2 * math.pi / long)
+        return torch.polar(torch.ones_like(angle), angle)[:, None] * phase
+
+    def row(self, q: float) -> float:
+        """Exact if some output sees the whole kernel."""
+        return longest(self.entries.flatten(1), q)
+
+    def column(self, r: float) -> float:
+        """Exact if some input is seen by every tap of its phase."""
+        vertical, horizontal = self.taps(0)[1], self.taps(1)[1]
+        seen = torch.einsum("gocab,ra,sb->gcrsoab", self.grouped(self.entries), vertical, horizontal)
+        return longest(seen.flatten(4).flatten(0, 3), r)
+
+    @cached_property
+    def spectral(self) -> float:
+        r"""Exact for circular padding; else above it by what the border of the map takes away.
+
+        A computed symbol is off by at most $\gamma_{4 k^2 + \ldots} \sum_a |K_a|$: complex arithmetic, and waves
+        that are off by less than 32 u each.
+        """
+        height, width = self.kernel.shape[2:]
+        blur = gamma(4 * (height * width + height + width) + 72)
+        sums = self.grouped(blur * self.entries + self.error)
+        blurred = torch.einsum("gocab,ra,sb->gocrs", sums, self.taps(0)[1], self.taps(1)[1])
+        kernel = self.grouped(self.kernel).to(torch.complex128)
+        horizontal = self.waves(1)
+        entries = kernel[..., 0, 0].numel() * math.prod(self.stride) * len(horizontal)
+        bound = 0.0
+        for vertical in torch.split(self.waves(0), max(1, DENSE // entries)):  # as many frequencies as memory allows
+            symbol = torch.einsum("gocab,ura,vsb->uvgocrs", kernel, vertical, horizontal)
+            bound = max(bound, spectral(symbol.flatten(4).flatten(0, 2)))
+        return total(bound, longest(blurred.flatten(1), 2.0))
+
+    def absolute(self, chords: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
+        """The convolution with the moduli of the kernel."""
+        ends = [
+            max(0, s * (o - 1) + d * (k - 1) + 1 - n - p)
+            for s, o, d, k, n, p in zip(
+                self.stride, self.shape[1:], self.dilation, self.kernel.shape[2:], self.size, self.padding, strict=True
+            )
+        ]
+        padding = (self.padding[1], ends[1], self.padding[0], ends[0])
+        padded = nn.functional.pad(chords, padding, mode="circular" if self.circular else "constant")
+        seen = nn.functional.conv2d(
+            padded, self.entries, stride=self.stride, dilation=self.dilation, groups=self.groups
+        )
+        return outward(seen, self.kernel[0].numel() + 1)
+
+    def matrix(self) -> Matrix:
+        """The same map, entry by entry; each is one of the kernel's, without rounding."""
+        vertical, horizontal = self._incidence(0), self._incidence(1)
+        own = torch.eye(self.groups, dtype=torch.float64)
+        weight = torch.einsum("gocab,ati,bsj,gh->gotshcij", self.grouped(self.kernel), vertical, horizontal, own)
+        weight = weight.flatten(4).flatten(0, 3)
+        return Matrix(weight, weight.abs(), self.shape, self.roundings)
+
+    def _incidence(self, axis: int) -> Float[Tensor, "taps o n"]:
+        """Whether tap a reads input i for output t."""
+        tap, output = torch.arange(self.kernel.shape[2 + axis]), torch.arange(self.shape[1 + axis])
+        read = output * self.stride[axis] + (tap * self.dilation[axis] - self.padding[axis])[:, None]
+        read = read.remainder(self.size[axis]) if self.circular else read
+        return (read[..., None] == torch.arange(self.size[axis])).to(torch.float64)
+
+
+def linear(weight: Float[Tensor, "out_features in_features"]) -> Matrix:
+    """A dense layer."""
+    return Matrix(weight, weight.abs(), (len(weight),))
+
+
+def convolution(
+    kernel: Float[Tensor, "out_channels in_channels height width"],
+    size: Pair,
+    shape: tuple[int, ...],
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    circular: bool = False,
+    roundings: int = 0,
+) -> Convolution | Matrix:
+    """A convolution from maps of `size` to features of `shape`, as a matrix where that is small.
+
+    Args:
+        kernel: `(out_channels, in_channels / groups, height, width)`.
+        size: of the input map.
+        shape: `(out_channels, height, width)` that comes out.
+        stride: along both axes, as everything below.
+        padding: before the first row and column; behind the last, `shape` tells.
+        dilation: distance of the taps.
+        groups: of channels.
+        circular: whether the padding repeats the map instead of zeros.
+        roundings: behind each entry of the kernel.
+
+    Raises:
+        UnsupportedError: circular padding around a map that is no whole number of strides, or no longer than
+            the kernel.
+    """
+    layer = Convolution(kernel, size, shape, stride, padding, dilation, groups, circular, roundings)
+    if circular:
+        for n, s, o, k, d in zip(size, stride, shape[1:], kernel.shape[2:], dilation, strict=True):
+            if n % s or o * s > n or d * (k - 1) + 1 > n:
+                raise UnsupportedError(f"circular padding of {n} pixels at stride {s} under {k} taps has no bound here")
+    outputs = math.prod(shape)
+    small = min(layer.inputs, outputs) <= SIDE and layer.inputs * outputs <= DENSE
+    return layer.matrix() if small else layer
+
+
+def compose(outer: LinearMap, inner: LinearMap) -> LinearMap | None:
+    """`outer` after `inner` as one map, or None where there is no cheap one."""
+    roundings = outer.roundings + inner.roundings + 2
+    match outer, inner:
+        case Diagonal(), Diagonal():
+            return Diagonal(outer.scale * inner.scale, roundings)
+        case Diagonal(), Matrix():
+            by = outer.scale.reshape(-1, 1)
+            return Matrix(by * inner.weight, by.abs() * inner.magnitude, outer.shape, roundings)
+        case Matrix(), Diagonal():
+            by = inner.scale.reshape(1, -1)
+            return Matrix(outer.weight * by, outer.magnitude * by.abs(), outer.shape, roundings)
+        case Matrix(), Matrix() if outer.weight.shape[0] * inner.inputs <= max(
+            outer.weight.numel(), inner.weight.numel()
+        ):  # else through a bottleneck: the product would have more entries than its factors
+            roundings += 2 * outer.inputs
+            return Matrix(outer.weight @ inner.weight, outer.magnitude @ inner.magnitude, outer.shape, roundings)
+        case Diagonal(), Convolution() if outer.shape == inner.shape and _constant(outer):
+            by = outer.scale[:, :1, :1, None]
+            return replace(inner, kernel=by * inner.kernel, roundings=roundings)
+        case Convolution(), Diagonal() if _constant(inner):
+            by = inner.scale[:, 0, 0].reshape(outer.groups, 1, -1, 1, 1)
+            return replace(outer, kernel=(outer.grouped(outer.kernel) * by).flatten(0, 1), roundings=roundings)
+    return None
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """Height and width, as layers take them: both, or one number for both."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def windows(kernel: Pair, stride: Pair, dilation: Pair) -> int:
+    """The most pooling windows that one input can lie in; 1 only if they do not overlap."""
+    counts = [
+        int(_phases((torch.arange(k) * d).remainder(s), s).sum(1).max())
+        for k, s, d in zip(kernel, stride, dilation, strict=True)
+    ]
+    return math.prod(counts)
+
+
+def _linear(layer: nn.Linear, size: tuple[int, ...], shape: tuple[int, ...]) -> LinearMap:
+    if len(size) != 1:
+        raise UnsupportedError(f"is applied along the last axis of features of shape {size}; flatten them first")
+    return linear(layer.weight)
+
+
+def _convolution(layer: nn.Conv2d, size: tuple[int, ...], shape: tuple[int, ...]) -> LinearMap:
+    if layer.padding_mode not in ("zeros", "circular"):
+        raise UnsupportedError(f"{layer.padding_mode} padding has no bound here, only zeros and circular")
+    if layer.padding == "same":
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    else:
+        padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
+    return convolution(
+        layer.weight,
+        pair(size[1:]),
+        shape,
+        pair(layer.stride),
+        pair(padding),
+        pair(layer.dilation),
+        layer.groups,
+        layer.padding_mode == "circular",
+    )
+
+
+def _average(kernel: Pair, stride: Pair, padding: Pair, size: tuple[int, ...], shape: tuple[int, ...]) -> LinearMap:
+    """The convolution of each channel with a constant kernel."""
+    weight = torch.full((size[0], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
+    return convolution(weight, pair(size[1:]), shape, stride, padding, groups=size[0], roundings=1)
+
+
+def _average_pool(layer: nn.AvgPool2d, size: tuple[int, ...], shape: tuple[int, ...]) -> LinearMap:
+    kernel, stride, padding = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
+    if layer.ceil_mode or layer.divisor_override is not None or (any(padding) and not layer.count_include_pad):
+        raise UnsupportedError("has no bound here with ceil_mode, divisor_override or count_include_pad=False")
+    return _average(kernel, stride, padding, size, shape)
+
+
+def _adaptive_average_pool(layer: nn.AdaptiveAvgPool2d, size: tuple[int, ...], shape: tuple[int, ...]) -> LinearMap:
+    if any(n % o for n, o in zip(size[1:], shape[1:], strict=True)):
+        raise UnsupportedError(f"averages maps of {size[1:]} to {shape[1:]}, in windows of different sizes")
+    kernel = pair([n // o for n, o in zip(size[1:], shape[1:], strict=True)])
+    return _average(kernel, kernel, (0, 0), size, shape)
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, size: tuple[int, ...], shape: tuple[int, ...]) -> LinearMap:
+    if layer.running_mean is None or layer.running_var is None:
+        raise UnsupportedError("normalises by the batch; without running statistics it is no function of one input")
+    gain = torch.ones_like(layer.running_var) if layer.weight is None else layer.weight
+    scale = gain / (layer.running_var + layer.eps).sqrt()
+    return Diagonal(scale.reshape(-1, *[1] * (len(shape) - 1)).expand(shape), roundings=4)
+
+
+LINEAR: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]], LinearMap]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _adaptive_average_pool,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+}
+"""The linear part of each affine layer, from features of one shape to another."""
+
+
+def _softplus(layer: nn.Softplus) -> float:
+    if layer.threshold < 20:
+        raise UnsupportedError(f"Softplus jumps at its threshold {layer.threshold:g}; from 20 on it is one by rounding")
+    return 1.0
+
+
+SLOPES: Mapping[type[nn.Module], Callable[[Any], float]] = {
+    nn.ReLU: lambda layer: 1.0,
+    nn.ReLU6: lambda layer: 1.0,
+    nn.Hardtanh: lambda layer: 1.0,
+    nn.LeakyReLU: lambda layer: max(1.0, abs(layer.negative_slope)),
+    nn.PReLU: lambda layer: max(1.0, float(layer.weight.detach().abs().max())),
+    nn.ELU: lambda layer: max(1.0, abs(layer.alpha)),
+    nn.SELU: lambda layer: 1.7581,
+    nn.Softplus: _softplus,
+    nn.Tanh: lambda layer: 1.0,
+    nn.Sigmoid: lambda layer: 0.25,
+    nn.Hardsigmoid: lambda layer: 0.1666667,
+    nn.Softsign: lambda layer: 1.0,
+    nn.GELU: lambda layer: 1.12891 if layer.approximate == "none" else 1.12900,
+    nn.SiLU: lambda layer: 1.09984,
+    nn.Mish: lambda layer: 1.08850,
+    nn.Hardswish: lambda layer: 1.5,
+}
+"""The steepest slope of each activation, rounded up. Softplus is the mathematical function; PyTorch's differs
+from it by less than 3e-9 / beta above its threshold."""
+
+
+def _phases(phase: Tensor, stride: int) -> Float[Tensor, "phases taps"]:
+    return (phase == torch.arange(stride)[:, None]).to(torch.float64)
+
+
+def _constant(diagonal: Diagonal) -> bool:
+    """Whether the constants are the same all over each channel."""
+    return bool((diagonal.scale == diagonal.scale[:, :1, :1]).all())
