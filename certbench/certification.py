@@ -39,7 +39,7 @@ def certify(
         state: what `certifier.prepare(classifier, threat)` returned, to pay for it once.
         batch_size: inputs handed to the certifier at once. Radii do not depend on it, beyond float64 rounding.
         seed: base of every random draw. The draws for an input depend on it and on the input alone.
-        throw: raise what fails; if False a failed batch becomes rows with radius 0, its outcome and the reason.
+        throw: raise what fails; if False what failed becomes rows with radius 0, its outcome and the reason.
 
     Returns:
         One entry per input, in order.
@@ -56,10 +56,15 @@ def certify(
     reason = certifier.unsupported(classifier, threat)
     if reason is not None:
         raise UnsupportedError(reason)
-    if state is None:
-        state = certifier.prepare(classifier, threat)
     if len(x) == 0:
         return Certificate.nothing(0, Outcome.COMPLETED, "")
+    if state is None:
+        try:
+            state = certifier.prepare(classifier, threat)
+        except CertificationError as error:
+            if throw:
+                raise
+            return Certificate.nothing(len(x), Outcome.FAILED, f"{type(error).__name__}: {error}")
     x = x.to(classifier.device, torch.float64)
     parts = [_batch(certifier, state, part, seed, throw) for part in x.split(batch_size)]
     return Certificate.concatenate(parts)
@@ -73,7 +78,7 @@ def input_seed(seed: int, x: Tensor) -> int:
 
 
 def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: bool) -> Certificate:
-    """One batch, timed; the only place where a `CertificationError` is caught."""
+    """One batch, timed."""
     start = time.perf_counter()
     try:
         certificate = certifier.certify(state, x, [input_seed(seed, row) for row in x])

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """`(x - mean) / std`, one number of each per channel; buffers, so that they are stored with the weights."""
+    """`(x - mean) / std`, one number of each per channel; buffers, so that they are stored with the weights.
+
+    Their batch axis of length 1 is for auto-LiRPA 0.3, whose linear bounds fail on constants without one.
+    """
 
     mean: Tensor
     std: Tensor
@@ -19,7 +22,7 @@ class Normalise(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float], dimensions: int = 3) -> None:
         """Store `mean` and `std` for inputs with that many axes, channels first, the batch axis not counted."""
         super().__init__()
-        shape = (-1, *[1] * (dimensions - 1))
+        shape = (1, -1, *[1] * (dimensions - 1))
         self.register_buffer("mean", torch.tensor(mean).reshape(shape))
         self.register_buffer("std", torch.tensor(std).reshape(shape))
 

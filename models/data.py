@@ -78,7 +78,9 @@ def load(spec: str, split: str = "test") -> Dataset:
     if not spec.endswith(".npz"):
         raise ConfigError(f"data set {spec!r} is unknown; write digits, or the path of a .npz file")
     if split != "test":
-        raise ConfigError(f"{spec} is one split; leave split out, and keep training data in a file of its own", ("split",))
+        raise ConfigError(
+            f"{spec} is one split; leave split out, and keep training data in a file of its own", ("split",)
+        )
     return _npz(Path(spec))
 
 

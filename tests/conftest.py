@@ -9,7 +9,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook(["certbench"], "beartype.beartype")
+from . import shapes
+
+install_import_hook(["certbench"], f"{shapes.__name__}.check")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Published networks and verdicts, where they are at hand; a stranger's machine has none."""

@@ -15,15 +15,6 @@ P = (1.0, 2.0, math.inf)
 DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small operations are slowed down by a second thread, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Normalise(nn.Module):
     def __init__(self, mean, std):
         super().__init__()
@@ -86,6 +77,10 @@ def build(name):
             *(nn.Conv2d(2, 36, 3, 1, 1), nn.ReLU(), nn.Conv2d(36, 20, 4, 2), nn.ReLU(), nn.MaxPool2d(2, 1)),
             *(nn.Flatten(), nn.Linear(80, 4)),
         ),
+        "normalised and flat": lambda: nn.Sequential(
+            *(Normalise([0.4, 0.6], [0.2, 0.3]), nn.Flatten(), nn.Tanh(), nn.Unflatten(1, (2, 8, 8)), nn.Flatten()),
+            nn.Linear(128, 4),
+        ),
         "residual": Residual,
         "functional": Functional,
     }[name]()
@@ -100,7 +95,7 @@ def build(name):
 
 ZOO = (
     *("linear", "mlp", "thin", "last is no linear layer", "batch norms"),
-    *("cnn", "wide cnn", "residual", "functional"),
+    *("normalised and flat", "cnn", "wide cnn", "residual", "functional"),
 )
 
 
@@ -183,9 +178,10 @@ def test_linear_classifiers_meet_the_closed_form(kind, p):
 
 
 @pytest.mark.parametrize("p", P)
-def test_positive_weights_are_exact(p):
+@pytest.mark.parametrize("a, b, c", [(6, 8, 7), (2, 50, 40)])
+def test_positive_weights_are_exact(a, b, c, p):
     torch.manual_seed(0)
-    classifier = wrap(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4))
+    classifier = wrap(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.ReLU(), nn.Linear(c, 4), shape=(a,))
     layers = [layer for layer in classifier.module if isinstance(layer, nn.Linear)]
     for layer in layers:
         layer.weight.data.abs_()
@@ -261,6 +257,18 @@ def test_a_layer_used_twice_counts_twice():
     assert len(state.layers) == 2
 
 
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_reshaping_the_input_changes_nothing():
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1600, 4)]
+    natural = prepare(wrap(Doubled(), *layers, shape=(3, 20, 20)), 1.0)
+    flat = prepare(wrap(Doubled(), nn.Unflatten(1, (3, 20, 20)), *layers, shape=(1200,)), 1.0)
+    assert torch.equal(natural.constants, flat.constants)
+
+
 def test_batch_norm_counts():
     norm = nn.BatchNorm1d(6, eps=0.0)
     norm.weight.data[:] = 100.0
@@ -314,6 +322,31 @@ class DividesBy(nn.Module):
         return 1 / x
 
 
+class Repeats(nn.Module):
+    def forward(self, x):
+        return (x.view(-1, 6, 1) + torch.zeros(3)).mean(2)
+
+
+class MovingBias(nn.Module):
+    def forward(self, x):
+        return functional.linear(x, torch.eye(6, dtype=x.dtype), x)
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, x):
+        return functional.dropout(x)
+
+
+class ScalesTheSecond(nn.Module):
+    def forward(self, x):
+        return x * torch.tensor([[1.0], [2.0]])
+
+
+class MergesTheBatch(nn.Module):
+    def forward(self, x):
+        return x.view(-1, 3).view(-1, 6)
+
+
 class Hooked(nn.Identity):
     def __init__(self):
         super().__init__()
@@ -343,6 +376,11 @@ class Replaced(nn.Identity):
         (OverwritesABranch(), "elu.*in place"),
         (AddsInPlaceToABranch(), "computes other logits"),
         (DividesBy(), "truediv.*divisor"),
+        (Repeats(), "add.*another shape"),
+        (MovingBias(), "linear"),
+        (AlwaysDrops(), "drops at random"),
+        (ScalesTheSecond(), "mul.*differently"),
+        (MergesTheBatch(), "view"),
         (Hooked(), r"1 \(Hooked\) has hooks"),
         (Replaced(), r"1 \(Replaced\).*forward of its own"),
     ],
@@ -360,6 +398,27 @@ def test_subclasses_of_known_layers_are_not_trusted():
     Fake.__module__ = "torch.nn.fake"  # a leaf to torch.fx
     with pytest.raises(UnsupportedError, match=r"1 \(Fake\)"):
         prepare(wrap(nn.Linear(6, 6), Fake(), nn.Linear(6, 4)), 2.0)
+
+
+class MisleadingNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.size, self.relu = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        for layer in (self.flatten, self.size, self.relu):
+            layer.weight.data = 10 * torch.eye(6)
+
+    def forward(self, x):
+        return self.relu(self.size(self.flatten(x)))
+
+
+def test_names_of_layers_mean_nothing():
+    last = nn.Linear(6, 4)
+    misled = prepare(Classifier(nn.Sequential(MisleadingNames(), last).eval(), (6,), 4), 2.0).constants
+    root = MisleadingNames()  # here the names carry no prefix
+    root.relu.weight.data = root.relu.weight.data[:4]
+    plain = prepare(wrap(last), 2.0).constants
+    assert torch.allclose(misled, 1000 * plain, rtol=1e-9)
+    assert float(prepare(Classifier(root.eval(), (6,), 4), 2.0).constants[0, 1]) == pytest.approx(1000 * math.sqrt(2))
 
 
 def test_parametrised_weights_are_read_as_they_are_used():

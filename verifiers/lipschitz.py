@@ -150,16 +150,19 @@ class _Propagation(fx.Interpreter):
             self.logits = self.movements.get(n.args[0]) if isinstance(n.args[0], fx.Node) else None
         elif moves and not _asks_shape(n):
             try:
-                self.movements[n] = self.follow(n, result)
+                movement = self.follow(n, result)
             except UnsupportedError as error:
-                raise UnsupportedError(f"{self.describe(n)}: {error}") from error
+                raise UnsupportedError(f"{self.describe(n)} {error}") from error
+            if movement is None:
+                raise UnsupportedError(f"{self.describe(n)} has no bound here")
+            self.movements[n] = movement
         return result
 
     def describe(self, n: fx.Node) -> str:
         """A node, as an error names it."""
         if n.op == "call_module":
             return f"{n.target} ({type(self.fetch_attr(str(n.target))).__name__})"
-        return n.target if isinstance(n.target, str) else n.target.__name__
+        return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", repr(n.target))
 
     def start(self, x: Float[Tensor, "..."]) -> _Movement:
         """The input itself."""
@@ -167,35 +170,33 @@ class _Propagation(fx.Interpreter):
         chords = torch.eye(d, dtype=torch.float64).reshape(d, *x.shape) if d * d <= CHORDS else None
         return _Movement({r: norms.identity(self.p, r, d) for r in (self.p, 2.0)}, chords)
 
-    def follow(self, n: fx.Node, result: Any) -> _Movement:
-        """The rule of one node."""
+    def follow(self, n: fx.Node, result: Any) -> _Movement | None:
+        """The rule of one node, or None where there is none."""
         args, options = self.fetch_args_kwargs_from_env(n)
-        moving = [arg for arg in (*n.args, *n.kwargs.values()) if isinstance(arg, fx.Node) and arg in self.movements]
-        if not isinstance(result, Tensor) or result.dim() < 2 or len(result) != 2:
-            raise UnsupportedError("has no bound here")
+        if not isinstance(result, Tensor) or result.dtype != torch.float64 or result.dim() < 2 or len(result) != 2:
+            return None  # the rules know features of two inputs
         shape = tuple(result.shape[1:])
-        if n.target in _ARITHMETIC and len(args) == 2 and not options:
+        layer: Any = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if layer is None and n.target in _ARITHMETIC and len(args) == 2 and not options:
             return self.combine(n, args, shape)
-        if moving != [n.args[0]]:
-            raise UnsupportedError("has no bound here")
+        moving = [arg for arg in (*n.args, *n.kwargs.values()) if isinstance(arg, fx.Node) and arg in self.movements]
+        if moving != list(n.args[:1]):
+            return None
         before, size = self.movements[moving[0]], tuple(args[0].shape[1:])
-        name = str(n.target) if n.op == "call_module" else n.name
         if n.target is functional.linear:
-            return self.apply(before, norms.linear(options.get("weight", *args[1:2])), name)
-        if n.target in _VIEWS:
-            layer: Any = nn.Identity()
-        elif n.op == "call_module":
-            layer = self.fetch_attr(str(n.target))
-        elif n.target in _CALLS:
+            return self.apply(before, norms.linear(options.get("weight", *args[1:2])), n.name)
+        if layer is None and n.target in _VIEWS:
+            layer = nn.Identity()
+        elif layer is None and n.target in _CALLS:
             layer = _CALLS[n.target](*args[1:], **options)
-        else:
-            raise UnsupportedError("has no bound here")
         kind = type_before_parametrizations(layer)
         if kind in _UNMOVED:
             self.aliases.add(n)
             return self.view(before, shape)
         if kind in LINEAR:
-            return self.apply(before, LINEAR[kind](layer, size, shape), name)
+            return self.apply(
+                before, LINEAR[kind](layer, size, shape), str(n.target) if n.op == "call_module" else n.name
+            )
         if getattr(layer, "inplace", False):
             self.overwrite(n)
         if kind in SLOPES:
@@ -204,9 +205,9 @@ class _Propagation(fx.Interpreter):
         if kind is nn.MaxPool2d and not layer.return_indices:
             count = norms.windows(*(norms.pair(value) for value in (layer.kernel_size, layer.stride, layer.dilation)))
             return self.stretch(before, lambda r: norms.identity(math.inf, r, count), layer)
-        raise UnsupportedError("has no bound here")
+        return None
 
-    def combine(self, n: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> _Movement:
+    def combine(self, n: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> _Movement | None:
         """Sum, difference, product or quotient, with a constant or of two values that move."""
         operation = _ARITHMETIC[n.target]
         terms = [self.movements.get(arg) if isinstance(arg, fx.Node) else None for arg in n.args]
@@ -219,12 +220,11 @@ class _Propagation(fx.Interpreter):
             a, b = self.settle(first), self.settle(second)
             chords = None if a.chords is None or b.chords is None else norms.outward(a.chords + b.chords, 1)
             return _Movement({r: total(a.constants[r], b.constants[r]) for r in a.constants}, chords)
+        moving = first or second
+        if moving is None or operation in "+-":
+            return moving
         if second and (first or operation == "/"):
             raise UnsupportedError("has no bound here where both factors, or the divisor, move with the input")
-        moving = first or second
-        assert moving is not None
-        if operation in "+-":
-            return moving
         scale = torch.as_tensor(args[1] if first else args[0], dtype=torch.float64).expand(2, *shape)
         if not torch.equal(scale[0], scale[1]):
             raise UnsupportedError("scales the inputs of a batch differently")
@@ -318,7 +318,9 @@ class _Propagation(fx.Interpreter):
 
 def _asks_shape(n: fx.Node) -> bool:
     """Whether a node depends on the shape of a value alone."""
-    return n.target in ("size", "dim", "numel") or (n.target is getattr and n.args[1] in ("shape", "ndim", "dtype"))
+    if n.op == "call_method":
+        return n.target in ("size", "dim", "numel")
+    return n.target is getattr and n.args[1] in ("shape", "ndim", "dtype")
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
@@ -331,7 +333,7 @@ def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn
 _VIEWS: frozenset[Any] = frozenset(
     (torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze", "contiguous")
 )
-_UNMOVED = frozenset((nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout))
+_UNMOVED = frozenset((nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout))
 _OVERWRITING = frozenset((operator.iadd, operator.isub, operator.imul, operator.itruediv))
 _ARITHMETIC: Mapping[Any, str] = {
     target: sign

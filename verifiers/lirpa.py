@@ -34,6 +34,7 @@ class LirpaState(MarginState):
 
     Attributes:
         module: the float64 network, small affine layers written as dense ones.
+        mode: how auto-LiRPA stores the bounds of convolutions.
         bounded: auto-LiRPA's graph of it.
         first: for L1 and L2, the nodes that depend affinely on the input and feed something nonlinear, each with
             the dual norm of every output's row: node = row . x + const, so the ball moves it by eps ||row||_q.
@@ -41,6 +42,7 @@ class LirpaState(MarginState):
     """
 
     module: nn.Module
+    mode: str
     bounded: Any
     first: dict[str, Float[Tensor, "..."]]
     affine: bool
@@ -63,25 +65,28 @@ class Lirpa(MarginCertifier[LirpaState]):
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
         """Convert the network, and refuse it unless the conversion computes its logits and a bound comes out."""
         double = classifier.double()
-        module = _dense_layers(_without_dropout(double.module), double.input_shape)
-        try:
-            with _quiet() as said:
-                bounded = self.graph(module, classifier)
-                first, affine = _first_layer(bounded, classifier.input_shape, threat)
-                state = LirpaState(double, threat, module, bounded, first, affine)
-                self._rehearse(state)
-        except (UnsupportedError, NumericalError):
-            raise
-        except Exception as error:  # whatever auto-LiRPA raises on a layer it does not know
-            unknown = sorted({line for line in said if line.startswith("Name: ")})
-            detail = "; ".join(unknown) or f"{type(error).__name__}: {error}"
-            raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from error
-        return state
+        module = _dense_layers(_as_expected(double.module), double.input_shape)
+        patches = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
+        for mode in ("patches", "matrix") if patches else ("matrix",):  # patches is faster, but knows fewer layers
+            try:
+                with _quiet() as said:
+                    bounded = self.graph(module, classifier, mode)
+                    first, affine = _first_layer(bounded, classifier.input_shape, threat)
+                    state = LirpaState(double, threat, module, mode, bounded, first, affine)
+                    self._rehearse(state)
+                return state
+            except (UnsupportedError, NumericalError):
+                raise
+            except Exception as error:  # whatever auto-LiRPA raises on a layer it does not know
+                failure = error
+        unknown = sorted({line for line in said if line.startswith("Name: ")})
+        detail = "; ".join(unknown) or f"{type(failure).__name__}: {failure}"
+        raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from failure
 
-    def graph(self, module: nn.Module, classifier: Classifier) -> Any:
-        """auto-LiRPA's graph of the module."""
+    def graph(self, module: nn.Module, classifier: Classifier, mode: str) -> Any:
+        """auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions."""
         example = torch.zeros(1, *classifier.input_shape, dtype=torch.float64, device=classifier.device)
-        options = {"conv_mode": "patches", "verbosity": 0, **self.bound_options()}
+        options = {"conv_mode": mode, "verbosity": 0, **self.bound_options()}
         with _float64():
             graph = auto_lirpa().BoundedModule(module, example, bound_opts=options, device=classifier.device)
         graph.eval()
@@ -109,7 +114,7 @@ class Lirpa(MarginCertifier[LirpaState]):
         return bound
 
     def _rehearse(self, state: LirpaState) -> None:
-        """Compare the graph's logits with the network's, and bound one small ball."""
+        """Compare the graph's logits with the network's, and bound a small ball and a large one."""
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(2, *state.classifier.input_shape, generator=generator, dtype=torch.float64)
         x = x.to(state.classifier.device)
@@ -121,7 +126,7 @@ class Lirpa(MarginCertifier[LirpaState]):
             error = (state.bounded(x) - logits).abs().max()
         if not bool(error <= 1e-8 * logits.abs().max().clamp(min=1e-30)):
             raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
-        self.margin(state, x, logits.argmax(dim=1), torch.full_like(logits[:, 0], 1e-6))
+        self.margin(state, x, logits.argmax(dim=1), torch.tensor([1e-6, 1.0], dtype=x.dtype, device=x.device))
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ class AlphaCrown(Lirpa):
         """
         crown = backward(state, inside, rows)
         layers = {} if self.intermediate else _layer_bounds(state.bounded)
-        fresh = replace(state, bounded=self.graph(state.module, state.classifier))
+        fresh = replace(state, bounded=self.graph(state.module, state.classifier, state.mode))
         with torch.enable_grad():
             return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized", layers))
 
@@ -432,12 +437,18 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _without_dropout(module: nn.Module) -> nn.Module:
-    """auto-LiRPA 0.3 switches a network with dropout to training mode; in eval mode dropout is the identity."""
+def _as_expected(module: nn.Module) -> nn.Module:
+    """The same function in the terms that auto-LiRPA 0.3 knows.
+
+    It switches a network with dropout to training mode, where dropout is not the identity; and it takes a linear
+    layer without bias for a product of matrices.
+    """
     if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d):
         return nn.Identity()
+    if isinstance(module, nn.Linear) and module.bias is None:
+        module.bias = nn.Parameter(module.weight.new_zeros(module.out_features), requires_grad=False)
     for name, child in module.named_children():
-        setattr(module, name, _without_dropout(child))
+        setattr(module, name, _as_expected(child))
     return module
 
 

@@ -7,6 +7,7 @@ they are. Each shim below restores one name that has been removed since, or corr
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -32,7 +33,8 @@ def auto_lirpa() -> ModuleType:
     try:
         if needed:
             _before_import()
-        module = importlib.import_module("auto_LiRPA")
+        with warnings.catch_warnings(action="ignore"):  # it changes everybody's filters, and torch deprecates its jit
+            module = importlib.import_module("auto_LiRPA")
         if needed:
             _after_import(module)
     except ImportError as error:
@@ -59,14 +61,14 @@ def _before_import() -> None:
         six.string_classes, six.inf, six.container_abcs = str, float("inf"), importlib.import_module("collections.abc")
         sys.modules["torch._six"] = torch._six = six  # type: ignore[attr-defined]
 
-    import torch.onnx.symbolic_helper as symbolic_helper
+    symbolic_helper: Any = importlib.import_module("torch.onnx.symbolic_helper")
     from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
 
     def set_opset(opset: int) -> None:
         GLOBALS.export_onnx_opset_version = opset
 
     if not hasattr(symbolic_helper, "_set_opset_version"):
-        symbolic_helper._set_opset_version = set_opset  # type: ignore[attr-defined]
+        symbolic_helper._set_opset_version = set_opset
     GLOBALS.autograd_inlining = False  # its tracer hands over a graph that the exporter may not inline
 
     node: Any = torch._C.Node

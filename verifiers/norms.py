@@ -1,7 +1,7 @@
 r"""Linear maps and upper bounds of their operator norms, proved in float64 (Rump, 2006: verified Cholesky).
 
-Power iteration, Lanczos and a computed singular value are estimates from below. Here an estimate is only a
-guess, and a completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|_2^2 \leq \mu$, where c exceeds
+Power iteration and Lanczos estimate from below, and a computed singular value is an estimate, too. Here it is
+only a guess, and a completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|_2^2 \leq \mu$, where c exceeds
 what rounding can do to the factorisation (Rump, BIT 46, 2006). Sums of nonnegative terms are raised by their
 rounding error $\gamma_k = k u / (1 - k u)$ (Higham, 2002, Lemma 3.1), which holds in any order of summation.
 """
@@ -23,10 +23,9 @@ UNIT = 2.0**-53
 """Relative error of one rounding."""
 TINY = 1e-300
 """More than underflow can take from any sum that fits into memory."""
-DENSE = 2**22
-SIDE = 1024
-"""A convolution becomes a matrix up to so many entries, and rows or columns. A judgement: its norm then takes
-a quarter of a second, and is exact at the border of the map."""
+DENSE, SIDE = 2**22, 1024
+"""A convolution becomes a matrix, exact at the border of the map, up to so many entries and so many rows or
+columns, whichever are fewer. A judgement: its norm then takes a quarter of a second."""
 
 
 def gamma(roundings: float) -> float:
@@ -212,7 +211,7 @@ class Diagonal(LinearMap):
 
     def absolute(self, chords: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
         """Scaled features."""
-        return outward(chords * self.entries, 1)
+        return outward(chords.reshape(-1, *self.shape) * self.entries, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,8 +231,9 @@ class Matrix(LinearMap):
     @cached_property
     def error(self) -> Float[Tensor, "out_features in_features"]:
         """Upper bounds of the distance to the exact entries."""
-        error = gamma(self.roundings + 2) * self.magnitude + TINY
-        return error if self.roundings else torch.zeros_like(error)
+        if self.roundings == 0:
+            return torch.zeros((), dtype=torch.float64).expand_as(self.magnitude)
+        return gamma(self.roundings + 2) * self.magnitude + TINY
 
     @cached_property
     def entries(self) -> Float[Tensor, "out_features in_features"]:
@@ -255,7 +255,7 @@ class Matrix(LinearMap):
 
     @cached_property
     def _error_norm(self) -> float:
-        return longest(self.error.reshape(1, -1), 2.0)
+        return longest(self.error.reshape(1, -1), 2.0) if self.roundings else 0.0
 
     @cached_property
     def box(self) -> float:
@@ -293,8 +293,8 @@ class Convolution(LinearMap):
     $0 \leq \rho < s$ turns stride s into stride 1 between s phases of the input. With zero padding that is a
     section of the convolution on every torus long enough that no tap wraps around onto another,
     $N \geq \max(o + q_{\max}, \lceil n / s \rceil - q_{\min})$ for o outputs; the torus of the input, N = n, is
-    not. On a torus the norm is the largest over the frequencies $\theta$ of its dual of the symbol's,
-    $H(\theta) = \sum_a K_a e^{-i \theta q_a}$ (Sedghi et al., 2019), a small matrix of channels times phases.
+    not. On a torus the norm is the largest over its frequencies $\theta$ of the norm of the symbol
+    $H(\theta) = \sum_a K_a e^{-i \theta q_a}$, a small matrix of channels and phases (Sedghi et al., 2019).
     """
 
     kernel: Float[Tensor, "out_channels in_channels height width"]
@@ -319,8 +319,9 @@ class Convolution(LinearMap):
     @cached_property
     def error(self) -> Float[Tensor, "out_channels in_channels height width"]:
         """Upper bounds of the distance to the exact kernel."""
-        error = gamma(self.roundings + 2) * self.kernel.abs() + TINY
-        return error if self.roundings else torch.zeros_like(error)
+        if self.roundings == 0:
+            return torch.zeros_like(self.kernel)
+        return gamma(self.roundings + 2) * self.kernel.abs() + TINY
 
     @cached_property
     def entries(self) -> Float[Tensor, "out_channels in_channels height width"]:
@@ -337,10 +338,10 @@ class Convolution(LinearMap):
         r"""$e^{-i \theta q}$ for the frequencies of the torus; half of them on the second axis, by symmetry."""
         shift, phase = self.taps(axis)
         n, s, o = self.size[axis], self.stride[axis], self.shape[1 + axis]
-        long = n // s if self.circular else max(o + max(int(shift.max()), 0), -(-n // s) - min(int(shift.min()), 0))
-        frequency = torch.arange(long if axis == 0 else long // 2 + 1)
-        turn = (frequency[:, None] * shift + long // 2).remainder(long) - long // 2
-        angle = turn.to(torch.float64) * (-2 * math.pi / long)
+        torus = n // s if self.circular else max(o + max(int(shift.max()), 0), -(-n // s) - min(int(shift.min()), 0))
+        frequency = torch.arange(torus if axis == 0 else torus // 2 + 1)
+        turn = (frequency[:, None] * shift + torus // 2).remainder(torus) - torus // 2
+        angle = turn.to(torch.float64) * (-2 * math.pi / torus)
         return torch.polar(torch.ones_like(angle), angle)[:, None] * phase
 
     def row(self, q: float) -> float:
@@ -382,7 +383,8 @@ class Convolution(LinearMap):
             )
         ]
         padding = (self.padding[1], ends[1], self.padding[0], ends[0])
-        padded = nn.functional.pad(chords, padding, mode="circular" if self.circular else "constant")
+        maps = chords.reshape(-1, self.kernel.shape[1] * self.groups, *self.size)
+        padded = nn.functional.pad(maps, padding, mode="circular" if self.circular else "constant")
         seen = nn.functional.conv2d(
             padded, self.entries, stride=self.stride, dilation=self.dilation, groups=self.groups
         )
@@ -406,6 +408,7 @@ class Convolution(LinearMap):
 
 def linear(weight: Float[Tensor, "out_features in_features"]) -> Matrix:
     """A dense layer."""
+    weight = weight.to(torch.float64)
     return Matrix(weight, weight.abs(), (len(weight),))
 
 
@@ -437,11 +440,13 @@ def convolution(
         UnsupportedError: circular padding around a map that is no whole number of strides, or no longer than
             the kernel.
     """
-    layer = Convolution(kernel, size, shape, stride, padding, dilation, groups, circular, roundings)
+    layer = Convolution(kernel.to(torch.float64), size, shape, stride, padding, dilation, groups, circular, roundings)
     if circular:
         for n, s, o, k, d in zip(size, stride, shape[1:], kernel.shape[2:], dilation, strict=True):
             if n % s or o * s > n or d * (k - 1) + 1 > n:
-                raise UnsupportedError(f"circular padding of {n} pixels at stride {s} under {k} taps has no bound here")
+                raise UnsupportedError(
+                    f"has no bound here with circular padding of {n} pixels, {k} taps and stride {s}"
+                )
     outputs = math.prod(shape)
     small = min(layer.inputs, outputs) <= SIDE and layer.inputs * outputs <= DENSE
     return layer.matrix() if small else layer
@@ -496,7 +501,7 @@ def _linear(layer: nn.Linear, size: tuple[int, ...], shape: tuple[int, ...]) -> 
 
 def _convolution(layer: nn.Conv2d, size: tuple[int, ...], shape: tuple[int, ...]) -> LinearMap:
     if layer.padding_mode not in ("zeros", "circular"):
-        raise UnsupportedError(f"{layer.padding_mode} padding has no bound here, only zeros and circular")
+        raise UnsupportedError(f"has no bound here with {layer.padding_mode} padding, only with zeros and circular")
     if layer.padding == "same":
         padding = tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
     else:
@@ -554,7 +559,7 @@ LINEAR: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]
 
 def _softplus(layer: nn.Softplus) -> float:
     if layer.threshold < 20:
-        raise UnsupportedError(f"Softplus jumps at its threshold {layer.threshold:g}; from 20 on it is one by rounding")
+        raise UnsupportedError(f"jumps at its threshold {layer.threshold:g}; only from 20 on by less than 3e-9 / beta")
     return 1.0
 
 

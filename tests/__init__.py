@@ -1,0 +1,1 @@
+"""Tests; see conftest.py for what all of them share."""

@@ -1,0 +1,53 @@
+"""One row per certifier: what the contract suite in test_contract.py needs to know to hold it to the laws."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FINE = {"search": {"name": "secant", "relative": 1e-8}}
+"""Options with which a search meets the closed form to 1e-6."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A certifier under the contract.
+
+    Attributes:
+        spec: how it is built, quick enough for many networks.
+        fine: options to add where precision is asked for.
+        tight: on a linear classifier it equals the closed form to 1e-6, in these norms.
+        backend: the fixture that skips its tests where a package is missing.
+        layers: kinds of networks of `test_contract.NETWORKS` that it must certify, not refuse.
+        batch: how far radii may differ between batch sizes, relatively; where there is a search, by its tolerance,
+            because float64 rounding decides on which side of the crossing its last point falls.
+    """
+
+    spec: Mapping[str, Any]
+    fine: Mapping[str, Any] = field(default_factory=dict)
+    tight: frozenset[float] = frozenset({1.0, 2.0, math.inf})
+    backend: str | None = None
+    layers: frozenset[str] = frozenset({"linear", "mlp", "cnn", "residual"})
+    batch: float = 1e-7
+
+    @property
+    def name(self) -> str:
+        """The certifier's name."""
+        return str(self.spec["name"])
+
+
+def lirpa(name: str, **options: Any) -> Case:
+    """A margin certifier through auto-LiRPA."""
+    return Case({"name": name, **options}, FINE, backend="lirpa", batch=1e-3)
+
+
+CASES = [
+    Case({"name": "lipschitz"}),
+    lirpa("ibp"),
+    lirpa("crown-ibp"),
+    lirpa("wong-kolter"),
+    lirpa("crown"),
+    lirpa("alpha-crown", iterations=3),
+    Case({"name": "smoothing", "sigma": 0.25, "n": 1000}, tight=frozenset()),
+    Case({"name": "smoothing", "sigma": 0.25, "n": 1000, "rule": "one-vs-rest"}, tight=frozenset()),
+]
