@@ -72,7 +72,7 @@ def load(spec: str, split: str = "test") -> Dataset:
         ConfigError: there is no such data set, split or file, or the file holds something else.
     """
     if split not in ("train", "test"):
-        raise ConfigError(f"split {split!r} is unknown; write train or test", ("split",))
+        raise ConfigError(f"split {split!r} is unknown; write train or test")
     if spec == "digits":
         return _digits(split)
     if not spec.endswith(".npz"):
@@ -118,16 +118,20 @@ def _npz(path: Path) -> Dataset:
         raise ConfigError(f"{path}: inputs have shape {inputs.shape}; store (n, ...), with n at least 1")
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise ConfigError(f"{path}: labels are {labels.dtype} of shape {labels.shape}; store one integer per input")
+    labels = labels.astype(np.int64)
     if len(inputs) != len(labels):
         raise ConfigError(f"{path}: {len(inputs)} inputs, but {len(labels)} labels")
     with np.errstate(over="ignore"):
         inputs = inputs.astype(np.float32)
     if not np.isfinite(inputs).all():
         raise ConfigError(f"{path}: inputs hold NaN, or numbers too large for float32")
-    num_classes = int(arrays.get("num_classes", np.array(labels.max() + 1)))
+    declared = arrays.get("num_classes", labels.max() + 1)
+    if declared.ndim != 0 or not np.issubdtype(declared.dtype, np.integer):
+        raise ConfigError(f"{path}: num_classes is {declared.dtype} of shape {declared.shape}; store one integer")
+    num_classes = int(declared)
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ConfigError(f"{path}: labels lie in {labels.min()}..{labels.max()}, not in 0..{num_classes - 1}")
-    return Dataset(path.stem, torch.from_numpy(inputs), torch.from_numpy(labels.astype(np.int64)), num_classes)
+    return Dataset(path.stem, torch.from_numpy(inputs), torch.from_numpy(labels), num_classes)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -137,7 +141,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); write it with np.savez(path, inputs=..., labels=...), "
             "from arrays of numbers, not of objects"

@@ -60,8 +60,8 @@ class Entry:
     seed: int = 0
 
 
-# Decay and epochs are judgements: without the decay, cross entropy alone fits 1297 images by heart (test 95.8 %, with
-# it 96.6 %), and interval bounds still improve after 60 epochs.
+# Epochs, learning rates and decays are judgements, made with the test split in sight, so accuracies flatter a little.
+# Seed 1 ends within 0.8 points of every card.
 TABLE = {
     "linear": Entry("linear", Recipe(CrossEntropy(), epochs=50, learning_rate=2e-3)),
     "mlp-plain": Entry("mlp", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
@@ -114,7 +114,8 @@ def load(name: str, folder: Path = WEIGHTS) -> Classifier:
             + _cure(name, folder)
         )
     shape, classes = tuple(facts["input_shape"]), facts["num_classes"]
-    module = ARCHITECTURES[TABLE[name].architecture](shape, classes, _unit(shape))
+    with torch.random.fork_rng(devices=[]):  # initial parameters are drawn, and then replaced
+        module = ARCHITECTURES[TABLE[name].architecture](shape, classes, _unit(shape))
     module.load_state_dict(safetensors.torch.load(content))
     return Classifier(module.eval().requires_grad_(False), shape, classes, name)
 
@@ -188,7 +189,8 @@ def load_external(
     """
     make = _import(factory)
     try:
-        module = make()
+        with torch.random.fork_rng(devices=[]):
+            module = make()
     except Exception as error:
         raise ConfigError(f"{factory}() fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
@@ -245,7 +247,7 @@ def _fill(module: nn.Module, path: Path) -> None:
 
 def _entry(name: str) -> Entry:
     if name not in TABLE:
-        raise ConfigError(unknown("model", name, TABLE), ("name",))
+        raise ConfigError(unknown("model", name, TABLE))
     return TABLE[name]
 
 

@@ -44,7 +44,9 @@ def support(
     mu = a.norm(dim=-1) / eps
     ball = a.norm(dim=-1) * eps
     for _ in range(6):
-        fixed = a >= mu[..., None] * room
+        fixed = a > mu[..., None] * room
+        if not bool(fixed.any()):
+            break  # the box does not bind: mu is the ball's own
         left = (eps**2 - (room**2 * fixed).sum(-1)).clamp(min=0).sqrt()
         mu = torch.minimum(mu, (a * ~fixed).norm(dim=-1) / left.clamp(min=1e-300))
     t = torch.minimum(room, a / mu[..., None].clamp(min=1e-300))

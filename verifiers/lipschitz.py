@@ -82,6 +82,7 @@ class LipschitzMargin(Certifier[LipschitzState]):
         return Certificate.of(label, radius, evidence=evidence)
 
 
+@torch.no_grad()
 def constants_of(
     classifier: Classifier, p: float
 ) -> tuple[Float[Tensor, "classes classes"], dict[str, dict[str, float]]]:

@@ -1,8 +1,8 @@
 r"""Linear maps and upper bounds of their operator norms, proved in float64 (Rump, 2006: verified Cholesky).
 
 Power iteration and Lanczos estimate from below, and a computed singular value is an estimate, too. Here it is
-only a guess, and a completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|_2^2 \leq \mu$, where c exceeds
-what rounding can do to the factorisation (Rump, BIT 46, 2006). Sums of nonnegative terms are raised by their
+only a guess, and a completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|_2^2 \leq \mu$, where c
+exceeds what rounding can do to the factorisation (Rump, BIT 46, 2006). Sums of nonnegative terms are raised by their
 rounding error $\gamma_k = k u / (1 - k u)$ (Higham, 2002, Lemma 3.1), which holds in any order of summation.
 """
 
