@@ -150,7 +150,8 @@ def _differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tenso
 def _distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
     """Rounded up: a sum of d terms in float64 is off by less than d 2^-53 of itself."""
     change = (points.double() - x).flatten(1)
-    return torch.linalg.vector_norm(change, ord=threat.p, dim=1) * (1 + change.shape[1] * 2.0**-52)
+    length: Tensor = torch.linalg.vector_norm(change, ord=threat.p, dim=1)
+    return length * (1 + change.shape[1] * 2.0**-52)
 
 
 def _closer(

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,17 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from certbench.audit import VERSION as ATTACK_VERSION
 from certbench.audit import attack
 from certbench.certificate import Certificate
-from certbench.certification import certify
+from certbench.certification import certify, out_of_memory
 from certbench.certifier import Certifier
 from certbench.classifier import Classifier
 from certbench.errors import CertificationError, ConfigError, MissingBackendError, StoreError, UnsupportedError
@@ -55,6 +57,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, honoured after the batch at hand was stored."""
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Who wants to see how a run comes along."""
 
@@ -129,19 +132,19 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
         wanted = _wanted_attacks(suite, models, inputs, labels, pairs) if suite.settings.attacks.steps else {}
         total = sum(len(pair.planned) for pair in pairs) + sum(len(indices) for indices in wanted.values())
         done = sum(p.key in fresh for pair in pairs for p in pair.planned)
-        done += sum(key in attacked for model in wanted for _, keys in wanted[model] for key in keys.values())
+        done += sum(attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         watcher.begin(total, done)
 
         computed = 0
         with _gently() as stop:
             for model in wanted:
-                computed += _attack(suite, store, model, inputs, wanted[model], attacked, watcher)
+                computed += _attack(suite, store, model, inputs, wanted[model], attacked, watcher, folder)
                 stop()
             for pair in pairs:
+                stop()
                 computed += _certify(suite, store, pair, inputs, fresh, watcher, stop, folder)
-        manifest["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        if computed:
-            _write(folder / "manifest.json", json.dumps(manifest, indent=2))
+        manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(folder / "manifest.json", json.dumps(manifest, indent=2))
         return Finished(store.rows(), manifest, computed, folder)
     finally:
         store.close()
@@ -158,15 +161,19 @@ def plan(suite: Suite) -> int:
 
 
 def _load(suite: Suite) -> tuple[data.Dataset, list[Classifier]]:
-    dataset = data.load(suite.settings.data)
+    dataset = suite.located(("data",), partial(data.load, suite.settings.data))
     if len(dataset) < suite.settings.inputs:
-        raise ConfigError(f"{suite.settings.inputs} inputs are wanted, but {dataset.name} has {len(dataset)}")
-    models = [_model(spec, dataset) for spec in suite.settings.models]
+        wanted = suite.settings.inputs
+        raise suite.error(("inputs",), f"{wanted} inputs are wanted, but {dataset.name} has {len(dataset)}")
+    models = [
+        suite.located(("models", i), partial(_model, spec, dataset)) for i, spec in enumerate(suite.settings.models)
+    ]
     if len({model.name for model in models}) < len(models):
-        raise ConfigError("two models of the suite have the same name; give one another `name`")
-    box, inputs = suite.settings.domain, dataset.inputs[: suite.settings.inputs]
+        raise suite.error(("models",), "two models of the suite have the same name; give one another `name`")
+    box, inputs = suite.settings.domain, dataset.inputs[: suite.settings.inputs].double()
     if box is not None and (inputs.min() < box[0] or inputs.max() > box[1]):
-        raise ConfigError(f"{dataset.name} has values from {inputs.min():g} to {inputs.max():g}, outside domain {box}")
+        values = f"{inputs.min():g} to {inputs.max():g}"
+        raise suite.error(("domain",), f"{dataset.name} has values from {values}, outside domain {box}")
     return dataset, models
 
 
@@ -244,7 +251,9 @@ def _wanted_attacks(
         if of_model:
             correct = (model.double()(inputs).argmax(dim=1).cpu() == labels).tolist()
             wanted[model] = [
-                (i, {pair.threat: pair.planned[i].attack for pair in of_model}) for i, right in enumerate(correct) if right
+                (i, {pair.threat: pair.planned[i].attack for pair in of_model})
+                for i, right in enumerate(correct)
+                if right
             ]
     return wanted
 
@@ -257,6 +266,7 @@ def _attack(
     wanted: list[tuple[int, dict[ThreatModel, str]]],
     attacked: Mapping[str, float],
     watcher: Watcher,
+    folder: Path,
 ) -> int:
     """Attack the inputs whose counterexamples are not stored; returns how many points were stored."""
     todo = [(i, keys) for i, keys in wanted if any(key not in attacked for key in keys.values())]
@@ -266,7 +276,14 @@ def _attack(
         part = todo[start : start + ATTACK_BATCH]
         watcher.now(f"attacks on {model.name}")
         x = inputs[[i for i, _ in part]]
-        found = attack(model, x, suite.threats, box, steps=suite.settings.attacks.steps, seed=suite.settings.seed)
+        try:
+            found = attack(model, x, suite.threats, box, steps=suite.settings.attacks.steps, seed=suite.settings.seed)
+        except (
+            Exception
+        ) as error:  # no bounds from above for these, which costs no certificate; the next run tries again
+            _log(folder, f"attacks on {model.name}")
+            watcher.note(f"attacks on {model.name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
+            continue
         new = []
         for threat, examples in found.items():
             for row, (_, keys) in enumerate(part):
@@ -314,6 +331,7 @@ def _certify(
             raise UnsupportedError(reason)
         state = pair.certifier.prepare(pair.classifier, pair.threat)
         prepared = time.perf_counter() - start
+        stop()
         while left:
             if time.perf_counter() - start > limit:
                 fail(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {len(left)} inputs left")
@@ -328,15 +346,23 @@ def _certify(
             stop()
     except UnsupportedError as error:
         fail(Outcome.UNSUPPORTED, str(error))
-    except (MissingBackendError, CertificationError) as error:
+    except (MissingBackendError, CertificationError, ConfigError) as error:
         fail(Outcome.FAILED, str(error))
-    except (StoreError, ConfigError):
+    except StoreError:
         raise
-    except Exception as error:  # a bug, here or in a backend: this pair is lost, the others are not
-        with open(folder / "errors.log", "a", encoding="utf-8") as file:
-            file.write(f"{name}\n{traceback.format_exc()}\n")
-        fail(Outcome.FAILED, f"{type(error).__name__}: {error} (a bug; the traceback is in errors.log)")
+    except Exception as error:
+        if out_of_memory(error):
+            fail(Outcome.OUT_OF_MEMORY, f"out of memory in the preparation: {error}")
+        else:  # a bug, here or in a backend: this pair is lost, the others are not
+            _log(folder, name)
+            fail(Outcome.FAILED, f"{type(error).__name__}: {error} (a bug; the traceback is in errors.log)")
     return len(todo)
+
+
+def _log(folder: Path, name: str) -> None:
+    """Append the traceback of the exception at hand to the folder's log."""
+    with _writing(folder / "errors.log"), open(folder / "errors.log", "a", encoding="utf-8") as file:
+        file.write(f"{name}\n{traceback.format_exc()}\n")
 
 
 def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iterator[Result]:
@@ -391,8 +417,8 @@ def _manifest(suite: Suite, dataset: data.Dataset, models: list[Classifier], thr
         "commit": _commit(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(models[0].device)},
         "threads": threads,
-        "command": " ".join(["certbench", *sys.argv[1:]]),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["certbench", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -415,10 +441,16 @@ def _commit() -> str:
 
 def _write(path: Path, text: str) -> None:
     """Replace a file in one step, so that no reader meets half of it."""
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(path.suffix + ".part")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error}; what was stored before is intact") from error

@@ -66,7 +66,7 @@ def certify(
                 raise
             return Certificate.nothing(len(x), Outcome.FAILED, f"{type(error).__name__}: {error}")
     x = x.to(classifier.device, torch.float64)
-    parts = [_batch(certifier, state, part, seed, throw) for part in x.split(batch_size)]
+    parts = [_batch(certifier, state, part, seed, throw) for part in torch.split(x, batch_size)]
     return Certificate.concatenate(parts)
 
 
@@ -83,7 +83,7 @@ def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: b
     try:
         certificate = certifier.certify(state, x, [input_seed(seed, row) for row in x])
     except (CertificationError, MemoryError, RuntimeError) as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             if len(x) > 1:
                 half = (len(x) + 1) // 2
                 return Certificate.concatenate(
@@ -101,8 +101,8 @@ def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: b
     return replace(certificate, seconds=torch.full((len(x),), each, dtype=torch.float64))
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Torch reports a failed CPU allocation as a plain RuntimeError."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch reports a failed CPU allocation as a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import inspect
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +44,9 @@ class Classifier:
         try:
             shape = tuple(self(torch.zeros(2, *self.input_shape)).shape)
         except RuntimeError as error:
-            raise ConfigError(f"{self.name} does not take a batch of shape (2, *{self.input_shape}): {error}") from error
+            raise ConfigError(
+                f"{self.name} does not take a batch of shape (2, *{self.input_shape}): {error}"
+            ) from error
         if shape != (2, self.num_classes):
             raise ConfigError(f"{self.name} gives logits of shape {shape} for two inputs, not (2, {self.num_classes})")
 
@@ -76,15 +78,18 @@ class Classifier:
             ConfigError: if a setting of a submodule cannot be read reliably.
         """
         digest = hashlib.sha256(repr((self.input_shape, self.num_classes)).encode())
-        for path, module in self.module.named_modules():
+        for path, module in self.module.named_modules(remove_duplicate=False):
             digest.update(f"{path}:{type(module).__module__}.{type(module).__qualname__}".encode())
-            if not type(module).__module__.startswith("torch."):
-                digest.update(_source(type(module)))
-            for key in sorted(vars(module)):
-                if key not in _PLUMBING:
-                    digest.update(key.encode() + _content(vars(module)[key], f"{path}.{key}"))
-        for key, tensor in self.module.state_dict(keep_vars=True).items():
-            digest.update(key.encode() + _content(tensor, key))
+            for kind in type(module).__mro__:
+                if not kind.__module__.startswith(("torch.", "builtins")):
+                    digest.update(_code(kind, path))
+            for key, value in sorted(vars(module).items()):
+                if key not in _PLUMBING or (key.endswith("_hooks") and value):
+                    digest.update(key.encode() + _content(value, f"{path}.{key}"))
+        tensors = [*self.module.named_parameters(remove_duplicate=False)]
+        tensors += self.module.named_buffers(remove_duplicate=False)
+        for path, tensor in tensors:
+            digest.update(path.encode() + _content(tensor, path))
         return digest.hexdigest()
 
     def _tensors(self) -> Iterator[Tensor]:
@@ -102,12 +107,38 @@ def _source(thing: Any) -> bytes:
         return b""
 
 
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _code(kind: type, where: str) -> bytes:
+    """A class's source, and what its methods have caught from the functions around it."""
+    caught = [_content(value, where) for value in vars(kind).values() if inspect.isfunction(value)]
+    return _source(kind) + b"".join(caught)
+
+
 def _content(value: Any, where: str) -> bytes:
     if isinstance(value, Tensor):
         array = value.detach().cpu().contiguous()
         return repr((array.dtype, tuple(array.shape))).encode() + array.reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, nn.Module):
+        return f"{type(value).__module__}.{type(value).__qualname__}".encode()  # registered, so read elsewhere
     if inspect.isroutine(value):
-        return getattr(value, "__qualname__", repr(value)).encode() + _source(value)
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _filled(cell)]
+        settled = [cells, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]
+        return getattr(value, "__qualname__", repr(value)).encode() + _source(value) + _content(settled, where)
+    if inspect.isclass(value):
+        return f"{value.__module__}.{value.__qualname__}".encode()
+    if isinstance(value, Mapping):
+        value = [*value.items()]
+    if isinstance(value, set | frozenset):
+        return b"set" + b"".join(sorted(_content(element, where) for element in value))
+    if isinstance(value, list | tuple):
+        parts = [_content(element, where) for element in value]
+        return type(value).__name__.encode() + b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     try:
         return pickle.dumps(value, protocol=4)
     except Exception as error:

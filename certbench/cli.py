@@ -1,6 +1,7 @@
 """The command line. Commands import what they need when they run, so that help and lists are quick."""
 
 import json
+import shlex
 import sys
 import time
 from collections import Counter
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from certbench import __version__, registry
@@ -57,7 +66,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     del version
 
@@ -86,16 +97,18 @@ def run(
             finished = benchmark.run(loaded, folder, watcher, rerun=rerun, threads=threads)
         except KeyboardInterrupt:
             watcher.stop()
-            err.print(f"interrupted; what was computed is stored. To go on: {_again()}", soft_wrap=True)
+            err.print(f"interrupted; what was computed is stored. To go on: {_again()}", markup=False, soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
         except StoreError:
             watcher.stop()
-            err.print(f"To go on when that is mended: {_again()}", soft_wrap=True)
+            err.print(f"To go on when that is mended: {_again()}", markup=False, soft_wrap=True)
             raise
     radii = _radii(finished.manifest)
     path = _report(folder, finished.manifest, finished.rows)
     _print_table(finished.rows, radii)
-    out.print(f"{len(finished.rows)} rows, {finished.computed} computed now. Report: {path}", soft_wrap=True)
+    out.print(
+        f"{len(finished.rows)} rows, {finished.computed} computed now. Report: {escape(str(path))}", soft_wrap=True
+    )
     raise typer.Exit(_verdict(finished.rows))
 
 
@@ -145,7 +158,8 @@ def validate(suite: Annotated[str, typer.Argument(help="A shipped suite, or the 
 
     loaded = load(suite)
     pairs = plan(loaded)
-    out.print(f"{loaded.source} is valid: {pairs} pairs of {loaded.settings.inputs} inputs", soft_wrap=True)
+    valid = f"{loaded.source} is valid: {pairs} pairs of {loaded.settings.inputs} inputs"
+    out.print(valid, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -160,7 +174,7 @@ def report(
     path = _report(folder, manifest, rows)
     if markdown:
         out.print(table.markdown(metrics.summarise(rows, _radii(manifest))), markup=False, soft_wrap=True)
-    out.print(f"Report: {path}", soft_wrap=True)
+    out.print(f"Report: {path}", markup=False, soft_wrap=True)
     raise typer.Exit(_verdict(rows))
 
 
@@ -181,19 +195,28 @@ def doctor() -> None:
 @app.command()
 def train(
     model: Annotated[str, typer.Argument(help="A model of the zoo; see `certbench list`.")],
-    folder: Annotated[Path, typer.Option("--out", help="Where the weights and their card are written.")] = Path("trained"),
+    folder: Annotated[Path, typer.Option("--out", help="Where the weights and their card are written.")] = Path(
+        "trained"
+    ),
 ) -> None:
     """Train a model of the zoo from scratch and compare it with the shipped one."""
     from certbench.models import zoo
 
     start = time.perf_counter()
-    card = zoo.train(model, folder)
+    try:
+        card = zoo.train(model, folder)
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error}") from error
     seconds = time.perf_counter() - start
     new = card["accuracy"]["test"]
-    out.print(f"{folder / model}.safetensors: test accuracy {100 * new:.1f} %, {seconds:.0f} s", soft_wrap=True)
+    out.print(
+        f"{escape(str(folder / model))}.safetensors: test accuracy {100 * new:.1f} %, {seconds:.0f} s", soft_wrap=True
+    )
     if model in registry.cards():
         old = json.loads(registry.cards()[model].read_text(encoding="utf-8"))["accuracy"]["test"]
-        out.print(f"shipped weights: {100 * old:.1f} %, a difference of {100 * (new - old):+.1f} points", soft_wrap=True)
+        out.print(
+            f"shipped weights: {100 * old:.1f} %, a difference of {100 * (new - old):+.1f} points", soft_wrap=True
+        )
 
 
 class _Watcher:
@@ -219,7 +242,9 @@ class _Watcher:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -266,7 +291,9 @@ def _show_certifier(name: str) -> None:
     out.print(inspect.getdoc(found) or "", markup=False, soft_wrap=True)
     table = Table("option", "type", "default", box=None, pad_edge=False)
     for field in dataclasses.fields(found):
-        table.add_row(field.name, escape(str(getattr(field.type, "__name__", field.type))), escape(describe_default(field)))
+        table.add_row(
+            field.name, escape(str(getattr(field.type, "__name__", field.type))), escape(describe_default(field))
+        )
     out.print(table)
 
 
@@ -277,8 +304,9 @@ def _stored(folder: Path) -> tuple[dict[str, Any], "list[Row]"]:
         raise ConfigError(f"{folder} is not the folder of a run: there is no results.db in it")
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {folder / 'manifest.json'}: {error}") from error
+        _radii(manifest)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreError(f"cannot read {folder / 'manifest.json'}: {type(error).__name__}: {error}") from error
     store = Store(folder / "results.db")
     try:
         rows, missing = store.rows(), store.missing()
@@ -312,8 +340,8 @@ def _verdict(rows: "list[Row]") -> int:
     refuted = [row for row in rows if row.unsound]
     for row in refuted[:10]:
         err.print(
-            f"[bold red]UNSOUND:[/] {escape(row.certifier)} on {escape(row.model)}, norm {row.norm:g}, input {row.input}: "
-            f"radius {row.radius:.6g}, but a counterexample lies at {row.upper:.6g}",
+            f"[bold red]UNSOUND:[/] {escape(row.certifier)} on {escape(row.model)}, norm {row.norm:g}, "
+            f"input {row.input}: radius {row.radius:.6g}, but a counterexample lies at {row.upper:.6g}",
             soft_wrap=True,
         )
     if refuted:
@@ -327,7 +355,7 @@ def _verdict(rows: "list[Row]") -> int:
 
 
 def _again() -> str:
-    return " ".join(["certbench", *sys.argv[1:]])
+    return shlex.join(["certbench", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

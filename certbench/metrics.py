@@ -141,11 +141,6 @@ def summarise(rows: Iterable[Row], radii: Mapping[float, Sequence[float]]) -> li
     )
 
 
-def unsound(row: Row) -> bool:
-    """Whether a known counterexample refutes the row; those of the base classifier say nothing of a smoothed one."""
-    return row.subject is Subject.BASE and row.unsound
-
-
 def curve(rows: Sequence[Row]) -> Steps:
     """Certified accuracy against eps, for the rows of one pair."""
     return _steps([_radius(row) for row in rows if row.correct], len(rows))
@@ -212,7 +207,7 @@ def _summary(rows: Sequence[Row], radii: Sequence[float]) -> Summary:
             for outcome in outcomes
         },
         unsupported=(next((row.reason for row in rows if row.reason), "") or "no reason given") if never else None,
-        unsound=sum(unsound(row) for row in rows),
+        unsound=sum(row.unsound for row in rows),
         seconds=math.fsum(row.seconds for row in rows) / n,
         prepare_seconds=max(row.prepare_seconds for row in rows),
         alpha=_alpha(rows),

@@ -60,7 +60,7 @@ def label(certifier: Certifier[Any], usual: Mapping[str, Any] | None = None) -> 
     for field in dataclasses.fields(certifier):  # type: ignore[arg-type]
         if getattr(certifier, field.name) != usual.get(field.name, _default(field)):
             changed.append(f"{field.name}={_short(described[field.name])}")
-    return described["name"] + (f"({', '.join(changed)})" if changed else "")
+    return str(described["name"]) + (f"({', '.join(changed)})" if changed else "")
 
 
 def describe_default(field: "dataclasses.Field[Any]") -> str:
@@ -80,11 +80,9 @@ def number(value: object) -> float:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number (YAML reads yes, no, on and off as true and false)")
     try:
-        if isinstance(value, str) and "/" in value:
-            result = float(Fraction(value.replace(" ", "")))
-        else:
-            result = float(value)  # type: ignore[arg-type]
-    except (ValueError, TypeError, ZeroDivisionError):
+        fraction = isinstance(value, str) and "/" in value
+        result = float(Fraction(str(value).replace(" ", "")) if fraction else value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         kind = "text" if isinstance(value, str) else type(value).__name__
         raise ValueError(f"{value!r} is {kind}, not a number; write it like 0.1, 1e-3, 8/255 or inf") from None
     if math.isnan(result):
@@ -98,6 +96,8 @@ def whole(value: object) -> int:
     Raises:
         ValueError: it is no whole number.
     """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # no detour by float, which rounds large ones
     result = number(value)
     if not result.is_integer():
         raise ValueError(f"{value!r} is not a whole number")
@@ -112,7 +112,7 @@ def _named(spec: object, path: Path) -> tuple[str, dict[str, Any]]:
     if isinstance(spec, str):
         return spec, {}
     if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
-        return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+        return spec["name"], {str(key): value for key, value in spec.items() if key != "name"}
     raise ConfigError("write a name, or a mapping with a `name` and options", path)
 
 
@@ -121,7 +121,7 @@ def _fill(cls: type[Any], given: Mapping[str, Any], path: Path) -> Any:
     known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     for key in given:
         if key not in known:
-            raise ConfigError(registry.unknown("option", str(key), known), (*path, key))
+            raise ConfigError(registry.unknown("option", key, known), (*path, key))
     values = {key: _value(known[key], value, (*path, key)) for key, value in given.items()}
     missing = [
         field.name for field in dataclasses.fields(cls) if _default(field) is _REQUIRED and field.name not in values
@@ -135,14 +135,16 @@ def _fill(cls: type[Any], given: Mapping[str, Any], path: Path) -> Any:
 
 
 def _value(hint: Any, value: Any, path: Path) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return value  # built by hand, in Python
     if hint in FAMILIES:
+        if isinstance(value, hint):
+            return value  # built by hand, in Python
         name, given = _named(value, path)
         if name not in FAMILIES[hint]:
-            raise ConfigError(registry.unknown(path[-1] if path else "choice", name, FAMILIES[hint]), path)
+            raise ConfigError(registry.unknown(str(path[-1]) if path else "choice", name, FAMILIES[hint]), path)
         return _fill(FAMILIES[hint][name], given, path)
     if typing.get_origin(hint) is Certifier or hint is Certifier:
+        if isinstance(value, Certifier):
+            return value
         name, given = _named(value, path)
         return _fill(registry.find(name), given, path)
     try:

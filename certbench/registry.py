@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
 
-from certbench.errors import ConfigError
+from certbench.errors import ConfigError, MissingBackendError
 
 GROUP = "certbench.verifiers"
 """Entry-point group: each entry leads to a dict like `certbench.verifiers.TABLE`."""
@@ -20,11 +20,15 @@ def table() -> dict[str, str]:
     """Every known certifier, name to `module:Class`; imports no backend.
 
     Raises:
-        ConfigError: two packages claim one name.
+        ConfigError: two packages claim one name, or a package's table cannot be imported.
     """
     merged: dict[str, str] = {}
     for entry in entry_points(group=GROUP):
-        for name, target in entry.load().items():
+        try:
+            entries = dict(entry.load())
+        except Exception as error:
+            raise ConfigError(f"the table of certifiers {entry.value} cannot be imported: {error}") from error
+        for name, target in entries.items():
             if merged.setdefault(name, target) != target:
                 raise ConfigError(f"certifier {name!r} is claimed twice: {merged[name]} and {target}")
     return merged
@@ -34,13 +38,20 @@ def find(name: str) -> type[Any]:
     """The certifier class of that name; imports its module.
 
     Raises:
-        ConfigError: no certifier has this name.
+        ConfigError: no certifier has this name, or its line in the table leads nowhere.
         MissingBackendError: its package is not installed.
     """
     if name not in table():
         raise ConfigError(unknown("certifier", name, table()), ("name",))
     module, _, attribute = table()[name].partition(":")
-    return cast("type[Any]", getattr(importlib.import_module(module), attribute))
+    try:
+        return cast("type[Any]", getattr(importlib.import_module(module), attribute))
+    except MissingBackendError:
+        raise
+    except ImportError as error:
+        raise MissingBackendError(f"certifier {name!r} needs a package that does not import: {error}") from error
+    except AttributeError as error:
+        raise ConfigError(f"certifier {name!r}: {error}", ("name",)) from error
 
 
 def name_of(certifier: type[Any]) -> str:
@@ -52,7 +63,10 @@ def name_of(certifier: type[Any]) -> str:
 def summary(name: str) -> str:
     """First line of the class's docstring, read from the source so that no backend is imported."""
     module, _, attribute = table()[name].partition(":")
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        spec = None
     if spec is None or spec.origin is None:
         return "(not importable)"
     with open(spec.origin, encoding="utf-8") as file:
@@ -76,5 +90,5 @@ def cards() -> dict[str, Path]:
 def unknown(kind: str, name: str, known: Any) -> str:
     """A message for a name that is not known, with the nearest ones."""
     near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"

@@ -172,7 +172,7 @@ def html(title: str, manifest: Mapping[str, Any], rows: Sequence[Row], radii: Ma
     """The page as text."""
     summaries = metrics.summarise(rows, radii)
     shapes = dict(zip(dict.fromkeys(row.model for row in rows), itertools.cycle(SHAPES), strict=False))
-    refuted = [row for row in rows if metrics.unsound(row)]
+    refuted = [row for row in rows if row.unsound]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

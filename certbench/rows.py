@@ -57,8 +57,11 @@ class Row:
 
     @property
     def unsound(self) -> bool:
-        """Whether a known counterexample lies inside the certified ball (beyond rounding of the distance)."""
-        return self.radius > self.upper * (1 + 1e-9)
+        """Whether a known counterexample lies inside the certified ball (beyond rounding of the distance).
+
+        Counterexamples are of the base classifier, and say nothing of a smoothed one.
+        """
+        return self.subject is Subject.BASE and self.radius > self.upper * (1 + 1e-9)
 
     def certified(self, eps: float) -> bool:
         """Whether the input counts for certified accuracy at eps: correct, and radius >= eps."""

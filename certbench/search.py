@@ -147,7 +147,9 @@ class _Bracket:
     def middle(self) -> Float[Tensor, " m"]:
         """Up by four while nothing failed, down by four while nothing held, else the geometric mean."""
         return torch.where(
-            self.high.isinf(), 4 * self.low, torch.where(self.low == 0, self.high / 4, (self.low * self.high).sqrt())
+            self.high.isinf(),
+            4 * self.low,
+            torch.where(self.low == 0, self.high / 4, self.low.sqrt() * self.high.sqrt()),
         )
 
     def crossing(self) -> Float[Tensor, " m"]:
@@ -174,9 +176,7 @@ def _close_in(
         if step == 0:
             eps = torch.full_like(clean[index], options.start)
         else:
-            eps = propose(
-                _Bracket(low[index], high[index], above[index], below[index], clean[index], slow[index] >= 2)
-            )
+            eps = propose(_Bracket(low[index], high[index], above[index], below[index], clean[index], slow[index] >= 2))
         eps = eps.clamp(max=options.limit)
         margin = bound(index, eps)
         found.evaluations[index] += 1
@@ -203,8 +203,10 @@ def _nothing_yet(clean: Float[Tensor, " n"]) -> Found:
 
 
 def _check(options: Bisection | Secant) -> None:
-    if not 0 < options.start <= options.limit < math.inf:
-        raise ConfigError("a radius search needs 0 < start <= limit < inf", ("start",))
+    if not 0 < options.start < math.inf:
+        raise ConfigError(f"start must be positive and finite, not {options.start}", ("start",))
+    if not options.start <= options.limit < math.inf:
+        raise ConfigError(f"limit must be finite and at least start, not {options.limit}", ("limit",))
     if not 0 < options.relative < 1:
         raise ConfigError(f"relative must lie between 0 and 1, not {options.relative}", ("relative",))
     if options.evaluations < 1:

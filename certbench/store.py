@@ -10,7 +10,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,16 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open the file, and make it if need be."""
         self.path = path
-        with self._guard():
+        with self._guard(), ExitStack() as undo:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, isolation_level=None)
+            undo.callback(self._connection.close)
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
                 raise StoreError(f"{path} was written by another version of certbench (format {version})")
-            self._connection.executescript(_SCHEMA)
-            self._connection.execute(f"PRAGMA user_version = {VERSION}")
+            if version == 0:  # new; one that is only read is not touched
+                self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            undo.pop_all()
 
     def close(self) -> None:
         """Close the file."""
@@ -108,8 +110,10 @@ class Store:
     def plan(self, planned: Sequence[Planned]) -> None:
         """Replace what the suite asks for; results stay."""
         values = [
-            (i, p.key, p.attack, p.model, p.certifier, json.dumps(plain(p.spec)), p.guarantee.value, p.subject.value)
-            + (p.norm, json.dumps(p.domain), p.input, p.label)
+            (
+                *(i, p.key, p.attack, p.model, p.certifier, json.dumps(plain(p.spec)), p.guarantee.value),
+                *(p.subject.value, p.norm, json.dumps(p.domain), p.input, p.label),
+            )
             for i, p in enumerate(planned)
         ]
         with self._transaction():
@@ -119,8 +123,10 @@ class Store:
     def put(self, results: Iterable[Result]) -> None:
         """Write results in one transaction; a later answer replaces an earlier one."""
         values = [
-            (r.key, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome.value, r.reason)
-            + (json.dumps(plain(r.evidence)),)
+            (
+                *(r.key, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome.value, r.reason),
+                json.dumps(plain(r.evidence)),
+            )
             for r in results
         ]
         with self._transaction():
@@ -179,7 +185,7 @@ class Store:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a word that no version wrote
             raise StoreError(f"cannot read or write {self.path}: {error}; what was stored before is intact") from error
 
 

@@ -1,10 +1,10 @@
 """Suites: what to run, as a short YAML file that is validated before anything runs."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -12,12 +12,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from certbench import registry
 from certbench.certifier import Certifier, MarginCertifier
 from certbench.errors import ConfigError
-from certbench.options import Number, Whole, build, choose
+from certbench.options import Number, Whole, build, choose, number
 from certbench.search import RadiusSearch
 from certbench.threat import ThreatModel
 
-Lines = Mapping[tuple[str | int, ...], int]
-"""The line, from 1, on which each value of a file stands, by the path that leads to it."""
+Lines = Mapping[tuple[str, ...], int]
+"""The line, from 1, on which each value of a file stands, by the path that leads to it, all as text."""
+
+DEEPEST = 20
+"""Levels of nesting followed, so that an alias inside its own anchor ends."""
+
+Made = TypeVar("Made")
 
 
 class _Strict(BaseModel):
@@ -58,9 +63,9 @@ class SuiteFile(_Strict):
     models: list[Annotated[ModelSpec, BeforeValidator(_as_model)]] = Field(min_length=1)
     norms: list[Number] = Field(min_length=1)
     domain: tuple[Number, Number] | None = None
-    certifiers: list[str | dict[str, Any]] = Field(min_length=1)
+    certifiers: list[Any] = Field(min_length=1)
     radii: dict[Number, list[Number]] = Field(default_factory=dict)
-    search: str | dict[str, Any] | None = None
+    search: Any = None
     batch: Whole = Field(default=64, gt=0)
     seed: Whole = 0
     attacks: Attacks = Attacks()
@@ -77,6 +82,7 @@ class Suite:
         certifiers: built, with the suite's `search` where they have one and do not say otherwise.
         usual: option values that every certifier of the suite has, unless it says otherwise.
         source: where it was read.
+        lines: where its values stand in there.
     """
 
     settings: SuiteFile
@@ -84,6 +90,18 @@ class Suite:
     certifiers: tuple[Certifier[Any], ...]
     usual: Mapping[str, Any]
     source: Path
+    lines: Lines = field(default_factory=dict)
+
+    def error(self, where: tuple[str | int, ...], message: str) -> ConfigError:
+        """An error that names the file and the line of the value at `where`."""
+        return ConfigError(_at(self.source, self.lines, where, message), where)
+
+    def located(self, where: tuple[str | int, ...], make: Callable[[], Made]) -> Made:
+        """What `make` returns; a `ConfigError` that it raises gets the file and the line of the value at `where`."""
+        try:
+            return make()
+        except ConfigError as error:
+            raise self.error(where, str(error)) from error
 
 
 def load(name: str) -> Suite:
@@ -103,7 +121,7 @@ def load(name: str) -> Suite:
         raise ConfigError(f"cannot read the suite {path}: {error}") from error
     values, lines = read_yaml(text, path)
     try:
-        return _validate(values, path)
+        return _validate(values, path, lines)
     except ConfigError as error:
         raise ConfigError(_at(path, lines, error.path, str(error)), error.path) from error
 
@@ -115,39 +133,46 @@ def read_yaml(text: str, path: Path) -> tuple[Any, Lines]:
         ConfigError: the text is no YAML.
     """
     try:
+        values = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[tuple[str | int, ...], int] = {}
-        if node is not None:
-            _note_lines(node, (), lines, path)
-        return yaml.safe_load(text), lines
-    except yaml.YAMLError as error:
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 31st of February, say
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    lines: dict[tuple[str, ...], int] = {}
+    if node is not None:
+        _note_lines(node, (), lines, path)
+    return values, lines
 
 
-def _note_lines(node: yaml.Node, here: tuple[str | int, ...], lines: dict[Any, int], path: Path) -> None:
+def _note_lines(node: yaml.Node, here: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
     lines[here] = node.start_mark.line + 1
+    if len(here) > DEEPEST:
+        raise ConfigError(f"{path}, line {lines[here]}: nested deeper than any suite")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            inner = (*here, key.value)
+            inner = (*here, str(key.value))
             if inner in lines:
                 raise ConfigError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is given twice")
             _note_lines(value, inner, lines, path)
             lines[inner] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _note_lines(value, (*here, index), lines, path)
+            _note_lines(value, (*here, str(index)), lines, path)
 
 
 def _at(path: Path, lines: Lines, where: tuple[str | int, ...], message: str) -> str:
     """The message with file, line and place, as far as the place was found in the file."""
-    place = ".".join(str(part) for part in where)
-    for end in range(len(where), -1, -1):
-        if tuple(where[:end]) in lines:
-            return f"{path}, line {lines[tuple(where[:end])]}: " + (f"{place}: " if place else "") + message
+    parts = tuple(str(part) for part in where)
+    place = ".".join(parts)
+    for end in range(len(parts), -1, -1):
+        if parts[:end] in lines:
+            return f"{path}, line {lines[parts[:end]]}: " + (f"{place}: " if place else "") + message
     return f"{path}: {message}"
 
 
-def _validate(values: Any, path: Path) -> Suite:
+def _validate(values: Any, path: Path, lines: Lines) -> Suite:
     if not isinstance(values, dict):
         raise ConfigError("a suite is a mapping: name, data, inputs, models, norms, certifiers, ...")
     try:
@@ -156,11 +181,17 @@ def _validate(values: Any, path: Path) -> Suite:
         first = error.errors()[0]
         where = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-")))
         if first["type"] == "extra_forbidden":
-            model = {"attacks": Attacks, "limits": Limits, "models": ModelSpec}.get(str(where[0]), SuiteFile)
-            known = model.model_fields if len(where) > 1 else SuiteFile.model_fields
-            raise ConfigError(registry.unknown("setting", str(where[-1]), known), where) from error
+            inner: dict[str, type[_Strict]] = {"attacks": Attacks, "limits": Limits, "models": ModelSpec}
+            place = inner.get(str(where[0]), SuiteFile) if len(where) > 1 else SuiteFile
+            raise ConfigError(registry.unknown("setting", str(where[-1]), place.model_fields), where) from error
         raise ConfigError(first["msg"].removeprefix("Value error, "), where) from error
 
+    for i, model in enumerate(settings.models):
+        if model.factory is None and model.name not in registry.cards():
+            raise ConfigError(registry.unknown("model", model.name, registry.cards()), ("models", i))
+    if settings.domain is not None and not all(math.isfinite(end) for end in settings.domain):
+        raise ConfigError("a domain has finite ends; leave it out if inputs have no bounds", ("domain",))
+    ThreatModel(1.0, settings.domain)  # an empty domain is no mistake of the norms
     threats = tuple(
         _located(("norms", i), lambda p=p: ThreatModel(p, settings.domain)) for i, p in enumerate(settings.norms)
     )
@@ -169,16 +200,23 @@ def _validate(values: Any, path: Path) -> Suite:
         _located(("certifiers", i), lambda spec=spec: _certifier(spec, usual))
         for i, spec in enumerate(settings.certifiers)
     )
+    for name, parts in (("norms", threats), ("certifiers", certifiers)):
+        for i, part in enumerate(parts):
+            if part in parts[:i]:
+                raise ConfigError("this is there twice", (name, i))
     for i, threat in enumerate(threats):
         if not any(threat.p in certifier.norms for certifier in certifiers):
             raise ConfigError(f"no certifier of this suite offers {threat.name}", ("norms", i))
     for p in settings.radii:
         if p not in settings.norms:
-            raise ConfigError(f"radii are given for norm {p:g}, which is not among the norms", ("radii",))
-    return Suite(settings, threats, certifiers, usual, path)
+            where = ("radii", *(key for key in values["radii"] if number(key) == p))
+            raise ConfigError(f"radii are given for norm {p:g}, which is not among the norms", where)
+    return Suite(settings, threats, certifiers, usual, path, lines)
 
 
-def _certifier(spec: str | dict[str, Any], usual: Mapping[str, Any]) -> Certifier[Any]:
+def _certifier(spec: Any, usual: Mapping[str, Any]) -> Certifier[Any]:
+    if not isinstance(spec, str | dict):
+        raise ConfigError("write a name, or a mapping with a `name` and options")
     given = {"name": spec} if isinstance(spec, str) else spec
     if isinstance(given.get("name"), str) and issubclass(registry.find(given["name"]), MarginCertifier):
         given = {**usual, **given}

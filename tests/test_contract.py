@@ -7,7 +7,20 @@ import torch
 from torch import Tensor, nn
 
 import certbench
-from certbench import ABSTAIN, L1, L2, Certifier, Classifier, Guarantee, Linf, MarginCertifier, Outcome, Subject, ThreatModel, registry
+from certbench import (
+    ABSTAIN,
+    L1,
+    L2,
+    Certifier,
+    Classifier,
+    Guarantee,
+    Linf,
+    MarginCertifier,
+    Outcome,
+    Subject,
+    ThreatModel,
+    registry,
+)
 from certbench.audit import attack
 
 from .cases import CASES, Case
@@ -30,7 +43,9 @@ def network(kind: str) -> Classifier:
         torch.manual_seed(1)
         module: nn.Module = {
             "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 4)),
-            "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)),
+            "mlp": lambda: nn.Sequential(
+                nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)
+            ),
             "cnn": lambda: nn.Sequential(
                 nn.Conv2d(1, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 6, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 4)
             ),
@@ -117,7 +132,9 @@ def sample_ball(x: Tensor, radius: Tensor, threat: ThreatModel, n: int) -> Tenso
 
 
 @pytest.mark.parametrize("threat", NORMS, ids=str)
-def test_neither_batch_size_nor_neighbours_nor_order_matter(case: Case, certifier: Certifier, threat: ThreatModel) -> None:
+def test_neither_batch_size_nor_neighbours_nor_order_matter(
+    case: Case, certifier: Certifier, threat: ThreatModel
+) -> None:
     classifier, x = network("mlp"), inputs(4)
     whole = certbench.certify(certifier, classifier, x, threat)
     order = torch.tensor([3, 1, 0, 2])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from certbench.metrics import Summary, attack_curve, curve, summarise, unsound
+from certbench.metrics import Summary, attack_curve, curve, summarise
 from certbench.rows import Row
 from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
 
@@ -121,12 +121,12 @@ def test_unsound_is_a_radius_above_a_counterexample():
     inside = replace(PLAIN, radius=0.5, upper=0.4)
     touching = replace(PLAIN, radius=0.5, upper=0.5)
     assert only([PLAIN, inside, touching]).unsound == 1
-    assert unsound(replace(inside, prediction=1))  # also where the prediction is not the label
+    assert replace(inside, prediction=1).unsound  # also where the prediction is not the label
 
 
 def test_counterexamples_of_the_base_classifier_say_nothing_of_the_smoothed_one():
     row = replace(SMOOTHED, radius=0.5, upper=0.4)
-    assert not unsound(row)
+    assert not row.unsound
     assert only([row]).unsound == 0
     assert only([row]).tightness is None
     assert attack_curve([row]) == []

@@ -15,7 +15,9 @@ from .conftest import SHARED
 pytestmark = pytest.mark.slow
 
 
-def verified(certifier: str, classifier: Classifier, x: torch.Tensor, y: torch.Tensor, eps: float, domain: bool) -> torch.Tensor:
+def verified(
+    certifier: str, classifier: Classifier, x: torch.Tensor, y: torch.Tensor, eps: float, domain: bool
+) -> torch.Tensor:
     """Whether each input is classified correctly and certified at eps."""
     spec = {"name": certifier, "search": {"name": "ladder", "eps": [eps]}}
     threat = Linf.within(0, 1) if domain else Linf
@@ -39,7 +41,7 @@ def test_wong_kolter_network_has_the_published_verified_error(bundle: ModuleType
 def test_no_certificate_contradicts_an_exact_solver(
     bundle: ModuleType, lirpa: ModuleType, certifier: str, known: int
 ) -> None:
-    """Tjeng et al. (2019), the same architecture at Linf 0.1 in [0, 1]: 16 of the first 500 correct ones are refuted."""
+    """Tjeng et al. (2019), the same architecture, Linf 0.1 in [0, 1]: of the first 500 inputs 16 are refuted."""
     x, y = bundle.dataset("mnist-test")
     module, _ = bundle.network("mipverify/wk17a")
     classifier = Classifier(module, (1, 28, 28), 10, "mipverify/wk17a")

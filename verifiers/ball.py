@@ -20,7 +20,11 @@ def box(
 
 
 def support(
-    a: Float[Tensor, "n rows d"], p: float, eps: Float[Tensor, " n"], down: Float[Tensor, "n d"], up: Float[Tensor, "n d"]
+    a: Float[Tensor, "n rows d"],
+    p: float,
+    eps: Float[Tensor, " n"],
+    down: Float[Tensor, "n d"],
+    up: Float[Tensor, "n d"],
 ) -> Float[Tensor, "n rows"]:
     r"""An upper bound of max a . delta over ||delta||_p <= eps and -down <= delta <= up (down, up in [0, eps]).
 
@@ -29,10 +33,10 @@ def support(
 
         max <= mu eps^2 / 2 + sum_i max_{0 <= t <= room_i} |a_i| t - mu t^2 / 2,
 
-    at a mu found by a few rounds of fixing the coordinates that reach the box; any mu is sound.
+    at a mu found by two rounds of fixing the coordinates that reach the box; any mu is sound.
     """
     room = torch.where(a > 0, up[:, None], down[:, None])
-    a, eps = a.abs(), eps[:, None]
+    a, eps = a.abs() * (room > 0), eps[:, None]
     whole_box = (a * room).sum(-1)
     if p == math.inf:
         return whole_box
@@ -41,14 +45,12 @@ def support(
         room = room.gather(-1, order)
         left = (eps[..., None] - (room.cumsum(-1) - room)).clamp(min=0)
         return (a * torch.minimum(room, left)).sum(-1)
-    mu = a.norm(dim=-1) / eps
     ball = a.norm(dim=-1) * eps
-    for _ in range(6):
+    mu = a.norm(dim=-1) / eps
+    for _ in range(2):
         fixed = a > mu[..., None] * room
-        if not bool(fixed.any()):
-            break  # the box does not bind: mu is the ball's own
-        left = (eps**2 - (room**2 * fixed).sum(-1)).clamp(min=0).sqrt()
-        mu = torch.minimum(mu, (a * ~fixed).norm(dim=-1) / left.clamp(min=1e-300))
+        left = (eps**2 - torch.where(fixed, room, 0).square().sum(-1)).clamp(min=0).sqrt()
+        mu = torch.minimum(mu, torch.where(fixed, 0, a).norm(dim=-1) / left.clamp(min=1e-300))
     t = torch.minimum(room, a / mu[..., None].clamp(min=1e-300))
-    dual = mu * eps**2 / 2 + (a * t - mu[..., None] * t**2 / 2).sum(-1)
+    dual = mu * eps**2 / 2 + (t * (a - mu[..., None] * t / 2)).sum(-1)
     return torch.minimum(torch.minimum(ball, whole_box), torch.where(dual.isfinite(), dual, torch.inf))

@@ -5,11 +5,13 @@ they are. Each shim below restores one name that has been removed since, or corr
 """
 
 import importlib
+import importlib.util
+import re
 import sys
 import types
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,10 +29,7 @@ def auto_lirpa() -> ModuleType:
     if "auto_LiRPA" in sys.modules:
         return sys.modules["auto_LiRPA"]
     try:
-        needed = _needs_shims(version("auto-LiRPA"))
-    except PackageNotFoundError:
-        needed = False  # on the path without metadata: a checkout of the repository, which is newer
-    try:
+        needed = _needs_shims(_release())
         if needed:
             _before_import()
         with warnings.catch_warnings(action="ignore"):  # it changes everybody's filters, and torch deprecates its jit
@@ -40,6 +39,21 @@ def auto_lirpa() -> ModuleType:
     except ImportError as error:
         raise MissingBackendError(f"auto-LiRPA does not import ({error}); install it by: {INSTALL}") from error
     return module
+
+
+def _release() -> str:
+    """The version that would be imported, read from its source: 0.3 does not import before it has its shims.
+
+    Raises:
+        ImportError: there is no such package, or it does not say.
+    """
+    spec = importlib.util.find_spec("auto_LiRPA")
+    if spec is None or spec.origin is None:
+        raise ImportError("there is no package auto_LiRPA")
+    found = re.search(r"""__version__ = ['"]([0-9.]+)""", Path(spec.origin).read_text(encoding="utf-8"))
+    if found is None:
+        raise ImportError(f"{spec.origin} does not say its version")
+    return found[1]
 
 
 def _needs_shims(release: str) -> bool:

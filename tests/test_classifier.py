@@ -1,0 +1,88 @@
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from certbench import Classifier, ConfigError
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(9, 3)
+
+
+class Shift(nn.Module):
+    """Shifts its input by a value that it keeps in one of several places."""
+
+    def __init__(self, keep: str, value: float) -> None:
+        super().__init__()
+        self.layer = linear()
+        tensor = torch.tensor(value)
+        if keep == "buffer that is not saved":
+            self.register_buffer("shift", tensor, persistent=False)
+        else:
+            self.shift = {"number": value, "tensor": tensor, "list": [tensor], "function": lambda: value}[keep]
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.shift[0] if isinstance(self.shift, list) else self.shift
+        return self.layer(x - (shift() if callable(shift) else shift))
+
+
+def fingerprint(module: nn.Module) -> str:
+    return Classifier(module.eval(), (9,), 3).fingerprint()
+
+
+@pytest.mark.parametrize("keep", ["number", "tensor", "list", "function", "buffer that is not saved"])
+def test_the_fingerprint_sees_a_value_wherever_it_is_kept(keep: str) -> None:
+    assert fingerprint(Shift(keep, 0.0)) == fingerprint(Shift(keep, 0.0))
+    assert fingerprint(Shift(keep, 0.0)) != fingerprint(Shift(keep, 1.0))
+
+
+def caught(value: float) -> nn.Module:
+    class Caught(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * value
+
+    torch.manual_seed(0)
+    return Caught(9, 3)
+
+
+def hooked(hook: Callable[..., Tensor] | None) -> nn.Module:
+    module = linear()
+    if hook is not None:
+        module.register_forward_hook(hook)
+    return module
+
+
+def test_the_fingerprint_sees_hooks_closures_and_the_order_of_a_repeated_layer() -> None:
+    relu, tanh = nn.ReLU(), nn.Tanh()
+    assert fingerprint(hooked(None)) != fingerprint(hooked(lambda module, args, out: -out))
+    assert fingerprint(caught(1.0)) != fingerprint(caught(-1.0))
+    assert fingerprint(nn.Sequential(relu, tanh, relu, linear())) != fingerprint(
+        nn.Sequential(relu, tanh, tanh, linear())
+    )
+
+
+def test_the_fingerprint_forgets_the_name_and_keeps_the_precision() -> None:
+    module = linear().eval()
+    assert Classifier(module, (9,), 3, "a").fingerprint() == Classifier(module, (9,), 3, "b").fingerprint()
+    assert fingerprint(linear()) != fingerprint(linear().double())
+
+
+def test_the_fingerprint_is_the_same_in_another_process() -> None:
+    program = (
+        "import torch; from torch import nn; from certbench import Classifier; m = nn.Linear(9, 3)\n"
+        "nn.init.ones_(m.weight); nn.init.zeros_(m.bias); m.settings = {'a', 'b', 'c', 'd'}\n"
+        "print(Classifier(m.eval(), (9,), 3).fingerprint())"
+    )
+    command = [sys.executable, "-c", program]
+    one, two = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert one == two
+
+
+def test_a_module_in_training_mode_is_refused() -> None:
+    with pytest.raises(ConfigError, match="training mode"):
+        Classifier(nn.Sequential(linear(), nn.Dropout()), (9,), 3)
