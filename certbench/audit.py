@@ -58,7 +58,8 @@ def attack(
     """
     exact = classifier.double()
     x = x.to(classifier.device, torch.float64)
-    label = exact(x).argmax(dim=1)
+    logits = exact(x)
+    label, answered = logits.argmax(dim=1), logits.isfinite().all(dim=1)
     found = {
         threat: Counterexamples(torch.full((len(x),), math.inf, dtype=torch.float64), x.cpu().clone(), ("",) * len(x))
         for threat in threats
@@ -70,7 +71,7 @@ def attack(
         torch.manual_seed(seed)
         for name, points in _battery(classifier, x, label, threats, bounds, steps):
             points = _walk_back(exact, x, label, points.to(torch.float64).clamp(*bounds))
-            wrong = _differs(exact, points, label)
+            wrong = _differs(exact, points, label) & answered
             for threat in threats:
                 found[threat] = _closer(found[threat], name, _distance(threat, x, points), points, wrong)
     return found

@@ -84,9 +84,9 @@ class Classifier:
                 if not kind.__module__.startswith(("torch.", "builtins")):
                     digest.update(_code(kind, path))
             for key, value in sorted(vars(module).items()):
-                if key not in _PLUMBING or (key.endswith("_hooks") and value):
+                if key not in _PLUMBING or (key in ("_forward_hooks", "_forward_pre_hooks") and value):
                     digest.update(key.encode() + _content(value, f"{path}.{key}"))
-        tensors = [*self.module.named_parameters(remove_duplicate=False)]
+        tensors: list[tuple[str, Tensor]] = [*self.module.named_parameters(remove_duplicate=False)]
         tensors += self.module.named_buffers(remove_duplicate=False)
         for path, tensor in tensors:
             digest.update(path.encode() + _content(tensor, path))

@@ -58,10 +58,11 @@ def main() -> None:
         sys.exit(STORE if isinstance(error, StoreError) else USAGE)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         out.print(__version__)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

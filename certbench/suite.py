@@ -178,7 +178,8 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
     try:
         settings = SuiteFile.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt setting comes first: the one it was meant for is missing too.
+        first = min(error.errors(), key=lambda found: found["type"] not in ("extra_forbidden", "invalid_key"))
         where = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-")))
         if first["type"] == "extra_forbidden":
             inner: dict[str, type[_Strict]] = {"attacks": Attacks, "limits": Limits, "models": ModelSpec}

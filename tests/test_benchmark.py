@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -373,8 +374,6 @@ def test_an_interrupted_run_goes_on_where_it_stopped(bench: Bench, monkeypatch: 
 
 @pytest.mark.parametrize("where", ["prepares", "certifies"])
 def test_ctrl_c_waits_for_the_batch_at_hand(bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    import signal
-
     monkeypatch.setitem(MISHAPS, "interrupt", lambda: signal.raise_signal(signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted):
@@ -385,8 +384,6 @@ def test_ctrl_c_waits_for_the_batch_at_hand(bench: Bench, monkeypatch: pytest.Mo
 
 
 def test_a_second_ctrl_c_does_not_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
     monkeypatch.setitem(MISHAPS, "interrupt", lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt) as caught:
         bench.run(fake(certifies="interrupt"))

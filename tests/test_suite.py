@@ -60,7 +60,7 @@ def test_a_suite_means_the_same_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("inputs: 3", "inptus: 3", 1, "inputs"),
+        ("inputs: 3", "inptus: 3", 3, "did you mean 'inputs'?"),
         ("domain: [0, 1]", "domian: [0, 1]", 6, "did you mean 'domain'?"),
         ("steps: 0", "step: 0", 13, "did you mean 'steps'?"),
         ("steps: 0", "steps: -1", 13, "greater than or equal to 0"),
@@ -110,7 +110,8 @@ def test_a_suite_means_the_same_in_json(tmp_path: Path) -> None:
         ("inputs: 3", "inputs: 2026-02-31", None, "not valid YAML"),
         ("inputs: 3", "? [1, 2]\n: 3", 3, "not valid YAML"),
         ("[linear]", "&a [*a]", 4, "nested deeper"),
-        ("inputs: 3", "1: 3", 3, "1"),
+        ("inputs: 3", "1: 3", 3, "strings"),
+        ("inputs: 3\n", "", 1, "inputs: Field required"),
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_line(
