@@ -90,11 +90,10 @@ def _battery(
     model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
     images = x.to(classifier.dtype).clamp(*bounds)
     criterion = foolbox.criteria.Misclassification(label)
-    # The nearest of the other inputs that is classified differently: always there, and a start for the others.
+    # The nearest of the other inputs that is classified differently: found without a gradient.
     start = _other_class(images, label)
-    if start is None:
-        return
-    yield "nearest input", start
+    if start is not None:
+        yield "nearest input", start
     norms = {threat.p for threat in threats}
     minimal: dict[str, Any] = {}
     if 1.0 in norms:
@@ -115,8 +114,10 @@ def _battery(
     for threat in threats:
         name, method = fixed[threat.p]
         for fraction in (0.5, 0.25):
-            # PGD wants a radius: a share of the way to the nearest other class, shortened by the walk back.
-            eps = fraction * _distance(threat, x, start).median().item()
+            # PGD wants a radius: a share of the way to the nearest other class, shortened by the walk back; where
+            # all inputs are of one class, of the way to the middle of the box.
+            goal = torch.full_like(x, sum(bounds) / 2) if start is None else start
+            eps = fraction * _distance(threat, x, goal).median().item()
             if eps > 0:
                 yield name, method.run(model, images, criterion, epsilon=eps)
 

@@ -48,8 +48,8 @@ class Certificate:
             raise NumericalError("a certificate's columns must have one entry per input")
         if not bool((self.radius >= 0).all()):
             raise NumericalError("a certified radius must be a number >= 0 (NaN never certifies)")
-        if bool((self.radius > self.upper).any()):
-            raise NumericalError("a certified radius lies above the distance of a known counterexample")
+        if not bool((self.radius <= self.upper).all()):
+            raise NumericalError("a certified radius lies above the distance of a known counterexample, or that is NaN")
         if bool(((self.prediction == ABSTAIN) & (self.radius > 0)).any()):
             raise NumericalError("an abstaining certificate cannot carry a radius")
 

@@ -189,7 +189,6 @@ def test_rows_without_an_answer_show_in_the_exit_code(certbench: Run, mishap: st
     assert ("3 rows have no answer" in err) == (code == 5)
 
 
-@pytest.mark.xfail(strict=True, reason="Lirpa.prepare turns MissingBackendError into UnsupportedError")
 def test_a_missing_backend_fails_its_rows_until_it_is_mended(
     certbench: Run, monkeypatch: pytest.MonkeyPatch, lirpa: ModuleType
 ) -> None:

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from certbench.certification import out_of_memory
 from certbench.certifier import MarginCertifier, MarginState, clean_margin
 from certbench.classifier import Classifier
-from certbench.errors import NumericalError, UnsupportedError
+from certbench.errors import ConfigError, MissingBackendError, NumericalError, UnsupportedError
 from certbench.search import RadiusSearch, Secant
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
@@ -72,17 +73,24 @@ class Lirpa(MarginCertifier[LirpaState]):
             try:
                 with _quiet() as said:
                     bounded = self.graph(module, classifier, mode)
+                    self.refuse(bounded)
                     first, affine = _first_layer(bounded, classifier.input_shape, threat)
                     state = LirpaState(double, threat, module, mode, bounded, first, affine)
                     self._rehearse(state)
                 return state
-            except UnsupportedError:
+            except (UnsupportedError, MissingBackendError):
                 raise
             except Exception as error:  # whatever auto-LiRPA raises on a layer it does not know, or bounds wrongly
+                if out_of_memory(error):
+                    raise
                 failure = error
         unknown = sorted({line for line in said if line.startswith("Name: ")})
         detail = "; ".join(unknown) or f"{type(failure).__name__}: {failure}"
         raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from failure
+
+    def refuse(self, bounded: Any) -> None:
+        """Raise `UnsupportedError` for a graph that auto-LiRPA can bound, but not in the way that this method means."""
+        del bounded
 
     def graph(self, module: nn.Module, classifier: Classifier, mode: str) -> Any:
         """auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions."""
@@ -115,10 +123,11 @@ class Lirpa(MarginCertifier[LirpaState]):
         return bound
 
     def _rehearse(self, state: LirpaState) -> None:
-        """Compare the graph's logits with the network's, and bound a tiny ball and a large one.
+        """Refuse a graph that computes other logits, or whose bounds are wrong on a few balls.
 
-        In a tiny ball every relaxation is all but exact, so the bound must meet the margin from both sides: 0.3's
-        backward bounds of overlapping or padded average pooling, for one, are those of another layer.
+        Over a tiny ball every relaxation is all but exact, so the bound must meet the margin from both sides: 0.3's
+        backward bounds of overlapping or padded average pooling, for one, are those of another layer. Over larger
+        balls it must not exceed the margin at sampled points.
         """
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(2, *state.classifier.input_shape, generator=generator, dtype=torch.float64)
@@ -127,16 +136,28 @@ class Lirpa(MarginCertifier[LirpaState]):
             low, high = state.threat.domain
             x = low + (high - low) * x
         logits = state.classifier(x)
+        scale = logits.abs().max().clamp(min=1e-30)
         with torch.no_grad():
             error = (state.bounded(x) - logits).abs().max()
-        if not bool(error <= 1e-8 * logits.abs().max().clamp(min=1e-30)):
+        if not bool(error <= 1e-8 * scale):
             raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
         label = logits.argmax(dim=1)
-        self.margin(state, x, label, torch.tensor([1e-6, 1.0], dtype=x.dtype, device=x.device))
         tiny = self.margin(state, x, label, x.new_full((2,), 1e-9))
         gap = (tiny - clean_margin(logits, label)).abs().max()
-        if not bool(gap <= 1e-4 * logits.abs().max()):
+        if not bool(gap <= 1e-4 * scale):
             raise NumericalError(f"over a tiny ball its bound is off the margin by {float(gap):.1e}")
+        for radii in ([0.01, 0.1], [0.5, 1.0]):
+            eps = torch.tensor(radii, dtype=x.dtype, device=x.device)
+            bound = self.margin(state, x, label, eps)
+            step = torch.randn(2, 128, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
+            step = step.sign() if state.threat.p == math.inf else step
+            step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
+            points = x.flatten(1)[:, None] + step
+            if state.threat.domain is not None:
+                points = points.clamp(*state.threat.domain)
+            margins = clean_margin(state.classifier(points.view(-1, *x.shape[1:])), label.repeat_interleave(128))
+            if bool((bound > margins.view(2, -1).amin(dim=1) + 1e-6 * scale).any()):
+                raise NumericalError("its bound exceeds the margin at points inside the ball")
 
 
 @dataclass(frozen=True)
@@ -186,31 +207,36 @@ class WongKolter(Lirpa):
         """The option's name in 0.3, and in later releases."""
         return {"relu": "same-slope", "activation_bound_option": "same-slope"}
 
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
-        """Refuse activations that have no such polytope."""
-        state = super().prepare(classifier, threat)
-        for node in _nonlinear(state.bounded):
+    def refuse(self, bounded: Any) -> None:
+        """Activations that have no such polytope."""
+        for node in _nonlinear(bounded):
             if type(node).__name__ != "BoundRelu":
                 raise UnsupportedError(f"Wong and Kolter's polytope is for ReLU, not {type(node).__name__[5:]}")
-        return state
 
 
 @dataclass(frozen=True)
 class AlphaCrown(Lirpa):
-    """alpha-CROWN: CROWN with optimised lower slopes (Xu et al., 2021); intermediate bounds stay CROWN's.
+    """alpha-CROWN: lower slopes optimised for the margins (Xu et al., 2021); intermediate bounds stay CROWN's.
 
     Attributes:
         iterations: steps of Adam on the slopes.
         learning_rate: of those steps.
-        intermediate: optimise the bounds of every layer, not of the margins alone: tighter, and many times dearer.
     """
 
     iterations: int = 20
     learning_rate: float = 0.1
-    intermediate: bool = False
     search: RadiusSearch = field(default_factory=Secant)
 
     optimisable: ClassVar[frozenset[str]] = frozenset({"BoundRelu", "BoundTanh", "BoundSigmoid"})
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        if self.iterations < 1:
+            raise ConfigError(f"iterations must be at least 1, not {self.iterations}", ("iterations",))
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(
+                f"learning_rate must be positive and finite, not {self.learning_rate}", ("learning_rate",)
+            )
 
     def bound_options(self) -> dict[str, Any]:
         """No early stop: it would look at the whole batch, and an input's radius must not depend on the others.
@@ -223,12 +249,10 @@ class AlphaCrown(Lirpa):
             "optimize_bound_args": {
                 "iteration": self.iterations,
                 "lr_alpha": self.learning_rate,
-                "fix_intermediate_layer_bounds": not self.intermediate,
-                "fix_interm_bounds": not self.intermediate,  # the same, after 0.3
-                "enable_opt_interm_bounds": self.intermediate,
+                "fix_intermediate_layer_bounds": True,
+                "fix_interm_bounds": True,  # the same, after 0.3
                 "early_stop_patience": self.iterations + 1,
             },
-            "enable_opt_interm_bounds": self.intermediate,
         }
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
@@ -238,23 +262,21 @@ class AlphaCrown(Lirpa):
         batch's shape in a used one.
         """
         crown = backward(state, inside, rows)
-        layers = {} if self.intermediate else _layer_bounds(state.bounded)
+        layers = _layer_bounds(state.bounded)
         fresh = replace(state, bounded=self.graph(state.module, state.classifier, state.mode))
-        if layers and hasattr(fresh.bounded, "init_slope"):  # 0.3 would bound every layer anew to find a start
+        if hasattr(fresh.bounded, "init_slope"):  # 0.3 would bound every layer anew to find a start
             fresh.bounded.init_slope((inside,), c=rows, bound_upper=False, intermediate_layer_bounds=layers)
             fresh.bounded.set_bound_opts({"optimize_bound_args": {"init_alpha": False}})
         with torch.enable_grad():
             return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized", layers))
 
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
-        """Refuse activations whose slopes auto-LiRPA does not optimise soundly in every release."""
-        state = super().prepare(classifier, threat)
-        for node in _nonlinear(state.bounded):
+    def refuse(self, bounded: Any) -> None:
+        """Activations whose slopes auto-LiRPA does not optimise in every release."""
+        for node in _nonlinear(bounded):
             if type(node).__name__ not in self.optimisable:
                 raise UnsupportedError(
                     f"alpha-CROWN here optimises ReLU, tanh and sigmoid, not {type(node).__name__[5:]}"
                 )
-        return state
 
 
 def backward(
