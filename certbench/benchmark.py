@@ -82,12 +82,14 @@ class Finished:
         rows: in the order of the suite.
         manifest: what was run, with which versions, on what.
         computed: rows and attacks computed this time; 0 if everything was stored already.
+        unaudited: correctly classified inputs of base classifiers on which the attacks failed with an error.
         folder: where the run is stored.
     """
 
     rows: list[Row]
     manifest: dict[str, Any]
     computed: int
+    unaudited: int
     folder: Path
 
 
@@ -143,9 +145,11 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
             for pair in pairs:
                 stop()
                 computed += _certify(suite, store, pair, inputs, fresh, watcher, stop, folder)
+        attacked = store.attacked()
+        unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         _write(folder / "manifest.json", json.dumps(manifest, indent=2))
-        return Finished(store.rows(), manifest, computed, folder)
+        return Finished(store.rows(), manifest, computed, unaudited, folder)
     finally:
         store.close()
 
@@ -278,9 +282,7 @@ def _attack(
         x = inputs[[i for i, _ in part]]
         try:
             found = attack(model, x, suite.threats, box, steps=suite.settings.attacks.steps, seed=suite.settings.seed)
-        except (
-            Exception
-        ) as error:  # no bounds from above for these, which costs no certificate; the next run tries again
+        except Exception as error:  # these stay unaudited, which the run's result says; the next run tries again
             _log(folder, f"attacks on {model.name}")
             watcher.note(f"attacks on {model.name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
             continue

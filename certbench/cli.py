@@ -110,7 +110,10 @@ def run(
     out.print(
         f"{len(finished.rows)} rows, {finished.computed} computed now. Report: {escape(str(path))}", soft_wrap=True
     )
-    raise typer.Exit(_verdict(finished.rows))
+    verdict = _verdict(finished.rows)
+    if finished.unaudited:
+        err.print(f"the attacks failed on {finished.unaudited} inputs; their certificates are not audited")
+    raise typer.Exit(INCOMPLETE if finished.unaudited and verdict == OK else verdict)
 
 
 @app.command("list")

@@ -347,16 +347,18 @@ def test_misclassified_inputs_are_not_attacked(bench: Bench) -> None:
     assert [row.upper < math.inf for row in bench.run("fake", attacks={"steps": 3}).rows] == [False, True, True]
 
 
-def test_an_attack_that_fails_costs_no_certificate(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> None:
         raise RuntimeError("no gradient")
 
     monkeypatch.setattr(benchmark, "attack", broken)
     finished = bench.run("fake", attacks={"steps": 3})
     assert outcomes(finished.rows) == {"fake": {Outcome.COMPLETED}}
+    assert finished.unaudited == 3
     assert "attacks on plane failed: RuntimeError: no gradient" in bench.watcher.notes[0]
     monkeypatch.setattr(benchmark, "attack", audit.attack)
-    assert bench.run("fake", attacks={"steps": 3}).computed == 3  # tried again
+    again = bench.run("fake", attacks={"steps": 3})
+    assert (again.computed, again.unaudited) == (3, 0)
 
 
 # interruptions and full disks
