@@ -347,7 +347,9 @@ def test_misclassified_inputs_are_not_attacked(bench: Bench) -> None:
     assert [row.upper < math.inf for row in bench.run("fake", attacks={"steps": 3}).rows] == [False, True, True]
 
 
-def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: Any, **options: Any) -> None:
         raise RuntimeError("no gradient")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import certbench
-from certbench import Classifier, Linf
+from certbench import L1, L2, Classifier, Linf, ThreatModel
+from certbench.audit import attack
 
 from .conftest import SHARED
 
@@ -51,6 +52,25 @@ def test_no_certificate_contradicts_an_exact_solver(
     assert len(refuted) == 16
     assert not holds[refuted].any()
     assert abs(int(holds.sum()) - known) <= 1
+
+
+@pytest.mark.parametrize("network", ["toy/mnist_2_20", "eran/mnist_6_100", "auto_lirpa/mnist_fc_3layer"])
+@pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
+def test_no_attack_refutes_a_certificate_of_a_published_network(
+    bundle: ModuleType, lirpa: ModuleType, network: str, threat: ThreatModel
+) -> None:
+    x = bundle.dataset("mnist-test")[0][:12].double()
+    module, _ = bundle.network(network)
+    classifier = Classifier(module, (1, 28, 28), 10, network)
+    threat = threat.within(0, 1)
+    distance = attack(classifier, x, (threat,), (0.0, 1.0), steps=40)[threat].distance
+    for certifier in ("lipschitz", "ibp", "crown-ibp", "wong-kolter", "crown"):
+        radius = certbench.certify(certifier, classifier, x, threat, batch_size=6).radius
+        print(
+            f"{network} {threat} {certifier}: mean radius {radius.mean():.4f}, {(radius / distance).mean():.3f} of it"
+        )
+        assert (radius > 0).any()
+        assert (radius <= distance).all()
 
 
 def refuted_indices(path: Path) -> list[int]:
