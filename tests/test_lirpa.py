@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import certbench
-from certbench import L1, L2, Classifier, Linf, ThreatModel, UnsupportedError
+from certbench import L1, L2, Classifier, Linf, MarginCertifier, ThreatModel, UnsupportedError
 from certbench.certifier import clean_margin
+from certbench.models import data, zoo
 from certbench.verifiers import lirpa as ours
 from certbench.verifiers.lirpa import IBP, AlphaCrown, Crown, WongKolter
 
@@ -175,3 +176,18 @@ def test_a_name_that_torch_removed_is_still_missing(lirpa: ModuleType, name: str
     program = f"import importlib; print(hasattr(importlib.import_module({where!r}), {name!r}))"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "wong-kolter"])
+@pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
+def test_neighbours_with_other_unstable_neurons_do_not_move_a_bound(name: str, threat: ThreatModel) -> None:
+    """auto-LiRPA's sparse bounds mix intervals in wherever a neuron is stable all over the batch."""
+    certifier, classifier = certbench.build(name), zoo.load("mlp-ibp")
+    assert isinstance(certifier, MarginCertifier)
+    x = data.load("digits").inputs[:8].double()
+    state = certifier.prepare(classifier, threat)
+    label = classifier(x).argmax(dim=1)
+    eps = torch.full((8,), {1.0: 0.8, 2.0: 0.3, math.inf: 0.05}[threat.p], dtype=torch.float64)
+    whole = certifier.margin(state, x, label, eps)
+    single = torch.cat([certifier.margin(state, x[i : i + 1], label[i : i + 1], eps[i : i + 1]) for i in range(8)])
+    torch.testing.assert_close(single, whole, rtol=1e-9, atol=1e-9)

@@ -22,7 +22,7 @@ def verified(
     """Whether each input is classified correctly and certified at eps."""
     spec = {"name": certifier, "search": {"name": "ladder", "eps": [eps]}}
     threat = Linf.within(0, 1) if domain else Linf
-    certificate = certbench.certify(spec, classifier, x.double(), threat, batch_size=50)
+    certificate = certbench.certify(spec, classifier, x.double(), threat, batch_size=10)
     return (certificate.prediction == y) & (certificate.radius >= eps)
 
 

@@ -93,9 +93,13 @@ class Lirpa(MarginCertifier[LirpaState]):
         del bounded
 
     def graph(self, module: nn.Module, classifier: Classifier, mode: str) -> Any:
-        """auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions."""
+        """auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions.
+
+        Its shortcut of bounding only neurons that are unstable somewhere in the batch, and the others by intervals, is
+        off: a radius must not depend on the input's neighbours.
+        """
         example = torch.zeros(1, *classifier.input_shape, dtype=torch.float64, device=classifier.device)
-        options = {"conv_mode": mode, "verbosity": 0, **self.bound_options()}
+        options = {"conv_mode": mode, "sparse_intermediate_bounds": False, "verbosity": 0, **self.bound_options()}
         with _float64():
             graph = auto_lirpa().BoundedModule(module, example, bound_opts=options, device=classifier.device)
         graph.eval()
