@@ -45,7 +45,7 @@ def certify(
         One entry per input, in order.
 
     Raises:
-        ConfigError: inputs of another shape, outside the domain, or not finite.
+        ConfigError: inputs of another shape, outside the domain, or not finite; a state of another threat model.
         UnsupportedError: no certificate for this pair, with the reason.
         MissingBackendError: an optional package is needed.
         CertificationError: the computation failed, if `throw`.
@@ -56,6 +56,10 @@ def certify(
     reason = certifier.unsupported(classifier, threat)
     if reason is not None:
         raise UnsupportedError(reason)
+    if getattr(state, "threat", threat) != threat:
+        raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     if len(x) == 0:
         return Certificate.nothing(0, Outcome.COMPLETED, "")
     if state is None:

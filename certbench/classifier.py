@@ -53,9 +53,35 @@ class Classifier:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
         """Logits, computed on the module's device and in its precision."""
-        logits = self.module(x.to(self.device, self.dtype))
+        logits = self.module(x.to(self.device, self.dtype, copy=True))  # a module may work in place
         assert isinstance(logits, Tensor)
         return logits
+
+    def logits_and_scale(self, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
+        """Logits, and the largest number that any submodule gives on the way to them, per input.
+
+        What cancels inside the network leaves its rounding behind, in proportion to what cancelled.
+        """
+        largest: list[Tensor] = []
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and len(output) == len(x) and output.dim() > 1:
+                largest.append(output.detach().abs().flatten(1).amax(dim=1))
+
+        hooks = [module.register_forward_hook(note) for module in self.module.modules()]
+        try:
+            logits = self(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, torch.stack([*largest, logits.abs().amax(dim=1)]).amax(dim=0)
+
+    def hidden_code(self) -> str | None:
+        """The first submodule with hooks or a `forward` of its own, which a look at its type does not show."""
+        for name, part in self.module.named_modules():
+            if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+                return f"{name or self.name} ({type(part).__name__}) has hooks, or a forward of its own"
+        return None
 
     @property
     def device(self) -> torch.device:

@@ -212,6 +212,8 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
         if p not in settings.norms:
             where = ("radii", *(key for key in values["radii"] if number(key) == p))
             raise ConfigError(f"radii are given for norm {p:g}, which is not among the norms", where)
+        if not all(eps > 0 for eps in settings.radii[p]):
+            raise ConfigError(f"radii must be positive, not {min(settings.radii[p]):g}", ("radii",))
     return Suite(settings, threats, certifiers, usual, path, lines)
 
 

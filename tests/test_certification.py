@@ -13,6 +13,7 @@ from certbench.certification import certify, input_seed
 from certbench.certifier import Certifier
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError, SolverError, UnsupportedError
+from certbench.options import build
 from certbench.terms import Guarantee, Outcome
 from certbench.threat import L2, Linf, ThreatModel
 
@@ -161,3 +162,41 @@ def test_a_certificate_that_contradicts_itself_is_refused(prediction: int, radiu
     columns = [torch.tensor([value], dtype=torch.float64) for value in (radius, upper)]
     with pytest.raises(NumericalError):
         Certificate.of(torch.tensor([prediction]), columns[0], upper=columns[1])
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return torch.cat([x, -x], dim=1)
+
+
+def test_a_module_that_works_in_place_leaves_the_inputs_alone() -> None:
+    x = torch.full((2, 1), 0.75, dtype=torch.float64)
+    certify({"name": "smoothing", "n": 10}, Classifier(InPlace().double().eval(), (1,), 2), x, L2)
+    assert (x == 0.75).all()
+
+
+def test_a_state_of_another_threat_model_is_refused() -> None:
+    classifier = Classifier(torch.nn.Linear(2, 2).eval(), (2,), 2)
+    certifier = build("lipschitz")
+    state = certifier.prepare(classifier, L2)
+    with pytest.raises(ConfigError, match="prepared for L2, not for Linf"):
+        certify(certifier, classifier, torch.zeros(1, 2), Linf, state=state)
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        certify("lipschitz", Classifier(torch.nn.Linear(2, 2).eval(), (2,), 2), torch.zeros(1, 2), L2, batch_size=0)
+
+
+def test_what_cancels_inside_the_network_is_not_certified() -> None:
+    """A bias of 1e16 swallows the input in float64, so the prediction itself is rounding."""
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 2)
+    with torch.no_grad():
+        first.weight.fill_(1.0)
+        first.bias.fill_(1e16)
+        second.weight.copy_(torch.tensor([[1.0], [0.0]]))
+        second.bias.copy_(torch.tensor([-1e16, 0.5]))
+    classifier = Classifier(torch.nn.Sequential(first, torch.nn.ReLU(), second).double().eval(), (1,), 2)
+    certificate = certify("lipschitz", classifier, torch.tensor([[0.99]]), L2)
+    assert certificate.radius.item() == 0

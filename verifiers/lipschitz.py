@@ -37,11 +37,13 @@ class LipschitzState:
 
     Attributes:
         classifier: in float64.
+        threat: what they were made for.
         constants: `constants[c, j]` bounds the Lipschitz constant of f_c - f_j.
         layers: what re-checks them: of each linear layer, norms by exponents, "2->2" from 2-norm to 2-norm.
     """
 
     classifier: Classifier
+    threat: ThreatModel
     constants: Float[Tensor, "classes classes"]
     layers: Mapping[str, Mapping[str, float]]
 
@@ -66,15 +68,15 @@ class LipschitzMargin(Certifier[LipschitzState]):
         """
         exact = classifier.double()
         constants, layers = constants_of(replace(exact, module=classifier.double().module.cpu()), threat.p)
-        return LipschitzState(exact, constants.to(exact.device), layers)
+        return LipschitzState(exact, threat, constants.to(exact.device), layers)
 
     def certify(self, state: LipschitzState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """The smallest ratio of margin and constant over the other classes."""
         del seeds
-        logits = state.classifier(x)
+        logits, scale = state.classifier.logits_and_scale(x)
         label = logits.argmax(dim=1)
         own = functional.one_hot(label, state.classifier.num_classes).bool()
-        margin = logits.gather(1, label[:, None]) - logits - SLACK * logits.abs().amax(dim=1, keepdim=True)
+        margin = logits.gather(1, label[:, None]) - logits - SLACK * scale[:, None]
         constants = state.constants[label]
         radius = torch.where(margin > 0, margin / constants, 0.0)  # NaN never certifies
         radius = torch.where(own, torch.inf, radius).amin(dim=1)
@@ -93,22 +95,37 @@ def constants_of(
         NumericalError: a parameter is NaN or infinite.
     """
     module = classifier.module
-    for name, part in module.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
-            named = f"{name or classifier.name} ({type(part).__name__})"
-            raise UnsupportedError(f"{named} has hooks, or a forward of its own, which a trace does not show")
+    hidden = classifier.hidden_code()
+    if hidden is not None:
+        raise UnsupportedError(f"{hidden}, which a trace does not show")
     try:
         graph = fx.symbolic_trace(module)
     except Exception as error:  # whatever a forward raises when it meets a proxy
         raise UnsupportedError(f"torch.fx cannot trace {classifier.name}: {error}") from error
     x = torch.rand(2, *classifier.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     propagation = _Propagation(graph, p)
-    if not torch.allclose(propagation.run(x.clone()), classifier(x.clone()), equal_nan=True):
+    try:
+        traced = propagation.run(x.clone())
+    except (UnsupportedError, NumericalError):
+        raise
+    except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
+        raise UnsupportedError(f"{classifier.name}: {str(error).partition(chr(10))[0]}") from error
+    if not _same_logits(traced, classifier(x)):
         raise UnsupportedError(
             f"the trace of {classifier.name} computes other logits than its module; does it add in place to a tensor "
             "that is used again?"
         )
     return propagation.pairs(classifier.num_classes), propagation.layers
+
+
+def _same_logits(traced: Any, logits: Float[Tensor, "n classes"]) -> bool:
+    """Whether a trace computes a module's logits; measured without what all classes share, which hides differences."""
+    if not isinstance(traced, Tensor) or traced.shape != logits.shape:
+        return False
+    if not bool(logits.isfinite().all()):
+        return torch.equal(traced.isfinite(), logits.isfinite())
+    spread = (logits - logits.mean(dim=1, keepdim=True)).abs().max()
+    return bool((traced - logits).abs().max() <= 1e-9 * spread + 1e-13 * logits.abs().max())
 
 
 @dataclass(frozen=True, eq=False)

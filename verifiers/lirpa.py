@@ -8,6 +8,7 @@ not used, because its interval arithmetic forgets the ball at the first addition
 import inspect
 import logging
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,13 +67,18 @@ class Lirpa(MarginCertifier[LirpaState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
         """Convert the network, and refuse it unless the conversion computes its logits and a bound comes out."""
+        hidden = classifier.hidden_code()
+        if hidden is not None:
+            raise UnsupportedError(f"{hidden}, which auto-LiRPA's trace may freeze")
         double = classifier.double()
+        _refuse_branches(double)
         module = _dense_layers(_as_expected(double.module), double.input_shape)
         patches = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
         for mode in ("patches", "matrix") if patches else ("matrix",):  # patches is faster, but knows fewer layers
             try:
                 with _quiet() as said:
                     bounded = self.graph(module, classifier, mode)
+                    _refuse_known_wrong(bounded)
                     self.refuse(bounded)
                     first, affine = _first_layer(bounded, classifier.input_shape, threat)
                     state = LirpaState(double, threat, module, mode, bounded, first, affine)
@@ -121,7 +127,7 @@ class Lirpa(MarginCertifier[LirpaState]):
             raise NumericalError(f"auto-LiRPA returned bounds of shape {tuple(lower.shape)}, not {(len(x), others)}")
         bound = lower.amin(dim=1)
         logits = state.classifier(x)
-        beyond = clean_margin(logits, label) + 1e-6 * logits.abs().amax(dim=1)
+        beyond = clean_margin(logits, label) + 1e-6 * _spread(logits)
         if bool((bound > beyond).any()):
             raise NumericalError("auto-LiRPA's lower bound exceeds the margin at the centre of the ball")
         return bound
@@ -140,7 +146,9 @@ class Lirpa(MarginCertifier[LirpaState]):
             low, high = state.threat.domain
             x = low + (high - low) * x
         logits = state.classifier(x)
-        scale = logits.abs().max().clamp(min=1e-30)
+        scale = _spread(logits).max().clamp(min=1e-30)
+        if not bool((torch.cat([state.classifier(row[None]) for row in x]) - logits).abs().max() <= 1e-8 * scale):
+            raise UnsupportedError(f"{state.classifier.name} gives an input other logits alone than in a batch")
         with torch.no_grad():
             error = (state.bounded(x) - logits).abs().max()
         if not bool(error <= 1e-8 * scale):
@@ -334,6 +342,51 @@ def _layer_bounds(bounded: Any) -> dict[str, tuple[Tensor, Tensor]]:
     return {node.name: (node.lower.detach(), node.upper.detach()) for node in inputs if node.inputs}
 
 
+def _spread(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+    """How far the logits lie apart: their scale without what all classes share, and an allowance for its rounding."""
+    apart = (logits - logits.mean(dim=1, keepdim=True)).abs().amax(dim=1)
+    return apart + 1e-6 * logits.abs().amax(dim=1)
+
+
+def _refuse_branches(classifier: Classifier) -> None:
+    """Refuse a module whose Python code looks at its input's values: a trace has only one side of a branch."""
+    example = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
+    jit: Any = torch.jit  # without annotations
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            jit.trace(classifier.module, example, check_trace=False)
+        except RuntimeError as error:
+            raise UnsupportedError(f"{classifier.name} cannot be traced: {error}") from error
+    for warning in said:
+        # Shape annotations that are checked at run time look at sizes, which stay what they are.
+        if issubclass(warning.category, jit.TracerWarning) and "jaxtyping" not in warning.filename:
+            reason = str(warning.message).partition(". ")[0]
+            raise UnsupportedError(
+                f"{classifier.name} cannot be traced for every input ({warning.filename}:{warning.lineno}): {reason}"
+            )
+
+
+def _refuse_known_wrong(bounded: Any) -> None:
+    """Refuse layers whose bounds in auto-LiRPA 0.3 are known to be those of another layer."""
+    for node in _nonlinear(bounded):
+        if type(node).__name__ == "BoundLeakyRelu" and not 0 <= float(node.alpha) <= 1:
+            raise UnsupportedError(f"auto-LiRPA bounds LeakyReLU for slopes in [0, 1], not {float(node.alpha):g}")
+    for node in _dependent(bounded):
+        if type(node).__name__ == "BoundAveragePool":
+            kernel, stride, padding = (
+                [*_flat_numbers(getattr(node, key))] for key in ("kernel_size", "stride", "padding")
+            )
+            if kernel != stride or any(padding):
+                raise UnsupportedError(
+                    "auto-LiRPA bounds average pooling only where windows neither overlap nor are padded"
+                )
+
+
+def _flat_numbers(value: Any) -> Iterator[int]:
+    yield from value if isinstance(value, list | tuple) else [value, value]
+
+
 AFFINE = frozenset(
     {
         "BoundAdd",
@@ -404,7 +457,8 @@ def _first_layer(
             constant = bounded(torch.zeros(1, *input_shape, dtype=torch.float64, device=device), final_node_name=name)
             total = torch.zeros_like(constant[0])
             for part in torch.split(eye, 256):
-                columns = (bounded(part.view(-1, *input_shape), final_node_name=name) - constant).abs()
+                moved = bounded(part.view(-1, *input_shape), final_node_name=name)
+                columns = (moved - constant).abs() + 1e-13 * (moved.abs() + constant.abs())  # what cancels is rounded
                 total = torch.maximum(total, columns.amax(0)) if threat.p == 1 else total + (columns**2).sum(0)
             first[name] = (total if threat.p == 1 else total.sqrt()) * (1 + 1e-9)  # rounding of the differences
     return first, affine

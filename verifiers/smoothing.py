@@ -35,9 +35,10 @@ CHUNK = 1000
 
 @dataclass(frozen=True, eq=False)
 class SmoothingState:
-    """The base classifier, and what turns an L2 radius into one of the threat model's norm."""
+    """The base classifier, the threat model, and what turns an L2 radius into one of the threat model's norm."""
 
     classifier: Classifier
+    threat: ThreatModel
     scale: float
 
 
@@ -86,7 +87,7 @@ class GaussianSmoothing(Certifier[SmoothingState]):
         scale = 1.0
         if threat.p == math.inf:
             scale = math.nextafter(1 / math.sqrt(math.prod(classifier.input_shape)), 0)
-        return SmoothingState(classifier, scale)
+        return SmoothingState(classifier, threat, scale)
 
     def certify(self, state: SmoothingState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Algorithm CERTIFY: select on n0 draws, estimate on n others, bound, and abstain if the bounds cross."""
