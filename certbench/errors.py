@@ -10,7 +10,7 @@
         ├── TimeLimitError     the limit was spent first
         └── NumericalError     NaN, or a bound that contradicts itself
 
-Only `CertificationError` is ever caught by `certbench.certify(..., throw=False)`.
+`certbench.certify(..., throw=False)` turns a `CertificationError`, and running out of memory, into rows; nothing else.
 """
 
 

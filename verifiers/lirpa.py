@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -360,7 +361,7 @@ def _refuse_branches(classifier: Classifier) -> None:
             raise UnsupportedError(f"{classifier.name} cannot be traced: {error}") from error
     for warning in said:
         # Shape annotations that are checked at run time look at sizes, which stay what they are.
-        if issubclass(warning.category, jit.TracerWarning) and "jaxtyping" not in warning.filename:
+        if issubclass(warning.category, jit.TracerWarning) and Path(warning.filename).parent.name != "jaxtyping":
             reason = str(warning.message).partition(". ")[0]
             raise UnsupportedError(
                 f"{classifier.name} cannot be traced for every input ({warning.filename}:{warning.lineno}): {reason}"
