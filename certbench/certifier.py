@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from certbench import ball
 from certbench.certificate import Certificate
 from certbench.classifier import Classifier
-from certbench.search import RadiusSearch
+from certbench.search import Evaluation, RadiusSearch, Start
 from certbench.terms import Guarantee, Subject
 from certbench.threat import ThreatModel
 
@@ -68,34 +69,83 @@ class MarginState:
 BoundState = TypeVar("BoundState", bound=MarginState)
 
 
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Lower bounds of k linear functions of the outputs over a ball around each of n inputs, in float64.
+
+    Attributes:
+        lower: the bounds.
+        coefficients: of a linear function of the flat input that lies below on the whole ball, None where the method
+            has none.
+        centre: its value at the input itself; None likewise.
+    """
+
+    lower: Float[Tensor, "n k"]
+    coefficients: Float[Tensor, "n k d"] | None = None
+    centre: Float[Tensor, "n k"] | None = None
+
+    @staticmethod
+    def linear(
+        coefficients: Float[Tensor, "n k d"],
+        centre: Float[Tensor, "n k"],
+        threat: ThreatModel,
+        x: Float[Tensor, "n d"],
+        eps: Float[Tensor, " n"],
+    ) -> "Bounds":
+        """From the linear function alone: its minimum over the ball."""
+        down, up = ball.rooms(threat, x, eps)
+        return Bounds(centre - ball.support(coefficients, threat.p, eps, up, down), coefficients, centre)
+
+    def crossing(self, threat: ThreatModel, x: Float[Tensor, "n d"], slack: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Up to which radius all the linear functions exceed `slack`; NaN where there are none."""
+        if self.coefficients is None or self.centre is None:
+            return torch.full_like(slack, torch.nan)
+        return ball.crossing(self.coefficients, self.centre - slack[:, None], threat, x).amin(dim=1)
+
+
 class MarginCertifier(Certifier[BoundState]):
-    """A certifier that can bound all margins over the ball of a given radius; the search is shared."""
+    """A certifier that can bound linear functions of the logits over a ball of a given radius; the search is shared."""
 
     search: RadiusSearch
 
     @abstractmethod
-    def margin(
+    def lower(
+        self, state: BoundState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Bounds:
+        """Lower bounds of `rows[i]` times the logits over the ball of radius `eps[i]` around `x[i]`."""
+
+    def start(self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
+        """What the search may know beforehand; here, the tangents of the margins."""
+        return Start(torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device), tangent(state, x, label))
+
+    @final
+    def margins(
         self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], eps: Float[Tensor, " n"]
-    ) -> Float[Tensor, " n"]:
-        """A lower bound of min_j f_label - f_j over the ball of radius `eps[i]` around `x[i]`, in float64."""
+    ) -> Bounds:
+        """Lower bounds of f_label - f_j for every other class j, in the order of the classes."""
+        return self.lower(state, x, margin_rows(label, state.classifier.num_classes).to(x), eps)
 
     @final
     def certify(self, state: BoundState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """The largest radius that the search finds whose margin bound is positive.
+        """The largest radius that the search finds proved.
 
-        Every radius returned was itself bounded, so nothing rests on monotonicity in eps. A margin must
-        exceed `SLACK` times the largest number inside the network, which stands for the float64 rounding of the bound.
+        A radius counts where the margins' bounds over its ball, or a linear function below them over a larger ball,
+        are positive there, so nothing rests on monotonicity in eps. They must exceed `SLACK` times the largest number
+        inside the network, which stands for the float64 rounding of the bound.
         """
         del seeds
         logits, scale = state.classifier.logits_and_scale(x)
         label = logits.argmax(dim=1)
         slack = SLACK * scale
 
-        def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-            margin = self.margin(state, x[index], label[index], eps) - slack[index]
-            return torch.where(margin.isfinite(), margin, -torch.inf)  # NaN and infinity never certify
+        def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
+            bounds = self.margins(state, x[index], label[index], eps)
+            margin = bounds.lower.amin(dim=1) - slack[index]
+            crossing = bounds.crossing(state.threat, x[index].flatten(1), slack[index])
+            return Evaluation(torch.where(margin.isfinite(), margin, -torch.inf), crossing)  # NaN never certifies
 
-        found = self.search.run(bound, clean_margin(logits, label) - slack)
+        clean = clean_margin(logits, label) - slack
+        found = self.search.run(bound, clean, self.start(state, x, label))
         evidence = [
             {"bracket": [low, high], "evaluations": count}
             for low, high, count in zip(
@@ -103,6 +153,26 @@ class MarginCertifier(Certifier[BoundState]):
             )
         ]
         return Certificate.of(label, found.certified, evidence=evidence)
+
+
+def margin_rows(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n others classes"]:
+    """The rows e_label - e_j of every other class j, in order."""
+    identity = torch.eye(classes, dtype=torch.float64, device=label.device)
+    rows = identity[label][:, None] - identity
+    return rows[torch.arange(classes, device=label.device) != label[:, None]].view(len(label), classes - 1, classes)
+
+
+def tangent(state: MarginState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The radius at which the first tangent of a margin reaches zero: a guess, as good as the network is smooth."""
+    rows = margin_rows(label, state.classifier.num_classes).to(x)
+    points = x.repeat_interleave(rows.shape[1], dim=0).requires_grad_()
+    with torch.enable_grad():
+        margins = (state.classifier.module(points) * rows.flatten(0, 1)).sum(dim=1)
+        if not margins.requires_grad:
+            return torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
+        (gradient,) = torch.autograd.grad(margins.sum(), points)
+    slopes, heights = gradient.view(len(x), rows.shape[1], -1), margins.detach().view(len(x), -1)
+    return ball.crossing(slopes, heights, state.threat, x.flatten(1)).amin(dim=1)
 
 
 SLACK = 1e-9

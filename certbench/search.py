@@ -11,8 +11,41 @@ from torch import Tensor
 
 from certbench.errors import ConfigError
 
-Bound = Callable[[Int[Tensor, " m"], Float[Tensor, " m"]], Float[Tensor, " m"]]
-"""`bound(index, eps)`: margin bounds of the inputs `index`, each over the ball of its own eps."""
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one bound over the ball of radius eps tells about an input.
+
+    Attributes:
+        margin: a lower bound of the margin; positive: the input is certified at eps.
+        crossing: where the linear function below the margin, valid on the whole ball, reaches zero: the input is
+            certified at min(eps, crossing), and beyond eps it is a guess. NaN where the method has no such function.
+    """
+
+    margin: Float[Tensor, " m"]
+    crossing: Float[Tensor, " m"]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What is known before the first evaluation; only guesses, and NaN where there is none.
+
+    Attributes:
+        guess: a first radius to try, from a cheaper method, say.
+        tangent: the crossing as eps goes to 0: where the tangents of the margins reach zero.
+    """
+
+    guess: Float[Tensor, " n"]
+    tangent: Float[Tensor, " n"]
+
+    @staticmethod
+    def unknown(n: int) -> "Start":
+        """Nothing is known."""
+        return Start(torch.full((n,), torch.nan, dtype=torch.float64), torch.full((n,), torch.nan, dtype=torch.float64))
+
+
+Bound = Callable[[Int[Tensor, " m"], Float[Tensor, " m"]], Evaluation]
+"""`bound(index, eps)`: bounds of the inputs `index`, each over the ball of its own eps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +53,8 @@ class Found:
     """What a search knows of each input when it ends.
 
     Attributes:
-        certified: the largest eps whose margin bound was positive, 0 if none was.
-        refuted: the smallest eps above it whose bound was not, inf if none was tried. The bound
+        certified: the largest radius that an evaluation proved, 0 if none did.
+        refuted: the smallest eps above it whose bound was not positive, inf if none was tried. The bound
             failed there; that is no counterexample.
         evaluations: bounds computed for this input.
     """
@@ -34,11 +67,11 @@ class Found:
 class RadiusSearch(ABC):
     """A strategy for choosing the radii at which the margin is bounded.
 
-    Sound whatever the margin does in between: `certified` is always a radius that was itself bounded.
+    Sound whatever the margin does in between: `certified` is always a radius that an evaluation proved.
     """
 
     @abstractmethod
-    def run(self, bound: Bound, clean: Float[Tensor, " n"]) -> Found:
+    def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Search for every input whose `clean` margin (at eps 0) is positive; the others get radius 0."""
 
 
@@ -57,15 +90,16 @@ class Ladder(RadiusSearch):
             raise ConfigError("a ladder needs at least one radius, each positive and finite", ("eps",))
         object.__setattr__(self, "eps", tuple(sorted(self.eps)))
 
-    def run(self, bound: Bound, clean: Float[Tensor, " n"]) -> Found:
+    def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """One evaluation per rung, of the inputs that stood on the one below."""
+        del start
         found = _nothing_yet(clean)
         active = clean > 0
         for eps in self.eps:
             index = active.nonzero().squeeze(1)
             if len(index) == 0:
                 break
-            certified = bound(index, torch.full_like(clean[index], eps)) > 0
+            certified = bound(index, torch.full_like(clean[index], eps)).margin > 0
             found.evaluations[index] += 1
             found.certified[index[certified]] = eps
             found.refuted[index[~certified]] = eps
@@ -75,7 +109,7 @@ class Ladder(RadiusSearch):
 
 @dataclass(frozen=True)
 class Bisection(RadiusSearch):
-    """Halve the bracket in log eps until its ends agree to `relative`.
+    """Halve the bracket in log eps until its ends agree to `relative`: the plain reference.
 
     Attributes:
         start: first radius tried, in units of the input.
@@ -91,107 +125,153 @@ class Bisection(RadiusSearch):
 
     def __post_init__(self) -> None:
         """Refuse settings with which no search could end."""
-        _check(self)
+        if not 0 < self.start < math.inf:
+            raise ConfigError(f"start must be positive and finite, not {self.start}", ("start",))
+        if not self.start <= self.limit < math.inf:
+            raise ConfigError(f"limit must be finite and at least start, not {self.limit}", ("limit",))
+        _check(self.relative, self.evaluations)
 
-    def run(self, bound: Bound, clean: Float[Tensor, " n"]) -> Found:
+    def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """About log2(1 / relative) evaluations, plus those that find the bracket."""
-
-        def propose(bracket: _Bracket) -> Float[Tensor, " m"]:
-            return bracket.middle()
-
-        return _close_in(bound, clean, self, propose)
+        del start
+        found = _nothing_yet(clean)
+        low, high = found.certified, found.refuted
+        active = clean > 0
+        for step in range(self.evaluations):
+            index = active.nonzero().squeeze(1)
+            if len(index) == 0:
+                break
+            eps = middle(low[index], high[index]) if step else torch.full_like(clean[index], self.start)
+            eps = eps.clamp(max=self.limit)
+            holds = bound(index, eps).margin > 0
+            found.evaluations[index] += 1
+            low[index[holds]], high[index[~holds]] = eps[holds], eps[~holds]
+            closed = (high[index] - low[index] <= self.relative * high[index]) & high[index].isfinite()
+            active[index[closed | (low[index] >= self.limit)]] = False
+        return found
 
 
 @dataclass(frozen=True)
 class Secant(RadiusSearch):
-    """Close the bracket where the margin's chord crosses zero (the Illinois variant of regula falsi).
+    """Follow the linear bounds to the radius at which they cross zero just there, in 3 to 6 evaluations.
 
-    About half the evaluations of `Bisection`, which it falls back on whenever two proposals in a row
-    failed to halve the bracket. Same attributes.
+    An evaluation at e gives the crossing r(e) of a linear bound that holds in the whole ball of e, so it certifies
+    min(e, r(e)), and the radius sought is the fixed point r(e) = e. The next e is where the inverse quadratic through
+    the last three evaluations puts it; for methods without linear bounds, where it puts the zero of the margin. What
+    falls outside the bracket, or fails to halve it three times in a row, is replaced by the bracket's middle in log e.
+
+    Attributes:
+        relative: an input is finished when (high - low) / high is that small, or when an evaluation certified its
+            eps with a crossing at most that much above it.
+        limit: largest radius ever claimed; an input certified there is finished.
+        evaluations: at most so many bounds per input.
     """
 
-    start: float = 0.1
     relative: float = 1e-3
     limit: float = 1e4
     evaluations: int = 60
 
     def __post_init__(self) -> None:
         """Refuse settings with which no search could end."""
-        _check(self)
+        if not 0 < self.limit < math.inf:
+            raise ConfigError(f"limit must be positive and finite, not {self.limit}", ("limit",))
+        _check(self.relative, self.evaluations)
 
-    def run(self, bound: Bound, clean: Float[Tensor, " n"]) -> Found:
+    def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Each input keeps its own bracket and leaves the batch when it is finished."""
+        found = _nothing_yet(clean)
+        low, high = found.certified, found.refuted
+        points = _Points(clean, start.tangent.to(clean))
+        slow = torch.zeros_like(clean)  # evaluations in a row that did not halve the bracket
+        eps = torch.full_like(clean, 0.1)
+        for known in (start.tangent.to(clean) * FIRST, start.guess.to(clean)):
+            eps = torch.where((known > 0) & known.isfinite(), known, eps)
+        eps = eps.clamp(max=self.limit)
+        active = clean > 0
+        for _ in range(self.evaluations):
+            index = active.nonzero().squeeze(1)
+            if len(index) == 0:
+                break
+            e = eps[index]
+            seen = bound(index, e)
+            found.evaluations[index] += 1
+            holds = seen.margin > 0
+            crossing = torch.where(seen.margin.isfinite(), seen.crossing, torch.nan)
+            width = high[index] - low[index]
+            proved = torch.where(holds, e, torch.minimum(crossing.nan_to_num(0.0).clamp(min=0), e))
+            low[index] = torch.maximum(low[index], proved)
+            high[index[~holds]] = torch.minimum(high[index], e)[~holds]
+            # A method that is not monotone may certify a radius above one at which it failed.
+            high[index] = torch.where(high[index] > low[index], high[index], torch.inf)
+            points.add(index, e, seen.margin, crossing)
+            lower, upper = low[index], high[index]
+            slow[index] = torch.where((upper - lower <= width / 2) | upper.isinf(), 0.0, slow[index] + 1)
+            closed = (upper - lower <= self.relative * upper) & upper.isfinite()
+            settled = holds & (crossing <= e * (1 + self.relative))
+            active[index[closed | settled | (lower >= self.limit)]] = False
 
-        def propose(bracket: _Bracket) -> Float[Tensor, " m"]:
-            chord = bracket.crossing()
-            width = bracket.high - bracket.low
-            # Keep a proposal inside the bracket by a margin that lets a correct guess end the search.
-            edge = torch.minimum(0.5 * self.relative * bracket.high, 0.25 * width)
-            chord = torch.maximum(torch.minimum(chord, bracket.high - edge), bracket.low + edge)
-            return torch.where(bracket.stuck | ~chord.isfinite(), bracket.middle(), chord)
+            # Aim a little above the crossing: an evaluation there gives both ends of the bracket.
+            proposal = points.crossing(index) * (1 + self.relative / 4)
+            beyond = torch.where(upper.isinf(), 16 * lower, upper)
+            edge = torch.where(upper.isinf(), 0.5 * lower, upper - lower) * 0.25
+            edge = torch.minimum(edge, 0.5 * self.relative * beyond)  # lets a correct guess end the search
+            proposal = torch.where(upper.isinf(), torch.minimum(proposal, beyond), proposal)
+            inside = (proposal > lower * (1 - self.relative)) & (proposal < upper * (1 + self.relative))
+            proposal = torch.maximum(torch.minimum(proposal, upper - edge), lower + edge)
+            eps[index] = torch.where(inside & (slow[index] < 3), proposal, middle(lower, upper)).clamp(max=self.limit)
+        return found
 
-        return _close_in(bound, clean, self, propose)
+
+FIRST = 0.6
+"""The first radius tried, in units of the tangent's crossing. A judgement: CROWN's radii lie at 0.3 to 0.9 of it."""
 
 
-@dataclass(eq=False)
-class _Bracket:
-    """Of each active input: certified at `low` with margin `above` > 0, not at `high` with margin `below` <= 0."""
+class _Points:
+    """Of each input, the last three evaluations: eps, and how far beyond eps the margin's bound crosses zero.
 
-    low: Float[Tensor, " m"]
-    high: Float[Tensor, " m"]
-    above: Float[Tensor, " m"]
-    below: Float[Tensor, " m"]
-    clean: Float[Tensor, " m"]
-    stuck: Tensor
+    Methods without linear bounds have the chord from the clean margin instead, which is a guess.
+    """
 
-    def middle(self) -> Float[Tensor, " m"]:
-        """Up by four while nothing failed, down by four while nothing held, else the geometric mean."""
-        return torch.where(
-            self.high.isinf(),
-            4 * self.low,
-            torch.where(self.low == 0, self.high / 4, self.low.sqrt() * self.high.sqrt()),
+    def __init__(self, clean: Float[Tensor, " n"], tangent: Float[Tensor, " n"]) -> None:
+        self.eps = torch.full((3, len(clean)), torch.nan, dtype=clean.dtype, device=clean.device)
+        self.value = self.eps.clone()
+        self.clean, self.tangent = clean, tangent
+
+    def add(
+        self,
+        index: Int[Tensor, " m"],
+        eps: Float[Tensor, " m"],
+        margin: Float[Tensor, " m"],
+        crossing: Float[Tensor, " m"],
+    ) -> None:
+        """Remember an evaluation, unless it says nothing."""
+        start = torch.where(crossing.isnan(), torch.nan, self.tangent[index])
+        crossing = torch.where(crossing.isnan(), eps * self.clean[index] / (self.clean[index] - margin), crossing)
+        fresh = self.eps[2, index].isnan() & (start > 0) & start.isfinite()
+        self.eps[2, index[fresh]], self.value[2, index[fresh]] = 0.0, start[fresh]
+        known = crossing.isfinite() & margin.isfinite()
+        index = index[known]
+        self.eps[:2, index], self.value[:2, index] = self.eps[1:, index], self.value[1:, index]
+        self.eps[2, index], self.value[2, index] = eps[known], (crossing - eps)[known]
+
+    def crossing(self, index: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """Where the value is zero, NaN if nobody knows."""
+        (a, b, c), (fa, fb, fc) = self.eps[:, index], self.value[:, index]
+        secant = torch.where(b.isnan(), c + fc, c - fc * (c - b) / (fc - fb))
+        quadratic = (
+            a * fb * fc / ((fa - fb) * (fa - fc))
+            + b * fa * fc / ((fb - fa) * (fb - fc))
+            + c * fa * fb / ((fc - fa) * (fc - fb))
         )
-
-    def crossing(self) -> Float[Tensor, " m"]:
-        """Where the chord through the bracket's ends is zero; while nothing failed, the chord from eps 0."""
-        beyond = self.low * self.clean / (self.clean - self.above).clamp(min=0)  # inf if the margin did not fall
-        beyond = torch.minimum(torch.maximum(1.05 * beyond, 1.1 * self.low), 16 * self.low)
-        within = self.low + (self.high - self.low) * self.above / (self.above - self.below)
-        return torch.where(self.high.isinf(), beyond, within)
+        # Three values in falling order have one inverse; else the last two must do.
+        order = (fa - fb) * (a - b) < 0
+        order &= ((fb - fc) * (b - c) < 0) & ((fa - fc) * (a - c) < 0)
+        return torch.where(order & quadratic.isfinite(), quadratic, secant)
 
 
-def _close_in(
-    bound: Bound, clean: Float[Tensor, " n"], options: Bisection | Secant, propose: Callable[[_Bracket], Tensor]
-) -> Found:
-    found = _nothing_yet(clean)
-    low, high = found.certified, found.refuted
-    above, below = clean.clone(), torch.full_like(clean, -torch.inf)
-    side = torch.zeros_like(clean)  # of the last evaluation: +1 certified, -1 not
-    slow = torch.zeros_like(clean)  # evaluations in a row that did not halve the bracket
-    active = clean > 0
-    for step in range(options.evaluations):
-        index = active.nonzero().squeeze(1)
-        if len(index) == 0:
-            break
-        if step == 0:
-            eps = torch.full_like(clean[index], options.start)
-        else:
-            eps = propose(_Bracket(low[index], high[index], above[index], below[index], clean[index], slow[index] >= 2))
-        eps = eps.clamp(max=options.limit)
-        margin = bound(index, eps)
-        found.evaluations[index] += 1
-        holds = margin > 0
-        width = high[index] - low[index]
-        up, down = index[holds], index[~holds]
-        below[up] = torch.where(side[up] > 0, below[up] / 2, below[up])  # Illinois: the end that stays counts half
-        above[down] = torch.where(side[down] < 0, above[down] / 2, above[down])
-        low[up], above[up], side[up] = eps[holds], margin[holds], 1.0
-        high[down], below[down], side[down] = eps[~holds], margin[~holds], -1.0
-        halved = high[index] - low[index] <= width / 2
-        slow[index] = torch.where(halved | high[index].isinf(), 0.0, slow[index] + 1)
-        done = (high[index] - low[index] <= options.relative * high[index]) & high[index].isfinite()
-        active[index[done | (low[index] >= options.limit)]] = False
-    return found
+def middle(low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """Up by four while nothing failed, down by four while nothing held, else the geometric mean."""
+    return torch.where(high.isinf(), 4 * low, torch.where(low == 0, high / 4, low.sqrt() * high.sqrt()))
 
 
 def _nothing_yet(clean: Float[Tensor, " n"]) -> Found:
@@ -202,15 +282,11 @@ def _nothing_yet(clean: Float[Tensor, " n"]) -> Found:
     )
 
 
-def _check(options: Bisection | Secant) -> None:
-    if not 0 < options.start < math.inf:
-        raise ConfigError(f"start must be positive and finite, not {options.start}", ("start",))
-    if not options.start <= options.limit < math.inf:
-        raise ConfigError(f"limit must be finite and at least start, not {options.limit}", ("limit",))
-    if not 0 < options.relative < 1:
-        raise ConfigError(f"relative must lie between 0 and 1, not {options.relative}", ("relative",))
-    if options.evaluations < 1:
-        raise ConfigError(f"evaluations must be at least 1, not {options.evaluations}", ("evaluations",))
+def _check(relative: float, evaluations: int) -> None:
+    if not 0 < relative < 1:
+        raise ConfigError(f"relative must lie between 0 and 1, not {relative}", ("relative",))
+    if evaluations < 1:
+        raise ConfigError(f"evaluations must be at least 1, not {evaluations}", ("evaluations",))
 
 
 SEARCHES: dict[str, type[RadiusSearch]] = {"secant": Secant, "bisection": Bisection, "ladder": Ladder}

@@ -7,7 +7,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from certbench import L2, ThreatModel
-from certbench.verifiers.ball import box, support
+from certbench.ball import box, support
 
 
 def problem(seed: int, d: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:

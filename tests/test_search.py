@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from certbench.errors import ConfigError
-from certbench.search import SEARCHES, Bisection, Bound, Found, Ladder, RadiusSearch, Secant
+from certbench.search import SEARCHES, Bisection, Bound, Evaluation, Found, Ladder, RadiusSearch, Secant, Start
 
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module")  # jaxtyping does, by the by
 
@@ -48,30 +48,36 @@ margins = st.one_of(
     st.lists(numbers, min_size=1, max_size=7).map(wild),
     st.builds(lambda make, root: make(root), st.sampled_from(list(MONOTONE.values())), roots),
 )
-closing = st.builds(
-    lambda kind, start, relative, factor, evaluations: kind(start, relative, start * factor, evaluations),
-    st.sampled_from([Bisection, Secant]),
-    st.floats(1e-3, 10),
-    st.floats(1e-6, 0.9),
-    st.floats(1, 1e4),
-    st.integers(1, 60),
+relatives, limits, counts = st.floats(1e-6, 0.9), st.floats(10, 1e5), st.integers(1, 60)
+closing = st.one_of(
+    st.builds(Bisection, st.floats(1e-3, 10), relatives, limits, counts), st.builds(Secant, relatives, limits, counts)
 )
 ladders = st.lists(st.floats(1e-3, 10), min_size=1, max_size=5).map(lambda eps: Ladder(tuple(eps)))
 
 
 def run(
-    search: RadiusSearch, functions: Sequence[Margin], clean: Tensor
+    search: RadiusSearch,
+    functions: Sequence[Margin],
+    clean: Tensor,
+    crossings: Sequence[Margin] | None = None,
+    guess: float = math.nan,
+    tangent: float = math.nan,
 ) -> tuple[Found, list[list[tuple[float, float]]]]:
     """What the search found, and of each input what it saw: (eps, margin), in order."""
     seen: list[list[tuple[float, float]]] = [[] for _ in functions]
 
-    def bound(index: Tensor, eps: Tensor) -> Tensor:
+    def bound(index: Tensor, eps: Tensor) -> Evaluation:
         for i, radius in zip(index.tolist(), eps.tolist(), strict=True):
             seen[i].append((radius, functions[i](radius)))
-        return torch.tensor([seen[i][-1][1] for i in index.tolist()], dtype=torch.float64)
+        margin = torch.tensor([seen[i][-1][1] for i in index.tolist()], dtype=torch.float64)
+        if crossings is None:
+            return Evaluation(margin, torch.full_like(margin, torch.nan))
+        reached = [crossings[i](radius) for i, radius in zip(index.tolist(), eps.tolist(), strict=True)]
+        return Evaluation(margin, torch.tensor(reached, dtype=torch.float64))
 
     checked: Bound = bound
-    return search.run(checked, clean), seen
+    known = Start(torch.full_like(clean, guess), torch.full_like(clean, tangent))
+    return search.run(checked, clean, known), seen
 
 
 def ones(n: int) -> Tensor:
@@ -91,6 +97,42 @@ def test_every_claim_was_itself_bounded(search: RadiusSearch, batch: list[tuple[
         assert found.certified[i] < found.refuted[i]
         assert found.evaluations[i] == len(visits)
         assert bool(visits) == bool(clean[i] > 0)  # the misclassified and the unsure are never bounded
+
+
+@settings(deadline=None, max_examples=120)
+@given(closing, st.lists(st.tuples(margins, margins), min_size=1, max_size=4), numbers, numbers)
+def test_no_claim_exceeds_what_some_evaluation_proved(
+    search: RadiusSearch, batch: list[tuple[Margin, Margin]], guess: float, tangent: float
+) -> None:
+    """An evaluation at eps proves eps where the margin is positive, else the crossing, and nothing beyond eps."""
+    crossings = [crossing for _, crossing in batch]
+    found, seen = run(search, [margin for margin, _ in batch], ones(len(batch)), crossings, guess, tangent)
+    for i, visits in enumerate(seen):
+        proved = [eps if margin > 0 else min(eps, crossings[i](eps)) for eps, margin in visits]
+        assert found.certified[i] <= max((radius for radius in proved if radius > 0), default=0.0)
+        assert found.certified[i] >= max((eps for eps, margin in visits if margin > 0), default=0.0)
+        assert found.certified[i] < found.refuted[i]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_crossings_lead_to_their_fixed_point_in_a_few_evaluations(scale: float) -> None:
+    """A crossing that falls with eps, as linear bounds' do, has one fixed point."""
+    shapes: list[Margin] = [
+        lambda eps: scale * (1 - 0.5 * (eps / scale) ** 2),
+        lambda eps: scale * math.exp(-2 * eps / scale),
+        lambda eps: scale / (1 + eps / scale),
+        lambda eps: min(scale, 1.6 * scale - eps),
+    ]
+    for shape in shapes:
+        low, high = 0.0, 4 * scale
+        for _ in range(100):
+            low, high = (
+                ((low + high) / 2, high) if shape((low + high) / 2) > (low + high) / 2 else (low, (low + high) / 2)
+            )
+        found, seen = run(Secant(), [lambda eps, r=shape: r(eps) - eps], ones(1), [shape], tangent=scale)  # type: ignore[misc]
+        assert found.certified.item() == pytest.approx(low, rel=1e-3)
+        assert found.certified.item() <= low * (1 + 1e-9)
+        assert len(seen[0]) <= 6
 
 
 @settings(deadline=None, max_examples=80)
@@ -119,8 +161,8 @@ def test_an_input_is_searched_as_if_it_were_alone(search: RadiusSearch, batch: l
 def test_both_searches_meet_the_crossing_of_a_falling_margin(
     shape: str, root: float, relative: float, start: float
 ) -> None:
-    for kind in (Bisection, Secant):
-        found, _ = run(kind(start, relative), [MONOTONE[shape](root)], ones(1))
+    for search in (Bisection(start, relative), Secant(relative)):
+        found, _ = run(search, [MONOTONE[shape](root)], ones(1), guess=start)
         assert (1 - relative) * root * (1 - 1e-9) <= found.certified.item() <= root * (1 + 1e-9)
         assert found.refuted.item() - found.certified.item() <= relative * found.refuted.item()
 
@@ -136,20 +178,21 @@ def test_a_secant_is_cheaper_where_the_margin_is_smooth(shape: str) -> None:
 
 @pytest.mark.parametrize("kind", [Bisection, Secant])
 @pytest.mark.parametrize("limit", [0.1, 3.0, 1e4, 1e300])
-def test_a_margin_that_never_falls_is_certified_at_the_limit(kind: type[Bisection], limit: float) -> None:
+def test_a_margin_that_never_falls_is_certified_at_the_limit(kind: type[Bisection | Secant], limit: float) -> None:
     found, _ = run(kind(limit=limit, evaluations=600), [lambda eps: 1.0], ones(1))
     assert (found.certified.item(), found.refuted.item()) == (limit, math.inf)
 
 
 @pytest.mark.parametrize("kind", [Bisection, Secant])
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
-def test_radii_whose_product_is_no_float_are_found_too(kind: type[Bisection], scale: float) -> None:
-    found, _ = run(kind(start=scale, limit=1e300), [step(3.3 * scale)], ones(1))
+def test_radii_whose_product_is_no_float_are_found_too(kind: type[Bisection | Secant], scale: float) -> None:
+    search = Secant(limit=1e300) if kind is Secant else Bisection(start=scale, limit=1e300)
+    found, _ = run(search, [step(3.3 * scale)], ones(1), guess=scale)
     assert found.certified.item() == pytest.approx(3.3 * scale, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", [Bisection, Secant])
-def test_a_margin_that_always_fails_gives_zero(kind: type[Bisection]) -> None:
+def test_a_margin_that_always_fails_gives_zero(kind: type[Bisection | Secant]) -> None:
     found, _ = run(kind(), [lambda eps: -1.0, lambda eps: math.nan], ones(2))
     assert found.certified.tolist() == [0.0, 0.0]
 
@@ -171,11 +214,12 @@ def test_an_empty_batch_is_fine(search: RadiusSearch) -> None:
 @pytest.mark.parametrize(
     ("make", "option"),
     [
-        (lambda: Secant(start=0), "start"),
-        (lambda: Secant(start=math.nan), "start"),
+        (lambda: Bisection(start=0), "start"),
+        (lambda: Bisection(start=math.nan), "start"),
+        (lambda: Secant(limit=0.0), "limit"),
         (lambda: Bisection(start=math.inf, limit=math.inf), "start"),
         (lambda: Bisection(limit=math.inf), "limit"),
-        (lambda: Secant(start=1.0, limit=0.5), "limit"),
+        (lambda: Bisection(start=1.0, limit=0.5), "limit"),
         (lambda: Secant(relative=0.0), "relative"),
         (lambda: Secant(relative=1.0), "relative"),
         (lambda: Bisection(evaluations=0), "evaluations"),

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from certbench.ball import box, support
 from certbench.certification import out_of_memory
-from certbench.certifier import MarginCertifier, MarginState, clean_margin
+from certbench.certifier import Bounds, MarginCertifier, MarginState, clean_margin
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, MissingBackendError, NumericalError, UnsupportedError
 from certbench.search import RadiusSearch, Secant
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
-from certbench.verifiers.ball import box, support
 from certbench.verifiers.lirpa_shims import auto_lirpa
 
 
@@ -57,6 +57,8 @@ class Lirpa(MarginCertifier[LirpaState]):
 
     guarantee = Guarantee.SOUND
     norms = frozenset({1.0, 2.0, math.inf})
+    linear: ClassVar[bool] = True
+    """Whether the last thing that is bounded over the ball is the linear function below the margins."""
 
     @abstractmethod
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
@@ -112,26 +114,25 @@ class Lirpa(MarginCertifier[LirpaState]):
         graph.eval()
         return graph
 
-    def margin(
-        self, state: LirpaState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], eps: Float[Tensor, " n"]
-    ) -> Float[Tensor, " n"]:
-        """auto-LiRPA's lower bound of each margin f_label - f_j, the smallest over j."""
-        others = state.classifier.num_classes - 1
-        identity = torch.eye(others + 1, dtype=x.dtype, device=x.device)
-        rows = identity[label][:, None] - identity
-        rows = rows[torch.arange(others + 1, device=x.device) != label[:, None]].view(len(x), others, -1)
+    def lower(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Bounds:
+        """auto-LiRPA's lower bounds, with the linear function of the input that they are the minima of."""
         inside = auto_lirpa().BoundedTensor(x, _perturbation(state.threat, x, eps))
         with _float64():
             # An affine network needs no relaxation, and backward propagation bounds it exactly.
             lower = backward(state, inside, rows) if state.affine else self.bound(state, inside, rows)
-        if lower.shape != (len(x), others):
-            raise NumericalError(f"auto-LiRPA returned bounds of shape {tuple(lower.shape)}, not {(len(x), others)}")
-        bound = lower.amin(dim=1)
+        shape = tuple(rows.shape[:2])
+        if lower.shape != shape:
+            raise NumericalError(f"auto-LiRPA returned bounds of shape {tuple(lower.shape)}, not {shape}")
         logits = state.classifier(x)
-        beyond = clean_margin(logits, label) + 1e-6 * _spread(logits)
-        if bool((bound > beyond).any()):
+        centre = (rows @ logits[..., None]).squeeze(-1)
+        if bool((lower > centre + 1e-6 * _spread(logits)[:, None]).any()):
             raise NumericalError("auto-LiRPA's lower bound exceeds the margin at the centre of the ball")
-        return bound
+        line = inside.ptb.last
+        if line is None or tuple(line.rows.shape[:2]) != shape or not (self.linear or state.affine):
+            return Bounds(lower)
+        return Bounds(lower, line.rows, lower + line.change)
 
     def _rehearse(self, state: LirpaState) -> None:
         """Refuse a graph that computes other logits, or whose bounds are wrong on a few balls.
@@ -155,13 +156,13 @@ class Lirpa(MarginCertifier[LirpaState]):
         if not bool(error <= 1e-8 * scale):
             raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
         label = logits.argmax(dim=1)
-        tiny = self.margin(state, x, label, x.new_full((2,), 1e-9))
+        tiny = self.margins(state, x, label, x.new_full((2,), 1e-9)).lower.amin(dim=1)
         gap = (tiny - clean_margin(logits, label)).abs().max()
         if not bool(gap <= 1e-4 * scale):
             raise NumericalError(f"over a tiny ball its bound is off the margin by {float(gap):.1e}")
         for radii in ([0.01, 0.1], [0.5, 1.0]):
             eps = torch.tensor(radii, dtype=x.dtype, device=x.device)
-            bound = self.margin(state, x, label, eps)
+            bound = self.margins(state, x, label, eps).lower.amin(dim=1)
             step = torch.randn(2, 128, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
             step = step.sign() if state.threat.p == math.inf else step
             step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
@@ -178,6 +179,8 @@ class IBP(Lirpa):
     """Interval bound propagation (Gowal et al., 2018; Mirman et al., 2018)."""
 
     search: RadiusSearch = field(default_factory=Secant)
+
+    linear: ClassVar[bool] = False
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
         """Intervals all the way; the last layer is merged with the margins."""
@@ -240,6 +243,7 @@ class AlphaCrown(Lirpa):
     learning_rate: float = 0.1
     search: RadiusSearch = field(default_factory=Secant)
 
+    linear: ClassVar[bool] = False
     optimisable: ClassVar[frozenset[str]] = frozenset({"BoundRelu", "BoundTanh", "BoundSigmoid"})
 
     def __post_init__(self) -> None:
@@ -470,6 +474,14 @@ def _perturbation(threat: ThreatModel, x: Float[Tensor, "n ..."], eps: Float[Ten
     return _ball_class()(threat.p, eps, x.flatten(1), low, high, x.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """The rows of a linear function that was bounded from below, and how far it falls inside the ball."""
+
+    rows: Float[Tensor, "n k d"]
+    change: Float[Tensor, "n k"]
+
+
 @cache
 def _ball_class() -> type[Any]:
     """auto-LiRPA's own perturbation class, with the box for interval arithmetic and the cut ball for linear bounds."""
@@ -483,15 +495,23 @@ def _ball_class() -> type[Any]:
         def __init__(self, p: float, eps: Tensor, x: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> None:
             super().__init__(norm=math.inf, eps=0.0, x_L=low.view(shape), x_U=high.view(shape))
             self.p, self.radii, self.down, self.up = p, eps, x - low, high - x
+            self.last: _Line | None = None
 
         def concretize(self, x: Tensor, A: Any, sign: int = -1, *args: Any, **kwargs: Any) -> Any:
-            """Bound A x over the perturbation set, from below (sign -1) or above."""
+            """Bound A x over the perturbation set, from below (sign -1) or above; the last from below is remembered."""
             patches = isinstance(A, Patches)
-            if self.p == math.inf or A is None or not (isinstance(A, Tensor) or (patches and not A.identity)):
+            if A is None or not (isinstance(A, Tensor) or (patches and not A.identity)):
+                self.last = None if sign == -1 else self.last
+                return super().concretize(x, A, sign, *args, **kwargs)
+            if self.p == math.inf and patches:
+                if sign == -1:
+                    self.last = None  # of features, not of the margins
                 return super().concretize(x, A, sign, *args, **kwargs)
             rows = A.to_matrix(x.shape) if patches else A
             rows = rows.reshape(rows.shape[0], rows.shape[1], -1)
             change = support(rows, self.p, self.radii, *((self.down, self.up) if sign == 1 else (self.up, self.down)))
+            if sign == -1:
+                self.last = _Line(rows.detach(), change.detach())
             bound = (rows @ x.reshape(x.shape[0], -1, 1)).squeeze(-1) + sign * change
             if patches and A.unstable_idx is None:
                 bound = bound.view(len(x), A.patches.size(0), A.patches.size(2), A.patches.size(3))

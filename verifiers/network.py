@@ -1,0 +1,541 @@
+r"""ReLU networks in the form that relaxations need: $z_i = b_i + \sum_j W_{ij} h_j$, $h_0 = x$, $h_j = \max(z_j, 0)$.
+
+Everything affine between two ReLUs is folded into the maps $W_{ij}$, so residual sums and any order of layers come out
+alike. Small maps are matrices, convolutions on large maps stay convolutions.
+"""
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import scipy.sparse
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from certbench.classifier import Classifier
+from certbench.errors import NumericalError, UnsupportedError
+
+DENSE_LIMIT = 2**20
+"""Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
+faster than convolutions; on MNIST they are too large."""
+
+
+class Map(ABC):
+    """A linear map between flat vectors, in float64."""
+
+    inputs: int
+    outputs: int
+
+    @abstractmethod
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """W h, row by row."""
+
+    @abstractmethod
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """The products a W, row by row."""
+
+    @abstractmethod
+    def absolute(self) -> "Map":
+        """The map whose entries are the moduli of this one's (or, of a composition, no smaller)."""
+
+    def matrix(self) -> Float[Tensor, "outputs inputs"]:
+        """All entries, as one matrix."""
+        eye = torch.eye(min(self.inputs, self.outputs), dtype=torch.float64)
+        return self.forward(eye).T if self.inputs <= self.outputs else self.transpose(eye)
+
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """All entries, as solvers take them."""
+        return scipy.sparse.csr_matrix(self.matrix().cpu().numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Map):
+    """A matrix."""
+
+    weight: Float[Tensor, "outputs inputs"]
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        """Number of columns."""
+        return self.weight.shape[1]
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Number of rows."""
+        return self.weight.shape[0]
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """W h."""
+        return h @ self.weight.T
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """The product a W."""
+        return a @ self.weight
+
+    def absolute(self) -> Map:
+        """|W|."""
+        return Dense(self.weight.abs())
+
+    def matrix(self) -> Float[Tensor, "outputs inputs"]:
+        """The weight."""
+        return self.weight
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Map):
+    """A diagonal matrix: a normalisation, or the identity."""
+
+    diagonal: Float[Tensor, " inputs"]
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        """Length of the diagonal."""
+        return len(self.diagonal)
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Length of the diagonal."""
+        return len(self.diagonal)
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Entry by entry."""
+        return h * self.diagonal
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Entry by entry."""
+        return a * self.diagonal
+
+    def absolute(self) -> Map:
+        """Moduli."""
+        return Scale(self.diagonal.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Map):
+    """A two-dimensional convolution with zero padding, from features of one shape to another."""
+
+    kernel: Float[Tensor, "out_channels group_channels height width"]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        """Number of features before."""
+        return math.prod(self.before)
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Number of features after."""
+        return math.prod(self.after)
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Correlate, as torch does."""
+        return functional.conv2d(
+            h.view(-1, *self.before), self.kernel, None, self.stride, self.padding, self.dilation, self.groups
+        ).flatten(1)
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """The transposed convolution, with the rows that the stride leaves over."""
+        rest = [
+            self.before[1 + i]
+            - ((self.after[1 + i] - 1) * self.stride[i] - 2 * self.padding[i])
+            - self.dilation[i] * (self.kernel.shape[2 + i] - 1)
+            - 1
+            for i in range(2)
+        ]
+        return functional.conv_transpose2d(
+            a.reshape(-1, *self.after), self.kernel, None, self.stride, self.padding, rest, self.groups, self.dilation
+        ).flatten(1)
+
+    def absolute(self) -> Map:
+        """Moduli of the kernel."""
+        return replace(self, kernel=self.kernel.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Map):
+    """Maps one after the other."""
+
+    maps: tuple[Map, ...]
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        """Of the first."""
+        return self.maps[0].inputs
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Of the last."""
+        return self.maps[-1].outputs
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """First to last."""
+        for part in self.maps:
+            h = part.forward(h)
+        return h
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Last to first."""
+        for part in reversed(self.maps):
+            a = part.transpose(a)
+        return a
+
+    def absolute(self) -> Map:
+        """Of each part: no smaller than the moduli of the whole."""
+        return Chain(tuple(part.absolute() for part in self.maps))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Map):
+    """Maps side by side, added up."""
+
+    maps: tuple[Map, ...]
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        """Of each."""
+        return self.maps[0].inputs
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Of each."""
+        return self.maps[0].outputs
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """The sum."""
+        return torch.stack([part.forward(h) for part in self.maps]).sum(dim=0)
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """The sum."""
+        return torch.stack([part.transpose(a) for part in self.maps]).sum(dim=0)
+
+    def absolute(self) -> Map:
+        """Of each part: no smaller than the moduli of the whole."""
+        return Sum(tuple(part.absolute() for part in self.maps))
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An affine layer: `bias` plus the `maps` of earlier sources.
+
+    Attributes:
+        maps: by source: 0 is the input, i > 0 the ReLU of `layers[i - 1]`.
+        bias: one entry per output.
+    """
+
+    maps: Mapping[int, Map]
+    bias: Float[Tensor, " outputs"]
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers it gives."""
+        return len(self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class ReluNetwork:
+    """Affine layers with a ReLU after each but the last.
+
+    Attributes:
+        layers: `layers[i]` gives the pre-activations of hidden layer i; the last one gives the logits.
+        inputs: how many numbers an input has.
+    """
+
+    layers: tuple[Layer, ...]
+    inputs: int
+
+    @property
+    def hidden(self) -> tuple[Layer, ...]:
+        """The layers that a ReLU follows."""
+        return self.layers[:-1]
+
+    @cached_property
+    def absolute(self) -> "tuple[Mapping[int, Map], ...]":
+        """Moduli of all maps, for interval arithmetic."""
+        return tuple({source: part.absolute() for source, part in layer.maps.items()} for layer in self.layers)
+
+    def preactivations(self, x: Float[Tensor, "n inputs"]) -> list[Float[Tensor, "n _"]]:
+        """What each layer gives at the inputs; the last entry holds the logits."""
+        sources, results = [x], []
+        for layer in self.layers:
+            z = layer.bias.expand(len(x), -1)
+            for source, part in layer.maps.items():
+                z = z + part.forward(sources[source])
+            results.append(z)
+            sources.append(z.clamp(min=0))
+        return results
+
+    def to(self, dtype: torch.dtype) -> "ReluNetwork":
+        """The network in another precision: for searching, never for bounds."""
+        return ReluNetwork(
+            tuple(
+                Layer({source: _cast(part, dtype) for source, part in layer.maps.items()}, layer.bias.to(dtype))
+                for layer in self.layers
+            ),
+            self.inputs,
+        )
+
+    @staticmethod
+    @torch.no_grad()
+    def of(classifier: Classifier) -> "ReluNetwork":
+        """The classifier's module, traced, in float64.
+
+        Raises:
+            UnsupportedError: it is no such network; the message names the layer.
+            NumericalError: a parameter is NaN or infinite.
+        """
+        double = classifier.double()
+        hidden = double.hidden_code()
+        if hidden is not None:
+            raise UnsupportedError(f"{hidden}, which a trace does not show")
+        if not all(bool(tensor.isfinite().all()) for tensor in (*double.module.parameters(), *double.module.buffers())):
+            raise NumericalError(f"{classifier.name} has parameters that are NaN or infinite")
+        try:
+            graph = fx.symbolic_trace(double.module)
+        except Exception as error:  # whatever a forward raises when it meets a proxy
+            raise UnsupportedError(f"torch.fx cannot trace {classifier.name}: {error}") from error
+        x = torch.randn(4, *double.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = (x * torch.tensor([0.1, 1.0, 10.0, 100.0], dtype=torch.float64).view(-1, *[1] * (x.dim() - 1))).to(
+            double.device
+        )
+        reader = _Reader(graph)
+        try:
+            reader.run(x.clone())
+        except UnsupportedError:
+            raise
+        except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
+            raise UnsupportedError(f"{classifier.name}: {str(error).partition(chr(10))[0]}") from error
+        network = reader.network(math.prod(double.input_shape))
+        logits, ours = double(x), network.preactivations(x.flatten(1))[-1]
+        scale = logits.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        if ours.shape != logits.shape or not bool(((ours - logits).abs() <= 1e-9 * scale).all()):
+            raise UnsupportedError(f"read as a ReLU network, {classifier.name} would compute other logits")
+        return network
+
+
+@dataclass(frozen=True, eq=False)
+class _Affine:
+    """A value of the graph: `bias` plus, by source, a sum of chains of maps (an empty chain is the identity)."""
+
+    terms: Mapping[int, tuple[tuple[Map, ...], ...]]
+    bias: Float[Tensor, " size"]
+
+    def then(self, part: Map, bias: Tensor | None = None) -> "_Affine":
+        moved = part.forward(self.bias[None])[0]
+        terms = {source: tuple((*chain, part) for chain in chains) for source, chains in self.terms.items()}
+        return _Affine(terms, moved if bias is None else moved + bias)
+
+
+class _Reader(fx.Interpreter):
+    """Runs the graph for its shapes and writes every value as an affine function of ReLUs before it."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.values: dict[fx.Node, _Affine] = {}
+        self.layers: list[_Affine] = []
+        self.relus: dict[fx.Node, _Affine] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = {source: tuple(self.env[source].shape) for source in n.all_input_nodes if source in self.values}
+        if n.op == "output":
+            result = super().run_node(n)
+            if not isinstance(n.args[0], fx.Node) or n.args[0] not in self.values:
+                raise UnsupportedError("the module's output does not depend on its input, or is no tensor")
+            self.layers.append(self.values[n.args[0]])
+            return result
+        args, options = self.fetch_args_kwargs_from_env(n)
+        result = super().run_node(n)
+        if n.op == "placeholder":
+            zero = torch.zeros(result[0].numel(), dtype=torch.float64, device=result.device)
+            self.values[n] = _Affine({0: ((),)}, zero)
+        elif before and isinstance(result, Tensor):
+            self.values[n] = self.follow(n, args, options, before, result)
+        return result
+
+    def follow(
+        self, n: fx.Node, args: Any, options: Any, before: Mapping[fx.Node, tuple[int, ...]], result: Tensor
+    ) -> _Affine:
+        """The rule of one node."""
+        layer: Any = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        name = (
+            f"{n.target} ({type(layer).__name__})"
+            if layer is not None
+            else str(getattr(n.target, "__name__", n.target))
+        )
+        shape = tuple(result.shape)
+        if len(before) == 1 and (layer is not None or n.args[0] in before):
+            (source,) = before
+            value, size = self.values[source], before[source]
+            if n.args and n.args[0] is source and all(arg is not source for arg in n.args[1:]):
+                kind = type(layer)
+                in_place = getattr(layer, "inplace", False) or str(n.target).endswith("_")
+                if in_place and len(source.users) > 1:
+                    raise UnsupportedError(f"{name} changes in place a value that is used again")
+                if kind is nn.ReLU or n.target in (torch.relu, functional.relu, "relu", "relu_", torch.relu_):
+                    return self.rectify(value)
+                if kind in _UNMOVED or n.target in _VIEWS:
+                    if shape[0] != size[0] or math.prod(shape) != math.prod(size):
+                        raise UnsupportedError(f"{name} moves the batch axis")
+                    return value
+                if kind in _RULES:
+                    part, bias = _RULES[kind](layer, size[1:], shape[1:])
+                    return value.then(part, bias)
+        if n.target in _ARITHMETIC and len(args) == 2 and not options:
+            return self.combine(n, args, shape, name)
+        raise UnsupportedError(f"{name} is no layer of a ReLU network that is known here")
+
+    def rectify(self, value: _Affine) -> _Affine:
+        """A new source."""
+        self.layers.append(value)
+        return _Affine({len(self.layers): ((),)}, torch.zeros_like(value.bias))
+
+    def combine(self, n: fx.Node, args: Any, shape: tuple[int, ...], name: str) -> _Affine:
+        """Sums and differences; products and quotients with a constant."""
+        sign = _ARITHMETIC[n.target]
+        terms = [self.values.get(arg) if isinstance(arg, fx.Node) else None for arg in n.args]
+        moving = [tuple(arg.shape) for term, arg in zip(terms, args, strict=True) if term is not None]
+        if any(size != shape for size in moving):
+            raise UnsupportedError(f"{name} repeats a value to fit another shape")
+        if sign in "iI" and isinstance(n.args[0], fx.Node) and len(n.args[0].users) > 1:
+            raise UnsupportedError(f"{name} changes in place a value that is used again")
+        first, second = terms
+        if first is not None and second is not None:
+            if sign not in "+-iI":
+                raise UnsupportedError(f"{name} multiplies two values that depend on the input")
+            if sign in "-I":
+                second = second.then(Scale(-torch.ones_like(second.bias)))
+            joint = {
+                source: (*first.terms.get(source, ()), *second.terms.get(source, ()))
+                for source in {**first.terms, **second.terms}
+            }
+            return _Affine(joint, first.bias + second.bias)
+        value = first if first is not None else second
+        assert value is not None
+        constant = torch.as_tensor(args[1 if first is not None else 0], dtype=torch.float64, device=value.bias.device)
+        constant = constant.expand(shape)
+        if not bool((constant == constant[:1]).all()):
+            raise UnsupportedError(f"{name} treats the inputs of a batch differently")
+        flat, ones = constant[0].flatten(), torch.ones_like(value.bias)
+        if sign in "+i":
+            return replace(value, bias=value.bias + flat)
+        if sign in "-I":
+            return replace(value, bias=value.bias - flat) if first is not None else value.then(Scale(-ones), flat)
+        if sign == "*":
+            return value.then(Scale(flat.clone()))
+        if first is None:
+            raise UnsupportedError(f"{name} divides by a value that depends on the input")
+        return value.then(Scale(ones / flat))
+
+    def network(self, inputs: int) -> ReluNetwork:
+        """The layers, each map folded as far as it is worth it."""
+        layers = []
+        for value in self.layers:
+            maps = {source: _folded(chains, value.bias) for source, chains in value.terms.items()}
+            layers.append(Layer(maps, value.bias))
+        return ReluNetwork(tuple(layers), inputs)
+
+
+def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
+    """One map for a sum of chains: a matrix where that is small."""
+    parts: list[Map] = []
+    for chain in chains:
+        if not chain:
+            parts.append(Scale(torch.ones_like(bias)))
+        else:
+            parts.append(chain[0] if len(chain) == 1 else Chain(chain))
+    whole = parts[0] if len(parts) == 1 else Sum(tuple(parts))
+    if not isinstance(whole, Dense) and whole.inputs * whole.outputs <= DENSE_LIMIT:
+        eye = torch.eye(whole.inputs, dtype=bias.dtype, device=bias.device)
+        return Dense(whole.forward(eye).T.contiguous())
+    return whole
+
+
+def _cast(part: Map, dtype: torch.dtype) -> Map:
+    if isinstance(part, Chain | Sum):
+        return type(part)(tuple(_cast(inner, dtype) for inner in part.maps))
+    if isinstance(part, Dense):
+        return Dense(part.weight.to(dtype))
+    if isinstance(part, Convolution):
+        return replace(part, kernel=part.kernel.to(dtype))
+    assert isinstance(part, Scale)
+    return Scale(part.diagonal.to(dtype))
+
+
+def _linear(layer: nn.Linear, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[Map, Tensor | None]:
+    if len(before) != 1:
+        raise UnsupportedError(f"a linear layer on features of shape {before}; flatten them first")
+    return Dense(layer.weight), layer.bias
+
+
+def _conv2d(layer: nn.Conv2d, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[Map, Tensor | None]:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise UnsupportedError("a convolution whose padding is not given as a number of zeros")
+    part = Convolution(
+        layer.weight, _two(layer.stride), _two(layer.padding), _two(layer.dilation), layer.groups, before, after
+    )
+    bias = None if layer.bias is None else layer.bias.view(-1, 1, 1).expand(after).flatten()
+    return part, bias
+
+
+def _average(layer: nn.AvgPool2d, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[Map, Tensor | None]:
+    kernel, padding = _two(layer.kernel_size), _two(layer.padding)
+    if layer.ceil_mode or layer.divisor_override is not None or (any(padding) and not layer.count_include_pad):
+        raise UnsupportedError("average pooling with unequal weights (ceil_mode, divisor_override, count_include_pad)")
+    weight = torch.full((before[0], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
+    return Convolution(weight, _two(layer.stride), padding, (1, 1), before[0], before, after), None
+
+
+def _batch_norm(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...], after: tuple[int, ...]
+) -> tuple[Map, Tensor | None]:
+    if layer.running_mean is None or layer.running_var is None:
+        raise UnsupportedError("batch normalisation without running statistics looks at the whole batch")
+    scale = 1 / (layer.running_var + layer.eps).sqrt()
+    scale = scale if layer.weight is None else scale * layer.weight
+    bias = -layer.running_mean * scale
+    bias = bias if layer.bias is None else bias + layer.bias
+    ones = [1] * (len(before) - 1)
+    return Scale(scale.view(-1, *ones).expand(before).flatten()), bias.view(-1, *ones).expand(before).flatten()
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+_RULES: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]], tuple[Map, Tensor | None]]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+    nn.AvgPool2d: _average,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+}
+_UNMOVED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Unflatten)
+_VIEWS = (torch.flatten, "flatten", "view", "reshape", torch.reshape, "contiguous", "unsqueeze", "squeeze")
+_ARITHMETIC = {
+    operator.add: "+",
+    torch.add: "+",
+    "add": "+",
+    operator.iadd: "i",
+    "add_": "i",
+    operator.sub: "-",
+    torch.sub: "-",
+    "sub": "-",
+    operator.isub: "I",
+    "sub_": "I",
+    operator.mul: "*",
+    torch.mul: "*",
+    "mul": "*",
+    operator.truediv: "/",
+    torch.div: "/",
+    "div": "/",
+}

@@ -1,0 +1,265 @@
+r"""Linear relaxations of ReLU networks, backwards: one engine for Fast-Lin, CROWN, alpha-CROWN, LP duals and splits.
+
+On [l, u] with l < 0 < u, $\alpha z \leq \max(z, 0) \leq u (z - l) / (u - l)$ for every $\alpha \in [0, 1]$. Put into
+$c \cdot f$ layer by layer, they give a linear function of the input that lies below it (Weng et al., 2018; Zhang et
+al., 2018). For fixed l and u the best of all $\alpha$ is the LP relaxation's dual (Salman et al., 2019), so that any
+approximate dual solution of a solver becomes a bound here, in float64, whatever the solver's accuracy. A split
+$s z \geq 0$ enters with a multiplier $\beta \geq 0$ (Wang et al., 2021).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench import ball
+from certbench.certification import out_of_memory
+from certbench.certifier import MarginState
+from certbench.classifier import Classifier
+from certbench.errors import NumericalError
+from certbench.threat import ThreatModel
+from certbench.verifiers.network import ReluNetwork
+
+ENTRIES = 2**24
+"""The most entries of the coefficients that are held at once for one layer of features: 128 MB in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Balls around n flat inputs, each of its own radius, cut by the threat model's domain."""
+
+    threat: ThreatModel
+    x: Float[Tensor, "n d"]
+    eps: Float[Tensor, " n"]
+
+    def __len__(self) -> int:
+        """Number of inputs."""
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor | slice) -> "Region":
+        """Some of them."""
+        return replace(self, x=self.x[index], eps=self.eps[index])
+
+    def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """A lower bound of a . x + b over each ball."""
+        return ball.minimum(a, b, self.threat, self.x, self.eps)
+
+    def box(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """The smallest boxes around the balls."""
+        return ball.box(self.threat, self.x, self.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBounds:
+    """Bounds of every pre-activation of the hidden layers, one row per input.
+
+    Attributes:
+        lower: by hidden layer, in order.
+        upper: likewise.
+        method: how they came about; certificates state it.
+    """
+
+    lower: tuple[Float[Tensor, "n _"], ...]
+    upper: tuple[Float[Tensor, "n _"], ...]
+    method: str
+
+    def __getitem__(self, index: Tensor | slice) -> "LayerBounds":
+        """The bounds of some of the inputs."""
+        return LayerBounds(tuple(low[index] for low in self.lower), tuple(up[index] for up in self.upper), self.method)
+
+    def unstable(self, layer: int) -> Tensor:
+        """Which neurons of a hidden layer may lie on either side of zero: (n, size)."""
+        return (self.lower[layer] < 0) & (self.upper[layer] > 0)
+
+    def upto(self, layer: int) -> "LayerBounds":
+        """Those of the hidden layers before `layer` alone."""
+        return LayerBounds(self.lower[:layer], self.upper[:layer], self.method)
+
+    def tightened(self, other: "LayerBounds", method: str) -> "LayerBounds":
+        """The better of two bounds, neuron by neuron; both are sound, so this is."""
+        return LayerBounds(
+            tuple(torch.maximum(a, b) for a, b in zip(self.lower, other.lower, strict=True)),
+            tuple(torch.minimum(a, b) for a, b in zip(self.upper, other.upper, strict=True)),
+            method,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Linear functions of the flat input, k per input of a batch: a . x + b."""
+
+    a: Float[Tensor, "n k d"]
+    b: Float[Tensor, "n k"]
+
+    def at(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Their values."""
+        return (self.a @ x[..., None]).squeeze(-1) + self.b
+
+
+def backward(
+    network: ReluNetwork,
+    rows: Float[Tensor, "n k outputs"],
+    layer: int,
+    bounds: LayerBounds,
+    slopes: Sequence[Tensor] | None = None,
+    multipliers: Sequence[Tensor] | None = None,
+) -> Linear:
+    """Linear functions of the input below `rows` times what `layer` gives, wherever `bounds` hold.
+
+    Args:
+        network: of which `layers[layer]` is bounded; the last one gives the logits.
+        rows: what to bound; no rows of zeros are needed.
+        layer: its index in `network.layers`.
+        bounds: of the hidden layers before it.
+        slopes: by hidden layer, of the lines below unstable ReLUs, broadcast to (n, k, size); clamped into [0, 1].
+            None: CROWN's adaptive choice, 1 where u > -l, else 0.
+        multipliers: by hidden layer, broadcast to (n, k, size); added to the coefficients of the pre-activations. Sound
+            where a split says so: a term m z is at most 0 wherever m and z have opposite signs or one is 0.
+    """
+    coefficients: dict[int, Tensor] = {}
+    at: int = layer
+    z = rows
+    constant = torch.zeros(rows.shape[:2], dtype=rows.dtype, device=rows.device)
+    while True:
+        part = network.layers[at]
+        constant = constant + z @ part.bias
+        for source, step in part.maps.items():
+            pulled = step.transpose(z.flatten(0, 1)).view(*z.shape[:2], step.inputs)
+            coefficients[source] = coefficients[source] + pulled if source in coefficients else pulled
+        at = max(source for source in coefficients)
+        if at == 0:
+            return Linear(coefficients[0], constant)
+        h, at = coefficients.pop(at), at - 1
+        low, high = bounds.lower[at][:, None], bounds.upper[at][:, None]
+        above, offset = upper_line(low, high)
+        below = lower_slope(low, high, None if slopes is None else slopes[at])
+        up = h.clamp(max=0)
+        z = h.clamp(min=0) * below + up * above
+        constant = constant + (up * offset).sum(dim=-1)
+        if multipliers is not None:
+            z = z + multipliers[at]
+
+
+def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
+    unstable = (low < 0) & (high > 0)
+    slope = torch.where(unstable, high / (high - low), (low >= 0).to(low.dtype))
+    slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
+    return slope, torch.where(unstable, -low * slope, 0.0)
+
+
+def lower_slope(low: Tensor, high: Tensor, chosen: Tensor | None) -> Tensor:
+    """Slope of the line below a ReLU on [low, high]: what it must be where the sign is known, else as chosen."""
+    free = (high > -low).to(low.dtype) if chosen is None else chosen.clamp(0, 1)
+    return torch.where((low < 0) & (high > 0), free, (low >= 0).to(low.dtype))
+
+
+def interval_bounds(network: ReluNetwork, region: Region) -> LayerBounds:
+    """Interval arithmetic (IBP), from the box around each ball."""
+    low, high = region.box()
+    centres, radii = [(low + high) / 2], [(high - low) / 2]
+    lower, upper = [], []
+    for i in range(len(network.hidden)):
+        centre = network.layers[i].bias.expand(len(region), -1)
+        radius = torch.zeros_like(centre)
+        for source, part in network.layers[i].maps.items():
+            centre = centre + part.forward(centres[source])
+            radius = radius + network.absolute[i][source].forward(radii[source])
+        lower.append(centre - radius)
+        upper.append(centre + radius)
+        below, above = lower[-1].clamp(min=0), upper[-1].clamp(min=0)
+        below, above = (torch.where(lower[-1].isnan(), torch.nan, end) for end in (below, above))
+        centres.append((below + above) / 2)
+        radii.append((above - below) / 2)
+    return LayerBounds(tuple(lower), tuple(upper), "ibp")
+
+
+@torch.no_grad()
+def layer_bounds(
+    network: ReluNetwork,
+    region: Region,
+    method: str = "crown",
+    known: LayerBounds | None = None,
+    entries: int = ENTRIES,
+) -> LayerBounds:
+    """Bounds of all hidden layers over the balls, layer by layer.
+
+    Args:
+        network: the network.
+        region: the balls.
+        method: "ibp", "crown" (adaptive lower slopes) or "fast-lin" (lower slopes u / (u - l), as Wong and Kolter).
+        known: sound bounds that the result is intersected with: those of a larger ball, say.
+        entries: the most coefficients held at once; halved while memory runs out.
+
+    Raises:
+        NumericalError: a bound is NaN.
+    """
+    start = interval_bounds(network, region)
+    if known is not None:
+        start = start.tightened(known, method)
+    if method == "ibp":
+        return start
+    lower, upper = [*start.lower], [*start.upper]
+    for i in range(len(network.hidden)):
+        so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method)
+        slopes = [upper_line(a, b)[0][:, None] for a, b in zip(*(so_far.lower, so_far.upper), strict=True)]
+        # What intervals leave stable stays so, and its bounds are not used: no need to sharpen them.
+        wanted = ((lower[i] < 0) & (upper[i] > 0)).any(dim=0).nonzero().squeeze(1)
+        low, high = _both_ends(network, region, i, wanted, so_far, slopes if method == "fast-lin" else None, entries)
+        lower[i] = lower[i].index_copy(1, wanted, torch.maximum(lower[i][:, wanted], low))
+        upper[i] = upper[i].index_copy(1, wanted, torch.minimum(upper[i][:, wanted], high))
+    if not all(bool((~end.isnan()).all()) for end in (*lower, *upper)):
+        raise NumericalError("a layer's bounds are NaN")
+    return LayerBounds(tuple(lower), tuple(upper), method)
+
+
+def _both_ends(
+    network: ReluNetwork,
+    region: Region,
+    layer: int,
+    neurons: Tensor,
+    bounds: LayerBounds,
+    slopes: Sequence[Tensor] | None,
+    entries: int,
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds of some neurons of a hidden layer, as many at a time as memory allows."""
+    widest = max([network.inputs, *(part.outputs for part in network.layers[: layer + 1])])
+    size = max(1, entries // (2 * max(len(region), 1) * widest))
+    lows, highs = [], []
+    at = 0
+    while at < len(neurons):
+        chosen = neurons[at : at + size]
+        try:
+            rows = torch.zeros(len(chosen), network.layers[layer].outputs, dtype=region.x.dtype, device=region.x.device)
+            rows[torch.arange(len(chosen), device=rows.device), chosen] = 1.0
+            rows = torch.cat([rows, -rows]).expand(len(region), -1, -1)
+            linear = backward(network, rows, layer, bounds, slopes)
+            ends = region.minimum(linear.a, linear.b)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or size == 1:
+                raise
+            size = (size + 1) // 2
+            continue
+        lows.append(ends[:, : len(chosen)])
+        highs.append(-ends[:, len(chosen) :])
+        at += len(chosen)
+    none = region.x.new_zeros(len(region), 0)
+    return torch.cat([none, *lows], dim=1), torch.cat([none, *highs], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkState(MarginState):
+    """What certifiers on this engine prepare: the classifier in float64, the threat model, the network as layers."""
+
+    network: ReluNetwork
+
+    @staticmethod
+    def of(classifier: Classifier, threat: ThreatModel) -> "NetworkState":
+        """Read the network.
+
+        Raises:
+            UnsupportedError: it is no ReLU network; the message names the layer.
+        """
+        return NetworkState(classifier.double(), threat, ReluNetwork.of(classifier))
