@@ -20,9 +20,10 @@ from certbench.threat import L1, L2, Linf, ThreatModel
 if TYPE_CHECKING:
     from certbench.certificate import Certificate
     from certbench.certification import certify
-    from certbench.certifier import Certifier, MarginCertifier, MarginState
-    from certbench.classifier import Classifier
+    from certbench.certifier import Bounds, Certifier, MarginCertifier, MarginState
+    from certbench.classifier import Classifier, Regressor
     from certbench.options import build, describe
+    from certbench.outputs import margins, output_bounds, output_radius
     from certbench.search import Bisection, Ladder, RadiusSearch, Secant
 
 __version__ = "0.1.0"
@@ -30,10 +31,15 @@ __version__ = "0.1.0"
 _LAZY = {  # these import torch, which the command line and the reports do not need
     "Certificate": "certbench.certificate",
     "certify": "certbench.certification",
+    "Bounds": "certbench.certifier",
     "Certifier": "certbench.certifier",
     "MarginCertifier": "certbench.certifier",
     "MarginState": "certbench.certifier",
     "Classifier": "certbench.classifier",
+    "Regressor": "certbench.classifier",
+    "margins": "certbench.outputs",
+    "output_bounds": "certbench.outputs",
+    "output_radius": "certbench.outputs",
     "build": "certbench.options",
     "describe": "certbench.options",
     "Bisection": "certbench.search",
@@ -53,6 +59,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "ABSTAIN",
     "Bisection",
+    "Bounds",
     "CertbenchError",
     "Certificate",
     "CertificationError",
@@ -70,6 +77,7 @@ __all__ = [
     "NumericalError",
     "Outcome",
     "RadiusSearch",
+    "Regressor",
     "Secant",
     "SolverError",
     "StoreError",
@@ -80,4 +88,7 @@ __all__ = [
     "build",
     "certify",
     "describe",
+    "margins",
+    "output_bounds",
+    "output_radius",
 ]

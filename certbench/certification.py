@@ -11,7 +11,7 @@ from torch import Tensor
 
 from certbench.certificate import Certificate
 from certbench.certifier import Certifier
-from certbench.classifier import Classifier
+from certbench.classifier import Classifier, Regressor
 from certbench.errors import CertificationError, ConfigError, UnsupportedError
 from certbench.options import Spec, build
 from certbench.terms import Outcome
@@ -52,7 +52,9 @@ def certify(
     """
     if not isinstance(certifier, Certifier):
         certifier = build(certifier)
-    _check_inputs(classifier, x, threat)
+    check_inputs(classifier, x, threat)
+    if isinstance(classifier, Regressor):
+        raise ConfigError(f"{classifier.name} has no classes; ask for output_bounds or output_radius")
     reason = certifier.unsupported(classifier, threat)
     if reason is not None:
         raise UnsupportedError(reason)
@@ -110,7 +112,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _check_inputs(classifier: Classifier, x: Tensor, threat: ThreatModel) -> None:
+def check_inputs(classifier: Classifier, x: Tensor, threat: ThreatModel) -> None:
+    """Refuse inputs that no certifier could mean.
+
+    Raises:
+        ConfigError: another shape, NaN or infinity, or outside the threat model's domain.
+    """
     if tuple(x.shape[1:]) != classifier.input_shape:
         raise ConfigError(
             f"{classifier.name} takes inputs of shape {classifier.input_shape}, these have {tuple(x.shape[1:])}; "

@@ -12,7 +12,7 @@ from torch import Tensor
 from certbench import ball
 from certbench.certificate import Certificate
 from certbench.classifier import Classifier
-from certbench.search import Evaluation, RadiusSearch, Start
+from certbench.search import Evaluation, Found, RadiusSearch, Start
 from certbench.terms import Guarantee, Subject
 from certbench.threat import ThreatModel
 
@@ -96,11 +96,13 @@ class Bounds:
         down, up = ball.rooms(threat, x, eps)
         return Bounds(centre - ball.support(coefficients, threat.p, eps, up, down), coefficients, centre)
 
-    def crossing(self, threat: ThreatModel, x: Float[Tensor, "n d"], slack: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Up to which radius all the linear functions exceed `slack`; NaN where there are none."""
+    def crossing(
+        self, threat: ThreatModel, x: Float[Tensor, "n d"], floor: Float[Tensor, "n k"]
+    ) -> Float[Tensor, " n"]:
+        """Up to which radius all the linear functions exceed `floor`; NaN where there are none."""
         if self.coefficients is None or self.centre is None:
-            return torch.full_like(slack, torch.nan)
-        return ball.crossing(self.coefficients, self.centre - slack[:, None], threat, x).amin(dim=1)
+            return torch.full_like(floor[:, 0], torch.nan)
+        return ball.crossing(self.coefficients, self.centre - floor, threat, x).amin(dim=1)
 
 
 class MarginCertifier(Certifier[BoundState]):
@@ -127,25 +129,12 @@ class MarginCertifier(Certifier[BoundState]):
 
     @final
     def certify(self, state: BoundState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """The largest radius that the search finds proved.
-
-        A radius counts where the margins' bounds over its ball, or a linear function below them over a larger ball,
-        are positive there, so nothing rests on monotonicity in eps. They must exceed `SLACK` times the largest number
-        inside the network, which stands for the float64 rounding of the bound.
-        """
+        """The largest radius that the search finds proved: all margins positive, by more than `SLACK` allows for."""
         del seeds
         logits, scale = state.classifier.logits_and_scale(x)
         label = logits.argmax(dim=1)
-        slack = SLACK * scale
-
-        def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
-            bounds = self.margins(state, x[index], label[index], eps)
-            margin = bounds.lower.amin(dim=1) - slack[index]
-            crossing = bounds.crossing(state.threat, x[index].flatten(1), slack[index])
-            return Evaluation(torch.where(margin.isfinite(), margin, -torch.inf), crossing)  # NaN never certifies
-
-        clean = clean_margin(logits, label) - slack
-        found = self.search.run(bound, clean, self.start(state, x, label))
+        rows = margin_rows(label, state.classifier.num_classes).to(x)
+        found = self.reach(state, x, rows, torch.zeros_like(rows[..., 0]), SLACK * scale, self.start(state, x, label))
         evidence = [
             {"bracket": [low, high], "evaluations": count}
             for low, high, count in zip(
@@ -153,6 +142,32 @@ class MarginCertifier(Certifier[BoundState]):
             )
         ]
         return Certificate.of(label, found.certified, evidence=evidence)
+
+    @final
+    def reach(
+        self,
+        state: BoundState,
+        x: Float[Tensor, "n ..."],
+        rows: Float[Tensor, "n k outputs"],
+        floor: Float[Tensor, "n k"],
+        slack: Float[Tensor, " n"],
+        start: Start,
+    ) -> Found:
+        """The largest radius that the search finds at which `rows` times the outputs exceed `floor` by `slack`.
+
+        A radius counts where the bounds over its ball, or a linear function below the outputs over a larger ball,
+        exceed the floor there, so nothing rests on monotonicity in eps.
+        """
+        floor = floor + slack[:, None]
+
+        def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
+            bounds = self.lower(state, x[index], rows[index], eps)
+            room = (bounds.lower - floor[index]).amin(dim=1)
+            crossing = bounds.crossing(state.threat, x[index].flatten(1), floor[index])
+            return Evaluation(torch.where(room.isfinite(), room, -torch.inf), crossing)  # NaN never certifies
+
+        outputs = (rows @ state.classifier(x)[..., None]).squeeze(-1)
+        return self.search.run(bound, (outputs - floor).amin(dim=1), start)
 
 
 def margin_rows(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n others classes"]:

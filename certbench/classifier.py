@@ -6,7 +6,7 @@ import inspect
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -34,12 +34,15 @@ class Classifier:
     num_classes: int
     name: str = "classifier"
 
+    least: ClassVar[int] = 2
+    """The fewest outputs that make sense."""
+
     def __post_init__(self) -> None:
         """Check the declaration once, on a batch of two zeros."""
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
         if any(module.training for module in self.module.modules()):
             raise ConfigError(f"{self.name} is in training mode; call module.eval() before you wrap it")
-        if self.num_classes < 2:
+        if self.num_classes < self.least:
             raise ConfigError(f"{self.name}: a classifier has at least 2 classes, not {self.num_classes}")
         try:
             shape = tuple(self(torch.zeros(2, *self.input_shape)).shape)
@@ -121,6 +124,14 @@ class Classifier:
     def _tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()
         yield from self.module.buffers()
+
+
+@dataclass(frozen=True, eq=False)
+class Regressor(Classifier):
+    """A module whose outputs are numbers, not logits: `num_classes` says how many. It has output bounds, no radii."""
+
+    name: str = "regressor"
+    least: ClassVar[int] = 1
 
 
 _PLUMBING = frozenset(vars(nn.Module())) - {"training"}

@@ -21,6 +21,7 @@ class Case:
         layers: kinds of networks of `test_contract.NETWORKS` that it must certify, not refuse.
         batch: how far radii may differ between batch sizes, relatively; where there is a search, by its tolerance,
             because float64 rounding decides on which side of the crossing its last point falls.
+        rounding: how far margins may, relatively; more where slopes are chosen in float32.
     """
 
     spec: Mapping[str, Any]
@@ -29,6 +30,7 @@ class Case:
     backend: str | None = None
     layers: frozenset[str] = frozenset({"linear", "mlp", "cnn", "residual"})
     batch: float = 1e-7
+    rounding: float = 1e-9
 
     @property
     def name(self) -> str:
@@ -45,9 +47,14 @@ CASES = [
     Case({"name": "lipschitz"}),
     lirpa("ibp"),
     lirpa("crown-ibp"),
-    lirpa("wong-kolter"),
+    lirpa("forward"),
+    lirpa("forward-backward"),
+    lirpa("fast-lin"),
     lirpa("crown"),
-    lirpa("alpha-crown", iterations=3),
+    Case({"name": "alpha-crown", "iterations": 3}, FINE, batch=1e-3, rounding=1e-4),
+    Case({"name": "alpha-crown", "iterations": 3, "layers": 2}, FINE, batch=1e-3, rounding=1e-4),
+    lirpa("alpha-crown-lirpa", iterations=3),
+    lirpa("alpha-crown-lirpa", iterations=3, layers=True),
     Case({"name": "smoothing", "sigma": 0.25, "n": 1000}, tight=frozenset()),
     Case({"name": "smoothing", "sigma": 0.25, "n": 1000, "rule": "one-vs-rest"}, tight=frozenset()),
 ]

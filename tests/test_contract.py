@@ -147,7 +147,7 @@ def test_neither_batch_size_nor_neighbours_nor_order_matter(
 
 
 @pytest.mark.parametrize("threat", NORMS, ids=str)
-def test_margins_do_not_depend_on_the_batch(certifier: Certifier, threat: ThreatModel) -> None:
+def test_margins_do_not_depend_on_the_batch(case: Case, certifier: Certifier, threat: ThreatModel) -> None:
     if not isinstance(certifier, MarginCertifier):
         pytest.skip("bounds no margins")
     classifier, x = network("mlp"), inputs(4)
@@ -158,7 +158,7 @@ def test_margins_do_not_depend_on_the_batch(certifier: Certifier, threat: Threat
     single = torch.cat(
         [certifier.margins(state, x[i : i + 1], label[i : i + 1], eps[i : i + 1]).lower for i in range(4)]
     )
-    torch.testing.assert_close(single, whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(single, whole, rtol=case.rounding, atol=case.rounding)
 
 
 def test_the_same_seed_gives_the_same_certificate_and_another_seed_other_draws(certifier: Certifier) -> None:
@@ -215,7 +215,7 @@ def test_scaling_the_logits_leaves_radii_alone(case: Case, certifier: Certifier)
         last.bias.mul_(1024.0)
     after = certbench.certify(certifier, classifier, x, L2).radius
     torch.testing.assert_close(
-        after, before, rtol=1e-2 if case.name == "alpha-crown" else max(case.batch, 1e-6), atol=0
+        after, before, rtol=1e-2 if case.name.startswith("alpha-crown") else max(case.batch, 1e-6), atol=0
     )
 
 

@@ -16,7 +16,7 @@ from certbench.certifier import Certifier
 from certbench.errors import ConfigError, MissingBackendError
 from certbench.options import build, choose, describe, label, number, whole
 from certbench.search import SEARCHES, Bisection, Ladder, RadiusSearch, Secant
-from certbench.verifiers.lirpa import AlphaCrown, Crown
+from certbench.verifiers.lirpa import AlphaCrownLirpa, Crown
 from certbench.verifiers.smoothing import GaussianSmoothing
 
 from .cases import CASES
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module")
 
 radii = st.floats(1e-6, 1e3)
 searches = st.one_of(
-    st.builds(Secant, start=radii, relative=st.floats(1e-9, 0.5), limit=st.floats(1e3, 1e9)),
+    st.builds(Secant, relative=st.floats(1e-9, 0.5), limit=st.floats(1e3, 1e9)),
     st.builds(Bisection, start=radii, relative=st.floats(1e-9, 0.5), evaluations=st.integers(1, 10**6)),
     st.builds(Ladder, st.lists(radii, min_size=1, max_size=4).map(tuple)),
 )
 certifiers = st.one_of(
     st.builds(Crown, search=searches),
-    st.builds(AlphaCrown, search=searches, iterations=st.integers(1, 50)),
+    st.builds(AlphaCrownLirpa, search=searches, iterations=st.integers(1, 50)),
     st.builds(
         GaussianSmoothing,
         sigma=radii,

@@ -11,8 +11,11 @@ TABLE = {
     "lipschitz": "certbench.verifiers.lipschitz:LipschitzMargin",
     "ibp": "certbench.verifiers.lirpa:IBP",
     "crown-ibp": "certbench.verifiers.lirpa:CrownIBP",
+    "forward": "certbench.verifiers.lirpa:Forward",
+    "forward-backward": "certbench.verifiers.lirpa:ForwardBackward",
+    "fast-lin": "certbench.verifiers.lirpa:FastLin",
     "crown": "certbench.verifiers.lirpa:Crown",
-    "alpha-crown": "certbench.verifiers.lirpa:AlphaCrown",
-    "wong-kolter": "certbench.verifiers.lirpa:WongKolter",
+    "alpha-crown": "certbench.verifiers.alpha_crown:AlphaCrown",
+    "alpha-crown-lirpa": "certbench.verifiers.lirpa:AlphaCrownLirpa",
     "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",
 }

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from certbench.ball import box, support
 from certbench.certification import out_of_memory
-from certbench.certifier import Bounds, MarginCertifier, MarginState, clean_margin
+from certbench.certifier import Bounds, MarginCertifier, MarginState, margin_rows
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, MissingBackendError, NumericalError, UnsupportedError
 from certbench.search import RadiusSearch, Secant
@@ -155,22 +155,22 @@ class Lirpa(MarginCertifier[LirpaState]):
             error = (state.bounded(x) - logits).abs().max()
         if not bool(error <= 1e-8 * scale):
             raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
-        label = logits.argmax(dim=1)
-        tiny = self.margins(state, x, label, x.new_full((2,), 1e-9)).lower.amin(dim=1)
-        gap = (tiny - clean_margin(logits, label)).abs().max()
+        rows = _questions(logits)
+        tiny = self.lower(state, x, rows, x.new_full((2,), 1e-9)).lower
+        gap = (tiny - (rows @ logits[..., None]).squeeze(-1)).abs().max()
         if not bool(gap <= 1e-4 * scale):
             raise NumericalError(f"over a tiny ball its bound is off the margin by {float(gap):.1e}")
         for radii in ([0.01, 0.1], [0.5, 1.0]):
             eps = torch.tensor(radii, dtype=x.dtype, device=x.device)
-            bound = self.margins(state, x, label, eps).lower.amin(dim=1)
+            bound = self.lower(state, x, rows, eps).lower
             step = torch.randn(2, 128, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
             step = step.sign() if state.threat.p == math.inf else step
             step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
             points = x.flatten(1)[:, None] + step
             if state.threat.domain is not None:
                 points = points.clamp(*state.threat.domain)
-            margins = clean_margin(state.classifier(points.view(-1, *x.shape[1:])), label.repeat_interleave(128))
-            if bool((bound > margins.view(2, -1).amin(dim=1) + 1e-6 * scale).any()):
+            outputs = state.classifier(points.view(-1, *x.shape[1:])).view(2, 128, -1)
+            if bool((bound > (outputs @ rows.mT).amin(dim=1) + 1e-6 * scale).any()):
                 raise NumericalError("its bound exceeds the margin at points inside the ball")
 
 
@@ -210,13 +210,35 @@ class Crown(Lirpa):
 
 
 @dataclass(frozen=True)
-class WongKolter(Lirpa):
-    """Wong and Kolter's convex outer polytope (2018): CROWN with lower slope = upper slope, as in Fast-Lin."""
+class Forward(Lirpa):
+    """Linear bounds propagated forwards through the layers (Xu et al., 2020): cheap where inputs are few."""
 
     search: RadiusSearch = field(default_factory=Secant)
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """The dual network's bound is CROWN's with the same slopes above and below."""
+        """Every layer's bounds as linear functions of the input."""
+        return backward(state, inside, rows, "forward")
+
+
+@dataclass(frozen=True)
+class ForwardBackward(Lirpa):
+    """Forward linear bounds inside, one backward linear bound at the end (Xu et al., 2020)."""
+
+    search: RadiusSearch = field(default_factory=Secant)
+
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """Intermediate bounds by forward propagation."""
+        return backward(state, inside, rows, "forward+backward")
+
+
+@dataclass(frozen=True)
+class FastLin(Lirpa):
+    """Fast-Lin (Weng et al., 2018): CROWN with lower slope = upper slope, as in Wong and Kolter's dual network."""
+
+    search: RadiusSearch = field(default_factory=Secant)
+
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """CROWN's bound with the same slopes above and below."""
         return backward(state, inside, rows)
 
     def bound_options(self) -> dict[str, Any]:
@@ -224,22 +246,24 @@ class WongKolter(Lirpa):
         return {"relu": "same-slope", "activation_bound_option": "same-slope"}
 
     def refuse(self, bounded: Any) -> None:
-        """Activations that have no such polytope."""
+        """Activations for which Fast-Lin is not defined."""
         for node in _nonlinear(bounded):
             if type(node).__name__ != "BoundRelu":
-                raise UnsupportedError(f"Wong and Kolter's polytope is for ReLU, not {type(node).__name__[5:]}")
+                raise UnsupportedError(f"Fast-Lin's parallel lines are for ReLU, not {type(node).__name__[5:]}")
 
 
 @dataclass(frozen=True)
-class AlphaCrown(Lirpa):
-    """alpha-CROWN: lower slopes optimised for the margins (Xu et al., 2021); intermediate bounds stay CROWN's.
+class AlphaCrownLirpa(Lirpa):
+    """alpha-CROWN by auto-LiRPA (Xu et al., 2021): lower slopes optimised for the margins.
 
     Attributes:
         iterations: steps of Adam on the slopes.
         learning_rate: of those steps.
+        layers: whether the slopes below intermediate layers are optimised too; else their bounds stay CROWN's.
     """
 
     iterations: int = 20
+    layers: bool = False
     learning_rate: float = 0.1
     search: RadiusSearch = field(default_factory=Secant)
 
@@ -266,8 +290,8 @@ class AlphaCrown(Lirpa):
             "optimize_bound_args": {
                 "iteration": self.iterations,
                 "lr_alpha": self.learning_rate,
-                "fix_intermediate_layer_bounds": True,
-                "fix_interm_bounds": True,  # the same, after 0.3
+                "fix_intermediate_layer_bounds": not self.layers,
+                "fix_interm_bounds": not self.layers,  # the same, after 0.3
                 "early_stop_patience": self.iterations + 1,
             },
         }
@@ -281,6 +305,9 @@ class AlphaCrown(Lirpa):
         crown = backward(state, inside, rows)
         layers = _layer_bounds(state.bounded)
         fresh = replace(state, bounded=self.graph(state.module, state.classifier, state.mode))
+        if self.layers:
+            with torch.enable_grad():
+                return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized"))
         if hasattr(fresh.bounded, "init_slope"):  # 0.3 would bound every layer anew to find a start
             fresh.bounded.init_slope((inside,), c=rows, bound_upper=False, intermediate_layer_bounds=layers)
             fresh.bounded.set_bound_opts({"optimize_bound_args": {"init_alpha": False}})
@@ -312,7 +339,8 @@ def backward(
         method: as auto-LiRPA calls it.
         layers: bounds of intermediate nodes that are known already.
     """
-    layers = {**_first_bounds(state, inside), **(layers or {})}
+    if not method.startswith("forward"):  # which bounds the first layers over the ball by itself
+        layers = {**_first_bounds(state, inside), **(layers or {})}
     with torch.set_grad_enabled(torch.is_grad_enabled() and method == "CROWN-Optimized"):
         known = {_layers_argument(state.bounded): layers or None}
         lower, _ = state.bounded.compute_bounds(x=(inside,), C=rows, method=method, bound_upper=False, **known)
@@ -347,8 +375,17 @@ def _layer_bounds(bounded: Any) -> dict[str, tuple[Tensor, Tensor]]:
     return {node.name: (node.lower.detach(), node.upper.detach()) for node in inputs if node.inputs}
 
 
+def _questions(logits: Float[Tensor, "n outputs"]) -> Float[Tensor, "n k outputs"]:
+    """The rows on which a graph is tried: the margins, or for a single output, it and its negative."""
+    if logits.shape[1] > 1:
+        return margin_rows(logits.argmax(dim=1), logits.shape[1]).to(logits)
+    return torch.tensor([[1.0], [-1.0]], dtype=logits.dtype, device=logits.device).expand(len(logits), 2, 1)
+
+
 def _spread(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
     """How far the logits lie apart: their scale without what all classes share, and an allowance for its rounding."""
+    if logits.shape[1] == 1:
+        return logits.abs().amax(dim=1)
     apart = (logits - logits.mean(dim=1, keepdim=True)).abs().amax(dim=1)
     return apart + 1e-6 * logits.abs().amax(dim=1)
 

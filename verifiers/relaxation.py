@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench import ball
 from certbench.certification import out_of_memory
-from certbench.certifier import MarginState
+from certbench.certifier import Bounds, MarginState, clean_margin, margin_rows, tangent
 from certbench.classifier import Classifier
 from certbench.errors import NumericalError
+from certbench.search import Evaluation, RadiusSearch, Start
 from certbench.threat import ThreatModel
 from certbench.verifiers.network import ReluNetwork
 
@@ -263,3 +264,35 @@ class NetworkState(MarginState):
             UnsupportedError: it is no ReLU network; the message names the layer.
         """
         return NetworkState(classifier.double(), threat, ReluNetwork.of(classifier))
+
+
+def crown_bounds(
+    state: NetworkState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+) -> Bounds:
+    """CROWN's linear functions below `rows` times the logits."""
+    region = Region(state.threat, x.flatten(1), eps)
+    bounds = layer_bounds(state.network, region)
+    linear = backward(state.network, rows, len(state.network.layers) - 1, bounds)
+    return Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+
+
+def crown_radius(
+    state: NetworkState,
+    x: Float[Tensor, "n ..."],
+    label: Int[Tensor, " n"],
+    slack: Float[Tensor, " n"],
+    search: RadiusSearch,
+) -> Float[Tensor, " n"]:
+    """What CROWN certifies, each margin exceeding its input's `slack`: where costlier methods begin."""
+    rows = margin_rows(label, state.classifier.num_classes).to(x)
+    floor = slack[:, None].expand(rows.shape[:2])
+
+    def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
+        bounds = crown_bounds(state, x[index], rows[index], eps)
+        margin = (bounds.lower - floor[index]).amin(dim=1)
+        crossing = bounds.crossing(state.threat, x[index].flatten(1), floor[index])
+        return Evaluation(torch.where(margin.isfinite(), margin, -torch.inf), crossing)
+
+    clean = clean_margin(state.classifier(x), label) - slack
+    unknown = torch.full_like(slack, torch.nan)
+    return search.run(bound, clean, Start(unknown, tangent(state, x, label))).certified
