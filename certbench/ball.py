@@ -65,16 +65,14 @@ def rooms(
     return (x - low).clamp(min=0), (high - x).clamp(min=0)
 
 
-def minimum(
-    a: Float[Tensor, "n rows d"],
-    b: Float[Tensor, "n rows"],
-    threat: ThreatModel,
-    x: Float[Tensor, "n d"],
-    eps: Float[Tensor, " n"],
+def fall(
+    a: Float[Tensor, "n rows d"], threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
 ) -> Float[Tensor, "n rows"]:
-    """A lower bound of the minimum of a . x + b over the ball."""
+    """An upper bound of how far a . x can fall inside the ball."""
+    if threat.domain is None:
+        return eps[:, None] * torch.linalg.vector_norm(a, ord=threat.q, dim=-1)
     down, up = rooms(threat, x, eps)
-    return (a @ x[..., None]).squeeze(-1) + b - support(a, threat.p, eps, up, down)
+    return support(a, threat.p, eps, up, down)
 
 
 def crossing(

@@ -93,8 +93,7 @@ class Bounds:
         eps: Float[Tensor, " n"],
     ) -> "Bounds":
         """From the linear function alone: its minimum over the ball."""
-        down, up = ball.rooms(threat, x, eps)
-        return Bounds(centre - ball.support(coefficients, threat.p, eps, up, down), coefficients, centre)
+        return Bounds(centre - ball.fall(coefficients, threat, x, eps), coefficients, centre)
 
     def crossing(
         self, threat: ThreatModel, x: Float[Tensor, "n d"], floor: Float[Tensor, "n k"]

@@ -92,8 +92,6 @@ def output_radius(
 ) -> Float[Tensor, " n"]:
     """The largest radius found within which every output stays between `low` and `high`; 0 if nothing is proved.
 
-    """The largest radius found within which every output stays between `low` and `high`; 0 if nothing is proved.
-
     Both are (n, outputs); bounds that do not matter may be infinite. Other arguments and errors as for `margins`.
     """
     certifier, state, x, _ = _prepared(certifier, classifier, x, threat, 1.0, state)

@@ -45,7 +45,7 @@ class Region:
 
     def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """A lower bound of a . x + b over each ball."""
-        return ball.minimum(a, b, self.threat, self.x, self.eps)
+        return (a @ self.x[..., None]).squeeze(-1) + b - ball.fall(a, self.threat, self.x, self.eps)
 
     def box(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """The smallest boxes around the balls."""
@@ -121,7 +121,7 @@ def backward(
     """
     coefficients: dict[int, Tensor] = {}
     at: int = layer
-    z = rows
+    z = rows[:1] if rows.stride(0) == 0 else rows  # the same for all inputs, until their bounds come in
     constant = torch.zeros(rows.shape[:2], dtype=rows.dtype, device=rows.device)
     while True:
         part = network.layers[at]
@@ -131,7 +131,7 @@ def backward(
             coefficients[source] = coefficients[source] + pulled if source in coefficients else pulled
         at = max(source for source in coefficients)
         if at == 0:
-            return Linear(coefficients[0], constant)
+            return Linear(coefficients[0].expand(len(rows), -1, -1), constant)
         h, at = coefficients.pop(at), at - 1
         low, high = bounds.lower[at][:, None], bounds.upper[at][:, None]
         above, offset = upper_line(low, high)
