@@ -17,6 +17,8 @@ class Case:
         spec: how it is built, quick enough for many networks.
         fine: options to add where precision is asked for.
         tight: on a linear classifier it equals the closed form to 1e-6, in these norms.
+        norms: those that it offers; the others it must refuse.
+        attacked: kinds of networks on which attacks are tried, fewer where a certificate takes seconds.
         backend: the fixture that skips its tests where a package is missing.
         layers: kinds of networks of `test_contract.NETWORKS` that it must certify, not refuse.
         batch: how far radii may differ between batch sizes, relatively; where there is a search, by its tolerance,
@@ -27,6 +29,8 @@ class Case:
     spec: Mapping[str, Any]
     fine: Mapping[str, Any] = field(default_factory=dict)
     tight: frozenset[float] = frozenset({1.0, 2.0, math.inf})
+    norms: frozenset[float] = frozenset({1.0, 2.0, math.inf})
+    attacked: frozenset[str] = frozenset({"mlp", "cnn", "residual"})
     backend: str | None = None
     layers: frozenset[str] = frozenset({"linear", "mlp", "cnn", "residual"})
     batch: float = 1e-7
@@ -43,6 +47,13 @@ def lirpa(name: str, **options: Any) -> Case:
     return Case({"name": name, **options}, FINE, backend="lirpa", batch=1e-3)
 
 
+def own(name: str, **options: Any) -> Case:
+    """A margin certifier on our own engine."""
+    return Case({"name": name, **options}, FINE, batch=1e-3)
+
+
+SAFE = {"name": "alpha-crown", "rounding_safe": True}
+
 CASES = [
     Case({"name": "lipschitz"}),
     lirpa("ibp"),
@@ -55,6 +66,18 @@ CASES = [
     Case({"name": "alpha-crown", "iterations": 3, "layers": 2}, FINE, batch=1e-3, rounding=1e-4),
     lirpa("alpha-crown-lirpa", iterations=3),
     lirpa("alpha-crown-lirpa", iterations=3, layers=True),
+    Case({**SAFE, "iterations": 1}, FINE, tight=frozenset(), batch=1e-3, rounding=1e-4),
+    own("wong-kolter"),
+    own("deepz"),
+    own("hybrid-zonotope"),
+    Case(
+        {"name": "sdp", "search": {"name": "secant", "relative": 0.1}},
+        FINE,
+        norms=frozenset({2.0, math.inf}),
+        attacked=frozenset({"mlp"}),
+        backend="solvers",
+        batch=0.2,
+    ),
     Case({"name": "smoothing", "sigma": 0.25, "n": 1000}, tight=frozenset()),
     Case({"name": "smoothing", "sigma": 0.25, "n": 1000, "rule": "one-vs-rest"}, tight=frozenset()),
 ]

@@ -45,3 +45,13 @@ def lirpa() -> ModuleType:
         if os.environ.get("CERTBENCH_REQUIRE_BACKENDS"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def solvers() -> None:
+    """cvxpy and HiGHS; missing, they skip a test, or fail it where every backend is required."""
+    missing = [name for name in ("cvxpy", "highspy") if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("CERTBENCH_REQUIRE_BACKENDS"):
+        pytest.fail(f"not installed: {missing}")
+    if missing:
+        pytest.skip(f"not installed: {missing}")

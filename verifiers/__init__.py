@@ -17,5 +17,9 @@ TABLE = {
     "crown": "certbench.verifiers.lirpa:Crown",
     "alpha-crown": "certbench.verifiers.alpha_crown:AlphaCrown",
     "alpha-crown-lirpa": "certbench.verifiers.lirpa:AlphaCrownLirpa",
+    "wong-kolter": "certbench.verifiers.wong_kolter:WongKolter",
+    "deepz": "certbench.verifiers.zonotope:DeepZ",
+    "hybrid-zonotope": "certbench.verifiers.zonotope:HybridZonotope",
+    "sdp": "certbench.verifiers.sdp:SDP",
     "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",
 }

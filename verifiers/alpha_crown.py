@@ -6,6 +6,7 @@ nothing of a layer is kept once it is bounded.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from certbench.threat import ThreatModel
 from certbench.verifiers.alpha_beta import optimise
 from certbench.verifiers.network import ReluNetwork
 from certbench.verifiers.relaxation import ENTRIES, LayerBounds, NetworkState, Region, crown_radius, layer_bounds
+from certbench.verifiers.rounding import bound_errors, evaluation_error
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class AlphaCrown(MarginCertifier[NetworkState]):
     Attributes:
         iterations: steps of Adam on the slopes below the margins.
         layers: steps of Adam on the slopes below each neuron whose sign is open; 0 leaves CROWN's intermediate bounds.
+        rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
+            the float program itself makes, so that the claim is about what the program computes; see `rounding`.
     """
 
     iterations: int = 20
     layers: int = 0
+    rounding_safe: bool = False
     search: RadiusSearch = field(default_factory=Secant)
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
@@ -65,16 +70,26 @@ class AlphaCrown(MarginCertifier[NetworkState]):
     ) -> Bounds:
         """Every slope in [0, 1] is sound, so the best bound met on the way is, converged or not."""
         region = Region(state.threat, x.flatten(1), eps)
-        bounds = layer_bounds(state.network, region)
+        errors = bound_errors(state.network, region) if self.rounding_safe else None
+        bounds = layer_bounds(state.network, region, errors=errors)
         fast = state.network.to(torch.float32)
         if self.layers:
-            bounds = optimised_layers(state.network, fast, region, bounds, self.layers)
+            bounds = optimised_layers(state.network, fast, region, bounds, self.layers, errors)
         found = optimise(state.network, region, bounds, rows, iterations=self.iterations, fast=fast)
-        return Bounds(found.lower, found.a, found.centre)
+        if errors is None:
+            return Bounds(found.lower, found.a, found.centre)
+        error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
+        lost = (rows.abs() @ error[..., None]).squeeze(-1)
+        return Bounds(found.lower - lost, found.a, found.centre - lost)
 
 
 def optimised_layers(
-    network: ReluNetwork, fast: ReluNetwork, region: Region, bounds: LayerBounds, iterations: int
+    network: ReluNetwork,
+    fast: ReluNetwork,
+    region: Region,
+    bounds: LayerBounds,
+    iterations: int,
+    errors: Sequence[Tensor] | None = None,
 ) -> LayerBounds:
     """Bounds of all hidden layers, each sharpened neuron by neuron, with the sharpened ones before it."""
     lower, upper = [*bounds.lower], [*bounds.upper]
@@ -89,6 +104,8 @@ def optimised_layers(
             rows = torch.cat([rows, -rows]).expand(len(region), -1, -1)
             ends = optimise(network, region, known, rows, layer=i, iterations=iterations, fast=fast).lower
             low, high = ends[:, : len(chosen)], -ends[:, len(chosen) :]
+            if errors is not None:
+                low, high = low - errors[i][:, chosen], high + errors[i][:, chosen]
             lower[i] = lower[i].index_copy(1, chosen, torch.maximum(lower[i][:, chosen], low))
             upper[i] = upper[i].index_copy(1, chosen, torch.minimum(upper[i][:, chosen], high))
     return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")

@@ -31,6 +31,8 @@ class Map(ABC):
 
     inputs: int
     outputs: int
+    roundings: int
+    """How many roundings one output may go through, in whatever order its products are summed."""
 
     @abstractmethod
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
@@ -66,6 +68,11 @@ class Dense(Map):
         return self.weight.shape[1]
 
     @property
+    def roundings(self) -> int:  # type: ignore[override]
+        """A product and the sums."""
+        return self.weight.shape[1] + 1
+
+    @property
     def outputs(self) -> int:  # type: ignore[override]
         """Number of rows."""
         return self.weight.shape[0]
@@ -97,6 +104,11 @@ class Scale(Map):
     def inputs(self) -> int:  # type: ignore[override]
         """Length of the diagonal."""
         return len(self.diagonal)
+
+    @property
+    def roundings(self) -> int:  # type: ignore[override]
+        """A product; or a quotient, whose inverse was rounded here."""
+        return 2
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -132,6 +144,11 @@ class Convolution(Map):
     def inputs(self) -> int:  # type: ignore[override]
         """Number of features before."""
         return math.prod(self.before)
+
+    @property
+    def roundings(self) -> int:  # type: ignore[override]
+        """A product and the sums."""
+        return self.kernel[0].numel() + 1
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -174,6 +191,11 @@ class Chain(Map):
         return self.maps[0].inputs
 
     @property
+    def roundings(self) -> int:  # type: ignore[override]
+        """Those of all, and of a bias after each."""
+        return sum(part.roundings + 1 for part in self.maps)
+
+    @property
     def outputs(self) -> int:  # type: ignore[override]
         """Of the last."""
         return self.maps[-1].outputs
@@ -207,6 +229,11 @@ class Sum(Map):
         return self.maps[0].inputs
 
     @property
+    def roundings(self) -> int:  # type: ignore[override]
+        """Those of the worst, and of the sums."""
+        return max(part.roundings for part in self.maps) + len(self.maps)
+
+    @property
     def outputs(self) -> int:  # type: ignore[override]
         """Of each."""
         return self.maps[0].outputs
@@ -231,15 +258,24 @@ class Layer:
     Attributes:
         maps: by source: 0 is the input, i > 0 the ReLU of `layers[i - 1]`.
         bias: one entry per output.
+        paths: likewise, with moduli multiplied along every path of the module itself, before maps are folded into one.
+        height: moduli of all constants, carried along those paths.
     """
 
     maps: Mapping[int, Map]
     bias: Float[Tensor, " outputs"]
+    paths: Mapping[int, Map]
+    height: Float[Tensor, " outputs"]
 
     @property
     def outputs(self) -> int:
         """How many numbers it gives."""
         return len(self.bias)
+
+    @property
+    def roundings(self) -> int:
+        """How many roundings one output may go through from the sources on, the bias included."""
+        return max((part.roundings for part in self.paths.values()), default=0) + len(self.paths) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +315,11 @@ class ReluNetwork:
         """The network in another precision: for searching, never for bounds."""
         return ReluNetwork(
             tuple(
-                Layer({source: _cast(part, dtype) for source, part in layer.maps.items()}, layer.bias.to(dtype))
+                replace(
+                    layer,
+                    maps={source: _cast(part, dtype) for source, part in layer.maps.items()},
+                    bias=layer.bias.to(dtype),
+                )
                 for layer in self.layers
             ),
             self.inputs,
@@ -301,7 +341,7 @@ class ReluNetwork:
         if not all(bool(tensor.isfinite().all()) for tensor in (*double.module.parameters(), *double.module.buffers())):
             raise NumericalError(f"{classifier.name} has parameters that are NaN or infinite")
         try:
-            graph = fx.symbolic_trace(double.module)
+            graph = fx.symbolic_trace(nn.Sequential(double.module))  # so that a lone layer stays one
         except Exception as error:  # whatever a forward raises when it meets a proxy
             raise UnsupportedError(f"torch.fx cannot trace {classifier.name}: {error}") from error
         x = torch.randn(4, *double.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -325,15 +365,24 @@ class ReluNetwork:
 
 @dataclass(frozen=True, eq=False)
 class _Affine:
-    """A value of the graph: `bias` plus, by source, a sum of chains of maps (an empty chain is the identity)."""
+    """A value of the graph: `bias` plus, by source, a sum of chains of maps (an empty chain is the identity).
+
+    `height` sums the moduli of all constants that went into the bias.
+    """
 
     terms: Mapping[int, tuple[tuple[Map, ...], ...]]
     bias: Float[Tensor, " size"]
+    height: Float[Tensor, " size"]
 
     def then(self, part: Map, bias: Tensor | None = None) -> "_Affine":
-        moved = part.forward(self.bias[None])[0]
         terms = {source: tuple((*chain, part) for chain in chains) for source, chains in self.terms.items()}
-        return _Affine(terms, moved if bias is None else moved + bias)
+        height = part.absolute().forward(self.height[None])[0]
+        return _Affine(terms, part.forward(self.bias[None])[0], height).plus(bias)
+
+    def plus(self, bias: Tensor | None) -> "_Affine":
+        if bias is None:
+            return self
+        return replace(self, bias=self.bias + bias, height=self.height + bias.abs())
 
 
 class _Reader(fx.Interpreter):
@@ -357,7 +406,7 @@ class _Reader(fx.Interpreter):
         result = super().run_node(n)
         if n.op == "placeholder":
             zero = torch.zeros(result[0].numel(), dtype=torch.float64, device=result.device)
-            self.values[n] = _Affine({0: ((),)}, zero)
+            self.values[n] = _Affine({0: ((),)}, zero, zero)
         elif before and isinstance(result, Tensor):
             self.values[n] = self.follow(n, args, options, before, result)
         return result
@@ -397,7 +446,8 @@ class _Reader(fx.Interpreter):
     def rectify(self, value: _Affine) -> _Affine:
         """A new source."""
         self.layers.append(value)
-        return _Affine({len(self.layers): ((),)}, torch.zeros_like(value.bias))
+        zero = torch.zeros_like(value.bias)
+        return _Affine({len(self.layers): ((),)}, zero, zero)
 
     def combine(self, n: fx.Node, args: Any, shape: tuple[int, ...], name: str) -> _Affine:
         """Sums and differences; products and quotients with a constant."""
@@ -418,7 +468,7 @@ class _Reader(fx.Interpreter):
                 source: (*first.terms.get(source, ()), *second.terms.get(source, ()))
                 for source in {**first.terms, **second.terms}
             }
-            return _Affine(joint, first.bias + second.bias)
+            return _Affine(joint, first.bias + second.bias, first.height + second.height)
         value = first if first is not None else second
         assert value is not None
         constant = torch.as_tensor(args[1 if first is not None else 0], dtype=torch.float64, device=value.bias.device)
@@ -427,9 +477,9 @@ class _Reader(fx.Interpreter):
             raise UnsupportedError(f"{name} treats the inputs of a batch differently")
         flat, ones = constant[0].flatten(), torch.ones_like(value.bias)
         if sign in "+i":
-            return replace(value, bias=value.bias + flat)
+            return value.plus(flat)
         if sign in "-I":
-            return replace(value, bias=value.bias - flat) if first is not None else value.then(Scale(-ones), flat)
+            return value.plus(-flat) if first is not None else value.then(Scale(-ones), flat)
         if sign == "*":
             return value.then(Scale(flat.clone()))
         if first is None:
@@ -441,23 +491,34 @@ class _Reader(fx.Interpreter):
         layers = []
         for value in self.layers:
             maps = {source: _folded(chains, value.bias) for source, chains in value.terms.items()}
-            layers.append(Layer(maps, value.bias))
+            paths = {source: _path(chains, value.bias) for source, chains in value.terms.items()}
+            layers.append(Layer(maps, value.bias, paths, value.height))
         return ReluNetwork(tuple(layers), inputs)
 
 
 def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
     """One map for a sum of chains: a matrix where that is small."""
+    whole = _whole(chains, bias)
+    if not isinstance(whole, Dense) and whole.inputs * whole.outputs <= DENSE_LIMIT:
+        eye = torch.eye(whole.inputs, dtype=bias.dtype, device=bias.device)
+        return Dense(whole.forward(eye).T.contiguous())
+    return whole
+
+
+def _path(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
+    """Moduli along the paths of a sum of chains, which are not folded."""
+    return _whole(tuple(tuple(part.absolute() for part in chain) for chain in chains), bias)
+
+
+def _whole(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
+    """The sum of chains as it is."""
     parts: list[Map] = []
     for chain in chains:
         if not chain:
             parts.append(Scale(torch.ones_like(bias)))
         else:
             parts.append(chain[0] if len(chain) == 1 else Chain(chain))
-    whole = parts[0] if len(parts) == 1 else Sum(tuple(parts))
-    if not isinstance(whole, Dense) and whole.inputs * whole.outputs <= DENSE_LIMIT:
-        eye = torch.eye(whole.inputs, dtype=bias.dtype, device=bias.device)
-        return Dense(whole.forward(eye).T.contiguous())
-    return whole
+    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
 
 
 def _cast(part: Map, dtype: torch.dtype) -> Map:

@@ -78,6 +78,15 @@ class LayerBounds:
         """Those of the hidden layers before `layer` alone."""
         return LayerBounds(self.lower[:layer], self.upper[:layer], self.method)
 
+    def widened(self, errors: Sequence[Tensor] | None) -> "LayerBounds":
+        """Bounds that hold in real arithmetic too, if `errors` says by layer what rounding may have done to them."""
+        if errors is None:
+            return self
+        lower = tuple(low - error for low, error in zip(self.lower, errors, strict=False))
+        return LayerBounds(
+            lower, tuple(high + error for high, error in zip(self.upper, errors, strict=False)), self.method
+        )
+
     def tightened(self, other: "LayerBounds", method: str) -> "LayerBounds":
         """The better of two bounds, neuron by neuron; both are sound, so this is."""
         return LayerBounds(
@@ -184,6 +193,7 @@ def layer_bounds(
     method: str = "crown",
     known: LayerBounds | None = None,
     entries: int = ENTRIES,
+    errors: Sequence[Tensor] | None = None,
 ) -> LayerBounds:
     """Bounds of all hidden layers over the balls, layer by layer.
 
@@ -193,11 +203,12 @@ def layer_bounds(
         method: "ibp", "crown" (adaptive lower slopes) or "fast-lin" (lower slopes u / (u - l), as Wong and Kolter).
         known: sound bounds that the result is intersected with: those of a larger ball, say.
         entries: the most coefficients held at once; halved while memory runs out.
+        errors: by layer, what rounding may do to a bound; each is widened by it before it is used.
 
     Raises:
         NumericalError: a bound is NaN.
     """
-    start = interval_bounds(network, region)
+    start = interval_bounds(network, region).widened(errors)
     if known is not None:
         start = start.tightened(known, method)
     if method == "ibp":
@@ -209,6 +220,8 @@ def layer_bounds(
         # What intervals leave stable stays so, and its bounds are not used: no need to sharpen them.
         wanted = ((lower[i] < 0) & (upper[i] > 0)).any(dim=0).nonzero().squeeze(1)
         low, high = _both_ends(network, region, i, wanted, so_far, slopes if method == "fast-lin" else None, entries)
+        if errors is not None:
+            low, high = low - errors[i][:, wanted], high + errors[i][:, wanted]
         lower[i] = lower[i].index_copy(1, wanted, torch.maximum(lower[i][:, wanted], low))
         upper[i] = upper[i].index_copy(1, wanted, torch.minimum(upper[i][:, wanted], high))
     if not all(bool((~end.isnan()).all()) for end in (*lower, *upper)):
@@ -252,9 +265,13 @@ def _both_ends(
 
 @dataclass(frozen=True, eq=False)
 class NetworkState(MarginState):
-    """What certifiers on this engine prepare: the classifier in float64, the threat model, the network as layers."""
+    """What certifiers on this engine prepare: the classifier in float64, the threat model, the network as layers.
+
+    `program` is the precision of the classifier as it came, in which its user runs it.
+    """
 
     network: ReluNetwork
+    program: torch.dtype = torch.float32
 
     @staticmethod
     def of(classifier: Classifier, threat: ThreatModel) -> "NetworkState":
@@ -263,7 +280,7 @@ class NetworkState(MarginState):
         Raises:
             UnsupportedError: it is no ReLU network; the message names the layer.
         """
-        return NetworkState(classifier.double(), threat, ReluNetwork.of(classifier))
+        return NetworkState(classifier.double(), threat, ReluNetwork.of(classifier), classifier.dtype)
 
 
 def crown_bounds(
