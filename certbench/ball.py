@@ -70,7 +70,8 @@ def fall(
 ) -> Float[Tensor, "n rows"]:
     """An upper bound of how far a . x can fall inside the ball."""
     if threat.domain is None:
-        return eps[:, None] * torch.linalg.vector_norm(a, ord=threat.q, dim=-1)
+        lengths: Tensor = torch.linalg.vector_norm(a, ord=threat.q, dim=-1)
+        return eps[:, None] * lengths
     down, up = rooms(threat, x, eps)
     return support(a, threat.p, eps, up, down)
 

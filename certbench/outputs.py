@@ -45,7 +45,7 @@ def margins(
     """
     certifier, state, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
     parts = [torch.zeros(0, classifier.num_classes, dtype=torch.float64)]
-    for inputs, r in zip(x.split(batch_size), radius.split(batch_size), strict=True):
+    for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
         logits, scale = state.classifier.logits_and_scale(inputs)
         label = logits.argmax(dim=1)
         lower = certifier.margins(state, inputs, label, r).lower - SLACK * scale[:, None]
@@ -71,7 +71,7 @@ def output_bounds(
     certifier, state, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
     outputs = classifier.num_classes
     lows, highs = [torch.zeros(0, outputs, dtype=torch.float64)], [torch.zeros(0, outputs, dtype=torch.float64)]
-    for inputs, r in zip(x.split(batch_size), radius.split(batch_size), strict=True):
+    for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
         _, scale = state.classifier.logits_and_scale(inputs)
         lower = _known(certifier.lower(state, inputs, _both(inputs, outputs), r).lower - SLACK * scale[:, None])
         lows.append(lower[:, :outputs].cpu())
@@ -101,7 +101,7 @@ def output_radius(
     far = torch.finfo(torch.float64).max / 4
     floor = torch.cat([low, -high], dim=1).to(x).clamp(min=-far, max=far)
     parts = [torch.zeros(0, dtype=torch.float64)]
-    for inputs, floors in zip(x.split(batch_size), floor.split(batch_size), strict=True):
+    for inputs, floors in zip(torch.split(x, batch_size), torch.split(floor, batch_size), strict=True):
         _, scale = state.classifier.logits_and_scale(inputs)
         rows, unknown = _both(inputs, outputs), torch.full_like(scale, torch.nan)
         found = certifier.reach(state, inputs, rows, floors, SLACK * scale, Start(unknown, unknown))
@@ -117,7 +117,7 @@ def _prepared(
     eps: float | Tensor,
     state: Any,
 ) -> tuple[MarginCertifier[Any], MarginState, Tensor, Tensor]:
-    built = certifier if isinstance(certifier, MarginCertifier) else build(certifier)  # type: ignore[arg-type]
+    built = certifier if isinstance(certifier, MarginCertifier) else build(certifier)
     if not isinstance(built, MarginCertifier):
         raise ConfigError(f"{type(built).__name__} does not bound margins over a given ball; choose crown, say")
     check_inputs(classifier, x, threat)

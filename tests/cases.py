@@ -52,6 +52,12 @@ def own(name: str, **options: Any) -> Case:
     return Case({"name": name, **options}, FINE, batch=1e-3)
 
 
+PROGRAM: dict[str, Any] = {
+    "tight": frozenset({1.0, math.inf}),
+    "norms": frozenset({1.0, math.inf}),
+    "attacked": frozenset({"mlp", "residual"}),
+    "backend": "solvers",
+}
 SAFE = {"name": "alpha-crown", "rounding_safe": True}
 
 CASES = [
@@ -70,6 +76,9 @@ CASES = [
     own("wong-kolter"),
     own("deepz"),
     own("hybrid-zonotope"),
+    Case({"name": "lp"}, FINE, **PROGRAM, batch=1e-3),
+    Case({"name": "lp", "tighten": True}, FINE, **PROGRAM, batch=1e-3),
+    Case({"name": "milp"}, **PROGRAM, batch=1e-5),
     Case(
         {"name": "sdp", "search": {"name": "secant", "relative": 0.1}},
         FINE,

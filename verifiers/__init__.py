@@ -20,6 +20,8 @@ TABLE = {
     "wong-kolter": "certbench.verifiers.wong_kolter:WongKolter",
     "deepz": "certbench.verifiers.zonotope:DeepZ",
     "hybrid-zonotope": "certbench.verifiers.zonotope:HybridZonotope",
+    "lp": "certbench.verifiers.lp:LP",
     "sdp": "certbench.verifiers.sdp:SDP",
+    "milp": "certbench.verifiers.milp:MILP",
     "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",
 }

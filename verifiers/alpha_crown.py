@@ -98,7 +98,7 @@ def optimised_layers(
         neurons = known.unstable(i).any(dim=0).nonzero().squeeze(1)
         neurons_before = sum(part.outputs for part in network.hidden[:i])
         size = max(1, ENTRIES // (16 * len(region) * max(neurons_before, network.inputs)))
-        for chosen in neurons.split(size):
+        for chosen in torch.split(neurons, size):
             rows = torch.zeros(len(chosen), network.layers[i].outputs, dtype=region.x.dtype, device=region.x.device)
             rows[torch.arange(len(chosen), device=rows.device), chosen] = 1.0
             rows = torch.cat([rows, -rows]).expand(len(region), -1, -1)

@@ -1,7 +1,6 @@
 r"""A-priori rounding errors: of a network's own evaluation, and of linear bounds computed in float64 (Higham, 2002).
 
-A sum of n products differs from its value in floating point by at most $\gamma_n = n u / (1 - n u)$ times the sum of the
-moduli, in any order of summation, with or without fused operations. Carried through the layers, ReLU being exact and
+A sum of n products is off in floating point by at most $\gamma_n = n u / (1 - n u)$ times the sum of the moduli, in any order of summation, with or without fused operations. Carried through the layers, ReLU being exact and
 1-Lipschitz, this bounds how far the float program can be from the network in real arithmetic (Jia and Rinard, 2020, and
 Zombori et al., 2021, fool verifiers that ignore it). Not covered: convolutions by transforms (Winograd, FFT), which
 multiply other numbers than the weights; reduced precision (TF32, bfloat16); underflow, below 1e-300 here.
@@ -60,7 +59,7 @@ def bound_errors(
     The bound is a sum of products along paths of the network with slopes in [0, 1], of constants and of intercepts no
     larger than the pre-activations. Without slopes these sum up to the magnitude $m_i = \sum_j |W_{ij}| m_j + |b_i|$ of
     each layer, $m_0 = |x| + \epsilon$, and each layer contributes one intercept and one constant on the way, so that
-    $2 (i + 2) m_i$ bounds the sum of all moduli, and the number of roundings of one term follows from the layers' sizes.
+    $2 (i + 2) m_i$ bounds the sum of all moduli; how often one term is rounded follows from the layers' sizes.
     """
     low, high = region.box()
     magnitudes = [torch.maximum(low.abs(), high.abs())]

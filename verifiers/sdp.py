@@ -29,16 +29,23 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from certbench import ball
-from certbench.certifier import SLACK, Bounds, MarginCertifier, clean_margin, margin_rows, tangent
+from certbench.certifier import Bounds, MarginCertifier, tangent
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, MissingBackendError, UnsupportedError
-from certbench.search import Evaluation, RadiusSearch, Secant, Start
+from certbench.search import RadiusSearch, Secant, Start
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
 from certbench.verifiers.network import ReluNetwork
 from certbench.verifiers.norms import TINY, UNIT, gamma
-from certbench.verifiers.relaxation import LayerBounds, Linear, NetworkState, Region, backward, layer_bounds
+from certbench.verifiers.relaxation import (
+    LayerBounds,
+    Linear,
+    NetworkState,
+    Region,
+    backward,
+    crown_radius,
+    layer_bounds,
+)
 
 Array = NDArray[np.float64]
 Index = NDArray[np.integer[Any]]
@@ -124,21 +131,8 @@ class SDP(MarginCertifier[NetworkState]):
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """A little above the radius that CROWN proves."""
-        rows = margin_rows(label, state.classifier.num_classes).to(x)
-        logits, scale = state.classifier.logits_and_scale(x)
-        slack = SLACK * scale
-
-        def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
-            region = Region(state.threat, x[index].flatten(1), eps)
-            _, below = crown(state.network, region, rows[index])
-            centre = below.at(region.x) - slack[index, None]
-            crossing = ball.crossing(below.a, centre, state.threat, region.x).amin(dim=1)
-            return Evaluation((region.minimum(below.a, below.b) - slack[index, None]).amin(dim=1), crossing)
-
-        tangents = tangent(state, x, label)
-        known = Start(torch.full_like(tangents, torch.nan), tangents)
-        found = Secant(relative=1e-2).run(bound, clean_margin(logits, label) - slack, known)
-        return Start(GROWTH * found.certified, tangents)
+        crown = crown_radius(state, x, label, x.new_zeros(len(x)), Secant(relative=1e-2))
+        return Start(GROWTH * crown, tangent(state, x, label))
 
     def lower(
         self,
