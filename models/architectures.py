@@ -38,14 +38,23 @@ def linear(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise)
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
     """Two hidden layers of 100 ReLUs."""
+    return _two_hidden(input_shape, num_classes, normalise, 100)
+
+
+def mlp_small(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
+    """Two hidden layers of 50 ReLUs: small enough for exact solvers on every input."""
+    return _two_hidden(input_shape, num_classes, normalise, 50)
+
+
+def _two_hidden(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise, width: int) -> nn.Sequential:
     return nn.Sequential(
         normalise,
         nn.Flatten(),
-        nn.Linear(_size(input_shape), 100),
+        nn.Linear(_size(input_shape), width),
         nn.ReLU(),
-        nn.Linear(100, 100),
+        nn.Linear(width, width),
         nn.ReLU(),
-        nn.Linear(100, num_classes),
+        nn.Linear(width, num_classes),
     )
 
 
@@ -73,7 +82,7 @@ def cnn(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) ->
 
 Architecture = Callable[[tuple[int, ...], int, Normalise], nn.Sequential]
 
-ARCHITECTURES: Mapping[str, Architecture] = {"linear": linear, "mlp": mlp, "cnn": cnn}
+ARCHITECTURES: Mapping[str, Architecture] = {"linear": linear, "mlp": mlp, "mlp-small": mlp_small, "cnn": cnn}
 """Name to function, as cards name them."""
 
 

@@ -65,6 +65,7 @@ class Entry:
 TABLE = {
     "linear": Entry("linear", Recipe(CrossEntropy(), epochs=50, learning_rate=2e-3)),
     "mlp-plain": Entry("mlp", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
+    "mlp-small": Entry("mlp-small", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
     "mlp-gaussian": Entry("mlp", Recipe(GaussianNoise(sigma=0.25), epochs=60)),
     "mlp-ibp": Entry("mlp", Recipe(IntervalBounds(eps=0.1), epochs=120)),
     "mlp-lipschitz": Entry("mlp", Recipe(LipschitzMargin(eps=0.3), epochs=60)),
