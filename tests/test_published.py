@@ -73,7 +73,7 @@ def test_no_certificate_contradicts_an_exact_solver(
 
 def test_branch_and_bound_agrees_with_every_verdict_of_an_exact_solver(bundle: ModuleType) -> None:
     x, y, classifier = wk17a(bundle)
-    safe, unsafe = decided(classifier, x, y, 0.1, seconds=60)
+    safe, unsafe = decided(classifier, x, y, 0.1, seconds=20)
     known = [row["verdict_eps0.1"] for row in verdicts()]
     print(f"certified {int(safe.sum())}, refuted {int(unsafe.sum())}, misclassified {known.count('misclassified')}")
     for i, verdict in enumerate(known):
@@ -91,7 +91,7 @@ def test_known_minimal_distortions_lie_inside_our_brackets(bundle: ModuleType, c
         if row["min_linf_distortion_low"]
     }
     assert len(known) == 14
-    spec = {"name": certifier, "seconds": 60}
+    spec = {"name": certifier, "seconds": 30}
     for i, (low, high) in known.items():
         found = certbench.certify(spec, classifier, x[i : i + 1].double(), Linf.within(0, 1))
         print(f"{certifier} {i}: [{found.radius.item():.6f}, {found.upper.item():.6f}], known [{low:.6f}, {high:.6f}]")
@@ -109,7 +109,7 @@ def test_no_contradiction_with_the_verdicts_of_vnncomp_2022(bundle: ModuleType) 
     for row in instances:
         classifier = Classifier(networks[row["onnx"]], (1, 28, 28), 10, row["onnx"])
         x, eps = instance(SHARED / "networks" / "vnncomp2022" / "mnist_fc" / "vnnlib" / (row["vnnlib"] + ".gz"))
-        safe, unsafe = decided(classifier, x, torch.tensor([int(row["label"])]), eps, seconds=120)
+        safe, unsafe = decided(classifier, x, torch.tensor([int(row["label"])]), eps, seconds=40)
         print(
             row["onnx"], row["vnnlib"], row["verdict"], "unsat" if safe else "sat" if unsafe else "unknown", flush=True
         )
@@ -124,7 +124,7 @@ def test_verified_accuracy_of_the_sdp_benchmark(bundle: ModuleType) -> None:
     """sdp/mnist_cnn_a_adv, 200 images, Linf 0.3: beta-CROWN 71.0, GCP-CROWN 71.5, BICCOS 76.0, upper bound 76.5."""
     x, y = bundle.dataset("mnist-sdp200")
     classifier = Classifier(bundle.network("sdp/mnist_cnn_a_adv")[0], (1, 28, 28), 10, "sdp/mnist_cnn_a_adv")
-    safe, unsafe = decided(classifier, x, y, 0.3, seconds=60)
+    safe, unsafe = decided(classifier, x, y, 0.3, seconds=20)
     right = classifier(x).argmax(dim=1) == y
     print(f"verified {100 * safe.double().mean():.1f} %, not refuted {100 * (right & ~unsafe).double().mean():.1f} %")
     assert safe.double().mean() >= 0.5

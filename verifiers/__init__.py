@@ -22,6 +22,7 @@ TABLE = {
     "hybrid-zonotope": "certbench.verifiers.zonotope:HybridZonotope",
     "lp": "certbench.verifiers.lp:LP",
     "sdp": "certbench.verifiers.sdp:SDP",
+    "branch-and-bound": "certbench.verifiers.branch_and_bound:BranchAndBound",
     "milp": "certbench.verifiers.milp:MILP",
     "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",
 }

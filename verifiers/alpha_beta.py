@@ -1,12 +1,13 @@
 r"""Optimised linear bounds: slopes alpha (Xu et al., 2021) and split multipliers beta (Wang et al., 2021).
 
-The bound of `relaxation.backward` is a concave piecewise smooth function of the slopes $\alpha \in [0, 1]$ of each layer
-and of the multipliers $\beta \geq 0$ of neurons whose sign is known. Adam climbs it, in float32; what comes back is
-evaluated anew in float64 at the point that was found. Any point is sound, so nothing rests on how well it climbed.
+The bound of `relaxation.backward` depends, piecewise smoothly, on the slopes $\alpha \in [0, 1]$ and on the multipliers
+$\beta \geq 0$ of neurons whose sign is known. Adam climbs it, in float32; what comes back is evaluated anew in float64
+at the best point that was seen. Any point is sound, so nothing rests on how well it climbed.
 """
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,9 +42,9 @@ class Choice:
         return Choice(self.alpha[index], self.beta[index])
 
     @staticmethod
-    def crown(bounds: LayerBounds, rows: int) -> "Choice":
-        """CROWN's adaptive slopes, and no multipliers."""
-        low, high = flat(bounds)
+    def crown(bounds: LayerBounds, rows: int, n: int = 1) -> "Choice":
+        """CROWN's adaptive slopes, and no multipliers; `n` domains, where there is no hidden layer to tell."""
+        low, high = flat(bounds, n)
         alpha = lower_slope(low, high, None)[:, None].expand(-1, rows, -1)
         return Choice(alpha, torch.zeros_like(alpha))
 
@@ -65,8 +66,10 @@ class Optimised:
     choice: Choice
 
 
-def flat(bounds: LayerBounds) -> tuple[Float[Tensor, "n neurons"], Float[Tensor, "n neurons"]]:
-    """Bounds of all hidden layers side by side."""
+def flat(bounds: LayerBounds, n: int = 1) -> tuple[Float[Tensor, "n neurons"], Float[Tensor, "n neurons"]]:
+    """Bounds of all hidden layers side by side; of none, `n` empty rows."""
+    if not bounds.lower:
+        return torch.zeros(n, 0, dtype=torch.float64), torch.zeros(n, 0, dtype=torch.float64)
     return torch.cat(bounds.lower, dim=1), torch.cat(bounds.upper, dim=1)
 
 
@@ -94,7 +97,7 @@ def relax(
     sizes = [low.shape[1] for low in bounds.lower]
     sign = signs(*flat(bounds))[:, None]
     multipliers = -sign * choice.beta.clamp(min=0)
-    slopes, terms = choice.alpha.split(sizes, dim=-1), multipliers.split(sizes, dim=-1)
+    slopes, terms = torch.split(choice.alpha, sizes, dim=-1), torch.split(multipliers, sizes, dim=-1)
     linear = backward(network, rows, layer, bounds, slopes, terms)
     return linear.a, linear.b
 
@@ -132,6 +135,8 @@ def optimise(
 ) -> Optimised:
     """Raise the lower bounds of `rows` over the region by Adam on alpha and beta; the best seen of each row is kept.
 
+    Below the start no row ends, but for the rounding of float32.
+
     Row i depends on domain i alone. Runs where the bounds of domain i are those of its own splits.
 
     Args:
@@ -160,22 +165,47 @@ def optimise(
         network.to(torch.float32) if fast is None else fast, region, bounds, rows, splits, start, layer, rate
     )
     found = climber.run(iterations, enough)
-    best = evaluate(network, region, bounds, rows, found, layer)
-    plain = evaluate(network, region, bounds, rows, start, layer)  # the climb was in float32: never end below the start
-    worse = ~(best.lower >= plain.lower)
-    return Optimised(
-        torch.where(worse[..., None], plain.a, best.a),
-        torch.where(worse, plain.centre, best.centre),
-        torch.where(worse, plain.lower, best.lower),
-        Choice(
-            torch.where(worse[..., None], plain.choice.alpha, best.choice.alpha),
-            torch.where(worse[..., None], plain.choice.beta, best.choice.beta),
-        ),
-    )
+    return evaluate(network, region, bounds, rows, found, layer)
+
+
+def optimised_bounds(
+    network: ReluNetwork,
+    region: Region,
+    bounds: LayerBounds,
+    *,
+    iterations: int = 10,
+    fast: ReluNetwork | None = None,
+    entries: int = 2**22,
+) -> LayerBounds:
+    """Sharper bounds of the unstable neurons of one ball, each with slopes of its own (Xu et al., 2021).
+
+    Args:
+        network: in float64.
+        region: a single ball.
+        bounds: of all hidden layers over it.
+        iterations: of `optimise`.
+        fast: the same network in float32.
+        entries: the most slopes held at once.
+    """
+    fast = network.to(torch.float32) if fast is None else fast
+    lower, upper = [end.clone() for end in bounds.lower], [end.clone() for end in bounds.upper]
+    for i in range(1, len(lower)):
+        so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), "alpha-crown")
+        neurons = ((lower[i] < 0) & (upper[i] > 0))[0].nonzero().squeeze(1)
+        size = max(1, entries // (2 * sum(end.shape[1] for end in lower[:i])))
+        for chosen in torch.split(neurons, size):
+            rows = torch.zeros(len(chosen), network.layers[i].outputs, dtype=region.x.dtype, device=region.x.device)
+            rows[torch.arange(len(chosen), device=rows.device), chosen] = 1.0
+            rows = torch.cat([rows, -rows])[None]
+            ends = optimise(network, region, so_far, rows, iterations=iterations, layer=i, fast=fast).lower[0]
+            ends = ends.nan_to_num(-math.inf)
+            lower[i][0, chosen] = torch.maximum(lower[i][0, chosen], ends[: len(chosen)])
+            upper[i][0, chosen] = torch.minimum(upper[i][0, chosen], -ends[len(chosen) :])
+    return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")
 
 
 class _Climber:
-    """Adam on the choices of a batch of domains, each for itself."""
+    """Adam on the choices of a batch of domains, each for itself; in its own precision, and with no claim."""
 
     def __init__(
         self,
@@ -191,81 +221,119 @@ class _Climber:
         dtype = network.layers[-1].bias.dtype
         self.network, self.layer, self.rate = network, layer, rate
         self.region = replace(region, x=region.x.to(dtype), eps=region.eps.to(dtype))
-        self.bounds = LayerBounds(
-            tuple(low.to(dtype) for low in bounds.lower), tuple(up.to(dtype) for up in bounds.upper), bounds.method
-        )
         self.rows = rows.to(dtype)
-        self.alpha, self.beta = start.alpha.to(dtype).clone(), start.beta.to(dtype).clone()
-        low, high = flat(self.bounds)
-        self.free = ((low < 0) & (high > 0))[:, None].expand_as(self.alpha)
-        split = torch.zeros_like(low, dtype=torch.bool) if splits is None else splits & (signs(low, high) != 0)
-        self.split = split[:, None].expand_as(self.alpha) if bool(split.any()) else None
+        self.alpha = start.alpha.to(dtype).clone()
+        self.sizes = [low.shape[1] for low in bounds.lower]
+        low, high = (end.to(dtype) for end in flat(bounds))
+        self.sign = signs(low, high)
+        self.free = self.sign == 0
+        self.above, self.offset = upper_line(low, high)
+        # Only the columns of neurons that are split somewhere have multipliers.
+        split = torch.zeros_like(self.free) if splits is None else splits & ~self.free
+        self.columns = split.any(dim=0).nonzero().squeeze(1)
+        self.split = split[:, self.columns][:, None].to(dtype)
+        self.beta = start.beta[..., self.columns].to(dtype)
         self.unit = torch.ones_like(self.beta)
-        if self.split is not None:
-            self.unit = units(self.network, self.bounds, self.rows, Choice(self.alpha, self.beta), layer)
+        if len(self.columns):
+            small = LayerBounds(
+                torch.split(low, self.sizes, dim=1), torch.split(high, self.sizes, dim=1), bounds.method
+            )
+            whole = Choice(self.alpha, start.beta.to(dtype))
+            self.unit = units(network, small, self.rows, whole, layer)[..., self.columns]
 
     def run(self, iterations: int, enough: Tensor | None) -> Choice:
         """The best choice seen of each row."""
         n, k = self.rows.shape[:2]
         index = torch.arange(n, device=self.rows.device)
         best = torch.full((n, k), -math.inf, dtype=self.rows.dtype, device=self.rows.device)
-        kept = self.alpha.clone(), self.beta.clone()
-        moments = [torch.zeros_like(self.alpha) for _ in range(4 if self.split is not None else 2)]
+        done = torch.zeros(n, dtype=torch.bool, device=self.rows.device)
+        kept = [self.alpha.clone(), self.beta.clone()]
+        now = [self.alpha, self.beta] if len(self.columns) else [self.alpha]
+        moments = [(torch.zeros_like(part), torch.zeros_like(part)) for part in now]
         decay = min(max(0.03 ** (1 / max(iterations, 1)), DECAY[0]), DECAY[1])
+        frame = self.frame(index)
         for step in range(iterations + 1):
-            alpha = self.alpha[index].requires_grad_()
-            beta = self.beta[index].requires_grad_(self.split is not None)
             with torch.enable_grad():
-                value = self.value(index, Choice(alpha, beta))
-                wanted = [alpha] if self.split is None else [alpha, beta]
-                gradients = torch.autograd.grad(value.sum(), wanted) if step < iterations else ()
-            value = value.detach()
-            better = value > best[index]
+                for part in now:
+                    part.requires_grad_()
+                value = self.value(frame, *now)
+                gradients = torch.autograd.grad(value.sum(), now) if step < iterations else ()
+            now, value = [part.detach() for part in now], value.detach()
+            better = (value > best[index]) & ~done[index][:, None]
             best[index] = torch.where(better, value, best[index])
-            for store, now in zip(kept, (alpha, beta), strict=True):
-                store[index] = torch.where(better[..., None], now.detach(), store[index])
+            for store, part in zip(kept, now, strict=False):
+                store[index] = torch.where(better[..., None], part, store[index])
             if step == iterations:
                 break
-            self.step(index, alpha.detach(), beta.detach(), gradients, moments, step, decay)
+            units = [frame["free"], frame["unit"]]
+            for i, gradient in enumerate(gradients):
+                # One step of Adam (Kingma and Ba, 2015), projected onto [0, 1] and onto [0, inf).
+                gradient = (gradient * units[i]).nan_to_num_(0.0)
+                first, second = moments[i]
+                first.lerp_(gradient, 0.1)
+                second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+                length = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-12)
+                move = (self.rate[i] * decay**step / (1 - 0.9 ** (step + 1))) * first / length
+                now[i] = (now[i] + move * units[i]).clamp_(0.0, 1.0 if i == 0 else math.inf)
             if enough is not None:
-                short = ~(best[index] > enough[index].to(best)[:, None]).all(dim=1)
-                index = index[short]
-                if len(index) == 0:
+                done |= (best > enough.to(best)[:, None]).all(dim=1)
+                short = ~done[index]
+                if not bool(short.any()):
                     break
-        return Choice(*kept)
+                if int(short.sum()) < 0.8 * len(index):  # copying costs, and what is done changes no more
+                    index = index[short]
+                    now, moments = [part[short] for part in now], [(m[short], v[short]) for m, v in moments]
+                    frame = self.frame(index)
+        beta = kept[0].new_zeros(kept[0].shape)
+        beta[..., self.columns] = kept[1]
+        return Choice(kept[0], beta)
 
-    def value(self, index: Tensor, choice: Choice) -> Tensor:
+    def frame(self, index: Tensor) -> dict[str, Any]:
+        """What a step needs of some of the domains, by layer where layers use it."""
+        low, high = self.sign[index][:, None], self.offset[index][:, None]
+        return {
+            "region": self.region[index],
+            "rows": self.rows[index],
+            "active": torch.split((low > 0).to(self.rows), self.sizes, dim=-1),
+            "mask": torch.split(low == 0, self.sizes, dim=-1),
+            "free": (low == 0).to(self.rows),
+            "above": torch.split(self.above[index][:, None], self.sizes, dim=-1),
+            "offset": torch.split(high, self.sizes, dim=-1),
+            "unit": self.unit[index] * self.split[index],
+            "against": -low[..., self.columns] * self.split[index],
+        }
+
+    def value(self, frame: dict[str, Any], alpha: Tensor, beta: Tensor | None = None) -> Tensor:
         """The minima over the region; their gradient is that at the minimiser held fixed (Danskin)."""
-        region, bounds = (self.region, self.bounds) if len(index) == len(self.rows) else (self.region[index], self.bounds[index])
-        a, b = relax(self.network, bounds, self.rows[index], choice, self.layer)
+        slopes = torch.split(alpha, self.sizes, dim=-1)
+        extra = None
+        if beta is not None:
+            whole = alpha.new_zeros(alpha.shape).index_copy(-1, self.columns, beta * frame["against"])
+            extra = torch.split(whole, self.sizes, dim=-1)
+        z: Tensor = frame["rows"]
+        pulled: dict[int, Tensor] = {}
+        constant = z.new_zeros(z.shape[:2])
+        at = self.layer
+        while True:
+            part = self.network.layers[at]
+            constant = constant + z @ part.bias
+            for source, step in part.maps.items():
+                moved = step.transpose(z.flatten(0, 1)).view(*z.shape[:2], -1)
+                pulled[source] = pulled[source] + moved if source in pulled else moved
+            at = max(pulled)
+            if at == 0:
+                break
+            h, at = pulled.pop(at), at - 1
+            up = h.clamp(max=0)
+            z = (h - up) * torch.where(frame["mask"][at], slopes[at], frame["active"][at]) + up * frame["above"][at]
+            constant = constant + (up * frame["offset"][at]).sum(dim=-1)
+            if extra is not None:
+                z = z + extra[at]
+        region, a = frame["region"], pulled[0]
         with torch.no_grad():
             point = region.x[:, None] + steepest(a, region.threat, region.x, region.eps)
-        return (a * point).sum(dim=-1) + b
-
-    def step(
-        self,
-        index: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gradients: tuple[Tensor, ...],
-        moments: list[Tensor],
-        step: int,
-        decay: float,
-    ) -> None:
-        """One step of Adam (Kingma and Ba, 2015), projected onto [0, 1] and [0, inf)."""
-        moved = []
-        for i, gradient in enumerate(gradients):
-            gradient = torch.where((self.free if i == 0 else self.split)[index], gradient, 0.0).nan_to_num(0.0)  # type: ignore[index]
-            unit = 1.0 if i == 0 else self.unit[index]
-            gradient = gradient * unit
-            first = moments[2 * i][index].lerp(gradient, 0.1)
-            second = moments[2 * i + 1][index].lerp(gradient.square(), 0.001)
-            moments[2 * i][index], moments[2 * i + 1][index] = first, second
-            first, second = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
-            moved.append(self.rate[i] * decay**step * unit * first / (second.sqrt() + 1e-12))
-        self.alpha[index] = (alpha + moved[0]).clamp(0, 1)
-        if len(moved) == 2:
-            self.beta[index] = (beta + moved[1]).clamp(min=0)
+        value: Tensor = (a * point).sum(dim=-1) + constant
+        return value
 
 
 @torch.no_grad()
@@ -275,15 +343,19 @@ def coefficients(
     """What the backward pass multiplies each ReLU's output with, for scores and units; no bound is made of it."""
     sizes = [low.shape[1] for low in bounds.lower]
     sign = signs(*flat(bounds))[:, None]
-    slopes = choice.alpha.split(sizes, dim=-1)
-    terms = (-sign * choice.beta.clamp(min=0)).split(sizes, dim=-1)
+    slopes = torch.split(choice.alpha, sizes, dim=-1)
+    terms = torch.split(-sign * choice.beta.clamp(min=0), sizes, dim=-1)
     found = [rows.new_zeros(*rows.shape[:2], size) for size in sizes]
     z = rows
     for at in range(layer, -1, -1):
         if at < layer:
             low, high = bounds.lower[at][:, None], bounds.upper[at][:, None]
             h = found[at]
-            z = h.clamp(min=0) * lower_slope(low, high, slopes[at]) + h.clamp(max=0) * upper_line(low, high)[0] + terms[at]
+            z = (
+                h.clamp(min=0) * lower_slope(low, high, slopes[at])
+                + h.clamp(max=0) * upper_line(low, high)[0]
+                + terms[at]
+            )
         for source, part in network.layers[at].maps.items():
             if source > 0:
                 found[source - 1] = found[source - 1] + part.transpose(z.flatten(0, 1)).view(*z.shape[:2], -1)
@@ -295,7 +367,7 @@ def units(
 ) -> Float[Tensor, "n k neurons"]:
     """The largest coefficient of each neuron's layer: the unit of its multiplier."""
     sizes = [low.shape[1] for low in bounds.lower]
-    parts = coefficients(network, bounds, rows, choice, layer).split(sizes, dim=-1)
+    parts = torch.split(coefficients(network, bounds, rows, choice, layer), sizes, dim=-1)
     return torch.cat([part.abs().amax(dim=-1, keepdim=True).expand_as(part) for part in parts], dim=-1).clamp(min=1e-12)
 
 
@@ -320,4 +392,5 @@ def steepest(
         left = (eps[:, None, None] ** 2 - torch.where(fixed, room, 0.0).square().sum(-1, keepdim=True)).clamp(min=0)
         mu = torch.minimum(mu, torch.where(fixed, 0.0, slope).norm(dim=-1, keepdim=True) / left.sqrt().clamp(min=1e-30))
     step = sign * torch.minimum(room, slope / mu.clamp(min=1e-30))
-    return step * (eps[:, None, None] / step.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
+    shrunk: Tensor = step * (eps[:, None, None] / step.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
+    return shrunk
