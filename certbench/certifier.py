@@ -115,6 +115,10 @@ class MarginCertifier(Certifier[BoundState]):
     ) -> Bounds:
         """Lower bounds of `rows[i]` times the logits over the ball of radius `eps[i]` around `x[i]`."""
 
+    def intermediate(self) -> str | None:
+        """By which method the bounds of the hidden layers came about, where there are some; certificates state it."""
+        return None
+
     def start(self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """What the search may know beforehand; here, the tangents of the margins."""
         return Start(torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device), tangent(state, x, label))
@@ -134,8 +138,9 @@ class MarginCertifier(Certifier[BoundState]):
         label = logits.argmax(dim=1)
         rows = margin_rows(label, state.classifier.num_classes).to(x)
         found = self.reach(state, x, rows, torch.zeros_like(rows[..., 0]), SLACK * scale, self.start(state, x, label))
+        bounds = {} if self.intermediate() is None else {"bounds": self.intermediate()}
         evidence = [
-            {"bracket": [low, high], "evaluations": count}
+            {"bracket": [low, high], "evaluations": count, **bounds}
             for low, high, count in zip(
                 found.certified.tolist(), found.refuted.tolist(), found.evaluations.tolist(), strict=True
             )

@@ -6,6 +6,7 @@ at the best point that was seen. Any point is sound, so nothing rests on how wel
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,31 +177,36 @@ def optimised_bounds(
     iterations: int = 10,
     fast: ReluNetwork | None = None,
     entries: int = 2**22,
+    errors: Sequence[Tensor] | None = None,
 ) -> LayerBounds:
-    """Sharper bounds of the unstable neurons of one ball, each with slopes of its own (Xu et al., 2021).
+    """Sharper bounds of the unstable neurons, layer by layer, each with slopes of its own (Xu et al., 2021).
 
     Args:
         network: in float64.
-        region: a single ball.
-        bounds: of all hidden layers over it.
+        region: the balls.
+        bounds: of all hidden layers over them.
         iterations: of `optimise`.
         fast: the same network in float32.
         entries: the most slopes held at once.
+        errors: by layer, what rounding may do to a bound; each is widened by it before it is used.
     """
     fast = network.to(torch.float32) if fast is None else fast
-    lower, upper = [end.clone() for end in bounds.lower], [end.clone() for end in bounds.upper]
+    lower, upper = [*bounds.lower], [*bounds.upper]
     for i in range(1, len(lower)):
         so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), "alpha-crown")
-        neurons = ((lower[i] < 0) & (upper[i] > 0))[0].nonzero().squeeze(1)
-        size = max(1, entries // (2 * sum(end.shape[1] for end in lower[:i])))
+        neurons = ((lower[i] < 0) & (upper[i] > 0)).any(dim=0).nonzero().squeeze(1)
+        size = max(1, entries // (2 * max(len(region), 1) * sum(end.shape[1] for end in lower[:i])))
         for chosen in torch.split(neurons, size):
             rows = torch.zeros(len(chosen), network.layers[i].outputs, dtype=region.x.dtype, device=region.x.device)
             rows[torch.arange(len(chosen), device=rows.device), chosen] = 1.0
-            rows = torch.cat([rows, -rows])[None]
-            ends = optimise(network, region, so_far, rows, iterations=iterations, layer=i, fast=fast).lower[0]
+            rows = torch.cat([rows, -rows]).expand(len(region), -1, -1)
+            ends = optimise(network, region, so_far, rows, iterations=iterations, layer=i, fast=fast).lower
             ends = ends.nan_to_num(-math.inf)
-            lower[i][0, chosen] = torch.maximum(lower[i][0, chosen], ends[: len(chosen)])
-            upper[i][0, chosen] = torch.minimum(upper[i][0, chosen], -ends[len(chosen) :])
+            if errors is not None:
+                ends = ends - torch.cat([errors[i][:, chosen]] * 2, dim=1)
+            low, high = ends[:, : len(chosen)], -ends[:, len(chosen) :]
+            lower[i] = lower[i].index_copy(1, chosen, torch.maximum(lower[i][:, chosen], low))
+            upper[i] = upper[i].index_copy(1, chosen, torch.minimum(upper[i][:, chosen], high))
     return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")
 
 

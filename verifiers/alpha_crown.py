@@ -6,7 +6,6 @@ nothing of a layer is kept once it is bounded.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,9 +19,8 @@ from certbench.errors import ConfigError
 from certbench.search import RadiusSearch, Secant, Start
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
-from certbench.verifiers.alpha_beta import optimise
-from certbench.verifiers.network import ReluNetwork
-from certbench.verifiers.relaxation import ENTRIES, LayerBounds, NetworkState, Region, crown_radius, layer_bounds
+from certbench.verifiers.alpha_beta import optimise, optimised_bounds
+from certbench.verifiers.relaxation import ENTRIES, NetworkState, Region, crown_radius, layer_bounds
 from certbench.verifiers.rounding import bound_errors, evaluation_error
 
 
@@ -35,11 +33,13 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         layers: steps of Adam on the slopes below each neuron whose sign is open; 0 leaves CROWN's intermediate bounds.
         rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
             the float program itself makes, so that the claim is about what the program computes; see `rounding`.
+        entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
     """
 
     iterations: int = 20
     layers: int = 0
     rounding_safe: bool = False
+    entries: int = ENTRIES
     search: RadiusSearch = field(default_factory=Secant)
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
@@ -49,8 +49,14 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         """Refuse what no run could use."""
         if self.iterations < 1:
             raise ConfigError(f"iterations must be at least 1, not {self.iterations}", ("iterations",))
+        if self.entries < 1:
+            raise ConfigError(f"entries must be at least 1, not {self.entries}", ("entries",))
         if self.layers < 0:
             raise ConfigError(f"layers must be at least 0, not {self.layers}", ("layers",))
+
+    def intermediate(self) -> str:
+        """CROWN's, or optimised ones."""
+        return "alpha-crown" if self.layers else "crown"
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
@@ -71,41 +77,21 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         """Every slope in [0, 1] is sound, so the best bound met on the way is, converged or not."""
         region = Region(state.threat, x.flatten(1), eps)
         errors = bound_errors(state.network, region) if self.rounding_safe else None
-        bounds = layer_bounds(state.network, region, errors=errors)
+        bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
         fast = state.network.to(torch.float32)
         if self.layers:
-            bounds = optimised_layers(state.network, fast, region, bounds, self.layers, errors)
+            bounds = optimised_bounds(
+                state.network,
+                region,
+                bounds,
+                iterations=self.layers,
+                fast=fast,
+                entries=self.entries // 4,  # slopes, their moments and what was best
+                errors=errors,
+            )
         found = optimise(state.network, region, bounds, rows, iterations=self.iterations, fast=fast)
         if errors is None:
             return Bounds(found.lower, found.a, found.centre)
         error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
         lost = (rows.abs() @ error[..., None]).squeeze(-1)
         return Bounds(found.lower - lost, found.a, found.centre - lost)
-
-
-def optimised_layers(
-    network: ReluNetwork,
-    fast: ReluNetwork,
-    region: Region,
-    bounds: LayerBounds,
-    iterations: int,
-    errors: Sequence[Tensor] | None = None,
-) -> LayerBounds:
-    """Bounds of all hidden layers, each sharpened neuron by neuron, with the sharpened ones before it."""
-    lower, upper = [*bounds.lower], [*bounds.upper]
-    for i in range(1, len(network.hidden)):
-        known = LayerBounds(tuple(lower), tuple(upper), "alpha-crown")
-        neurons = known.unstable(i).any(dim=0).nonzero().squeeze(1)
-        neurons_before = sum(part.outputs for part in network.hidden[:i])
-        size = max(1, ENTRIES // (16 * len(region) * max(neurons_before, network.inputs)))
-        for chosen in torch.split(neurons, size):
-            rows = torch.zeros(len(chosen), network.layers[i].outputs, dtype=region.x.dtype, device=region.x.device)
-            rows[torch.arange(len(chosen), device=rows.device), chosen] = 1.0
-            rows = torch.cat([rows, -rows]).expand(len(region), -1, -1)
-            ends = optimise(network, region, known, rows, layer=i, iterations=iterations, fast=fast).lower
-            low, high = ends[:, : len(chosen)], -ends[:, len(chosen) :]
-            if errors is not None:
-                low, high = low - errors[i][:, chosen], high + errors[i][:, chosen]
-            lower[i] = lower[i].index_copy(1, chosen, torch.maximum(lower[i][:, chosen], low))
-            upper[i] = upper[i].index_copy(1, chosen, torch.minimum(upper[i][:, chosen], high))
-    return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")

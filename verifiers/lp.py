@@ -52,6 +52,10 @@ class LP(MarginCertifier[NetworkState]):
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
 
+    def intermediate(self) -> str:
+        """CROWN's, or the LP's."""
+        return "lp" if self.tighten else "crown"
+
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network.
 

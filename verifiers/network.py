@@ -7,8 +7,9 @@ alike. Small maps are matrices, convolutions on large maps stay convolutions.
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -267,6 +268,11 @@ class Layer:
     paths: Mapping[int, Map]
     height: Float[Tensor, " outputs"]
 
+    @staticmethod
+    def of(maps: Mapping[int, Map], bias: Float[Tensor, " outputs"]) -> "Layer":
+        """A layer that is computed as it is written, without folding."""
+        return Layer(maps, bias, {source: part.absolute() for source, part in maps.items()}, bias.abs())
+
     @property
     def outputs(self) -> int:
         """How many numbers it gives."""
@@ -289,6 +295,8 @@ class ReluNetwork:
 
     layers: tuple[Layer, ...]
     inputs: int
+    shared: "OrderedDict[Hashable, Any]" = field(default_factory=OrderedDict, repr=False)
+    """Intermediate bounds that were computed last, for whoever asks for the same ones; see `relaxation`."""
 
     @property
     def hidden(self) -> tuple[Layer, ...]:
@@ -328,39 +336,65 @@ class ReluNetwork:
     @staticmethod
     @torch.no_grad()
     def of(classifier: Classifier) -> "ReluNetwork":
-        """The classifier's module, traced, in float64.
+        """The classifier's module, traced, in float64; the same object for the same content, so that work is shared.
 
         Raises:
             UnsupportedError: it is no such network; the message names the layer.
             NumericalError: a parameter is NaN or infinite.
         """
         double = classifier.double()
-        hidden = double.hidden_code()
-        if hidden is not None:
-            raise UnsupportedError(f"{hidden}, which a trace does not show")
-        if not all(bool(tensor.isfinite().all()) for tensor in (*double.module.parameters(), *double.module.buffers())):
-            raise NumericalError(f"{classifier.name} has parameters that are NaN or infinite")
-        try:
-            graph = fx.symbolic_trace(nn.Sequential(double.module))  # so that a lone layer stays one
-        except Exception as error:  # whatever a forward raises when it meets a proxy
-            raise UnsupportedError(f"torch.fx cannot trace {classifier.name}: {error}") from error
-        x = torch.randn(4, *double.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        x = (x * torch.tensor([0.1, 1.0, 10.0, 100.0], dtype=torch.float64).view(-1, *[1] * (x.dim() - 1))).to(
-            double.device
-        )
-        reader = _Reader(graph)
-        try:
-            reader.run(x.clone())
-        except UnsupportedError:
-            raise
-        except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
-            raise UnsupportedError(f"{classifier.name}: {str(error).partition(chr(10))[0]}") from error
-        network = reader.network(math.prod(double.input_shape))
-        logits, ours = double(x), network.preactivations(x.flatten(1))[-1]
-        scale = logits.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-        if ours.shape != logits.shape or not bool(((ours - logits).abs() <= 1e-9 * scale).all()):
-            raise UnsupportedError(f"read as a ReLU network, {classifier.name} would compute other logits")
-        return network
+        key = double.fingerprint()
+        if key not in _READ or not _agree(_READ[key], double):  # code that a fingerprint does not see may have changed
+            _READ[key] = _read(double)
+            while len(_READ) > 4:
+                _READ.pop(next(iter(_READ)))
+        return _READ[key]
+
+
+_READ: dict[str, ReluNetwork] = {}
+
+
+def _read(double: Classifier) -> ReluNetwork:
+    """Trace a float64 classifier."""
+    hidden = double.hidden_code()
+    if hidden is not None:
+        raise UnsupportedError(f"{hidden}, which a trace does not show")
+    if not all(bool(tensor.isfinite().all()) for tensor in (*double.module.parameters(), *double.module.buffers())):
+        raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
+    try:
+        graph = fx.symbolic_trace(nn.Sequential(double.module))  # so that a lone layer stays one
+    except Exception as error:  # whatever a forward raises when it meets a proxy
+        raise UnsupportedError(f"torch.fx cannot trace {double.name}: {error}") from error
+    x = _probes(double)
+    reader = _Reader(graph)
+    try:
+        reader.run(x.clone())
+    except UnsupportedError:
+        raise
+    except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
+        raise UnsupportedError(f"{double.name}: {str(error).partition(chr(10))[0]}") from error
+    network = reader.network(math.prod(double.input_shape))
+    if not _agree(network, double):
+        raise UnsupportedError(f"read as a ReLU network, {double.name} would compute other logits")
+    return network
+
+
+def _probes(double: Classifier) -> Float[Tensor, "4 ..."]:
+    """Random inputs of several sizes."""
+    x = torch.randn(4, *double.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sizes = torch.tensor([0.1, 1.0, 10.0, 100.0], dtype=torch.float64).view(-1, *[1] * (x.dim() - 1))
+    return (x * sizes).to(double.device)
+
+
+def _agree(network: ReluNetwork, double: Classifier) -> bool:
+    """Whether both compute the same logits; measured without what all classes share, which hides differences."""
+    x = _probes(double)
+    logits, ours = double(x), network.preactivations(x.flatten(1))[-1]
+    if ours.shape != logits.shape or not bool(logits.isfinite().all()):
+        return False
+    apart = logits - logits.mean(dim=1, keepdim=True) if logits.shape[1] > 1 else logits
+    allowed = 1e-9 * apart.abs().amax(dim=1, keepdim=True) + 1e-13 * logits.abs().amax(dim=1, keepdim=True)
+    return bool(((ours - logits).abs() <= allowed + 1e-300).all())
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,9 @@ from certbench.verifiers.network import ReluNetwork
 ENTRIES = 2**24
 """The most entries of the coefficients that are held at once for one layer of features: 128 MB in float64."""
 
+SHARED = 8
+"""How many batches of intermediate bounds a network remembers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -187,7 +190,6 @@ def interval_bounds(network: ReluNetwork, region: Region) -> LayerBounds:
     return LayerBounds(tuple(lower), tuple(upper), "ibp")
 
 
-@torch.no_grad()
 def layer_bounds(
     network: ReluNetwork,
     region: Region,
@@ -196,7 +198,7 @@ def layer_bounds(
     entries: int = ENTRIES,
     errors: Sequence[Tensor] | None = None,
 ) -> LayerBounds:
-    """Bounds of all hidden layers over the balls, layer by layer.
+    """Bounds of all hidden layers over the balls, layer by layer; those asked for last are remembered by the network.
 
     Args:
         network: the network.
@@ -209,6 +211,27 @@ def layer_bounds(
     Raises:
         NumericalError: a bound is NaN.
     """
+    if known is not None or errors is not None:
+        return _layer_bounds(network, region, method, known, entries, errors)
+    ends = (tensor.cpu().contiguous().numpy().tobytes() for tensor in (region.x, region.eps))
+    key = (method, region.threat, *ends)
+    if key not in network.shared:
+        network.shared[key] = _layer_bounds(network, region, method, None, entries, None)
+        while len(network.shared) > SHARED:
+            network.shared.popitem(last=False)
+    found: LayerBounds = network.shared[key]
+    return found
+
+
+@torch.no_grad()
+def _layer_bounds(
+    network: ReluNetwork,
+    region: Region,
+    method: str,
+    known: LayerBounds | None,
+    entries: int,
+    errors: Sequence[Tensor] | None,
+) -> LayerBounds:
     start = interval_bounds(network, region).widened(errors)
     if known is not None:
         start = start.tightened(known, method)

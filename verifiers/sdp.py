@@ -109,6 +109,10 @@ class SDP(MarginCertifier[NetworkState]):
         if self.limit is not None and self.limit < 2:
             raise ConfigError(f"limit must be at least 2, not {self.limit}", ("limit",))
 
+    def intermediate(self) -> str:
+        """CROWN's."""
+        return "crown"
+
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network, and refuse it if the matrix could be too large.
 
