@@ -409,7 +409,7 @@ def _gently() -> Iterator[Callable[[], None]]:
 
 
 def _manifest(suite: Suite, dataset: data.Dataset, models: list[Classifier], threads: int) -> dict[str, Any]:
-    packages = ["certbench", "torch", "auto-LiRPA", "foolbox", "numpy", "scipy"]
+    packages = ["certbench", "torch", "auto-LiRPA", "foolbox", "highspy", "cvxpy", "scs", "numpy", "scipy"]
     return {
         "suite": plain(suite.settings.model_dump()),
         "certifiers": [describe(certifier) for certifier in suite.certifiers],

@@ -47,6 +47,8 @@ def examine() -> list[Check]:
         _check("safetensors", _safetensors),
         _check("foolbox", _foolbox),
         _check("auto-LiRPA", _auto_lirpa, INSTALL),
+        _check("highspy", _highspy, 'pip install "certbench[solvers]"'),
+        _check("cvxpy", _cvxpy, 'pip install "certbench[solvers]"'),
         _check("shipped weights", _weights, restore),
     ]
 
@@ -152,6 +154,31 @@ def _auto_lirpa() -> str:
     radius = float(certificate.radius)  # interval arithmetic gives 1/4 here, and the truth is 1/2
     _expect(0.24 < radius <= 0.25, f"interval bounds give the radius {radius}, not 1/4")
     return "interval bounds right" + (", with shims" if _version("auto-LiRPA") == "0.3" else "")
+
+
+def _highspy() -> str:
+    import highspy
+
+    solver = highspy.Highs()
+    solver.silent()
+    solver.addVar(0.0, 10.0)
+    solver.addRow(3.5, 10.0, 1, [0], [1.0])
+    solver.changeColCost(0, 1.0)
+    solver.changeColIntegrality(0, highspy.HighsVarType.kInteger)
+    solver.run()
+    bound = solver.getInfo().mip_dual_bound
+    _expect(bool(abs(bound - 4) < 1e-6), f"the least whole number above 3.5 came out as {bound}")
+    return "a mixed-integer program solved"
+
+
+def _cvxpy() -> str:
+    import cvxpy
+
+    matrix = cvxpy.Variable((2, 2), PSD=True)
+    problem = cvxpy.Problem(cvxpy.Minimize(matrix[0, 0] + matrix[1, 1]), [matrix[0, 1] == 1])
+    value = problem.solve(solver="SCS")
+    _expect(bool(abs(value - 2) < 1e-2), f"a semidefinite program whose value is 2 gave {value}")
+    return "a semidefinite program solved"
 
 
 def _weights() -> str:

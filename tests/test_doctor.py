@@ -38,6 +38,8 @@ def test_only_a_broken_part_needs_mending(healthy: dict[str, Check]) -> None:
         ("scikit-learn", "sklearn.datasets", 'pip install "scikit-learn>='),
         ("safetensors", "safetensors.torch", 'pip install "safetensors>='),
         ("foolbox", "foolbox", 'pip install "foolbox>='),
+        ("highspy", "highspy", 'pip install "certbench[solvers]"'),
+        ("cvxpy", "cvxpy", 'pip install "certbench[solvers]"'),
         ("auto-LiRPA", "auto_LiRPA", 'pip install "certbench[lirpa]" && pip install --no-deps auto-LiRPA==0.3'),
     ],
 )
@@ -66,6 +68,8 @@ def _wrong_attack(*args: Any, epsilons: list[float], **kwargs: Any) -> Any:
         ("scipy", "scipy.stats.beta.ppf", lambda *args: 0.99),
         ("safetensors", "safetensors.torch.load", lambda data: {"weight": torch.zeros(2, 3)}),
         ("foolbox", "foolbox.attacks.FGSM.__call__", _wrong_attack),
+        ("highspy", "highspy.Highs.addRow", lambda *args: None),
+        ("cvxpy", "cvxpy.Problem.solve", lambda self, solver: 3.0),
         ("certbench", "certbench.registry.table", dict),
     ],
 )
@@ -83,8 +87,8 @@ def test_bounds_that_are_too_good_or_too_wide_are_not_ok(
     if not healthy["auto-LiRPA"].version:
         pytest.skip("auto-LiRPA is not installed")
     ibp = registry.find("ibp")
-    margin = ibp.margin
-    monkeypatch.setattr(ibp, "margin", lambda self, state, x, label, eps: margin(self, state, x, label, factor * eps))
+    lower = ibp.lower
+    monkeypatch.setattr(ibp, "lower", lambda self, state, x, rows, eps: lower(self, state, x, rows, factor * eps))
     check = found()["auto-LiRPA"]
     assert not check.ok
     # Bounds that are too good are refused before anything is certified; too wide ones are sound, and not what is due.

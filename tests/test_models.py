@@ -18,7 +18,7 @@ from certbench import Classifier, Linf, build, certify
 from certbench.errors import ConfigError
 from certbench.models import architectures, data, training, zoo
 
-LEAST = {"linear": 0.92, "plain": 0.96, "ibp": 0.95, "gaussian": 0.95, "lipschitz": 0.95}
+LEAST = {"linear": 0.92, "plain": 0.96, "small": 0.94, "ibp": 0.95, "gaussian": 0.95, "lipschitz": 0.95}
 """Test accuracy that a recipe reaches, by the end of the model's name."""
 
 
