@@ -412,8 +412,10 @@ def _refuse_branches(classifier: Classifier) -> None:
 def _refuse_known_wrong(bounded: Any) -> None:
     """Refuse layers whose bounds in auto-LiRPA 0.3 are known to be those of another layer."""
     for node in _nonlinear(bounded):
-        if type(node).__name__ == "BoundLeakyRelu" and not 0 <= float(node.alpha) <= 1:
-            raise UnsupportedError(f"auto-LiRPA bounds LeakyReLU for slopes in [0, 1], not {float(node.alpha):g}")
+        if type(node).__name__ == "BoundLeakyRelu":
+            slope = float(getattr(node, "leaky_alpha", node.alpha))  # its name after 0.3, and in 0.3
+            if not 0 <= slope <= 1:
+                raise UnsupportedError(f"auto-LiRPA bounds LeakyReLU for slopes in [0, 1], not {slope:g}")
     for node in _dependent(bounded):
         if type(node).__name__ == "BoundAveragePool":
             kernel, stride, padding = (
