@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from certbench.threat import ThreatModel
 
+TINY = 1e-300
+
 
 def box(
     threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
@@ -36,6 +38,13 @@ def support(
 
     at a mu found by two rounds of fixing the coordinates that reach the box; any mu is sound.
     """
+    if p == 2:  # squares of small entries are no floats
+        scale = a.abs().amax(dim=-1, keepdim=True).clamp(min=TINY)
+        return scale.squeeze(-1) * _support(a / scale, p, eps, down, up)
+    return _support(a, p, eps, down, up)
+
+
+def _support(a: Tensor, p: float, eps: Tensor, down: Tensor, up: Tensor) -> Tensor:
     room = torch.where(a > 0, up[:, None], down[:, None])
     a, eps = a.abs() * (room > 0), eps[:, None]
     whole_box = (a * room).sum(-1)
@@ -57,6 +66,16 @@ def support(
     return torch.minimum(torch.minimum(ball, whole_box), torch.where(dual.isfinite(), dual, torch.inf))
 
 
+def length(a: Float[Tensor, "*batch d"], q: float) -> Float[Tensor, "*batch"]:
+    """The q-norm of each row, also where squares of the entries are no floats."""
+    if q != 2.0:
+        plain: Tensor = torch.linalg.vector_norm(a, ord=q, dim=-1)
+        return plain
+    scale = a.abs().amax(dim=-1, keepdim=True).clamp(min=TINY)
+    scaled: Tensor = scale.squeeze(-1) * torch.linalg.vector_norm(a / scale, dim=-1)
+    return scaled
+
+
 def rooms(
     threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
@@ -70,8 +89,7 @@ def fall(
 ) -> Float[Tensor, "n rows"]:
     """An upper bound of how far a . x can fall inside the ball."""
     if threat.domain is None:
-        lengths: Tensor = torch.linalg.vector_norm(a, ord=threat.q, dim=-1)
-        return eps[:, None] * lengths
+        return eps[:, None] * length(a, threat.q)
     down, up = rooms(threat, x, eps)
     return support(a, threat.p, eps, up, down)
 
@@ -85,7 +103,7 @@ def crossing(
     at which it would be, in all of R^d. Exact for p = 1 and p = inf; for p = 2 with a domain it may fall short of the
     largest one, as `support` may lie above its maximum.
     """
-    free = centre / torch.linalg.vector_norm(a, ord=threat.q, dim=-1)
+    free = centre / length(a, threat.q)
     free = torch.where(centre > 0, free, free.clamp(max=0).nan_to_num(0.0, neginf=0.0))
     free = torch.where(a.isfinite().all(dim=-1) & centre.isfinite(), free, 0.0)  # NaN never certifies
     if threat.domain is None:

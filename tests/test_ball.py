@@ -7,7 +7,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from certbench import L2, ThreatModel
-from certbench.ball import box, support
+from certbench.ball import box, crossing, fall, support
 
 
 def problem(seed: int, d: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,3 +63,38 @@ def test_less_room_never_gains_more_and_none_gains_nothing(p: float) -> None:
     assert (half <= whole * (1 + 1e-2 * (p == 2)) + 1e-12).all()
     assert (none.abs() <= 1e-12).all()
     assert (support(torch.zeros_like(a), p, eps, down, up) == 0).all()
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("domain", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_function_stays_positive_up_to_its_crossing_and_falls_below_zero_soon_after(
+    p: float, domain: tuple[float, float] | None, seed: int
+) -> None:
+    """`fall` at the crossing is what there is to lose; for p = 2 with a domain the crossing may fall a little short."""
+    a, _, _, _ = problem(seed)
+    threat, x = ThreatModel(p, domain), torch.rand(4, 6, generator=torch.Generator().manual_seed(seed)).double()
+    centre = torch.tensor([[0.01, 0.3, -0.2], [1.0, 0.5, 0.0], [0.2, 3.0, 40.0], [0.7, 0.1, 1e-9]], dtype=torch.float64)
+    reach = crossing(a, centre, threat, x)
+    assert ((reach > 0) == (centre > 0)).all()
+    for i in range(4):
+        for j in range(3):
+            if centre[i, j] <= 0:
+                continue
+            row, point, radius = a[i : i + 1, j : j + 1], x[i : i + 1], reach[i, j]
+            if radius.isinf():
+                assert domain is not None
+                assert fall(row, threat, point, torch.tensor([1e3]).double()) <= centre[i, j]
+                continue
+            assert fall(row, threat, point, radius[None]) <= centre[i, j] * (1 + 1e-9)
+            slack = 1.01 if p == 2 and domain is not None else 1 + 1e-6
+            assert fall(row, threat, point, slack * radius[None] + 1e-12) >= centre[i, j] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-300, 1e170, 1e300])
+@pytest.mark.parametrize("domain", [None, (-5.0, 5.0)])
+def test_rows_whose_squares_are_no_floats_have_a_norm_too(scale: float, domain: tuple[float, float] | None) -> None:
+    a, x = scale * torch.tensor([[[3.0, -4.0]]]).double(), torch.tensor([[0.5, 0.25]]).double()
+    threat = ThreatModel(2.0, domain)
+    assert fall(a, threat, x, torch.ones(1).double()).item() == pytest.approx(5 * scale, rel=1e-9)
+    assert crossing(a, torch.tensor([[scale]]).double(), threat, x).item() == pytest.approx(0.2, rel=1e-9)

@@ -113,6 +113,12 @@ def branch(m: nn.ModuleList, x: Tensor) -> Tensor:
     return m[2](m[1](z) + z)  # type: ignore[no-any-return]
 
 
+def alias(m: nn.ModuleList, x: Tensor) -> Tensor:
+    z = m[0](x.flatten(1))
+    h = torch.relu_(m[1](z))  # in eval mode dropout hands on the same memory
+    return m[2](z + h)  # type: ignore[no-any-return]
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tanh": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.Tanh()), "Tanh"),
     "max": (lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3)), "MaxPool2d"),
@@ -126,6 +132,26 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "overwritten": (
         lambda: Forward(branch, nn.Linear(72, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
         "in place",
+    ),
+    "overwritten through an alias": (
+        lambda: Forward(alias, nn.Linear(72, 4), nn.Dropout(), nn.Linear(4, 3)),
+        "in place",
+    ),
+    "split": (
+        lambda: Forward(
+            lambda m, x: m[0](x.flatten(1)) + m[1](torch.relu(x.flatten(1).split(1, dim=1)[0])),
+            nn.Linear(72, 3),
+            nn.Linear(1, 3),
+        ),
+        "tuple",
+    ),
+    "largest": (
+        lambda: Forward(
+            lambda m, x: m[0](x.flatten(1)) + m[1](torch.relu(x.flatten(1).max(dim=1, keepdim=True)[0] - 400)),
+            nn.Linear(72, 3),
+            nn.Linear(1, 3),
+        ),
+        "max",
     ),
     "circular": (
         lambda: nn.Sequential(nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(36, 3)),

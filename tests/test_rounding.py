@@ -1,5 +1,7 @@
 """Rounding errors: the a-priori bounds hold, and networks that live on rounding are not certified in safe mode."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,3 +134,40 @@ def test_precisions_without_an_error_bound_are_refused() -> None:
     half = Classifier(classifier.module.half(), (1, 4, 4), 4)
     with pytest.raises(NumericalError, match="float16"):
         certbench.certify(SAFE, half, inputs(1), Linf)
+
+
+def test_what_cancels_inside_a_normalisation_is_counted() -> None:
+    """Mean and bias of some 16,000 cancel in float32: the program's logit differs from the real one by 2e-4."""
+    norm, last = nn.BatchNorm1d(2), nn.Linear(2, 2)
+    module = nn.Sequential(norm, nn.ReLU(), last).eval().requires_grad_(False)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean[0], norm.running_var[0], norm.weight[0] = 15000.3, 0.7, 0.9
+    norm.bias[0] = float(15000.3 * 0.9 / (0.7 + 1e-5) ** 0.5 + 1)
+    x = torch.zeros(1, 2)
+    single, double = norm(x)[0, 0].item(), copy.deepcopy(norm).double()(x.double())[0, 0].item()
+    assert single != double
+    last.weight.zero_()
+    last.weight[0, 0], last.bias[0], last.bias[1] = 1.0, 0.0, (single + double) / 2
+    classifier = Classifier(module, (2,), 2)
+    plain, safe = (certbench.certify(spec, classifier, x, Linf) for spec in (PLAIN, SAFE))
+    assert plain.prediction != classifier(x).argmax(dim=1)
+    assert safe.radius == 0
+
+
+class Computing(nn.Module):
+    """Adds a constant that the program computes from its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("a", torch.tensor(1111.1))
+        self.register_buffer("b", torch.tensor(11.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.a * self.b  # type: ignore[no-any-return, operator]
+
+
+def test_constants_that_the_program_computes_are_refused() -> None:
+    classifier = Classifier(nn.Sequential(Computing(), nn.Linear(2, 2)).eval(), (2,), 2)
+    assert certbench.certify(PLAIN, classifier, torch.zeros(1, 2), Linf).radius >= 0
+    with pytest.raises(NumericalError, match="computes constants"):
+        certbench.certify(SAFE, classifier, torch.zeros(1, 2), Linf)

@@ -205,8 +205,10 @@ def optimised_bounds(
             if errors is not None:
                 ends = ends - torch.cat([errors[i][:, chosen]] * 2, dim=1)
             low, high = ends[:, : len(chosen)], -ends[:, len(chosen) :]
-            lower[i] = lower[i].index_copy(1, chosen, torch.maximum(lower[i][:, chosen], low))
-            upper[i] = upper[i].index_copy(1, chosen, torch.minimum(upper[i][:, chosen], high))
+            before = lower[i][:, chosen], upper[i][:, chosen]
+            open_ = (before[0] < 0) & (before[1] > 0)  # no input's bounds depend on which are open at its neighbours
+            lower[i] = lower[i].index_copy(1, chosen, torch.where(open_, torch.maximum(before[0], low), before[0]))
+            upper[i] = upper[i].index_copy(1, chosen, torch.where(open_, torch.minimum(before[1], high), before[1]))
     return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")
 
 

@@ -23,7 +23,7 @@ from certbench.certificate import Certificate
 from certbench.certifier import SLACK, Certifier, clean_margin, margin_rows, tangent
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError
-from certbench.terms import ABSTAIN, Guarantee, Outcome
+from certbench.terms import Guarantee, Outcome
 from certbench.threat import ThreatModel
 from certbench.verifiers.alpha_beta import (
     Choice,
@@ -111,7 +111,8 @@ class BranchAndBound(Certifier[NetworkState]):
         logits, scale = state.classifier.logits_and_scale(x)
         label, slack = logits.argmax(dim=1), float(SLACK * scale)
         if not float(clean_margin(logits, label)) > slack:
-            return Answer(ABSTAIN, 0.0, math.inf, Outcome.ABSTAINED, {"reason": "the two top classes tie"})
+            evidence: dict[str, Any] = {"reason": "the margin at the input itself is zero, within rounding"}
+            return Answer(int(label), 0.0, math.inf, Outcome.COMPLETED, evidence)
         found = Counterexample(state.classifier, state.threat, x.flatten(1), int(label))
         if self.eps is None:
             guess = float(tangent(state, x, label).nan_to_num(1.0))

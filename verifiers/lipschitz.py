@@ -26,6 +26,7 @@ from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
 from certbench.verifiers import norms
 from certbench.verifiers.norms import LINEAR, SLOPES, Diagonal, LinearMap, Matrix, dual, lengths, product, total
+from certbench.verifiers.tracing import asks_shape, overwrites, trace
 
 CHORDS = 2**24
 """The most entries of a table of chords; larger ones are not followed. A judgement: 128 MB."""
@@ -94,14 +95,7 @@ def constants_of(
         UnsupportedError: the module cannot be traced, or a layer has no bound here.
         NumericalError: a parameter is NaN or infinite.
     """
-    module = classifier.module
-    hidden = classifier.hidden_code()
-    if hidden is not None:
-        raise UnsupportedError(f"{hidden}, which a trace does not show")
-    try:
-        graph = fx.symbolic_trace(module)
-    except Exception as error:  # whatever a forward raises when it meets a proxy
-        raise UnsupportedError(f"torch.fx cannot trace {classifier.name}: {error}") from error
+    graph = trace(classifier)
     x = torch.rand(2, *classifier.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     propagation = _Propagation(graph, p)
     try:
@@ -166,7 +160,7 @@ class _Propagation(fx.Interpreter):
             self.movements[n] = self.start(result[0])
         elif n.op == "output":
             self.logits = self.movements.get(n.args[0]) if isinstance(n.args[0], fx.Node) else None
-        elif moves and not _asks_shape(n):
+        elif moves and not asks_shape(n):
             try:
                 movement = self.follow(n, result)
             except UnsupportedError as error:
@@ -252,11 +246,8 @@ class _Propagation(fx.Interpreter):
     def overwrite(self, n: fx.Node) -> None:
         """Refuse to change a value in place that something else reads, too."""
         self.aliases.add(n)
-        source = n.args[0]
-        while isinstance(source, fx.Node):
-            if sum(not _asks_shape(user) for user in source.users) > 1:
-                raise UnsupportedError("changes in place a value that is used again")
-            source = source.args[0] if source in self.aliases else None
+        if overwrites(n, self.aliases):
+            raise UnsupportedError("changes in place a value that is used again")
 
     def view(self, before: _Movement, shape: tuple[int, ...]) -> _Movement:
         """The same numbers in another shape."""
@@ -332,13 +323,6 @@ class _Propagation(fx.Interpreter):
         if bool(constants.isnan().any()):
             raise NumericalError("a weight is NaN or infinite")
         return constants.fill_diagonal_(0.0)
-
-
-def _asks_shape(n: fx.Node) -> bool:
-    """Whether a node depends on the shape of a value alone."""
-    if n.op == "call_method":
-        return n.target in ("size", "dim", "numel")
-    return n.target is getattr and n.args[1] in ("shape", "ndim", "dtype")
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:

@@ -503,6 +503,7 @@ def _first_layer(
             for part in torch.split(eye, 256):
                 moved = bounded(part.view(-1, *input_shape), final_node_name=name)
                 columns = (moved - constant).abs() + 1e-13 * (moved.abs() + constant.abs())  # what cancels is rounded
+                columns = columns.clamp(min=1e-150)  # whose square is a float
                 total = torch.maximum(total, columns.amax(0)) if threat.p == 1 else total + (columns**2).sum(0)
             first[name] = (total if threat.p == 1 else total.sqrt()) * (1 + 1e-9)  # rounding of the differences
     return first, affine

@@ -186,7 +186,7 @@ class _Hunt:
             if reach >= farthest_ball:
                 self.everywhere = True
                 if reach >= widest:
-                    self.proven = [math.inf] * count
+                    self.proven = [FARTHEST] * count
                 break
             reach = min(2 * reach, farthest_ball)
         return self.report()

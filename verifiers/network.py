@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from certbench.classifier import Classifier
 from certbench.errors import NumericalError, UnsupportedError
+from certbench.verifiers.tracing import asks_shape, overwrites, trace
 
 DENSE_LIMIT = 2**20
 """Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
@@ -100,16 +101,13 @@ class Scale(Map):
     """A diagonal matrix: a normalisation, or the identity."""
 
     diagonal: Float[Tensor, " inputs"]
+    roundings: int = 2
+    """A product; or a quotient, whose inverse was rounded here; more where the entries were computed."""
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
         """Length of the diagonal."""
         return len(self.diagonal)
-
-    @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """A product; or a quotient, whose inverse was rounded here."""
-        return 2
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -126,7 +124,7 @@ class Scale(Map):
 
     def absolute(self) -> Map:
         """Moduli."""
-        return Scale(self.diagonal.abs())
+        return replace(self, diagonal=self.diagonal.abs())
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +191,8 @@ class Chain(Map):
 
     @property
     def roundings(self) -> int:  # type: ignore[override]
-        """Those of all, and of a bias after each."""
-        return sum(part.roundings + 1 for part in self.maps)
+        """Those of all, and of a constant after each, which may be rounded to the program's precision first."""
+        return sum(part.roundings + 2 for part in self.maps)
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -281,7 +279,7 @@ class Layer:
     @property
     def roundings(self) -> int:
         """How many roundings one output may go through from the sources on, the bias included."""
-        return max((part.roundings for part in self.paths.values()), default=0) + len(self.paths) + 1
+        return max((part.roundings for part in self.paths.values()), default=0) + len(self.paths) + 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,10 +289,12 @@ class ReluNetwork:
     Attributes:
         layers: `layers[i]` gives the pre-activations of hidden layer i; the last one gives the logits.
         inputs: how many numbers an input has.
+        computed: whether the module computes some of its constants when it runs; their rounding is not followed.
     """
 
     layers: tuple[Layer, ...]
     inputs: int
+    computed: bool = False
     shared: "OrderedDict[Hashable, Any]" = field(default_factory=OrderedDict, repr=False)
     """Intermediate bounds that were computed last, for whoever asks for the same ones; see `relaxation`."""
 
@@ -356,16 +356,10 @@ _READ: dict[str, ReluNetwork] = {}
 
 def _read(double: Classifier) -> ReluNetwork:
     """Trace a float64 classifier."""
-    hidden = double.hidden_code()
-    if hidden is not None:
-        raise UnsupportedError(f"{hidden}, which a trace does not show")
     if not all(bool(tensor.isfinite().all()) for tensor in (*double.module.parameters(), *double.module.buffers())):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
-    try:
-        graph = fx.symbolic_trace(nn.Sequential(double.module))  # so that a lone layer stays one
-    except Exception as error:  # whatever a forward raises when it meets a proxy
-        raise UnsupportedError(f"torch.fx cannot trace {double.name}: {error}") from error
-    x = _probes(double)
+    graph = trace(replace(double, module=nn.Sequential(double.module).eval()))  # so that a lone layer stays one
+    x = _probes(double, 0)[:4]
     reader = _Reader(graph)
     try:
         reader.run(x.clone())
@@ -379,16 +373,16 @@ def _read(double: Classifier) -> ReluNetwork:
     return network
 
 
-def _probes(double: Classifier) -> Float[Tensor, "4 ..."]:
+def _probes(double: Classifier, seed: int) -> Float[Tensor, "64 ..."]:
     """Random inputs of several sizes."""
-    x = torch.randn(4, *double.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    sizes = torch.tensor([0.1, 1.0, 10.0, 100.0], dtype=torch.float64).view(-1, *[1] * (x.dim() - 1))
+    x = torch.randn(64, *double.input_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sizes = torch.tensor([0.1, 1.0, 10.0, 100.0], dtype=torch.float64).repeat(16).view(-1, *[1] * (x.dim() - 1))
     return (x * sizes).to(double.device)
 
 
 def _agree(network: ReluNetwork, double: Classifier) -> bool:
     """Whether both compute the same logits; measured without what all classes share, which hides differences."""
-    x = _probes(double)
+    x = _probes(double, 1)
     logits, ours = double(x), network.preactivations(x.flatten(1))[-1]
     if ours.shape != logits.shape or not bool(logits.isfinite().all()):
         return False
@@ -408,15 +402,15 @@ class _Affine:
     bias: Float[Tensor, " size"]
     height: Float[Tensor, " size"]
 
-    def then(self, part: Map, bias: Tensor | None = None) -> "_Affine":
+    def then(self, part: Map, bias: Tensor | None = None, height: Tensor | None = None) -> "_Affine":
         terms = {source: tuple((*chain, part) for chain in chains) for source, chains in self.terms.items()}
-        height = part.absolute().forward(self.height[None])[0]
-        return _Affine(terms, part.forward(self.bias[None])[0], height).plus(bias)
+        moved = part.absolute().forward(self.height[None])[0]
+        return _Affine(terms, part.forward(self.bias[None])[0], moved).plus(bias, height)
 
-    def plus(self, bias: Tensor | None) -> "_Affine":
+    def plus(self, bias: Tensor | None, height: Tensor | None = None) -> "_Affine":
         if bias is None:
             return self
-        return replace(self, bias=self.bias + bias, height=self.height + bias.abs())
+        return replace(self, bias=self.bias + bias, height=self.height + (bias.abs() if height is None else height))
 
 
 class _Reader(fx.Interpreter):
@@ -426,7 +420,8 @@ class _Reader(fx.Interpreter):
         super().__init__(graph)
         self.values: dict[fx.Node, _Affine] = {}
         self.layers: list[_Affine] = []
-        self.relus: dict[fx.Node, _Affine] = {}
+        self.aliases: set[fx.Node] = set()
+        self.computed = False
 
     def run_node(self, n: fx.Node) -> Any:
         before = {source: tuple(self.env[source].shape) for source in n.all_input_nodes if source in self.values}
@@ -441,8 +436,12 @@ class _Reader(fx.Interpreter):
         if n.op == "placeholder":
             zero = torch.zeros(result[0].numel(), dtype=torch.float64, device=result.device)
             self.values[n] = _Affine({0: ((),)}, zero, zero)
-        elif before and isinstance(result, Tensor):
+        elif before and not asks_shape(n):
+            if not isinstance(result, Tensor):
+                raise UnsupportedError(f"{n.target} gives a {type(result).__name__} that depends on the input")
             self.values[n] = self.follow(n, args, options, before, result)
+        elif not before and n.op.startswith("call"):
+            self.computed = self.computed or isinstance(result, Tensor)
         return result
 
     def follow(
@@ -461,21 +460,27 @@ class _Reader(fx.Interpreter):
             value, size = self.values[source], before[source]
             if n.args and n.args[0] is source and all(arg is not source for arg in n.args[1:]):
                 kind = type(layer)
-                in_place = getattr(layer, "inplace", False) or str(n.target).endswith("_")
-                if in_place and len(source.users) > 1:
-                    raise UnsupportedError(f"{name} changes in place a value that is used again")
+                if getattr(layer, "inplace", False) or str(name).endswith("_") or options.get("inplace", False):
+                    self.overwrite(n, name)
                 if kind is nn.ReLU or n.target in (torch.relu, functional.relu, "relu", "relu_", torch.relu_):
                     return self.rectify(value)
                 if kind in _UNMOVED or n.target in _VIEWS:
                     if shape[0] != size[0] or math.prod(shape) != math.prod(size):
                         raise UnsupportedError(f"{name} moves the batch axis")
+                    self.aliases.add(n)
                     return value
                 if kind in _RULES:
-                    part, bias = _RULES[kind](layer, size[1:], shape[1:])
-                    return value.then(part, bias)
+                    part, bias, height = _RULES[kind](layer, size[1:], shape[1:])
+                    return value.then(part, bias, height)
         if n.target in _ARITHMETIC and len(args) == 2 and not options:
             return self.combine(n, args, shape, name)
         raise UnsupportedError(f"{name} is no layer of a ReLU network that is known here")
+
+    def overwrite(self, n: fx.Node, name: str) -> None:
+        """Refuse to change a value in place that something else reads, too."""
+        self.aliases.add(n)
+        if overwrites(n, self.aliases):
+            raise UnsupportedError(f"{name} changes in place a value that is used again")
 
     def rectify(self, value: _Affine) -> _Affine:
         """A new source."""
@@ -490,8 +495,8 @@ class _Reader(fx.Interpreter):
         moving = [tuple(arg.shape) for term, arg in zip(terms, args, strict=True) if term is not None]
         if any(size != shape for size in moving):
             raise UnsupportedError(f"{name} repeats a value to fit another shape")
-        if sign in "iI" and isinstance(n.args[0], fx.Node) and len(n.args[0].users) > 1:
-            raise UnsupportedError(f"{name} changes in place a value that is used again")
+        if sign in "iI":
+            self.overwrite(n, name)
         first, second = terms
         if first is not None and second is not None:
             if sign not in "+-iI":
@@ -527,7 +532,7 @@ class _Reader(fx.Interpreter):
             maps = {source: _folded(chains, value.bias) for source, chains in value.terms.items()}
             paths = {source: _path(chains, value.bias) for source, chains in value.terms.items()}
             layers.append(Layer(maps, value.bias, paths, value.height))
-        return ReluNetwork(tuple(layers), inputs)
+        return ReluNetwork(tuple(layers), inputs, self.computed)
 
 
 def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
@@ -563,51 +568,56 @@ def _cast(part: Map, dtype: torch.dtype) -> Map:
     if isinstance(part, Convolution):
         return replace(part, kernel=part.kernel.to(dtype))
     assert isinstance(part, Scale)
-    return Scale(part.diagonal.to(dtype))
+    return replace(part, diagonal=part.diagonal.to(dtype))
 
 
-def _linear(layer: nn.Linear, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[Map, Tensor | None]:
+Rule = tuple[Map, Tensor | None, Tensor | None]
+"""The map, the bias if there is one, and the moduli that went into it where they are not just its own."""
+
+
+def _linear(layer: nn.Linear, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
     if len(before) != 1:
         raise UnsupportedError(f"a linear layer on features of shape {before}; flatten them first")
-    return Dense(layer.weight), layer.bias
+    return Dense(layer.weight), layer.bias, None
 
 
-def _conv2d(layer: nn.Conv2d, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[Map, Tensor | None]:
+def _conv2d(layer: nn.Conv2d, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise UnsupportedError("a convolution whose padding is not given as a number of zeros")
     part = Convolution(
         layer.weight, _two(layer.stride), _two(layer.padding), _two(layer.dilation), layer.groups, before, after
     )
     bias = None if layer.bias is None else layer.bias.view(-1, 1, 1).expand(after).flatten()
-    return part, bias
+    return part, bias, None
 
 
-def _average(layer: nn.AvgPool2d, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[Map, Tensor | None]:
+def _average(layer: nn.AvgPool2d, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
     kernel, padding = _two(layer.kernel_size), _two(layer.padding)
     if layer.ceil_mode or layer.divisor_override is not None or (any(padding) and not layer.count_include_pad):
         raise UnsupportedError("average pooling with unequal weights (ceil_mode, divisor_override, count_include_pad)")
     weight = torch.full((before[0], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
-    return Convolution(weight, _two(layer.stride), padding, (1, 1), before[0], before, after), None
+    return Convolution(weight, _two(layer.stride), padding, (1, 1), before[0], before, after), None, None
 
 
-def _batch_norm(
-    layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...], after: tuple[int, ...]
-) -> tuple[Map, Tensor | None]:
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
     if layer.running_mean is None or layer.running_var is None:
         raise UnsupportedError("batch normalisation without running statistics looks at the whole batch")
     scale = 1 / (layer.running_var + layer.eps).sqrt()
     scale = scale if layer.weight is None else scale * layer.weight
     bias = -layer.running_mean * scale
-    bias = bias if layer.bias is None else bias + layer.bias
+    height = bias.abs()  # what may cancel below
+    if layer.bias is not None:
+        bias, height = bias + layer.bias, height + layer.bias.abs()
     ones = [1] * (len(before) - 1)
-    return Scale(scale.view(-1, *ones).expand(before).flatten()), bias.view(-1, *ones).expand(before).flatten()
+    scale, bias, height = (part.view(-1, *ones).expand(before).flatten() for part in (scale, bias, height))
+    return Scale(scale, roundings=10), bias, height
 
 
 def _two(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-_RULES: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]], tuple[Map, Tensor | None]]] = {
+_RULES: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]], Rule]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.AvgPool2d: _average,

@@ -246,8 +246,10 @@ def _layer_bounds(
         low, high = _both_ends(network, region, i, wanted, so_far, slopes if method == "fast-lin" else None, entries)
         if errors is not None:
             low, high = low - errors[i][:, wanted], high + errors[i][:, wanted]
-        lower[i] = lower[i].index_copy(1, wanted, torch.maximum(lower[i][:, wanted], low))
-        upper[i] = upper[i].index_copy(1, wanted, torch.minimum(upper[i][:, wanted], high))
+        before = lower[i][:, wanted], upper[i][:, wanted]
+        open_ = (before[0] < 0) & (before[1] > 0)  # no input's bounds depend on which are open at its neighbours
+        lower[i] = lower[i].index_copy(1, wanted, torch.where(open_, torch.maximum(before[0], low), before[0]))
+        upper[i] = upper[i].index_copy(1, wanted, torch.where(open_, torch.minimum(before[1], high), before[1]))
     if not all(bool((~end.isnan()).all()) for end in (*lower, *upper)):
         raise NumericalError("a layer's bounds are NaN")
     return LayerBounds(tuple(lower), tuple(upper), method)

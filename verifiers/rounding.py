@@ -35,6 +35,8 @@ def evaluation_error(
     Raises:
         NumericalError: a precision without an error bound here, or sums too long for it.
     """
+    if network.computed:
+        raise NumericalError("the module computes constants when it runs, whose rounding is not followed")
     low, high = region.box()
     sizes = [torch.maximum(low.abs(), high.abs())]
     unit = _unit(dtype)

@@ -106,7 +106,7 @@ class DualNetwork:
         threat, n = region.threat, len(region)
         at_x = self.constant - _times(self.nu_hat_1, region.x)
         if threat.domain is None:
-            loss = region.eps[:, None] * torch.linalg.vector_norm(self.nu_hat_1, ord=threat.q, dim=-1)
+            loss = region.eps[:, None] * ball.length(self.nu_hat_1, threat.q)
             gain = loss
         else:
             down, up = ball.rooms(threat, region.x, region.eps)

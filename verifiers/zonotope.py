@@ -138,7 +138,7 @@ class Zonotope:
         """The smallest and the largest values over the balls, or beyond."""
         threat, error = region.threat, self.errors.abs().sum(dim=1) + self.box
         if threat.domain is None:
-            gain = region.eps[:, None] * torch.linalg.vector_norm(self.inputs, ord=threat.q, dim=1)
+            gain = region.eps[:, None] * ball.length(self.inputs.movedim(1, -1), threat.q)
             loss = gain
         else:
             down, up = ball.rooms(threat, region.x, region.eps)
