@@ -91,6 +91,9 @@ def fall(
     if threat.domain is None:
         return eps[:, None] * length(a, threat.q)
     down, up = rooms(threat, x, eps)
+    if threat.p == math.inf:  # as `support`, with less to hold in memory
+        middle, half = (up - down) / 2, (up + down) / 2
+        return (a.abs() @ half[..., None]).squeeze(-1) - (a @ middle[..., None]).squeeze(-1)
     return support(a, threat.p, eps, up, down)
 
 
@@ -149,7 +152,7 @@ def _grow(
     best, margin = radius.reshape(-1), centre.reshape(-1)
     widest = math.sqrt(d) * (threat.domain[1] - threat.domain[0]) if threat.domain else math.inf
     tried = best.clamp(max=widest, min=1e-300)
-    for _ in range(6):
+    for _ in range(10):
         down, up = rooms(threat, points, tried)
         gain = support(flat, 2.0, tried, up, down).squeeze(-1)
         best = torch.where((gain <= margin) & (margin > 0), torch.maximum(best, tried), best)

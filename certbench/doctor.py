@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
 from certbench import registry
 from certbench.verifiers.lirpa_shims import INSTALL
@@ -159,7 +160,7 @@ def _auto_lirpa() -> str:
 def _highspy() -> str:
     import highspy
 
-    solver = highspy.Highs()
+    solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.silent()
     solver.addVar(0.0, 10.0)
     solver.addRow(3.5, 10.0, 1, [0], [1.0])
@@ -176,7 +177,7 @@ def _cvxpy() -> str:
 
     matrix = cvxpy.Variable((2, 2), PSD=True)
     problem = cvxpy.Problem(cvxpy.Minimize(matrix[0, 0] + matrix[1, 1]), [matrix[0, 1] == 1])
-    value = problem.solve(solver="SCS")
+    value = problem.solve(solver="SCS")  # type: ignore[no-untyped-call]
     _expect(bool(abs(value - 2) < 1e-2), f"a semidefinite program whose value is 2 gave {value}")
     return "a semidefinite program solved"
 

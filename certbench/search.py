@@ -156,9 +156,9 @@ class Secant(RadiusSearch):
     """Follow the linear bounds to the radius at which they cross zero just there, in 3 to 6 evaluations.
 
     An evaluation at e gives the crossing r(e) of a linear bound that holds in the whole ball of e, so it certifies
-    min(e, r(e)), and the radius sought is the fixed point r(e) = e. The next e is where the inverse quadratic through
-    the last three evaluations puts it; for methods without linear bounds, where it puts the zero of the margin. What
-    falls outside the bracket, or fails to halve it three times in a row, is replaced by the bracket's middle in log e.
+    min(e, r(e)), and the radius sought is the fixed point r(e) = e. The next e is where a power law for what the
+    relaxation loses, or an inverse quadratic through the last evaluations, puts it. What falls outside the bracket, or
+    fails to halve it three times in a row, is replaced by the bracket's middle in log e.
 
     Attributes:
         relative: an input is finished when (high - low) / high is that small, or when an evaluation certified its
@@ -226,20 +226,23 @@ FIRST = 0.6
 """The first radius tried, in units of the tangent's crossing. A judgement: CROWN's radii lie at 0.3 to 0.9 of it."""
 
 STEEPENING = 3.0
-"""How much steeper than the chord from the tangent at eps 0 the crossing falls at the first eps: as if it fell with the
-third power of eps. A judgement, from CROWN on the zoo and on MNIST networks."""
+"""The power of eps with which a bound loosens, until two evaluations tell. A judgement, from CROWN on the zoo and on
+MNIST networks."""
 
 
 class _Points:
-    """Of each input, the last three evaluations: eps, and how far beyond eps the margin's bound crosses zero.
+    """Of each input, its last evaluations, and a guess where the bound on the margin crosses zero.
 
-    Methods without linear bounds have the chord from the clean margin instead, which is a guess.
+    The margin's bound falls with the margin's tangent, and besides by a loss that grows like a power of eps, as the
+    relaxations loosen: clean - (clean / tangent) eps - loss(eps). Two evaluations tell the power. Where that is no
+    description, inverse quadratic interpolation of crossing - eps takes over; a method without linear functions has the
+    chord from the clean margin for a crossing.
     """
 
     def __init__(self, clean: Float[Tensor, " n"], tangent: Float[Tensor, " n"]) -> None:
         self.eps = torch.full((3, len(clean)), torch.nan, dtype=clean.dtype, device=clean.device)
-        self.value = self.eps.clone()
-        self.clean, self.tangent = clean, tangent
+        self.margin, self.value = self.eps.clone(), self.eps.clone()
+        self.clean, self.tangent = clean, torch.where((tangent > 0) & tangent.isfinite(), tangent, torch.nan)
 
     def add(
         self,
@@ -249,29 +252,47 @@ class _Points:
         crossing: Float[Tensor, " m"],
     ) -> None:
         """Remember an evaluation, unless it says nothing."""
-        start = torch.where(crossing.isnan(), torch.nan, self.tangent[index])
-        crossing = torch.where(crossing.isnan(), eps * self.clean[index] / (self.clean[index] - margin), crossing)
-        fresh = self.eps[2, index].isnan() & (start > 0) & start.isfinite()
+        start = self.tangent[index]
+        # A crossing that has not moved from the tangent's is where it was, whatever the margin does at the border.
+        moved = torch.where((crossing - start).abs() > 0.02 * start, margin, torch.nan)
+        fresh = self.eps[2, index].isnan() & ~crossing.isnan() & ~start.isnan()
         self.eps[2, index[fresh]], self.value[2, index[fresh]] = 0.0, start[fresh]
+        crossing = torch.where(crossing.isnan(), eps * self.clean[index] / (self.clean[index] - margin), crossing)
         known = crossing.isfinite() & margin.isfinite()
         index = index[known]
-        self.eps[:2, index], self.value[:2, index] = self.eps[1:, index], self.value[1:, index]
-        self.eps[2, index], self.value[2, index] = eps[known], (crossing - eps)[known]
+        for store, now in ((self.eps, eps), (self.margin, moved), (self.value, crossing - eps)):
+            store[:2, index] = store[1:, index]
+            store[2, index] = now[known]
 
     def crossing(self, index: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Where the value is zero, NaN if nobody knows."""
+        """Where the bound is zero, NaN if nobody knows."""
+        by_power = self._by_power(index)
+        return torch.where(by_power.isfinite(), by_power, self._by_inverse(index))
+
+    def _by_power(self, index: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+        clean, eps, margin = self.clean[index], self.eps[1:, index], self.margin[1:, index]
+        rate = (clean / self.tangent[index]).nan_to_num(0.0)
+        loss = clean - rate * eps - margin
+        at, height = eps.log(), torch.where(loss > 1e-9 * clean, loss, torch.nan).log()
+        power = ((height[1] - height[0]) / (at[1] - at[0])).clamp(1.05, 20.0)
+        power = torch.where(power.isfinite(), power, STEEPENING)
+        low, high = at[1] - 3, torch.fmax(at[1], self.tangent[index].log()) + 3 * self.tangent[index].isnan()
+        for _ in range(40):  # halving, in log eps; what is halved falls
+            middle = (low + high) / 2
+            left = clean - rate * middle.exp() - (height[1] + power * (middle - at[1])).exp()
+            low, high = torch.where(left > 0, middle, low), torch.where(left > 0, high, middle)
+        return torch.where(height[1].isfinite(), ((low + high) / 2).exp(), torch.nan)
+
+    def _by_inverse(self, index: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         (a, b, c), (fa, fb, fc) = self.eps[:, index], self.value[:, index]
-        slope = ((fc + c) - (fb + b)) / (c - b)  # of the crossing
-        slope = torch.where(b == 0, STEEPENING * slope, slope).nan_to_num(0.0)
-        secant = c - fc / (slope - 1)
+        secant = torch.where(b.isnan(), c + fc, c - fc * (c - b) / (fc - fb))
         quadratic = (
             a * fb * fc / ((fa - fb) * (fa - fc))
             + b * fa * fc / ((fb - fa) * (fb - fc))
             + c * fa * fb / ((fc - fa) * (fc - fb))
         )
         # Three values in falling order have one inverse; else the last two must do.
-        order = (fa - fb) * (a - b) < 0
-        order &= ((fb - fc) * (b - c) < 0) & ((fa - fc) * (a - c) < 0)
+        order = ((fa - fb) * (a - b) < 0) & ((fb - fc) * (b - c) < 0) & ((fa - fc) * (a - c) < 0)
         return torch.where(order & quadratic.isfinite(), quadratic, secant)
 
 

@@ -278,7 +278,7 @@ def test_the_layers_of_the_case_are_certified(case: Case, certifier: Certifier, 
 
 
 @pytest.mark.parametrize("threat", NORMS, ids=str)
-def test_optimised_slopes_are_no_looser_than_crown(lirpa: object, threat: ThreatModel) -> None:
+def test_optimised_slopes_are_no_looser_than_crown(threat: ThreatModel) -> None:
     """A law with the same intermediate bounds; IBP <= CROWN and Wong-Kolter <= CROWN are none."""
     classifier, x = network("mlp"), inputs(10)
     crown, alpha = (certbench.certify(name, classifier, x, threat).radius for name in ("crown", "alpha-crown"))

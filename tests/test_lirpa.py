@@ -12,7 +12,7 @@ from certbench import L1, L2, Classifier, Linf, MarginCertifier, ThreatModel, Un
 from certbench.certifier import clean_margin
 from certbench.models import data, zoo
 from certbench.verifiers import lirpa as ours
-from certbench.verifiers.lirpa import IBP, AlphaCrownLirpa, Crown, FastLin
+from certbench.verifiers.lirpa import IBP, AlphaCrownLirpa, CrownLirpa, FastLin
 
 from .test_contract import inputs, network, sample_ball
 
@@ -43,7 +43,7 @@ def pooled(pool: nn.Module, d: int) -> Classifier:
 @pytest.mark.parametrize("pool", [(2, 1, 0, 27), (2, 2, 1, 27), (3, 1, 1, 48)], ids=str)
 def test_average_pooling_that_is_bounded_wrongly_is_refused(pool: tuple[int, int, int, int]) -> None:
     classifier = pooled(nn.AvgPool2d(*pool[:3]), pool[3])
-    for certifier in (Crown(), AlphaCrownLirpa(iterations=2)):
+    for certifier in (CrownLirpa(), AlphaCrownLirpa(iterations=2)):
         with pytest.raises(UnsupportedError, match="average pooling"):
             certifier.prepare(classifier, L2)
 
@@ -51,13 +51,13 @@ def test_average_pooling_that_is_bounded_wrongly_is_refused(pool: tuple[int, int
 @pytest.mark.parametrize("threat", ALL, ids=str)
 def test_average_pooling_that_tiles_is_sound(threat: ThreatModel) -> None:
     classifier, x = pooled(nn.AvgPool2d(2), 12), inputs(4)
-    certificate = certbench.certify(Crown(), classifier, x, threat)
+    certificate = certbench.certify(CrownLirpa(), classifier, x, threat)
     assert (certificate.radius > 0).any()
     points = sample_ball(x, certificate.radius.clamp(max=1e3), threat, 500)
     assert (classifier.double()(points.flatten(0, 1)).argmax(1).view(4, -1) == certificate.prediction[:, None]).all()
 
 
-@pytest.mark.parametrize("certifier", [IBP(), Crown()], ids=["ibp", "crown"])
+@pytest.mark.parametrize("certifier", [IBP(), CrownLirpa()], ids=["ibp", "crown"])
 @pytest.mark.parametrize("threat", ALL, ids=str)
 def test_an_addition_at_the_input_loses_no_width(certifier: ours.Lirpa, threat: ThreatModel) -> None:
     torch.manual_seed(0)
@@ -82,9 +82,11 @@ def test_first_layer_bounds_are_the_dual_norms(threat: ThreatModel) -> None:
 def test_dense_layers_leave_the_bound_of_convolutions_alone(threat: ThreatModel) -> None:
     dense, x = network("cnn"), inputs(3)
     patches = wrap(Plain(*dense.module))  # type: ignore[arg-type]
-    assert any(isinstance(layer, nn.Conv2d) for layer in Crown().prepare(patches, threat).module.modules())
+    assert any(isinstance(layer, nn.Conv2d) for layer in CrownLirpa().prepare(patches, threat).module.modules())
     eps, label = torch.tensor([0.01, 0.05, 0.1], dtype=torch.float64), dense(x).argmax(1)
-    one, two = (Crown().margins(Crown().prepare(net, threat), x, label, eps).lower for net in (dense, patches))
+    one, two = (
+        CrownLirpa().margins(CrownLirpa().prepare(net, threat), x, label, eps).lower for net in (dense, patches)
+    )
     torch.testing.assert_close(one, two)
 
 
@@ -93,7 +95,7 @@ def test_dropout_and_missing_biases_change_nothing() -> None:
     first, last = nn.Linear(16, 8, bias=False), nn.Linear(8, 4, bias=False)
     bare = wrap(nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Dropout(0.5), last))
     label, eps = bare(inputs(3)).argmax(1), torch.full((3,), 1e-9, dtype=torch.float64)
-    bound = Crown().margins(Crown().prepare(bare, Linf), inputs(3), label, eps).lower.amin(dim=1)
+    bound = CrownLirpa().margins(CrownLirpa().prepare(bare, Linf), inputs(3), label, eps).lower.amin(dim=1)
     torch.testing.assert_close(bound, clean_margin(bare.double()(inputs(3)), label), rtol=0, atol=1e-6)
     assert first.bias is None
 
@@ -116,7 +118,7 @@ class Branch(nn.Module):
 
 def test_a_module_that_branches_on_its_input_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="cannot be traced for every input"):
-        Crown().prepare(wrap(Branch()), Linf)
+        CrownLirpa().prepare(wrap(Branch()), Linf)
 
 
 def test_refusals_name_the_layer() -> None:
@@ -127,7 +129,7 @@ def test_refusals_name_the_layer() -> None:
         FastLin().prepare(tanh, Linf)
     with pytest.raises(UnsupportedError, match="not LeakyRelu"):
         AlphaCrownLirpa().prepare(leaky, Linf)
-    assert math.isfinite(float(certbench.certify(Crown(), leaky, inputs(1), Linf).radius[0]))
+    assert math.isfinite(float(certbench.certify(CrownLirpa(), leaky, inputs(1), Linf).radius[0]))
 
 
 def _batch_norm(lirpa: ModuleType) -> None:
@@ -178,7 +180,7 @@ def test_a_name_that_torch_removed_is_still_missing(lirpa: ModuleType, name: str
     assert said.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "fast-lin"])
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown-lirpa", "fast-lin"])
 @pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
 def test_neighbours_with_other_unstable_neurons_do_not_move_a_bound(name: str, threat: ThreatModel) -> None:
     """auto-LiRPA's sparse bounds mix intervals in wherever a neuron is stable all over the batch."""
@@ -213,14 +215,14 @@ class LateBranch(nn.Module):
 
 def test_a_branch_on_the_input_is_refused_wherever_it_lies() -> None:
     with pytest.raises(UnsupportedError, match="cannot be traced for every input"):
-        Crown().prepare(wrap(LateBranch()), L2)
+        CrownLirpa().prepare(wrap(LateBranch()), L2)
 
 
 def test_hooks_are_refused() -> None:
     classifier = network("cnn")
     classifier.module[0].register_forward_hook(lambda module, inputs, output: output + 100 * (output - 3).relu())
     with pytest.raises(UnsupportedError, match="has hooks"):
-        Crown().prepare(classifier, L2)
+        CrownLirpa().prepare(classifier, L2)
 
 
 class Centred(nn.Module):

@@ -16,7 +16,8 @@ from certbench.certifier import Certifier
 from certbench.errors import ConfigError, MissingBackendError
 from certbench.options import build, choose, describe, label, number, whole
 from certbench.search import SEARCHES, Bisection, Ladder, RadiusSearch, Secant
-from certbench.verifiers.lirpa import AlphaCrownLirpa, Crown
+from certbench.verifiers.crown import Crown
+from certbench.verifiers.lirpa import AlphaCrownLirpa
 from certbench.verifiers.smoothing import GaussianSmoothing
 
 from .cases import CASES

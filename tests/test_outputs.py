@@ -11,7 +11,7 @@ from certbench import L1, L2, ConfigError, Linf, Regressor, ThreatModel, Unsuppo
 
 from .test_contract import inputs, network, sample_ball
 
-OURS = ["alpha-crown"]
+OURS = ["alpha-crown", "crown"]
 THREATS = [L1, L2, Linf, L2.within(0, 1), Linf.within(0, 1)]
 
 
@@ -28,7 +28,7 @@ def affine() -> tuple[Regressor, Tensor, Tensor]:
     return Regressor(module.eval(), (1, 4, 4), 2), double.weight.detach(), double.bias.detach()  # type: ignore[return-value]
 
 
-@pytest.fixture(params=["alpha-crown", "crown", "ibp"])
+@pytest.fixture(params=["alpha-crown", "crown", "crown-lirpa", "ibp"])
 def certifier(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name not in OURS:

@@ -126,10 +126,13 @@ def test_crossings_lead_to_their_fixed_point_in_a_few_evaluations(scale: float) 
     for shape in shapes:
         low, high = 0.0, 4 * scale
         for _ in range(100):
-            low, high = (
-                ((low + high) / 2, high) if shape((low + high) / 2) > (low + high) / 2 else (low, (low + high) / 2)
-            )
-        found, seen = run(Secant(), [lambda eps, r=shape: r(eps) - eps], ones(1), [shape], tangent=scale)  # type: ignore[misc]
+            middle = (low + high) / 2
+            low, high = (middle, high) if shape(middle) > middle else (low, middle)
+
+        def margin(eps: float, reach: Margin = shape) -> float:
+            return 1 - eps / reach(eps) if reach(eps) > 0 else -1 - eps / scale
+
+        found, seen = run(Secant(), [margin], ones(1), [shape], tangent=scale)
         assert found.certified.item() == pytest.approx(low, rel=1e-3)
         assert found.certified.item() <= low * (1 + 1e-9)
         assert len(seen[0]) <= 6

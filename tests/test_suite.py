@@ -11,8 +11,8 @@ from certbench import benchmark, registry
 from certbench.errors import ConfigError
 from certbench.search import Ladder, Secant
 from certbench.suite import Suite, load
+from certbench.verifiers.crown import Crown
 from certbench.verifiers.lipschitz import LipschitzMargin
-from certbench.verifiers.lirpa import Crown
 
 GOOD = """\
 name: mine

@@ -194,21 +194,22 @@ def optimised_bounds(
     lower, upper = [*bounds.lower], [*bounds.upper]
     for i in range(1, len(lower)):
         so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), "alpha-crown")
-        neurons = ((lower[i] < 0) & (upper[i] > 0)).any(dim=0).nonzero().squeeze(1)
+        open_ = (lower[i] < 0) & (upper[i] > 0)
+        order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(open_.sum(dim=1).max())]
         size = max(1, entries // (2 * max(len(region), 1) * sum(end.shape[1] for end in lower[:i])))
-        for chosen in torch.split(neurons, size):
-            rows = torch.zeros(len(chosen), network.layers[i].outputs, dtype=region.x.dtype, device=region.x.device)
-            rows[torch.arange(len(chosen), device=rows.device), chosen] = 1.0
-            rows = torch.cat([rows, -rows]).expand(len(region), -1, -1)
+        for chosen in torch.split(order, size, dim=1):  # its own neurons of each input; some of the last are stable
+            rows = torch.zeros(len(region), 2 * chosen.shape[1], network.layers[i].outputs).to(region.x)
+            rows[:, : chosen.shape[1]].scatter_(2, chosen[..., None], 1.0)
+            rows[:, chosen.shape[1] :].scatter_(2, chosen[..., None], -1.0)
             ends = optimise(network, region, so_far, rows, iterations=iterations, layer=i, fast=fast).lower
             ends = ends.nan_to_num(-math.inf)
             if errors is not None:
-                ends = ends - torch.cat([errors[i][:, chosen]] * 2, dim=1)
-            low, high = ends[:, : len(chosen)], -ends[:, len(chosen) :]
-            before = lower[i][:, chosen], upper[i][:, chosen]
-            open_ = (before[0] < 0) & (before[1] > 0)  # no input's bounds depend on which are open at its neighbours
-            lower[i] = lower[i].index_copy(1, chosen, torch.where(open_, torch.maximum(before[0], low), before[0]))
-            upper[i] = upper[i].index_copy(1, chosen, torch.where(open_, torch.minimum(before[1], high), before[1]))
+                ends = ends - torch.cat([errors[i].gather(1, chosen)] * 2, dim=1)
+            low, high = ends[:, : chosen.shape[1]], -ends[:, chosen.shape[1] :]
+            before = lower[i].gather(1, chosen), upper[i].gather(1, chosen)
+            counts = open_.gather(1, chosen)
+            lower[i] = lower[i].scatter(1, chosen, torch.where(counts, torch.maximum(before[0], low), before[0]))
+            upper[i] = upper[i].scatter(1, chosen, torch.where(counts, torch.minimum(before[1], high), before[1]))
     return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")
 
 

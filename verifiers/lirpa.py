@@ -199,7 +199,7 @@ class CrownIBP(Lirpa):
 
 
 @dataclass(frozen=True)
-class Crown(Lirpa):
+class CrownLirpa(Lirpa):
     """CROWN: backward linear bounds for every layer, adaptive lower slopes (Zhang et al., 2018)."""
 
     search: RadiusSearch = field(default_factory=Secant)

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from certbench.classifier import Classifier
-from certbench.errors import NumericalError, UnsupportedError
+from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.verifiers.tracing import asks_shape, overwrites, trace
 
 DENSE_LIMIT = 2**20
@@ -343,7 +343,10 @@ class ReluNetwork:
             NumericalError: a parameter is NaN or infinite.
         """
         double = classifier.double()
-        key = double.fingerprint()
+        try:
+            key = double.fingerprint()
+        except ConfigError:  # of a setting that cannot be read: then nothing is shared
+            return _read(double)
         if key not in _READ or not _agree(_READ[key], double):  # code that a fingerprint does not see may have changed
             _READ[key] = _read(double)
             while len(_READ) > 4:
@@ -383,11 +386,13 @@ def _probes(double: Classifier, seed: int) -> Float[Tensor, "64 ..."]:
 def _agree(network: ReluNetwork, double: Classifier) -> bool:
     """Whether both compute the same logits; measured without what all classes share, which hides differences."""
     x = _probes(double, 1)
-    logits, ours = double(x), network.preactivations(x.flatten(1))[-1]
+    layers = network.preactivations(x.flatten(1))
+    logits, ours = double(x), layers[-1]
     if ours.shape != logits.shape or not bool(logits.isfinite().all()):
         return False
     apart = logits - logits.mean(dim=1, keepdim=True) if logits.shape[1] > 1 else logits
-    allowed = 1e-9 * apart.abs().amax(dim=1, keepdim=True) + 1e-13 * logits.abs().amax(dim=1, keepdim=True)
+    largest = torch.cat([*layers, logits], dim=1).abs().amax(dim=1, keepdim=True)
+    allowed = 1e-9 * apart.abs().amax(dim=1, keepdim=True) + 1e-13 * largest
     return bool(((ours - logits).abs() <= allowed + 1e-300).all())
 
 
@@ -440,8 +445,8 @@ class _Reader(fx.Interpreter):
             if not isinstance(result, Tensor):
                 raise UnsupportedError(f"{n.target} gives a {type(result).__name__} that depends on the input")
             self.values[n] = self.follow(n, args, options, before, result)
-        elif not before and n.op.startswith("call"):
-            self.computed = self.computed or isinstance(result, Tensor)
+        elif not before and isinstance(result, Tensor):  # a trace keeps as "_tensor_constant" what is no parameter
+            self.computed = self.computed or n.op.startswith("call") or "_tensor_constant" in str(n.target)
         return result
 
     def follow(

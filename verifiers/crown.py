@@ -1,0 +1,169 @@
+"""CROWN (Zhang et al., 2018) and alpha-CROWN (Xu et al., 2021) for ReLU networks, on our own engine.
+
+For other activations there are `crown-lirpa` and `alpha-crown-lirpa`, through auto-LiRPA. Here slopes are optimised in
+float32 and what was found is evaluated in float64; alpha-CROWN's radius search starts at CROWN's radius, and a layer's
+bounds are optimised for themselves before those of the next, so that nothing of a layer is kept once it is bounded.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certbench.certifier import Bounds, MarginCertifier, tangent
+from certbench.classifier import Classifier
+from certbench.errors import ConfigError
+from certbench.search import RadiusSearch, Secant, Start
+from certbench.terms import Guarantee
+from certbench.threat import ThreatModel
+from certbench.verifiers.alpha_beta import optimise, optimised_bounds
+from certbench.verifiers.relaxation import (
+    ENTRIES,
+    LayerBounds,
+    NetworkState,
+    Region,
+    backward,
+    crown_radius,
+    layer_bounds,
+)
+from certbench.verifiers.rounding import bound_errors, evaluation_error
+
+
+@dataclass(frozen=True)
+class Crown(MarginCertifier[NetworkState]):
+    """CROWN (Zhang et al., 2018), for ReLU networks: linear bounds of every layer, adaptive lower slopes.
+
+    Intermediate bounds are CROWN's or intervals, whichever are better.
+
+    Attributes:
+        rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
+            the float program itself makes, so that the claim is about what the program computes; see `rounding`.
+        entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
+    """
+
+    rounding_safe: bool = False
+    entries: int = ENTRIES
+    search: RadiusSearch = field(default_factory=Secant)
+
+    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
+    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        _check_entries(self.entries)
+
+    def intermediate(self) -> str:
+        """CROWN's."""
+        return "crown"
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
+        """Read the network."""
+        return NetworkState.of(classifier, threat)
+
+    def lower(
+        self,
+        state: NetworkState,
+        x: Float[Tensor, "n ..."],
+        rows: Float[Tensor, "n k outputs"],
+        eps: Float[Tensor, " n"],
+    ) -> Bounds:
+        """One backward pass for each layer, and one for the rows."""
+        region = Region(state.threat, x.flatten(1), eps)
+        errors = bound_errors(state.network, region) if self.rounding_safe else None
+        bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
+        linear = backward(state.network, rows, len(state.network.hidden), bounds)
+        found = Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+        return found if errors is None else _safe(state, region, bounds, rows, errors, found)
+
+
+@dataclass(frozen=True)
+class AlphaCrown(MarginCertifier[NetworkState]):
+    """alpha-CROWN (Xu et al., 2021), for ReLU networks: linear bounds with optimised lower slopes.
+
+    Attributes:
+        iterations: steps of Adam on the slopes below the margins.
+        layers: steps of Adam on the slopes below each neuron whose sign is open; 0 leaves CROWN's intermediate bounds.
+        rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
+            the float program itself makes, so that the claim is about what the program computes; see `rounding`.
+        entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
+    """
+
+    iterations: int = 20
+    layers: int = 0
+    rounding_safe: bool = False
+    entries: int = ENTRIES
+    search: RadiusSearch = field(default_factory=Secant)
+
+    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
+    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        if self.iterations < 1:
+            raise ConfigError(f"iterations must be at least 1, not {self.iterations}", ("iterations",))
+        _check_entries(self.entries)
+        if self.layers < 0:
+            raise ConfigError(f"layers must be at least 0, not {self.layers}", ("layers",))
+
+    def intermediate(self) -> str:
+        """CROWN's, or optimised ones."""
+        return "alpha-crown" if self.layers else "crown"
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
+        """Read the network."""
+        return NetworkState.of(classifier, threat)
+
+    def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
+        """A little above what CROWN's slopes certify."""
+        crown = crown_radius(state, x, label, x.new_zeros(len(x)), Secant(relative=1e-2))
+        return Start(1.02 * crown, tangent(state, x, label))
+
+    def lower(
+        self,
+        state: NetworkState,
+        x: Float[Tensor, "n ..."],
+        rows: Float[Tensor, "n k outputs"],
+        eps: Float[Tensor, " n"],
+    ) -> Bounds:
+        """Every slope in [0, 1] is sound, so the best bound met on the way is, converged or not."""
+        region = Region(state.threat, x.flatten(1), eps)
+        errors = bound_errors(state.network, region) if self.rounding_safe else None
+        bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
+        fast = state.network.to(torch.float32)
+        if self.layers:
+            bounds = optimised_bounds(
+                state.network,
+                region,
+                bounds,
+                iterations=self.layers,
+                fast=fast,
+                entries=self.entries,
+                errors=errors,
+            )
+        found = optimise(state.network, region, bounds, rows, iterations=self.iterations, fast=fast)
+        result = Bounds(found.lower, found.a, found.centre)
+        return result if errors is None else _safe(state, region, bounds, rows, errors, result)
+
+
+def _safe(
+    state: NetworkState,
+    region: Region,
+    bounds: LayerBounds,
+    rows: Float[Tensor, "n k outputs"],
+    errors: Sequence[Tensor],
+    found: Bounds,
+) -> Bounds:
+    """Bounds of what the float program computes, from bounds as they were computed."""
+    assert found.coefficients is not None and found.centre is not None
+    error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
+    lost = (rows.abs() @ error[..., None]).squeeze(-1)
+    return Bounds(found.lower - lost, found.coefficients, found.centre - lost)
+
+
+def _check_entries(entries: int) -> None:
+    if entries < 1:
+        raise ConfigError(f"entries must be at least 1, not {entries}", ("entries",))
