@@ -205,7 +205,7 @@ class Secant(RadiusSearch):
             high[index] = torch.where(high[index] > low[index], high[index], torch.inf)
             points.add(index, e, seen.margin, crossing)
             lower, upper = low[index], high[index]
-            slow[index] = torch.where((upper - lower <= width / 2) | upper.isinf(), 0.0, slow[index] + 1)
+            slow[index] = torch.where((upper - lower <= width / 2) & upper.isfinite(), 0.0, slow[index] + 1)
             closed = (upper - lower <= self.relative * upper) & upper.isfinite()
             settled = holds & (crossing <= e * (1 + self.relative))
             active[index[closed | settled | (lower >= self.limit)]] = False
@@ -218,7 +218,7 @@ class Secant(RadiusSearch):
             proposal = torch.where(upper.isinf(), torch.minimum(proposal, beyond), proposal)
             inside = (proposal > lower * (1 - self.relative)) & (proposal < upper * (1 + self.relative))
             proposal = torch.maximum(torch.minimum(proposal, upper - edge), lower + edge)
-            eps[index] = torch.where(inside & (slow[index] < 3), proposal, middle(lower, upper)).clamp(max=self.limit)
+            eps[index] = torch.where(inside & (slow[index] <= 3), proposal, middle(lower, upper)).clamp(max=self.limit)
         return found
 
 

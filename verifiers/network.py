@@ -387,7 +387,7 @@ def _agree(network: ReluNetwork, double: Classifier) -> bool:
     """Whether both compute the same logits; measured without what all classes share, which hides differences."""
     x = _probes(double, 1)
     layers = network.preactivations(x.flatten(1))
-    logits, ours = double(x), layers[-1]
+    logits, ours = double.module(x.clone()), layers[-1]  # a module without parameters would round x to float32
     if ours.shape != logits.shape or not bool(logits.isfinite().all()):
         return False
     apart = logits - logits.mean(dim=1, keepdim=True) if logits.shape[1] > 1 else logits
