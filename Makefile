@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS =
 
-setup bench test check check-slow clean:
+setup bench test check check-slow benchmark clean:
 	@$(PYTHON) bootstrap.py $@ $(ARGS)
 
-.PHONY: setup bench test check check-slow clean
+.PHONY: setup bench test check check-slow benchmark clean

@@ -20,6 +20,7 @@ COMMANDS = {
     "test": [["pytest"]],
     "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
     "check-slow": [["pytest", "-m", "slow"]],
+    "benchmark": [["python", "-m", "benchmarks.radii"]],
     "clean": [],
 }
 PINS = ("pyproject.toml", "constraints.txt", "requirements-nodeps.txt")
