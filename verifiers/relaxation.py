@@ -50,6 +50,10 @@ class Region:
 
     def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """A lower bound of a . x + b over each ball."""
+        if self.threat.p == math.inf:
+            low, high = self.box()
+            centre, half = (low + high) / 2, (high - low) / 2
+            return (a @ centre[..., None]).squeeze(-1) - (a.abs() @ half[..., None]).squeeze(-1) + b
         return (a @ self.x[..., None]).squeeze(-1) + b - ball.fall(a, self.threat, self.x, self.eps)
 
     def box(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
