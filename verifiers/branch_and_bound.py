@@ -55,7 +55,7 @@ LIMIT = 1e4
 
 @dataclass(frozen=True)
 class BranchAndBound(Certifier[NetworkState]):
-    """Exact radii, or a decision at `eps`, as far as the time goes.
+    """Branch and bound on ReLU splits with linear bounds (Bunel et al., 2020; Wang et al., 2021): exact, or a bracket.
 
     Attributes:
         seconds: limit per input; what was proved until then stands, and the outcome says that time was up.

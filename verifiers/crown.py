@@ -51,6 +51,7 @@ class Crown(MarginCertifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -100,6 +101,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""

@@ -41,6 +41,7 @@ class WongKolter(MarginCertifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    version: ClassVar[int] = 2
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
