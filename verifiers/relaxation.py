@@ -245,7 +245,7 @@ def _layer_bounds(
     lower, upper = [*start.lower], [*start.upper]
     for i, layer in enumerate(network.hidden):
         if region.threat.p == math.inf and list(layer.maps) == [0]:
-            continue  # intervals are exact
+            continue  # intervals are exact over a box
         so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method)
         low, high = _both_ends(network, region, i, lower[i], upper[i], so_far, method == "fast-lin", entries)
         if errors is not None:
@@ -274,7 +274,6 @@ def _both_ends(
     counts = ((lower < 0) & (upper > 0)).sum(dim=1)
     order = ((lower < 0) & (upper > 0)).to(torch.int8).argsort(dim=1, descending=True, stable=True)
     low, high = torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)
-    at = 0
     rest = [(0, len(region), 0, int(counts.max()) if len(region) else 0)]  # inputs and places in their orders
     while rest:
         first, last, at, end = rest.pop()
