@@ -16,7 +16,6 @@ import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from certbench import ball
 from certbench.certificate import Certificate
@@ -26,6 +25,7 @@ from certbench.errors import ConfigError, SolverError
 from certbench.search import Secant
 from certbench.terms import Guarantee, Outcome
 from certbench.threat import ThreatModel
+from certbench.verifiers.alpha_beta import steepest
 from certbench.verifiers.lp import tightened
 from certbench.verifiers.planet import PlanetModel, highs
 from certbench.verifiers.relaxation import LayerBounds, NetworkState, Region, backward, crown_radius, layer_bounds
@@ -445,17 +445,7 @@ def farthest(
     a: Float[Tensor, "k d"], radius: Float[Tensor, " k"], threat: ThreatModel, x: Float[Tensor, "#k d"]
 ) -> Float[Tensor, "k d"]:
     """The step of a length on which each linear function falls most, inside the domain."""
-    room = torch.full_like(a, math.inf)
-    if threat.domain is not None:
-        room = torch.where(a < 0, threat.domain[1] - x, x - threat.domain[0]).clamp(min=0)
-    if threat.p == math.inf:
-        return -a.sign() * torch.minimum(room, radius[:, None])
-    room = torch.minimum(room, radius[:, None])
-    order = (a.abs() * (room > 0)).argsort(dim=1, descending=True, stable=True)
-    sorted_room = room.gather(1, order)
-    before = functional.pad(sorted_room.cumsum(dim=1), (1, 0))[:, :-1]
-    length = torch.minimum(sorted_room, (radius[:, None] - before).clamp(min=0))
-    return -a.sign() * torch.zeros_like(a).scatter(1, order, length)
+    return steepest(a[:, None], threat, x.expand(len(a), -1), radius)[:, 0]
 
 
 def distance_to(threat: ThreatModel, x: Float[Tensor, "1 d"], point: Float[Tensor, "1 d"]) -> float:
