@@ -148,20 +148,14 @@ def _batch_norm(lirpa: ModuleType) -> None:
 
 @pytest.mark.parametrize("shim", ["__getitem__", "_named_members"])
 def test_each_shim_is_still_needed(shimmed: ModuleType, monkeypatch: pytest.MonkeyPatch, shim: str) -> None:
-    from importlib.metadata import version
-
-    from certbench.verifiers.lirpa_shims import _needs_shims
-
-    if not _needs_shims(version("auto-LiRPA")):
-        pytest.skip("this release runs as it is")
     _batch_norm(shimmed)
     if shim == "__getitem__":
         monkeypatch.delattr(torch._C.Node, shim)
     else:
-        shimmed = shimmed.BoundedModule._named_members
+        patched = shimmed.BoundedModule._named_members
 
         def as_released(self: object, get_members_fn: object, prefix: str = "", recurse: bool = True) -> object:
-            return shimmed(self, get_members_fn, prefix=prefix, recurse=recurse)
+            return patched(self, get_members_fn, prefix=prefix, recurse=recurse)
 
         monkeypatch.setattr(shimmed.BoundedModule, shim, as_released)
     with pytest.raises((AttributeError, TypeError, ImportError, ModuleNotFoundError, KeyError)):
