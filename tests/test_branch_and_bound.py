@@ -15,6 +15,8 @@ from certbench.verifiers.alpha_beta import Choice, evaluate, flat, optimise, ste
 from certbench.verifiers.branch_and_bound import BranchAndBound
 from certbench.verifiers.relaxation import LayerBounds, NetworkState, Region, backward, layer_bounds
 
+from .test_contract import inputs, network
+
 NORMS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 
 
@@ -242,3 +244,13 @@ def test_a_published_network_is_decided(bundle: object) -> None:
     decided = certbench.certify(BranchAndBound(eps=0.3, seconds=60), classifier, x, Linf.within(0, 1))
     assert set(decided.outcome) == {Outcome.COMPLETED}
     assert decided.radius.tolist() == [0.3, 0.3, 0.0]
+
+
+@pytest.mark.parametrize("threat", [L2, Linf.within(0, 1)], ids=str)
+def test_without_time_the_radius_is_still_crowns(threat: ThreatModel) -> None:
+    classifier, x = network("mlp"), inputs(3)
+    crown = certbench.certify("crown", classifier, x, threat)
+    hurried = certbench.certify(BranchAndBound(seconds=1e-9), classifier, x, threat)
+    assert (hurried.radius >= crown.radius * (1 - 2e-3)).all()
+    assert (crown.radius > 0).any()
+    assert (hurried.radius <= hurried.upper).all()

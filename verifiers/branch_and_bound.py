@@ -23,6 +23,7 @@ from certbench.certificate import Certificate
 from certbench.certifier import SLACK, Certifier, clean_margin, margin_rows, tangent
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError
+from certbench.search import Secant
 from certbench.terms import Guarantee, Outcome
 from certbench.threat import ThreatModel
 from certbench.verifiers.alpha_beta import (
@@ -38,7 +39,14 @@ from certbench.verifiers.alpha_beta import (
 from certbench.verifiers.descent import Counterexample, attack, refute
 from certbench.verifiers.leaves import Programs, closest_point
 from certbench.verifiers.network import ReluNetwork
-from certbench.verifiers.relaxation import LayerBounds, NetworkState, Region, layer_bounds, upper_line
+from certbench.verifiers.relaxation import (
+    LayerBounds,
+    NetworkState,
+    Region,
+    crown_radius,
+    layer_bounds,
+    upper_line,
+)
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
 """Programs are tried at linear leaves; at those whose radius is this share of the goal, where the entries of the
@@ -120,10 +128,16 @@ class BranchAndBound(Certifier[NetworkState]):
         elif refute(found, state.classifier.num_classes, self.eps, seed):
             evidence = {"bracket": [0.0, found.distance], "domains": 0, "splits": 0, "open": 0, "bounds": "none"}
             return Answer(int(label), 0.0, found.distance, Outcome.COMPLETED, evidence)
+        search = Secant() if self.eps is None else Secant(limit=self.eps, evaluations=1)
+        first = math.nan if self.eps is None else self.eps
+        crown = float(crown_radius(state, x, label, x.new_full((1,), slack), search, first))
+        if self.eps is not None and crown >= self.eps:
+            proved: dict[str, Any] = {"bracket": [self.eps, found.distance], "domains": 1, "splits": 0, "open": 0}
+            return Answer(int(label), self.eps, found.distance, Outcome.COMPLETED, {**proved, "bounds": "crown"})
         rows = margin_rows(label, state.classifier.num_classes)[0].to(x)
         tree = Tree(self, state, fast, rows, slack, float(scale), found, deadline)
         done = tree.grow()
-        radius, upper = tree.radius, found.distance
+        radius, upper = max(tree.radius, crown), found.distance  # at whatever time it was stopped
         if self.eps is not None:
             radius = min(radius, self.eps)
         if radius > upper:
