@@ -119,6 +119,20 @@ def alias(m: nn.ModuleList, x: Tensor) -> Tensor:
     return m[2](z + h)  # type: ignore[no-any-return]
 
 
+def sleeping(layer: nn.Linear) -> nn.Linear:
+    """So far below zero that no probe wakes its ReLU."""
+    with torch.no_grad():
+        layer.bias.fill_(-1e6)
+    return layer
+
+
+def constant(m: nn.ModuleList, x: Tensor) -> Tensor:
+    c = m[1].bias.repeat(x.shape[0], 1)  # type: ignore[operator, union-attr]
+    d = c.view(-1, 3)
+    d += torch.relu(m[0](x.flatten(1)))
+    return m[1](x.flatten(1)) + c  # type: ignore[no-any-return]
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tanh": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.Tanh()), "Tanh"),
     "max": (lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3)), "MaxPool2d"),
@@ -153,6 +167,15 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         "max",
     ),
+    "written into a constant": (
+        lambda: Forward(constant, sleeping(nn.Linear(72, 3)), nn.Linear(72, 3)),
+        "in place",
+    ),
+    "pooling without channels": (
+        lambda: nn.Sequential(nn.Flatten(2), nn.AvgPool2d((1, 2)), nn.Flatten(), nn.Linear(36, 3)),
+        "channels",
+    ),
+    "precision": (lambda: Forward(lambda m, x: m[0](x.flatten(1)) * x.dtype.itemsize, nn.Linear(72, 3)), "dtype"),
     "circular": (
         lambda: nn.Sequential(nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(36, 3)),
         "padding",

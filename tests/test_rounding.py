@@ -171,3 +171,55 @@ def test_constants_that_the_program_computes_are_refused() -> None:
     assert certbench.certify(PLAIN, classifier, torch.zeros(1, 2), Linf).radius >= 0
     with pytest.raises(NumericalError, match="computes constants"):
         certbench.certify(SAFE, classifier, torch.zeros(1, 2), Linf)
+
+
+def chain(weights: list[float], bias: list[float]) -> Classifier:
+    """Scales its two inputs again and again."""
+    layers = [nn.Linear(2, 2) for _ in weights]
+    with torch.no_grad():
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight.copy_(weight * torch.eye(2))
+            layer.bias.zero_()
+        layers[-1].bias.copy_(torch.tensor(bias))
+    return Classifier(nn.Sequential(*layers).eval(), (2,), 2)
+
+
+def test_underflow_of_the_program_is_counted() -> None:
+    classifier = chain([1e-25, 1e-25, 1e38, 1e14], [0.0, 0.3])
+    x = torch.tensor([[1.2, 0.0]])
+    plain, safe = (
+        certbench.certify({**spec, "name": "crown"}, classifier, x, Linf) for spec in ({}, {"rounding_safe": True})
+    )
+    assert plain.prediction != classifier(x).argmax(dim=1)
+    assert safe.radius == 0
+
+
+def test_overflow_of_the_program_certifies_nothing() -> None:
+    first, last = nn.Linear(1, 2), nn.Linear(2, 2)
+    with torch.no_grad():
+        first.weight.fill_(3e38)
+        first.bias.zero_()
+        last.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -0.5]]))
+        last.bias.zero_()
+    classifier = Classifier(nn.Sequential(first, nn.ReLU(), last).eval(), (1,), 2)
+    certificate = certbench.certify({"name": "crown", "rounding_safe": True}, classifier, torch.ones(1, 1), Linf)
+    assert certificate.radius == 0
+
+
+class Literal(nn.Module):
+    """A number that it makes of its buffer, another one in float32 than in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("parts", torch.tensor([16777216.0, 1.0, -16777216.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.parts
+        assert isinstance(parts, Tensor)
+        return x * (float(parts[0] + parts[1] + parts[2]) - 0.5)
+
+
+def test_numbers_that_are_made_of_buffers_are_refused() -> None:
+    classifier = Classifier(nn.Sequential(Literal(), nn.Linear(2, 2)).eval(), (2,), 2)
+    with pytest.raises(NumericalError, match="computes constants"):
+        certbench.certify(SAFE, classifier, torch.ones(1, 2), Linf)

@@ -17,7 +17,9 @@ import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
@@ -26,6 +28,10 @@ from certbench.verifiers.tracing import asks_shape, overwrites, trace
 DENSE_LIMIT = 2**20
 """Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
 faster than convolutions; on MNIST they are too large."""
+
+
+UNDERFLOW = 2.0**-125
+"""What stands for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
 
 
 class Map(ABC):
@@ -344,11 +350,11 @@ class ReluNetwork:
         """
         double = classifier.double()
         try:
-            key = double.fingerprint()
+            key = f"{double.fingerprint()} {classifier.dtype}"
         except ConfigError:  # of a setting that cannot be read: then nothing is shared
-            return _read(double)
+            return _read(classifier, double)
         if key not in _READ or not _agree(_READ[key], double):  # code that a fingerprint does not see may have changed
-            _READ[key] = _read(double)
+            _READ[key] = _read(classifier, double)
             while len(_READ) > 4:
                 _READ.pop(next(iter(_READ)))
         return _READ[key]
@@ -357,23 +363,56 @@ class ReluNetwork:
 _READ: dict[str, ReluNetwork] = {}
 
 
-def _read(double: Classifier) -> ReluNetwork:
-    """Trace a float64 classifier."""
+def _read(classifier: Classifier, double: Classifier) -> ReluNetwork:
+    """Trace a classifier and its copy in float64."""
     if not all(bool(tensor.isfinite().all()) for tensor in (*double.module.parameters(), *double.module.buffers())):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
-    graph = trace(replace(double, module=nn.Sequential(double.module).eval()))  # so that a lone layer stays one
+    # Inside a sequence a lone layer stays one.
+    graph, program = (trace(replace(net, module=nn.Sequential(net.module).eval())) for net in (double, classifier))
     x = _probes(double, 0)[:4]
     reader = _Reader(graph)
+    reader.computed = _literals(graph) != _literals(program)  # made of buffers while it was traced
     try:
         reader.run(x.clone())
-    except UnsupportedError:
-        raise
+        network = reader.network(math.prod(double.input_shape))
+        agreed = _agree(network, double)
+    except UnsupportedError as error:
+        raise UnsupportedError(str(error).partition(chr(10))[0]) from error
     except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
         raise UnsupportedError(f"{double.name}: {str(error).partition(chr(10))[0]}") from error
-    network = reader.network(math.prod(double.input_shape))
-    if not _agree(network, double):
+    if not agreed:
         raise UnsupportedError(f"read as a ReLU network, {double.name} would compute other logits")
+    with _Writes() as writes:
+        double.module(x.clone())
+    if writes.found:
+        raise UnsupportedError(f"{writes.found.pop()} works in place, which a trace does not show; write a = a + b")
     return network
+
+
+class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what works in place, but for ReLU, whose node says so: a trace turns `a += b` into `a + b`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable and func is not torch.ops.aten.relu_.default:
+            self.found.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _literals(graph: fx.GraphModule) -> list[str]:
+    """The numbers that stand in a graph."""
+    found: list[str] = []
+
+    def note(value: Any) -> Any:
+        found.append(repr(value))
+        return value
+
+    for n in graph.graph.nodes:
+        map_aggregate((n.args, n.kwargs), lambda value: value if isinstance(value, fx.Node) else note(value))
+    return found
 
 
 def _probes(double: Classifier, seed: int) -> Float[Tensor, "64 ..."]:
@@ -409,7 +448,7 @@ class _Affine:
 
     def then(self, part: Map, bias: Tensor | None = None, height: Tensor | None = None) -> "_Affine":
         terms = {source: tuple((*chain, part) for chain in chains) for source, chains in self.terms.items()}
-        moved = part.absolute().forward(self.height[None])[0]
+        moved = part.absolute().forward(self.height[None])[0] + UNDERFLOW
         return _Affine(terms, part.forward(self.bias[None])[0], moved).plus(bias, height)
 
     def plus(self, bias: Tensor | None, height: Tensor | None = None) -> "_Affine":
@@ -441,7 +480,7 @@ class _Reader(fx.Interpreter):
         if n.op == "placeholder":
             zero = torch.zeros(result[0].numel(), dtype=torch.float64, device=result.device)
             self.values[n] = _Affine({0: ((),)}, zero, zero)
-        elif before and not asks_shape(n):
+        elif before and (not asks_shape(n) or n.args[1:] == ("dtype",)):  # here the precision is not the program's
             if not isinstance(result, Tensor):
                 raise UnsupportedError(f"{n.target} gives a {type(result).__name__} that depends on the input")
             self.values[n] = self.follow(n, args, options, before, result)
@@ -460,7 +499,7 @@ class _Reader(fx.Interpreter):
             else str(getattr(n.target, "__name__", n.target))
         )
         shape = tuple(result.shape)
-        if len(before) == 1 and (layer is not None or n.args[0] in before):
+        if len(before) == 1 and (layer is not None or (n.args and n.args[0] in before)):
             (source,) = before
             value, size = self.values[source], before[source]
             if n.args and n.args[0] is source and all(arg is not source for arg in n.args[1:]):
@@ -501,6 +540,8 @@ class _Reader(fx.Interpreter):
         if any(size != shape for size in moving):
             raise UnsupportedError(f"{name} repeats a value to fit another shape")
         if sign in "iI":
+            if terms[0] is None:
+                raise UnsupportedError(f"{name} writes what depends on the input into a constant")
             self.overwrite(n, name)
         first, second = terms
         if first is not None and second is not None:
@@ -587,6 +628,8 @@ def _linear(layer: nn.Linear, before: tuple[int, ...], after: tuple[int, ...]) -
 
 
 def _conv2d(layer: nn.Conv2d, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
+    if len(before) != 3:
+        raise UnsupportedError(f"a convolution on features of shape {before}, without channels")
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise UnsupportedError("a convolution whose padding is not given as a number of zeros")
     part = Convolution(
@@ -597,6 +640,8 @@ def _conv2d(layer: nn.Conv2d, before: tuple[int, ...], after: tuple[int, ...]) -
 
 
 def _average(layer: nn.AvgPool2d, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
+    if len(before) != 3:
+        raise UnsupportedError(f"average pooling on features of shape {before}, without channels")
     kernel, padding = _two(layer.kernel_size), _two(layer.padding)
     if layer.ceil_mode or layer.divisor_override is not None or (any(padding) and not layer.count_include_pad):
         raise UnsupportedError("average pooling with unequal weights (ceil_mode, divisor_override, count_include_pad)")

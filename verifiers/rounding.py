@@ -4,7 +4,8 @@ A sum of n products is off by at most $\gamma_n = n u / (1 - n u)$ times the sum
 summation, with or without fused operations. Carried through the layers, ReLU being exact and 1-Lipschitz, this bounds
 how far the float program can be from the network in real arithmetic (Jia and Rinard, 2020, and Zombori et al., 2021,
 fool verifiers that ignore it). Not covered: convolutions by transforms (Winograd, FFT), which
-multiply other numbers than the weights; reduced precision (TF32, bfloat16); underflow, below 1e-300 here.
+multiply other numbers than the weights; reduced precision (TF32, bfloat16); underflow of this analysis itself, below
+1e-300; overflow of the program between affine layers that follow one another without a ReLU.
 """
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import NumericalError
-from certbench.verifiers.network import ReluNetwork
+from certbench.verifiers.network import UNDERFLOW, ReluNetwork
 from certbench.verifiers.norms import gamma
 from certbench.verifiers.relaxation import LayerBounds, Region
 
@@ -40,14 +41,16 @@ def evaluation_error(
     low, high = region.box()
     sizes = [torch.maximum(low.abs(), high.abs())]
     unit = _unit(dtype)
-    errors = [unit * sizes[0]]  # of the input, which is rounded to the program's precision
+    errors = [unit * sizes[0] + UNDERFLOW * unit]  # of the input, which is rounded to the program's precision
+    limit = torch.finfo(dtype).max / 4
     for i, layer in enumerate(network.layers):
         steps = _gamma(layer.roundings, unit)
         height, carried = layer.height.expand(len(region), -1), torch.zeros_like(layer.height)
         for source, path in layer.paths.items():
             height = height + path.forward(sizes[source] + errors[source])
             carried = carried + path.forward(errors[source])
-        errors.append((carried + steps * height) * (1 + 1e-9))
+        error = (carried + steps * height) * (1 + 1e-9)
+        errors.append(torch.where(height + error < limit, error, torch.inf))  # beyond it the program may overflow
         if i < len(network.hidden):
             sizes.append(bounds.upper[i].clamp(min=0))
     return errors[-1]
