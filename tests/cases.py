@@ -80,8 +80,8 @@ CASES = [
     own("hybrid-zonotope"),
     Case({"name": "lp"}, FINE, **PROGRAM, batch=1e-3),
     Case({"name": "lp", "tighten": True}, FINE, **PROGRAM, batch=1e-3),
-    Case({"name": "branch-and-bound"}, attacked=frozenset({"mlp", "residual"}), batch=1e-5),
-    Case({"name": "milp"}, **PROGRAM, batch=1e-5),
+    Case({"name": "branch-and-bound"}, attacked=frozenset({"mlp"}), batch=1e-5),
+    Case({"name": "milp"}, **{**PROGRAM, "attacked": frozenset({"mlp"})}, batch=1e-5),
     Case(
         {"name": "sdp", "search": {"name": "secant", "relative": 0.1}},
         FINE,
