@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, Outcome, ThreatModel
+from certbench.certifier import margin_rows
 from certbench.verifiers.alpha_beta import Choice, evaluate, flat, optimise, steepest
-from certbench.verifiers.branch_and_bound import BranchAndBound
+from certbench.verifiers.branch_and_bound import BranchAndBound, Leaf, Tree
+from certbench.verifiers.descent import Counterexample
 from certbench.verifiers.relaxation import LayerBounds, NetworkState, Region, backward, layer_bounds
 
 from .test_contract import inputs, network
@@ -254,3 +256,21 @@ def test_without_time_the_radius_is_still_crowns(threat: ThreatModel) -> None:
     assert (hurried.radius >= crown.radius * (1 - 2e-3)).all()
     assert (crown.radius > 0).any()
     assert (hurried.radius <= hurried.upper).all()
+
+
+@pytest.mark.parametrize("threat", [L1, L2, Linf, Linf.within(0, 1)], ids=str)
+def test_signs_that_do_not_occur_in_a_ball_prove_nothing_beyond_it(threat: ThreatModel) -> None:
+    """A neuron is on all over a small ball: that it is off has no point there, but it may have one farther out."""
+    classifier, x = network("mlp"), inputs(1)
+    state, label = NetworkState.of(classifier, threat), int(classifier(x).argmax())
+    found = Counterexample(state.classifier, threat, x.flatten(1), label)
+    rows = margin_rows(torch.tensor([label]), 4)[0]
+    fast = state.network.to(torch.float32)
+    tree = Tree(BranchAndBound(eps=1e-3), state, fast, rows, 0.0, 1.0, found, math.inf)
+    tree.choose_level()
+    assert tree.bounds is not None
+    stable = (flat(tree.bounds)[0][0] > 0).nonzero()[0]
+    leaf = Leaf(0.0, 99, 0, stable, torch.tensor([-1]))
+    assert bool(tree.assemble([leaf])[-1].all()), "the leaf should be empty in this ball"
+    tree.bound([leaf], 5)
+    assert leaf.radius == tree.eps == 1e-3

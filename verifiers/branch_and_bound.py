@@ -360,7 +360,7 @@ class Tree:
                 enough=enough,
                 fast=self.fast,
             )
-            radii = torch.where(empty, math.inf, self.radii(made))
+            radii = torch.where(empty, self.eps, self.radii(made))  # empty in this ball; beyond it nothing is known
             self.bounded += len(part)
             self.candidates(made, radii)
             low, high = flat(bounds, len(part))
