@@ -38,11 +38,6 @@ class Start:
     guess: Float[Tensor, " n"]
     tangent: Float[Tensor, " n"]
 
-    @staticmethod
-    def unknown(n: int) -> "Start":
-        """Nothing is known."""
-        return Start(torch.full((n,), torch.nan, dtype=torch.float64), torch.full((n,), torch.nan, dtype=torch.float64))
-
 
 Bound = Callable[[Int[Tensor, " m"], Float[Tensor, " m"]], Evaluation]
 """`bound(index, eps)`: bounds of the inputs `index`, each over the ball of its own eps."""

@@ -115,9 +115,7 @@ def evaluate(
     """The bound of a choice, in the precision of the network: rigorous in float64, whatever the choice."""
     sane = Choice(choice.alpha.nan_to_num(0.0).to(rows.dtype), choice.beta.nan_to_num(0.0, posinf=0.0).to(rows.dtype))
     a, b = relax(network, bounds, rows, sane, layer)
-    centre = (a @ region.x[..., None]).squeeze(-1) + b
-    down, up = ball.rooms(region.threat, region.x, region.eps)
-    return Optimised(a, centre, centre - ball.support(a, region.threat.p, region.eps, up, down), sane)
+    return Optimised(a, (a @ region.x[..., None]).squeeze(-1) + b, region.minimum(a, b), sane)
 
 
 def optimise(

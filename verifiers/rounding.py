@@ -3,9 +3,9 @@ r"""A-priori rounding errors: of a network's own evaluation, and of linear bound
 A sum of n products is off by at most $\gamma_n = n u / (1 - n u)$ times the sum of the moduli, in any order of
 summation, with or without fused operations. Carried through the layers, ReLU being exact and 1-Lipschitz, this bounds
 how far the float program can be from the network in real arithmetic (Jia and Rinard, 2020, and Zombori et al., 2021,
-fool verifiers that ignore it). Not covered: convolutions by transforms (Winograd, FFT), which
-multiply other numbers than the weights; reduced precision (TF32, bfloat16); underflow of this analysis itself, below
-1e-300; overflow of the program between affine layers that follow one another without a ReLU.
+fool verifiers that ignore it). Not covered: convolutions by transforms (Winograd, FFT), which multiply other numbers
+than the weights; reduced precision (TF32, bfloat16); underflow of this analysis itself, below 1e-300; overflow of the
+program between affine layers that follow one another without a ReLU.
 """
 
 import torch
