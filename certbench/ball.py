@@ -97,6 +97,23 @@ def fall(
     return support(a, threat.p, eps, up, down)
 
 
+def fall_between(
+    low: Float[Tensor, "n rows d"],
+    high: Float[Tensor, "n rows d"],
+    threat: ThreatModel,
+    x: Float[Tensor, "n d"],
+    eps: Float[Tensor, " n"],
+) -> Float[Tensor, "n rows"]:
+    """An upper bound of how far a . x can fall inside the ball, a anywhere between `low` and `high` at every point."""
+    if threat.domain is None:
+        return eps[:, None] * length(torch.maximum(-low, high), threat.q)
+    (down, up), losses, gains = rooms(threat, x, eps), high.clamp(min=0), (-low).clamp(min=0)
+    if threat.p == math.inf:
+        return torch.maximum(losses * down[:, None], gains * up[:, None]).sum(dim=-1)
+    ways = torch.cat([down, up], dim=1)  # a coordinate that went both ways would only fall further
+    return support(torch.cat([losses, gains], dim=2), threat.p, eps, ways, ways)
+
+
 def crossing(
     a: Float[Tensor, "n rows d"], centre: Float[Tensor, "n rows"], threat: ThreatModel, x: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n rows"]:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -77,12 +77,14 @@ class Bounds:
         lower: the bounds.
         coefficients: of a linear function of the flat input that lies below on the whole ball, None where the method
             has none.
-        centre: its value at the input itself; None likewise.
+        centre: the value of such a function, or of a cone, at the input itself; None where there is neither.
+        slope: of a cone that lies below on the whole ball, centre - slope * distance from the input; None likewise.
     """
 
     lower: Float[Tensor, "n k"]
     coefficients: Float[Tensor, "n k d"] | None = None
     centre: Float[Tensor, "n k"] | None = None
+    slope: Float[Tensor, "n k"] | None = None
 
     @staticmethod
     def linear(
@@ -95,10 +97,23 @@ class Bounds:
         """From the linear function alone: its minimum over the ball."""
         return Bounds(centre - ball.fall(coefficients, threat, x, eps), coefficients, centre)
 
+    @staticmethod
+    def steep(centre: Float[Tensor, "n k"], slope: Float[Tensor, "n k"], eps: Float[Tensor, " n"]) -> "Bounds":
+        """From a cone alone; its slope is raised by `SLACK`, for the rounding errors of its computation."""
+        slope = slope * (1 + SLACK)
+        return Bounds(centre - slope * eps[:, None], None, centre, slope)
+
+    def less(self, error: Float[Tensor, "n k"]) -> "Bounds":
+        """The same, lowered."""
+        centre = None if self.centre is None else self.centre - error
+        return Bounds(self.lower - error, self.coefficients, centre, self.slope)
+
     def crossing(
         self, threat: ThreatModel, x: Float[Tensor, "n d"], floor: Float[Tensor, "n k"]
     ) -> Float[Tensor, " n"]:
-        """Up to which radius all the linear functions exceed `floor`; NaN where there are none."""
+        """Up to which radius all the linear functions, or cones, exceed `floor`; NaN where there are none."""
+        if self.centre is not None and self.slope is not None:
+            return ((self.centre - floor) / self.slope).amin(dim=1)
         if self.coefficients is None or self.centre is None:
             return torch.full_like(floor[:, 0], torch.nan)
         return ball.crossing(self.coefficients, self.centre - floor, threat, x).amin(dim=1)
@@ -119,6 +134,16 @@ class MarginCertifier(Certifier[BoundState]):
         """By which method the bounds of the hidden layers came about, where there are some; certificates state it."""
         return None
 
+    def arithmetic(self, state: BoundState) -> str:
+        """Of which network a certificate speaks: "real", in exact arithmetic, or of a float program, by precision."""
+        del state
+        return "real"
+
+    def evidence(self, state: BoundState, label: Int[Tensor, " n"]) -> list[dict[str, Any]]:
+        """What a reader needs, beside what the search found, to re-check the claim for each input."""
+        del state
+        return [{} if self.intermediate() is None else {"bounds": self.intermediate()} for _ in range(len(label))]
+
     def start(self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """What the search may know beforehand; here, the tangents of the margins."""
         return Start(torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device), tangent(state, x, label))
@@ -138,11 +163,15 @@ class MarginCertifier(Certifier[BoundState]):
         label = logits.argmax(dim=1)
         rows = margin_rows(label, state.classifier.num_classes).to(x)
         found = self.reach(state, x, rows, torch.zeros_like(rows[..., 0]), SLACK * scale, self.start(state, x, label))
-        bounds = {} if self.intermediate() is None else {"bounds": self.intermediate()}
+        arithmetic = self.arithmetic(state)
         evidence = [
-            {"bracket": [low, high], "evaluations": count, **bounds}
-            for low, high, count in zip(
-                found.certified.tolist(), found.refuted.tolist(), found.evaluations.tolist(), strict=True
+            {"bracket": [low, high], "evaluations": count, "arithmetic": arithmetic, **more}
+            for low, high, count, more in zip(
+                found.certified.tolist(),
+                found.refuted.tolist(),
+                found.evaluations.tolist(),
+                self.evidence(state, label),
+                strict=True,
             )
         ]
         return Certificate.of(label, found.certified, evidence=evidence)

@@ -5,7 +5,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -147,6 +147,10 @@ def _value(hint: Any, value: Any, path: Path) -> Any:
             return value
         name, given = _named(value, path)
         return _fill(registry.find(name), given, path)
+    if hint == tuple[Certifier[Any], ...]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError("write a list of certifiers", path)
+        return tuple(_value(Certifier, part, (*path, i)) for i, part in enumerate(value))
     try:
         return TypeAdapter(_readable(hint)).validate_python(value)
     except ValidationError as error:
@@ -199,4 +203,6 @@ def _plain(value: Any) -> Any:
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return str(value["name"])
+    if isinstance(value, list):
+        return "+".join(_short(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

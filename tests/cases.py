@@ -61,7 +61,8 @@ PROGRAM: dict[str, Any] = {
 SAFE = {"name": "alpha-crown", "rounding_safe": True}
 
 CASES = [
-    Case({"name": "lipschitz"}),
+    Case({"name": "lipschitz"}, FINE),
+    Case({"name": "lipschitz", "rounding_safe": True}, FINE, tight=frozenset()),
     lirpa("ibp"),
     lirpa("crown-ibp"),
     lirpa("forward"),
@@ -78,6 +79,11 @@ CASES = [
     own("wong-kolter"),
     own("deepz"),
     own("hybrid-zonotope"),
+    own("jacobian-zonotope"),
+    own("jacobian-zonotope", refine=True),
+    Case({"name": "jacobian-zonotope", "rounding_safe": True}, FINE, tight=frozenset(), batch=1e-3),
+    own("jacobian-zonotope", chords=False, shells=4),
+    Case({"name": "best-of"}, batch=1e-2),
     Case({"name": "lp"}, FINE, **PROGRAM, batch=1e-3),
     Case({"name": "lp", "tighten": True}, FINE, **PROGRAM, batch=1e-3),
     Case({"name": "branch-and-bound"}, attacked=frozenset({"mlp"}), batch=1e-5),

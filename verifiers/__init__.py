@@ -23,6 +23,8 @@ TABLE = {
     "hybrid-zonotope": "certbench.verifiers.zonotope:HybridZonotope",
     "lp": "certbench.verifiers.lp:LP",
     "sdp": "certbench.verifiers.sdp:SDP",
+    "jacobian-zonotope": "certbench.verifiers.jacobian_zonotope:JacobianZonotope",
+    "best-of": "certbench.verifiers.best_of:BestOf",
     "branch-and-bound": "certbench.verifiers.branch_and_bound:BranchAndBound",
     "milp": "certbench.verifiers.milp:MILP",
     "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",

@@ -61,6 +61,10 @@ class Crown(MarginCertifier[NetworkState]):
         """CROWN's."""
         return "crown"
 
+    def arithmetic(self, state: NetworkState) -> str:
+        """The float program's, if its errors are counted."""
+        return str(state.program) if self.rounding_safe else "real"
+
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
         return NetworkState.of(classifier, threat)
@@ -115,6 +119,10 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         """CROWN's, or optimised ones."""
         return "alpha-crown" if self.layers else "crown"
 
+    def arithmetic(self, state: NetworkState) -> str:
+        """The float program's, if its errors are counted."""
+        return str(state.program) if self.rounding_safe else "real"
+
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
         return NetworkState.of(classifier, threat)
@@ -160,10 +168,8 @@ def _safe(
     found: Bounds,
 ) -> Bounds:
     """Bounds of what the float program computes, from bounds as they were computed."""
-    assert found.coefficients is not None and found.centre is not None
     error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
-    lost = (rows.abs() @ error[..., None]).squeeze(-1)
-    return Bounds(found.lower - lost, found.coefficients, found.centre - lost)
+    return found.less((rows.abs() @ error[..., None]).squeeze(-1))
 
 
 def _check_entries(entries: int) -> None:

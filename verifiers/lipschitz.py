@@ -7,25 +7,29 @@ the logits, in the p-norm and in the 2-norm side by side, and each layer starts 
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from certbench.certificate import Certificate
-from certbench.certifier import SLACK, Certifier
+from certbench.certifier import Bounds, MarginCertifier, MarginState
 from certbench.classifier import Classifier
-from certbench.errors import NumericalError, UnsupportedError
+from certbench.errors import ConfigError, NumericalError, UnsupportedError
+from certbench.search import RadiusSearch, Secant, Start
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
 from certbench.verifiers import norms
+from certbench.verifiers.network import ReluNetwork
 from certbench.verifiers.norms import LINEAR, SLOPES, Diagonal, LinearMap, Matrix, dual, lengths, product, total
+from certbench.verifiers.relaxation import Region, layer_bounds
+from certbench.verifiers.rounding import bound_errors, program_error
 from certbench.verifiers.tracing import asks_shape, overwrites, trace
 
 CHORDS = 2**24
@@ -33,63 +37,143 @@ CHORDS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
-class LipschitzState:
-    """The constants of one classifier under one threat model.
+class LipschitzState(MarginState):
+    """Constants of one classifier under one threat model.
 
     Attributes:
-        classifier: in float64.
-        threat: what they were made for.
-        constants: `constants[c, j]` bounds the Lipschitz constant of f_c - f_j.
-        layers: what re-checks them: of each linear layer, norms by exponents, "2->2" from 2-norm to 2-norm.
+        constants: `constants[c, j]` bounds the Lipschitz constant of f_c - f_j; the last row and column stand for the
+            function 0, so that `constants[c, -1]` bounds that of f_c alone. Symmetric.
+        facts: what re-checks them.
+        network: for the float program's errors, where those are counted.
+        program: the precision in which its user runs the classifier.
     """
 
-    classifier: Classifier
-    threat: ThreatModel
-    constants: Float[Tensor, "classes classes"]
-    layers: Mapping[str, Mapping[str, float]]
+    constants: Float[Tensor, "rows rows"]
+    facts: Mapping[str, Any]
+    network: ReluNetwork | None = None
+    program: torch.dtype = torch.float32
+
+
+class GlobalLipschitz(MarginCertifier[LipschitzState]):
+    """A certifier with one constant per pair of classes that holds in all of R^d; a certificate is a division.
+
+    Subclasses have the options `rounding_safe`, whether the float program's errors are counted (for ReLU networks), and
+    `search`.
+    """
+
+    rounding_safe: bool
+
+    @abstractmethod
+    def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
+        """The table of `LipschitzState` and its facts, for a classifier in float64.
+
+        Raises:
+            UnsupportedError: a layer has no bound here; the message names it.
+            NumericalError: a parameter is NaN or infinite.
+        """
+
+    @final
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LipschitzState:
+        """Bound the constants, once per classifier."""
+        exact = classifier.double()
+        network = ReluNetwork.of(classifier) if self.rounding_safe else None
+        constants, facts = self.constants(exact, threat.p)
+        if bool(constants.isnan().any()):
+            raise NumericalError("a Lipschitz constant is NaN")
+        return LipschitzState(exact, threat, constants.to(exact.device), facts, network, classifier.dtype)
+
+    @final
+    def start(self, state: LipschitzState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
+        """The radius itself, but for the float program's errors."""
+        logits = state.classifier(x)
+        constants = state.constants[label, :-1]
+        radius = (logits.gather(1, label[:, None]) - logits) / constants
+        own = functional.one_hot(label, logits.shape[1]).bool()
+        guess = torch.where(own, torch.inf, radius).amin(dim=1)
+        return Start(torch.where(guess.isinf(), 1.0, guess), torch.full_like(guess, torch.nan))
+
+    @final
+    def arithmetic(self, state: LipschitzState) -> str:
+        """The float program's, if its errors are counted."""
+        return str(state.program) if self.rounding_safe else "real"
+
+    @final
+    def evidence(self, state: LipschitzState, label: Int[Tensor, " n"]) -> list[dict[str, Any]]:
+        """The constants of the label's margins, and what they were made of."""
+        return [{"constants": row, **state.facts} for row in state.constants[label, :-1].tolist()]
+
+    @final
+    @torch.no_grad()
+    def lower(
+        self,
+        state: LipschitzState,
+        x: Float[Tensor, "n ..."],
+        rows: Float[Tensor, "n k outputs"],
+        eps: Float[Tensor, " n"],
+    ) -> Bounds:
+        """The value at the centre less the constant times the distance.
+
+        A row that is no difference of two outputs is bounded by the outputs' own constants.
+        """
+        centre = (rows @ state.classifier(x)[..., None]).squeeze(-1)
+        alone, nothing = state.constants[:-1, -1], rows.shape[-1]
+        most, least = rows.max(dim=-1), rows.min(dim=-1)
+        plus = torch.where(most.values == 1, most.indices, nothing)
+        minus = torch.where(least.values == -1, least.indices, nothing)
+        simple = rows.abs().sum(dim=-1) == (plus < nothing).to(rows) + (minus < nothing).to(rows)
+        general = torch.where(rows == 0, 0.0, rows.abs() * alone).sum(dim=-1) * (1 + 1e-12)
+        bounds = Bounds.steep(centre, torch.where(simple, state.constants[plus, minus], general), eps)
+        if state.network is None:
+            return bounds
+        region = Region(state.threat, x.flatten(1), eps)
+        layers = layer_bounds(state.network, region, "ibp", errors=bound_errors(state.network, region))
+        return bounds.less(program_error(state.network, region, layers, rows, state.program))
+
+
+RULES = ("best", "pairwise", "absolute", "tsuzuku", "centred", "naive")
 
 
 @dataclass(frozen=True)
-class LipschitzMargin(Certifier[LipschitzState]):
+class LipschitzMargin(GlobalLipschitz):
     """Margins over a global Lipschitz constant per pair of classes (Leino et al., 2021; Tsuzuku et al., 2018).
 
     Claims concern the real-arithmetic network with exactly the classifier's parameters, in all of R^d. Constants
     are proved in float64, margins have the rounding allowance `SLACK`. Layers without a bound are refused.
+
+    Attributes:
+        rule: how the layers' norms become a constant of a pair of classes. "pairwise": of all layers but the last
+            affine one, times the length of the difference of that one's rows (GloRo, Leino et al., 2021); "absolute":
+            moduli of weights multiplied along every path; "best": the smaller of these two. For comparison "tsuzuku",
+            sqrt(2) times the whole network's constant, "centred", the same after taking the mean of the logits off
+            them, and "naive", twice the largest constant of a logit.
+        rounding_safe: whether the errors of the float program are counted, so that the claim is about what it computes;
+            for ReLU networks.
     """
+
+    rule: str = "best"
+    rounding_safe: bool = False
+    search: RadiusSearch = field(default_factory=Secant)
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    version: ClassVar[int] = 2
 
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LipschitzState:
-        """Trace the module and bound its constants.
+    def __post_init__(self) -> None:
+        """Refuse an unknown rule."""
+        if self.rule not in RULES:
+            raise ConfigError(f"rule {self.rule!r} is unknown; write one of {', '.join(RULES)}", ("rule",))
 
-        Raises:
-            UnsupportedError: the module cannot be traced, or a layer has no bound here.
-            NumericalError: a parameter is NaN or infinite.
-        """
-        exact = classifier.double()
-        constants, layers = constants_of(replace(exact, module=classifier.double().module.cpu()), threat.p)
-        return LipschitzState(exact, threat, constants.to(exact.device), layers)
-
-    def certify(self, state: LipschitzState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """The smallest ratio of margin and constant over the other classes."""
-        del seeds
-        logits, scale = state.classifier.logits_and_scale(x)
-        label = logits.argmax(dim=1)
-        own = functional.one_hot(label, state.classifier.num_classes).bool()
-        margin = logits.gather(1, label[:, None]) - logits - SLACK * scale[:, None]
-        constants = state.constants[label]
-        radius = torch.where(margin > 0, margin / constants, 0.0)  # NaN never certifies
-        radius = torch.where(own, torch.inf, radius).amin(dim=1)
-        evidence = [{"constants": row, "layers": state.layers} for row in constants.tolist()]
-        return Certificate.of(label, radius, evidence=evidence)
+    def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
+        """Trace the module and carry constants from the input to the logits."""
+        constants, layers = constants_of(replace(classifier, module=classifier.double().module.cpu()), p, self.rule)
+        return constants, {"layers": layers}
 
 
 @torch.no_grad()
 def constants_of(
-    classifier: Classifier, p: float
-) -> tuple[Float[Tensor, "classes classes"], dict[str, dict[str, float]]]:
-    """Lipschitz constants of all differences of two logits from the p-norm, and the norms of the linear layers.
+    classifier: Classifier, p: float, rule: str = "best"
+) -> tuple[Float[Tensor, "rows rows"], dict[str, dict[str, float]]]:
+    """Lipschitz constants from the p-norm as in `LipschitzState`, and the norms of the linear layers.
 
     Raises:
         UnsupportedError: the module cannot be traced, or a layer has no bound here.
@@ -109,7 +193,7 @@ def constants_of(
             f"the trace of {classifier.name} computes other logits than its module; does it add in place to a tensor "
             "that is used again?"
         )
-    return propagation.pairs(classifier.num_classes), propagation.layers
+    return propagation.pairs(classifier.num_classes, rule), propagation.layers
 
 
 def _same_logits(traced: Any, logits: Float[Tensor, "n classes"]) -> bool:
@@ -298,10 +382,11 @@ class _Propagation(fx.Interpreter):
             return norms.longest(table, r)
         return norms.longest(lengths(table.T, 1.0)[None], r) if self.p == math.inf else math.inf
 
-    def pairs(self, classes: int) -> Float[Tensor, "classes classes"]:
-        r"""Constants of f_c - f_j: the least of $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$.
+    def pairs(self, classes: int, rule: str) -> Float[Tensor, "rows rows"]:
+        r"""Constants of f_c - f_j, where the function behind the last index is 0, by a rule of `LipschitzMargin`.
 
-        L_r and C are constants and chords of the base, w the rows of the last affine layers, or of the identity.
+        With constants $L_r$ and chords C of the base, and w the rows of the last affine layers (or of the identity):
+        $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$.
         """
         if self.logits is None:
             raise UnsupportedError("the logits do not depend on the input, or come with other values")
@@ -309,20 +394,50 @@ class _Propagation(fx.Interpreter):
         if not isinstance(last.map, Matrix):
             last = self.apply(self.settle(last), norms.linear(torch.eye(classes, dtype=torch.float64)), "logits")
         assert isinstance(last.map, Matrix)
-        chords = None if last.chords is None else last.chords.flatten(1).T
-        if chords is not None and classes**2 * chords.numel() > CHORDS**1.5:
-            chords = None
-        weight, error = last.map.weight, last.map.error
-        constants = torch.zeros(classes, classes, dtype=torch.float64)
-        for c in range(classes):
-            rows = (weight[c] - weight).abs() + (error[c] + error)
-            bounds = [norms.products(lengths(rows, dual(r)), bound) for r, bound in last.constants.items()]
-            if chords is not None:
-                bounds.append(lengths(norms.outward(rows @ chords, rows.shape[1] + 3), dual(self.p)))
-            constants[c] = torch.stack(bounds).amin(dim=0)
+        padded = functional.pad(last.map.weight, (0, 0, 0, 1)), functional.pad(last.map.error, (0, 0, 0, 1))
+        constants = torch.zeros(classes + 1, classes + 1, dtype=torch.float64)
+        if rule in ("tsuzuku", "centred", "naive"):
+            alone, whole = self.whole(last, last.map, rule)
+            constants[:], constants[:-1, -1], constants[-1, :-1] = whole, alone, alone
+        else:
+            chords = None if last.chords is None or rule == "pairwise" else last.chords.flatten(1).T
+            if chords is not None and (classes + 1) ** 2 * chords.numel() > CHORDS**1.5:
+                chords = None
+            if chords is None and rule == "absolute":
+                raise UnsupportedError("the moduli along all paths are too many for the rule 'absolute'")
+            for c in range(classes + 1):
+                rows = (padded[0][c] - padded[0]).abs() + (padded[1][c] + padded[1])
+                bounds = [norms.products(lengths(rows, dual(r)), bound) for r, bound in last.constants.items()]
+                if chords is not None:
+                    by_paths = lengths(norms.outward(rows @ chords, rows.shape[1] + 3), dual(self.p))
+                    bounds = [by_paths] if rule == "absolute" else [*bounds, by_paths]
+                constants[c] = torch.stack(bounds).amin(dim=0)
         if bool(constants.isnan().any()):
             raise NumericalError("a weight is NaN or infinite")
-        return constants.fill_diagonal_(0.0)
+        return torch.maximum(constants, constants.T).fill_diagonal_(0.0)
+
+    def whole(self, last: "_Movement", layer: Matrix, rule: str) -> tuple[float, float]:
+        """Constants of each logit and of each difference of two, from one constant for all logits together."""
+
+        def constant(of: Matrix, r: float) -> float:
+            return min(product(bound, of.norm(s, r)) for s, bound in last.constants.items())
+
+        if rule == "naive":
+            return constant(layer, math.inf), 2 * constant(layer, math.inf)
+        alone = constant(layer, 2.0)
+        if rule == "centred":
+            mean = Matrix(
+                torch.full((len(layer.weight),) * 2, -1.0 / len(layer.weight), dtype=torch.float64),
+                torch.full((len(layer.weight),) * 2, 1.0 / len(layer.weight), dtype=torch.float64),
+                layer.shape,
+                2,
+            )
+            mean.weight.diagonal().add_(1.0)
+            mean.magnitude.diagonal().add_(1.0)
+            centred = norms.compose(mean, replace(layer, shape=layer.shape))
+            assert isinstance(centred, Matrix)
+            return alone, product(constant(centred, 2.0), math.nextafter(math.sqrt(2), 2))
+        return alone, product(alone, math.nextafter(math.sqrt(2), 2))
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:

@@ -57,6 +57,27 @@ def evaluation_error(
 
 
 @torch.no_grad()
+def program_error(
+    network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], dtype: torch.dtype
+) -> Float[Tensor, "n k"]:
+    """How far `rows` times the logits can be off, of the float program in the balls and of float64 at their centres.
+
+    Args:
+        network: the network.
+        region: balls of inputs that the program is given in its own precision.
+        bounds: of the pre-activations over the balls.
+        rows: linear functions of the logits.
+        dtype: the program's precision.
+
+    Raises:
+        NumericalError: as `evaluation_error`.
+    """
+    program, own = (evaluation_error(network, region, bounds, precision) for precision in (dtype, torch.float64))
+    error = program + own
+    return (rows.abs() @ error[..., None]).squeeze(-1) * (1 + 1e-9)
+
+
+@torch.no_grad()
 def bound_errors(
     network: ReluNetwork, region: Region, dtype: torch.dtype = torch.float64
 ) -> list[Float[Tensor, "n _"]]:

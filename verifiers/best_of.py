@@ -1,0 +1,161 @@
+"""The best of several certificates of one classifier: the largest of sound radii is sound.
+
+Members run in the order in which they are given, cheap ones first. One that bounds margins is asked once whether it
+proves more than the best radius so far, and only then searches for its own; one that closes the gap to a counterexample
+ends the matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from certbench import options
+from certbench.certificate import Certificate
+from certbench.certifier import SLACK, Certifier, MarginCertifier
+from certbench.classifier import Classifier
+from certbench.errors import ConfigError, NumericalError, UnsupportedError
+from certbench.terms import Guarantee, Outcome, Subject
+from certbench.threat import ThreatModel
+from certbench.verifiers.crown import Crown
+from certbench.verifiers.jacobian_zonotope import JacobianZonotope
+from certbench.verifiers.lipschitz import LipschitzMargin
+
+
+@dataclass(frozen=True, eq=False)
+class BestOfState:
+    """What the members prepared.
+
+    Attributes:
+        classifier: in float64.
+        threat: what they were made for.
+        states: by member, None where it refused.
+        refused: why, by name.
+    """
+
+    classifier: Classifier
+    threat: ThreatModel
+    states: tuple[Any, ...]
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class BestOf(Certifier[BestOfState]):
+    """The best of several certificates of the base classifier, cheap ones first, each only where it can still win.
+
+    Attributes:
+        of: the certifiers, in the order in which they are asked. One that has no bound for a classifier is left out,
+            and the certificates say so.
+        relative: by how much a radius has to exceed the best one so far for a search to be worth it.
+    """
+
+    of: tuple[Certifier[Any], ...] = field(
+        default_factory=lambda: (LipschitzMargin(), JacobianZonotope(refine=True), Crown())
+    )
+    relative: float = 1e-3
+
+    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
+    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, torch.inf})
+
+    def __post_init__(self) -> None:
+        """Refuse certificates of different functions, which have no best."""
+        if not self.of:
+            raise ConfigError("name at least one certifier", ("of",))
+        for i, member in enumerate(self.of):
+            if member.subject is not Subject.BASE or member.guarantee is not Guarantee.SOUND:
+                raise ConfigError(
+                    f"{options.label(member)} makes no sound statement about the base classifier", ("of", i)
+                )
+        if not 0 <= self.relative < 1:
+            raise ConfigError(f"relative must lie between 0 and 1, not {self.relative}", ("relative",))
+
+    def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
+        """A norm that is not offered, or what every member says."""
+        reason = Certifier.unsupported(self, classifier, threat)
+        if reason is not None:
+            return reason
+        reasons = [member.unsupported(classifier, threat) for member in self.of]
+        return None if None in reasons else "; ".join(str(reason) for reason in reasons)
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> BestOfState:
+        """Prepare every member.
+
+        Raises:
+            UnsupportedError: all of them refuse.
+        """
+        states, refused = [], {}
+        for member in self.of:
+            state, reason = None, member.unsupported(classifier, threat)
+            if reason is None:
+                try:
+                    state = member.prepare(classifier, threat)
+                except UnsupportedError as error:
+                    reason = str(error)
+            states.append(state)
+            if reason is not None:
+                refused[options.label(member)] = reason
+        if len(refused) == len(self.of):
+            raise UnsupportedError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+        return BestOfState(classifier.double(), threat, tuple(states), refused)
+
+    def certify(self, state: BestOfState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
+        """Each member's certificate where it exceeds those before it; `won` in the evidence says whose it is."""
+        best: Certificate | None = None
+        for member, prepared in zip(self.of, state.states, strict=True):
+            if prepared is None:
+                continue
+            if best is None:
+                index = torch.arange(len(x))
+            else:
+                index = self._open(best).nonzero().squeeze(1)
+                index = index[self._can_win(member, prepared, x[index], best.radius[index])]
+            if best is not None and len(index) == 0:
+                continue
+            found = member.certify(prepared, x[index], [seeds[i] for i in index.tolist()])
+            evidence = tuple({"won": options.label(member), **row} for row in found.evidence)
+            best = _merged(best, replace(found, evidence=evidence), index.tolist())
+        assert best is not None
+        if not state.refused:
+            return best
+        return replace(best, evidence=tuple({**row, "refused": state.refused} for row in best.evidence))
+
+    def _open(self, best: Certificate) -> Bool[Tensor, " n"]:
+        """Where a counterexample leaves room for more."""
+        return best.upper > best.radius * (1 + self.relative)
+
+    def _can_win(
+        self, member: Certifier[Any], prepared: Any, x: Float[Tensor, "n ..."], radius: Float[Tensor, " n"]
+    ) -> Bool[Tensor, " n"]:
+        """Whether a member proves more than `radius`; True of those that have to be run to tell."""
+        if not isinstance(member, MarginCertifier) or len(x) == 0:
+            return torch.ones(len(x), dtype=torch.bool)
+        logits, scale = prepared.classifier.logits_and_scale(x)
+        label: Int[Tensor, " n"] = logits.argmax(dim=1)
+        goal = radius.to(x) * (1 + self.relative)
+        bounds = member.margins(prepared, x, label, goal.clamp(min=1e-6))
+        floor = (SLACK * scale)[:, None].expand_as(bounds.lower)
+        proved = (bounds.lower > floor).all(dim=1)
+        further = bounds.crossing(prepared.threat, x.flatten(1), floor) > goal
+        return (proved | further).cpu()
+
+
+def _merged(best: Certificate | None, found: Certificate, index: list[int]) -> Certificate:
+    """The better certificate of each input; `found` is about those at `index`."""
+    if best is None:
+        return found
+    prediction, radius, upper = best.prediction.clone(), best.radius.clone(), best.upper.clone()
+    outcome, evidence = list(best.outcome), list(best.evidence)
+    for row, i in enumerate(index):
+        upper[i] = torch.minimum(upper[i], found.upper[row])
+        if found.radius[row] > 0 and radius[i] > 0 and found.prediction[row] != prediction[i]:
+            raise NumericalError(
+                f"members certify different classes: {int(prediction[i])}, {int(found.prediction[row])}"
+            )
+        better = found.radius[row] > radius[i] or outcome[i] is not Outcome.COMPLETED
+        if better and found.radius[row] >= radius[i]:
+            prediction[i], radius[i] = found.prediction[row], found.radius[row]
+            outcome[i], evidence[i] = found.outcome[row], found.evidence[row]
+    return Certificate(prediction, radius, upper, best.seconds, tuple(outcome), tuple(evidence))
