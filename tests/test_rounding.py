@@ -1,6 +1,7 @@
 """Rounding errors: the a-priori bounds hold, and networks that live on rounding are not certified in safe mode."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,14 @@ from .test_contract import inputs, network, sample_ball
 
 SAFE = {"name": "alpha-crown", "iterations": 3, "rounding_safe": True}
 PLAIN = {"name": "alpha-crown", "iterations": 3}
+ALL_SAFE = [
+    SAFE,
+    {"name": "crown", "rounding_safe": True},
+    {"name": "lipschitz", "rounding_safe": True},
+    {"name": "jacobian-zonotope", "rounding_safe": True},
+    {"name": "fast-lip", "rounding_safe": True},
+]
+every_safe = pytest.mark.parametrize("safe", ALL_SAFE, ids=lambda spec: str(spec["name"]))
 
 
 class Normalise(nn.Module):
@@ -73,7 +82,8 @@ def test_safe_certificates_are_hardly_smaller_where_nothing_lives_on_rounding() 
     assert (safe > 0.99 * plain).all()
 
 
-def test_an_input_that_the_float_program_classifies_otherwise_is_not_certified() -> None:
+@every_safe
+def test_an_input_that_the_float_program_classifies_otherwise_is_not_certified(safe: dict[str, Any]) -> None:
     """Jia and Rinard (2020): so close to the decision boundary that the float32 program is on its other side."""
     classifier = network("mlp")
     double = classifier.double()
@@ -88,9 +98,10 @@ def test_an_input_that_the_float_program_classifies_otherwise_is_not_certified()
     near = torch.cat([a, b])
     fooled = classifier(near.float()).argmax(dim=1) != double(near).argmax(dim=1)
     assert fooled.any(), "the construction failed: no input is on the other side"
-    plain, safe = (certbench.certify(spec, classifier, near[fooled], Linf) for spec in (PLAIN, SAFE))
-    assert (plain.radius > 0).any()  # a claim about real arithmetic, and true there
-    assert (safe.radius == 0).all()
+    real, program = (certbench.certify(spec, classifier, near[fooled], Linf) for spec in (PLAIN, safe))
+    assert (real.radius > 0).any()  # a claim about real arithmetic, and true there
+    assert (program.radius == 0).all()
+    assert real.evidence[0]["arithmetic"] == "real" and program.evidence[0]["arithmetic"] == "torch.float32"
 
 
 class Hiding(nn.Module):
@@ -104,9 +115,12 @@ class Hiding(nn.Module):
         return x + self.large - self.large
 
 
+@every_safe
 @pytest.mark.parametrize("large", [2.0**26, 2.0**40, 2.0**60])
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_network_that_hides_a_class_in_rounding_is_not_certified(large: float, deep: bool) -> None:
+def test_a_network_that_hides_a_class_in_rounding_is_not_certified(
+    large: float, deep: bool, safe: dict[str, Any]
+) -> None:
     """The real network says class 0 around 1; the float32 program says class 1 everywhere."""
     first, last = nn.Linear(1, 1), nn.Linear(1, 2)
     with torch.no_grad():
@@ -123,7 +137,7 @@ def test_a_network_that_hides_a_class_in_rounding_is_not_certified(large: float,
     x = torch.ones(1, 1, dtype=torch.float64)
     assert classifier(x).argmax() == 1
     try:
-        certificate = certbench.certify(SAFE, classifier, x, Linf)
+        certificate = certbench.certify(safe, classifier, x, Linf)
     except certbench.UnsupportedError:  # even float64 finds that the module is not what it says
         return
     assert certificate.radius == 0
@@ -136,7 +150,8 @@ def test_precisions_without_an_error_bound_are_refused() -> None:
         certbench.certify(SAFE, half, inputs(1), Linf)
 
 
-def test_what_cancels_inside_a_normalisation_is_counted() -> None:
+@every_safe
+def test_what_cancels_inside_a_normalisation_is_counted(safe: dict[str, Any]) -> None:
     """Mean and bias of some 16,000 cancel in float32: the program's logit differs from the real one by 2e-4."""
     norm, last = nn.BatchNorm1d(2), nn.Linear(2, 2)
     module = nn.Sequential(norm, nn.ReLU(), last).eval().requires_grad_(False)
@@ -149,9 +164,8 @@ def test_what_cancels_inside_a_normalisation_is_counted() -> None:
     last.weight.zero_()
     last.weight[0, 0], last.bias[0], last.bias[1] = 1.0, 0.0, (single + double) / 2
     classifier = Classifier(module, (2,), 2)
-    plain, safe = (certbench.certify(spec, classifier, x, Linf) for spec in (PLAIN, SAFE))
-    assert plain.prediction != classifier(x).argmax(dim=1)
-    assert safe.radius == 0
+    assert certbench.certify(PLAIN, classifier, x, Linf).prediction != classifier(x).argmax(dim=1)
+    assert certbench.certify(safe, classifier, x, Linf).radius == 0
 
 
 class Computing(nn.Module):
@@ -166,11 +180,12 @@ class Computing(nn.Module):
         return x + self.a * self.b  # type: ignore[no-any-return, operator]
 
 
-def test_constants_that_the_program_computes_are_refused() -> None:
+@every_safe
+def test_constants_that_the_program_computes_are_refused(safe: dict[str, Any]) -> None:
     classifier = Classifier(nn.Sequential(Computing(), nn.Linear(2, 2)).eval(), (2,), 2)
     assert certbench.certify(PLAIN, classifier, torch.zeros(1, 2), Linf).radius >= 0
     with pytest.raises(NumericalError, match="computes constants"):
-        certbench.certify(SAFE, classifier, torch.zeros(1, 2), Linf)
+        certbench.certify(safe, classifier, torch.zeros(1, 2), Linf)
 
 
 def chain(weights: list[float], bias: list[float]) -> Classifier:
@@ -184,17 +199,16 @@ def chain(weights: list[float], bias: list[float]) -> Classifier:
     return Classifier(nn.Sequential(*layers).eval(), (2,), 2)
 
 
-def test_underflow_of_the_program_is_counted() -> None:
+@every_safe
+def test_underflow_of_the_program_is_counted(safe: dict[str, Any]) -> None:
     classifier = chain([1e-25, 1e-25, 1e38, 1e14], [0.0, 0.3])
     x = torch.tensor([[1.2, 0.0]])
-    plain, safe = (
-        certbench.certify({**spec, "name": "crown"}, classifier, x, Linf) for spec in ({}, {"rounding_safe": True})
-    )
-    assert plain.prediction != classifier(x).argmax(dim=1)
-    assert safe.radius == 0
+    assert certbench.certify("crown", classifier, x, Linf).prediction != classifier(x).argmax(dim=1)
+    assert certbench.certify(safe, classifier, x, Linf).radius == 0
 
 
-def test_overflow_of_the_program_certifies_nothing() -> None:
+@every_safe
+def test_overflow_of_the_program_certifies_nothing(safe: dict[str, Any]) -> None:
     first, last = nn.Linear(1, 2), nn.Linear(2, 2)
     with torch.no_grad():
         first.weight.fill_(3e38)
@@ -202,8 +216,7 @@ def test_overflow_of_the_program_certifies_nothing() -> None:
         last.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -0.5]]))
         last.bias.zero_()
     classifier = Classifier(nn.Sequential(first, nn.ReLU(), last).eval(), (1,), 2)
-    certificate = certbench.certify({"name": "crown", "rounding_safe": True}, classifier, torch.ones(1, 1), Linf)
-    assert certificate.radius == 0
+    assert certbench.certify(safe, classifier, torch.ones(1, 1), Linf).radius == 0
 
 
 class Literal(nn.Module):

@@ -55,9 +55,11 @@ class JacobianZonotope(LocalLipschitz):
         """Of the zonotope; as many inputs at once as memory allows."""
         network = state.network
         widest = max([network.inputs, *(layer.outputs for layer in network.layers)])
-        symbols = sum(bounds.unstable(i).sum(dim=1) for i in range(len(network.hidden))) + rows.shape[1]
-        order = torch.as_tensor(symbols).expand(len(region)).argsort(stable=True)  # those of a kind together
-        counts, parts, start = torch.as_tensor(symbols).expand(len(region))[order].tolist(), [], 0
+        symbols = torch.full((len(region),), rows.shape[1], device=rows.device)
+        for i in range(1, len(network.hidden)):
+            symbols = symbols + bounds.unstable(i).sum(dim=1)
+        order = symbols.argsort(stable=True)  # inputs with as many symbols stand together
+        counts, parts, start = symbols[order].tolist(), [], 0
         while start < len(region):
             end = start + 1
             while end < len(region) and (end + 1 - start) * counts[end] * widest <= ENTRIES:
@@ -103,16 +105,28 @@ class JacobianZonotope(LocalLipschitz):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Zonotopes of n times k rows: centre + sum_s (anything in [-1, 1]) coefficients_s directions_s."""
+    """Zonotopes of n times k rows: centre + sum_s (anything in [-1, 1]) coefficients_s directions_s.
 
+    Attributes:
+        network: whose first layer's rows are directions, too.
+        centre: where all symbols are 0.
+        coefficients: of the directions, nonnegative.
+        directions: those of hidden layers from the second on, shared by all rows of an input.
+        first: coefficients of the rows of the first layer; None if there is no hidden layer.
+    """
+
+    network: ReluNetwork
     centre: Float[Tensor, "n k d"]
     coefficients: Float[Tensor, "n k s"]
     directions: Float[Tensor, "n s d"]
+    first: Float[Tensor, "n k neurons"] | None
 
     def steepness(self, region: Region) -> Steepness:
         """The largest dual norm, and how far a linear function by one of the rows can fall in the ball."""
         if region.threat.p != 2.0:
             radius = self.coefficients @ self.directions.abs()
+            if self.first is not None:
+                radius = radius + _pull(self.network.absolute[0][0], self.first)
             return Steepness.between(self.centre - radius, self.centre + radius, region)
         spread = self._spread()
         slope = self._length(self.centre, spread)
@@ -127,6 +141,8 @@ class Rows:
 
     def _length(self, centre: Float[Tensor, "n k d"], spread: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         mixed = (self.coefficients * (centre @ self.directions.transpose(1, 2)).abs()).sum(dim=-1)
+        if self.first is not None:
+            mixed = mixed + (self.first * _push(self.network.layers[0].maps[0], centre).abs()).sum(dim=-1)
         return (centre.square().sum(dim=-1) + 2 * mixed + spread).sqrt()
 
     def _spread(self) -> Float[Tensor, "n k"]:
@@ -135,38 +151,49 @@ class Rows:
         size = max(1, GRAM // max(n * s, 1))
         total = self.centre.new_zeros(self.centre.shape[:2])
         for at in range(0, s, size):
-            gram = (self.directions[:, at : at + size] @ self.directions.transpose(1, 2)).abs_()
-            total += ((self.coefficients[:, :, at : at + size] @ gram) * self.coefficients).sum(dim=-1)
-        return total
+            chosen = slice(at, at + size)
+            own = self.directions[:, chosen]
+            gram = (own @ self.directions[:, at:].transpose(1, 2)).abs_()  # symmetric: what lies above counts twice
+            gram[:, :, size:] *= 2
+            mixed = (self.coefficients[:, :, chosen] @ gram) * self.coefficients[:, :, at:]
+            total = total + mixed.sum(dim=-1)
+            if self.first is not None:
+                with_first = self.coefficients[:, :, chosen] @ _push(self.network.layers[0].maps[0], own).abs_()
+                total = total + 2 * (with_first * self.first).sum(dim=-1)
+        if self.first is None:
+            return total
+        flat = self.first.flatten(0, 1)
+        return total + ((self.network.first_gram @ flat.T.contiguous()).T * flat).sum(dim=-1).view_as(total)
 
 
 def zonotope(network: ReluNetwork, layer: int, rows: Float[Tensor, "n k outputs"], slopes: Slopes) -> Rows:
     """What `rows` times the matrices from the input to `layer` can be, for slopes in these intervals."""
     n, k = rows.shape[:2]
-    centres: dict[int, Tensor] = {}
-    directions: dict[int, Tensor] = {}
-    coefficients = rows.new_zeros(n, k, 0)
-    centre, shared, fresh, at = rows, rows.new_zeros(n, 0, rows.shape[2]), None, layer
-    while True:
+    centres: dict[int, Tensor] = {layer + 1: rows}
+    directions: dict[int, Tensor] = {layer + 1: rows.new_zeros(n, 0, rows.shape[2])}
+    coefficients, fresh, first = rows.new_zeros(n, k, 0), None, None
+    while (at := max(centres) - 1) >= 0:
+        centre, shared = centres.pop(at + 1), directions.pop(at + 1)
+        shared = _padded(shared, coefficients.shape[2])
+        if at < layer:
+            middle, half = (slopes.low[at] + slopes.high[at]) / 2, (slopes.high[at] - slopes.low[at]) / 2
+            new = (centre.abs() + coefficients @ shared.abs()) * half[:, None]
+            centre, shared = centre * middle[:, None], shared * middle[:, None]
+            if at == 0:
+                first = new
+            else:
+                count = int((half > 0).sum(dim=1).amax()) if n else 0
+                fresh = (half > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+                coefficients = torch.cat([coefficients, new.gather(2, fresh[:, None].expand(n, k, count))], dim=2)
         for source, step in network.layers[at].maps.items():
-            pulled = _pull(step, centre)
-            centres[source] = centres[source] + pulled if source in centres else pulled
-            moved = _pull(step, shared)
+            pulled, moved = _pull(step, centre), _pull(step, shared)
             if fresh is not None:
                 moved = torch.cat([moved, _rows_of(step, fresh)], dim=1)
-            directions[source] = moved + _padded(directions[source], moved) if source in directions else moved
-        at = max(centres)
-        if at == 0:
-            return Rows(centres[0], coefficients, _padded(directions[0], coefficients.transpose(1, 2)))
-        centre, shared, at = centres.pop(at), directions.pop(at), at - 1
-        shared = _padded(shared, coefficients.transpose(1, 2))
-        middle, half = (slopes.low[at] + slopes.high[at]) / 2, (slopes.high[at] - slopes.low[at]) / 2
-        size = centre.abs() + coefficients @ shared.abs()
-        count = int((half > 0).sum(dim=1).amax()) if n else 0
-        fresh = (half > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        new = (size * half[:, None]).gather(2, fresh[:, None].expand(n, k, count))
-        coefficients = torch.cat([coefficients, new], dim=2)
-        centre, shared = centre * middle[:, None], shared * middle[:, None]
+            known = source in centres
+            centres[source] = centres[source] + pulled if known else pulled
+            directions[source] = _padded(directions[source], moved.shape[1]) + moved if known else moved
+        fresh = None
+    return Rows(network, centres[0], coefficients, _padded(directions[0], coefficients.shape[2]), first)
 
 
 def _pull(step: Map, rows: Float[Tensor, "n k after"]) -> Float[Tensor, "n k before"]:
@@ -185,7 +212,15 @@ def _rows_of(step: Map, index: Tensor) -> Float[Tensor, "n s before"]:
     return _pull(step, units.scatter(2, index[..., None], 1.0))
 
 
-def _padded(directions: Float[Tensor, "n s d"], like: Float[Tensor, "n t _"]) -> Float[Tensor, "n t d"]:
+def _push(step: Map, rows: Float[Tensor, "n k before"]) -> Float[Tensor, "n k after"]:
+    """A map, applied to every row."""
+    n, k = rows.shape[:2]
+    if n * k == 0:
+        return rows.new_zeros(n, k, step.outputs)
+    return step.forward(rows.flatten(0, 1)).view(n, k, step.outputs)
+
+
+def _padded(directions: Float[Tensor, "n s d"], count: int) -> Float[Tensor, "n t d"]:
     """With zeros for the symbols that came later."""
-    more = like.shape[1] - directions.shape[1]
+    more = count - directions.shape[1]
     return torch.nn.functional.pad(directions, (0, 0, 0, more)) if more else directions
