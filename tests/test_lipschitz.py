@@ -104,7 +104,7 @@ def prepare(classifier, p):
 
 
 def certify(classifier, x, p):
-    return LipschitzMargin().certify(prepare(classifier, p), x, [0] * len(x))
+    return LipschitzMargin().certify(prepare(classifier, p), x.double(), [0] * len(x))
 
 
 def wrap(*layers, shape=(6,)):
@@ -317,6 +317,15 @@ class AddsInPlaceToABranch(nn.Module):
         return x
 
 
+class AddsFarAway(nn.Module):
+    """Adds in place, to another name of its input, what is 0 near the origin."""
+
+    def forward(self, x):
+        other = x
+        x += 5 * torch.relu(x - 100)
+        return other
+
+
 class DividesBy(nn.Module):
     def forward(self, x):
         return 1 / x
@@ -374,7 +383,8 @@ class Replaced(nn.Identity):
         (DataDependent(), "cannot trace"),
         (ReadsAValue(), "abs"),
         (OverwritesABranch(), "elu.*in place"),
-        (AddsInPlaceToABranch(), "computes other logits"),
+        (AddsInPlaceToABranch(), "iadd changes in place a value that is used again"),
+        (AddsFarAway(), "iadd changes in place a value that is used again"),
         (DividesBy(), "truediv.*divisor"),
         (Repeats(), "add.*another shape"),
         (MovingBias(), "linear"),

@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "written into a constant": (
         lambda: Forward(constant, sleeping(nn.Linear(72, 3)), nn.Linear(72, 3)),
-        "in place",
+        "into a constant",
     ),
     "pooling without channels": (
         lambda: nn.Sequential(nn.Flatten(2), nn.AvgPool2d((1, 2)), nn.Flatten(), nn.Linear(36, 3)),

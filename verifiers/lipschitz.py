@@ -30,7 +30,7 @@ from certbench.verifiers.network import ReluNetwork
 from certbench.verifiers.norms import LINEAR, SLOPES, Diagonal, LinearMap, Matrix, dual, lengths, product, total
 from certbench.verifiers.relaxation import Region, layer_bounds
 from certbench.verifiers.rounding import bound_errors, program_error
-from certbench.verifiers.tracing import asks_shape, overwrites, trace
+from certbench.verifiers.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
 
 CHORDS = 2**24
 """The most entries of a table of chords; larger ones are not followed. A judgement: 128 MB."""
@@ -193,6 +193,7 @@ def constants_of(
             f"the trace of {classifier.name} computes other logits than its module; does it add in place to a tensor "
             "that is used again?"
         )
+    refuse_hidden_writes(classifier, graph, x)
     return propagation.pairs(classifier.num_classes, rule), propagation.layers
 
 

@@ -20,11 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
-from certbench.verifiers.tracing import asks_shape, overwrites, trace
+from certbench.verifiers.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
 
 DENSE_LIMIT = 2**20
 """Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
@@ -397,24 +396,8 @@ def _read(classifier: Classifier, double: Classifier) -> ReluNetwork:
         raise UnsupportedError(f"{double.name}: {str(error).partition(chr(10))[0]}") from error
     if not agreed:
         raise UnsupportedError(f"read as a ReLU network, {double.name} would compute other logits")
-    with _Writes() as writes:
-        double.module(x.clone())
-    if writes.found:
-        raise UnsupportedError(f"{writes.found.pop()} works in place, which a trace does not show; write a = a + b")
+    refuse_hidden_writes(double, graph, x)
     return network
-
-
-class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what works in place, but for ReLU, whose node says so: a trace turns `a += b` into `a + b`."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable and func is not torch.ops.aten.relu_.default:
-            self.found.add(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def _literals(graph: fx.GraphModule) -> list[str]:
