@@ -30,11 +30,13 @@ from certbench.certificate import Certificate
 from certbench.certification import certify, out_of_memory
 from certbench.certifier import Certifier
 from certbench.classifier import Classifier
+from certbench.clever import VERSION as CLEVER_VERSION
+from certbench.clever import clever
 from certbench.errors import CertificationError, ConfigError, MissingBackendError, StoreError, UnsupportedError
 from certbench.models import data, zoo
 from certbench.options import describe, label
-from certbench.rows import Row
-from certbench.store import Counterexample, Planned, Result, Store, content_key, plain
+from certbench.rows import Estimate, Row
+from certbench.store import Counterexample, Planned, PlannedEstimate, Result, Store, content_key, plain
 from certbench.suite import ModelSpec, Suite
 from certbench.terms import Outcome, Subject
 from certbench.threat import ThreatModel
@@ -62,7 +64,7 @@ class Watcher(Protocol):
     """Who wants to see how a run comes along."""
 
     def begin(self, total: int, done: int) -> None:
-        """So many rows and attacks are planned, of which so many are stored already."""
+        """So many rows, attacks and estimates are planned, of which so many are stored already."""
 
     def now(self, text: str) -> None:
         """This is being computed."""
@@ -81,9 +83,10 @@ class Finished:
     Attributes:
         rows: in the order of the suite.
         manifest: what was run, with which versions, on what.
-        computed: rows and attacks computed this time; 0 if everything was stored already.
+        computed: rows, attacks and estimates computed this time; 0 if everything was stored already.
         unaudited: correctly classified inputs of base classifiers on which the attacks failed with an error.
         folder: where the run is stored.
+        estimates: guesses beside the attacks, if the suite asks for some; they prove nothing.
     """
 
     rows: list[Row]
@@ -91,6 +94,7 @@ class Finished:
     computed: int
     unaudited: int
     folder: Path
+    estimates: list[Estimate]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +132,18 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
         manifest = _manifest(suite, dataset, models, threads)
         _write(folder / "manifest.json", json.dumps(manifest, indent=2))
         pairs = list(_pairs(suite, models, inputs, labels))
-        store.plan([planned for pair in pairs for planned in pair.planned])
-        stored, attacked = store.outcomes(), store.attacked()
+        asked = suite.settings.attacks.steps or suite.settings.clever
+        correct = _wanted_attacks(models, inputs, labels, pairs) if asked else {}
+        guesses = _wanted_estimates(suite, inputs, correct)
+        store.plan([planned for pair in pairs for planned in pair.planned], [e for _, _, part in guesses for e in part])
+        stored, attacked, estimated = store.outcomes(), store.attacked(), store.estimated()
         fresh = {key for key, outcome in stored.items() if outcome not in RERUN[rerun]}
-        wanted = _wanted_attacks(suite, models, inputs, labels, pairs) if suite.settings.attacks.steps else {}
+        wanted = correct if suite.settings.attacks.steps else {}
         total = sum(len(pair.planned) for pair in pairs) + sum(len(indices) for indices in wanted.values())
+        total += sum(len(part) for _, _, part in guesses)
         done = sum(p.key in fresh for pair in pairs for p in pair.planned)
         done += sum(attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
+        done += sum(e.key in estimated for _, _, part in guesses for e in part)
         watcher.begin(total, done)
 
         computed = 0
@@ -145,11 +154,13 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
             for pair in pairs:
                 stop()
                 computed += _certify(suite, store, pair, inputs, fresh, watcher, stop, folder)
+            for model, threat, part in guesses:
+                computed += _estimate(suite, store, model, threat, inputs, part, estimated, watcher, stop, folder)
         attacked = store.attacked()
         unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         _write(folder / "manifest.json", json.dumps(manifest, indent=2))
-        return Finished(store.rows(), manifest, computed, unaudited, folder)
+        return Finished(store.rows(), manifest, computed, unaudited, folder, store.estimates())
     finally:
         store.close()
 
@@ -201,7 +212,7 @@ def _model(spec: ModelSpec, dataset: data.Dataset) -> Classifier:
 
 
 def _pairs(suite: Suite, models: list[Classifier], inputs: torch.Tensor, labels: torch.Tensor) -> Iterator[_Pair]:
-    hashes = [hashlib.sha256(repr(tuple(x.shape)).encode() + x.numpy().tobytes()).hexdigest() for x in inputs]
+    hashes = _hashes(inputs)
     seed = suite.settings.seed
     for model in models:
         fingerprint = model.fingerprint()
@@ -245,8 +256,12 @@ def _pairs(suite: Suite, models: list[Classifier], inputs: torch.Tensor, labels:
                 )
 
 
+def _hashes(inputs: torch.Tensor) -> list[str]:
+    return [hashlib.sha256(repr(tuple(x.shape)).encode() + x.numpy().tobytes()).hexdigest() for x in inputs]
+
+
 def _wanted_attacks(
-    suite: Suite, models: list[Classifier], inputs: torch.Tensor, labels: torch.Tensor, pairs: list[_Pair]
+    models: list[Classifier], inputs: torch.Tensor, labels: torch.Tensor, pairs: list[_Pair]
 ) -> dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]]:
     """Of each model: its correctly classified inputs, with the key of the counterexample in each norm."""
     wanted: dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]] = {}
@@ -259,6 +274,35 @@ def _wanted_attacks(
                 for i, right in enumerate(correct)
                 if right
             ]
+    return wanted
+
+
+def _wanted_estimates(
+    suite: Suite, inputs: torch.Tensor, correct: dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]]
+) -> list[tuple[Classifier, ThreatModel, list[PlannedEstimate]]]:
+    """For each model, and each norm in which the suite wants estimates: those of its correctly classified inputs."""
+    asked = suite.settings.clever
+    if asked is None:
+        return []
+    hashes, wanted = _hashes(inputs), []
+    for model, of_model in correct.items():
+        fingerprint = model.fingerprint()
+        for threat in suite.threats:
+            if threat.p in asked.radius:
+                options = {"batches": asked.batches, "samples": asked.samples, "radius": asked.radius[threat.p]}
+                method = f"clever({', '.join(f'{name}={value:g}' for name, value in options.items())})"
+                part = [
+                    PlannedEstimate(
+                        key=content_key(
+                            classifier=fingerprint, input=hashes[i], norm=threat.p, domain=threat.domain,
+                            seed=suite.settings.seed, clever=options, version=CLEVER_VERSION,
+                        ),
+                        attack=keys.get(threat, ""), model=model.name, method=method, norm=threat.p,
+                        domain=threat.domain, input=i, cap=asked.radius[threat.p],
+                    )
+                    for i, keys in of_model
+                ]  # fmt: skip
+                wanted.append((model, threat, part))
     return wanted
 
 
@@ -295,6 +339,42 @@ def _attack(
         store.put_attacks(new)
         count += len(part)
         watcher.advance({"attacked": len(part)})
+    return count
+
+
+def _estimate(
+    suite: Suite,
+    store: Store,
+    model: Classifier,
+    threat: ThreatModel,
+    inputs: torch.Tensor,
+    planned: list[PlannedEstimate],
+    estimated: set[str],
+    watcher: Watcher,
+    stop: Callable[[], None],
+    folder: Path,
+) -> int:
+    """Estimate the inputs whose estimates are not stored; returns how many were. A failure only lacks in the report."""
+    asked, count = suite.settings.clever, 0
+    todo = [estimate for estimate in planned if estimate.key not in estimated]
+    assert asked is not None
+    for start in range(0, len(todo), suite.settings.batch):
+        stop()
+        part = todo[start : start + suite.settings.batch]
+        name = f"estimates of {model.name}, {threat.name}"
+        watcher.now(name)
+        try:
+            values = clever(
+                model, inputs[[estimate.input for estimate in part]], threat, radius=part[0].cap,
+                batches=asked.batches, samples=asked.samples, seed=suite.settings.seed,
+            )  # fmt: skip
+        except Exception as error:
+            _log(folder, name)
+            watcher.note(f"{name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
+            continue
+        store.put_estimates({e.key: value for e, value in zip(part, values.tolist(), strict=True)})
+        count += len(part)
+        watcher.advance({"estimated": len(part)})
     return count
 
 

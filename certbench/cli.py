@@ -29,7 +29,7 @@ from certbench.errors import CertbenchError, ConfigError, StoreError
 from certbench.terms import Outcome
 
 if TYPE_CHECKING:
-    from certbench.rows import Row
+    from certbench.rows import Estimate, Row
 
 OK, USAGE, UNSOUND, INCOMPLETE, STORE, INTERRUPTED = 0, 2, 3, 5, 6, 130
 
@@ -105,8 +105,8 @@ def run(
             err.print(f"To go on when that is mended: {_again()}", markup=False, soft_wrap=True)
             raise
     radii = _radii(finished.manifest)
-    path = _report(folder, finished.manifest, finished.rows)
-    _print_table(finished.rows, radii)
+    path = _report(folder, finished.manifest, finished.rows, finished.estimates)
+    _print_table(finished.rows, radii, finished.estimates)
     out.print(
         f"{len(finished.rows)} rows, {finished.computed} computed now. Report: {escape(str(path))}", soft_wrap=True
     )
@@ -140,8 +140,8 @@ def show(
 ) -> None:
     """Show a certifier's options, a model's card, a suite's text, or a run's table."""
     if (Path(thing) / "results.db").exists():
-        manifest, rows = _stored(Path(thing))
-        _print_table(rows, _radii(manifest))
+        manifest, rows, estimates = _stored(Path(thing))
+        _print_table(rows, _radii(manifest), estimates)
         raise typer.Exit(_verdict(rows))
     if thing in registry.table():
         _show_certifier(thing)
@@ -174,10 +174,11 @@ def report(
     """Write a run's HTML report again from what is stored."""
     from certbench import metrics, table
 
-    manifest, rows = _stored(folder)
-    path = _report(folder, manifest, rows)
+    manifest, rows, estimates = _stored(folder)
+    path = _report(folder, manifest, rows, estimates)
     if markdown:
-        out.print(table.markdown(metrics.summarise(rows, _radii(manifest))), markup=False, soft_wrap=True)
+        guesses = metrics.summarise_estimates(estimates)
+        out.print(table.markdown(metrics.summarise(rows, _radii(manifest)), guesses), markup=False, soft_wrap=True)
     out.print(f"Report: {path}", markup=False, soft_wrap=True)
     raise typer.Exit(_verdict(rows))
 
@@ -259,7 +260,7 @@ class _Watcher:
     def begin(self, total: int, done: int) -> None:
         """Start the bar."""
         self.total, self.done = total, done
-        err.print(f"{total} rows and attacks, {done} of them stored already")
+        err.print(f"{total} rows, attacks and estimates, {done} of them stored already")
         if err.is_terminal:
             self.task = self.bar.add_task("", total=total, completed=done, counts="")
 
@@ -301,7 +302,7 @@ def _show_certifier(name: str) -> None:
     out.print(table)
 
 
-def _stored(folder: Path) -> tuple[dict[str, Any], "list[Row]"]:
+def _stored(folder: Path) -> tuple[dict[str, Any], "list[Row]", "list[Estimate]"]:
     from certbench.store import Store
 
     if not (folder / "results.db").exists():
@@ -313,30 +314,30 @@ def _stored(folder: Path) -> tuple[dict[str, Any], "list[Row]"]:
         raise StoreError(f"cannot read {folder / 'manifest.json'}: {type(error).__name__}: {error}") from error
     store = Store(folder / "results.db")
     try:
-        rows, missing = store.rows(), store.missing()
+        rows, estimates, missing = store.rows(), store.estimates(), store.missing()
     finally:
         store.close()
     if missing:
         err.print(f"[yellow]note:[/] {missing} rows of this run have not been computed yet")
-    return manifest, rows
+    return manifest, rows, estimates
 
 
 def _radii(manifest: Mapping[str, Any]) -> dict[float, list[float]]:
     return {float(p): [float(eps) for eps in radii] for p, radii in manifest["suite"]["radii"].items()}
 
 
-def _report(folder: Path, manifest: Mapping[str, Any], rows: "list[Row]") -> Path:
+def _report(folder: Path, manifest: Mapping[str, Any], rows: "list[Row]", estimates: "list[Estimate]") -> Path:
     from certbench import report as html
 
     path = folder / "report.html"
-    html.write(path, f"certbench: {manifest['suite']['name']}", manifest, rows, _radii(manifest))
+    html.write(path, f"certbench: {manifest['suite']['name']}", manifest, rows, _radii(manifest), estimates)
     return path
 
 
-def _print_table(rows: "list[Row]", radii: Mapping[float, list[float]]) -> None:
+def _print_table(rows: "list[Row]", radii: Mapping[float, list[float]], estimates: "list[Estimate]") -> None:
     from certbench import metrics, table
 
-    table.render(metrics.summarise(rows, radii), out)
+    table.render(metrics.summarise(rows, radii), out, metrics.summarise_estimates(estimates))
 
 
 def _verdict(rows: "list[Row]") -> int:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from certbench.rows import Row
+from certbench.rows import Estimate, Row
 from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
 from certbench.threat import ThreatModel
 
@@ -106,6 +106,67 @@ class Summary:
         if self.answered == 0:
             return 0.0
         return None if self.alpha is None else self.alpha * self.answered
+
+
+@dataclass(frozen=True)
+class EstimateSummary:
+    """Estimates of one method for one classifier under one threat model; they prove nothing.
+
+    Attributes:
+        norm: 1, 2 or inf.
+        domain: the box that inputs live in, or None.
+        model: name of the classifier.
+        method: name of the method, with its settings.
+        n: number of inputs with an estimate.
+        mean: of the estimates; None where there is none.
+        capped: how many are the largest that the method can make.
+        attacked: inputs with an estimate and a counterexample at a distance that is not 0.
+        ratio: mean of estimate / distance over those; None where there is none.
+        above: how many of those estimates are above the distance, and so refuted as bounds.
+    """
+
+    norm: float
+    domain: tuple[float, float] | None
+    model: str
+    method: str
+    n: int
+    mean: float | None
+    capped: int
+    attacked: int
+    ratio: float | None
+    above: int
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Norm and domain."""
+        return ThreatModel(self.norm, self.domain)
+
+
+def summarise_estimates(estimates: Iterable[Estimate]) -> list[EstimateSummary]:
+    """One summary per norm, domain, model and method, in the order of their first estimates."""
+    groups: dict[tuple[float, tuple[float, float] | None, str, str], list[Estimate]] = {}
+    for estimate in estimates:
+        key = (estimate.norm, estimate.domain, estimate.model, estimate.method)
+        groups.setdefault(key, []).append(estimate)
+    result = []
+    for (norm, domain, model, method), group in groups.items():
+        known = [estimate for estimate in group if not math.isnan(estimate.value)]
+        attacked = [estimate for estimate in known if 0 < estimate.upper < math.inf]
+        result.append(
+            EstimateSummary(
+                norm=norm,
+                domain=domain,
+                model=model,
+                method=method,
+                n=len(known),
+                mean=_mean([estimate.value for estimate in known]),
+                capped=sum(estimate.value >= estimate.cap for estimate in known),
+                attacked=len(attacked),
+                ratio=_mean([estimate.value / estimate.upper for estimate in attacked]),
+                above=sum(estimate.refuted for estimate in attacked),
+            )
+        )
+    return result
 
 
 def summarise(rows: Iterable[Row], radii: Mapping[float, Sequence[float]]) -> list[Summary]:
@@ -225,7 +286,11 @@ def _tightness(rows: Iterable[Row]) -> float | None:
         for row in rows
         if row.subject is Subject.BASE and row.correct and 0 < row.upper < math.inf
     ]
-    return math.fsum(ratios) / len(ratios) if ratios else None
+    return _mean(ratios)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def _alpha(rows: Sequence[Row]) -> float | None:

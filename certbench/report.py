@@ -13,8 +13,8 @@ import jinja2
 
 from certbench import __version__, metrics, table
 from certbench.errors import StoreError
-from certbench.metrics import Steps, Summary
-from certbench.rows import Row
+from certbench.metrics import EstimateSummary, Steps, Summary
+from certbench.rows import Estimate, Row
 from certbench.terms import Guarantee, Subject
 from certbench.threat import ThreatModel
 
@@ -128,6 +128,7 @@ class Section:
     columns: list[table.Column]
     groups: list[tuple[str, int]]
     models: list[tuple[str, list[Summary]]]
+    estimates: list[list[str]]
     captions: list[table.Note]
     failures: list[table.Note]
     unsupported: list[table.Note]
@@ -143,6 +144,7 @@ def write(
     manifest: Mapping[str, Any],
     rows: Iterable[Row],
     radii: Mapping[float, Sequence[float]],
+    estimates: Iterable[Estimate] = (),
 ) -> None:
     """Write the report of these rows; readers see the old file or the whole new one.
 
@@ -152,12 +154,13 @@ def write(
         manifest: what was run, shown as it is in its own order; nested values too.
         rows: of the run.
         radii: for each norm, the eps at which certified accuracy is tabulated.
+        estimates: of the run, shown in tables of their own.
 
     Raises:
         StoreError: the file cannot be written; the one that was there is intact.
     """
     target = Path(path)
-    text = html(title, manifest, list(rows), radii)
+    text = html(title, manifest, list(rows), radii, list(estimates))
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -168,7 +171,13 @@ def write(
         draft.unlink(missing_ok=True)
 
 
-def html(title: str, manifest: Mapping[str, Any], rows: Sequence[Row], radii: Mapping[float, Sequence[float]]) -> str:
+def html(
+    title: str,
+    manifest: Mapping[str, Any],
+    rows: Sequence[Row],
+    radii: Mapping[float, Sequence[float]],
+    estimates: Sequence[Estimate] = (),
+) -> str:
     """The page as text."""
     summaries = metrics.summarise(rows, radii)
     shapes = dict(zip(dict.fromkeys(row.model for row in rows), itertools.cycle(SHAPES), strict=False))
@@ -194,7 +203,9 @@ def html(title: str, manifest: Mapping[str, Any], rows: Sequence[Row], radii: Ma
         probabilistic=any(s.guarantee is Guarantee.PROBABILISTIC and s.answered for s in summaries),
         expected_wrong=table.expected_wrong(summaries),
         smoothed=any(s.subject is Subject.SMOOTHED for s in table.supported(summaries)),
-        sections=_sections(rows, summaries, shapes),
+        sections=_sections(rows, summaries, metrics.summarise_estimates(estimates), shapes),
+        estimate_heads=table.ESTIMATE_HEADS,
+        estimate_caption=table.ESTIMATES,
         shapes=shapes,
         colours=COLOURS,
         curves=CURVES,
@@ -203,7 +214,12 @@ def html(title: str, manifest: Mapping[str, Any], rows: Sequence[Row], radii: Ma
     )
 
 
-def _sections(rows: Sequence[Row], summaries: Sequence[Summary], shapes: Mapping[str, str]) -> list[Section]:
+def _sections(
+    rows: Sequence[Row],
+    summaries: Sequence[Summary],
+    estimates: Sequence[EstimateSummary],
+    shapes: Mapping[str, str],
+) -> list[Section]:
     order = {name: i for i, name in enumerate(dict.fromkeys(row.certifier for row in rows))}
     pairs: dict[tuple[object, ...], list[Row]] = {}
     models: dict[tuple[object, ...], list[Row]] = {}
@@ -240,6 +256,7 @@ def _sections(rows: Sequence[Row], summaries: Sequence[Summary], shapes: Mapping
                 columns=cells,
                 groups=[(name, len(list(of))) for name, of in itertools.groupby(cells, lambda c: c.group)],
                 models=table.by_model(shown),
+                estimates=[table.estimate_cells(s) for s in estimates if s.threat == threat],
                 captions=[note for note in notes if note.kind in (table.Kind.UNSOUND, table.Kind.CAPTION)],
                 failures=[note for note in notes if note.kind is table.Kind.FAILURE],
                 unsupported=[note for note in notes if note.kind is table.Kind.UNSUPPORTED],

@@ -1,4 +1,4 @@
-"""Rows: what a run knows of one (classifier, certifier, norm, input). Imports nothing heavy."""
+"""Rows: what a run knows of one (classifier, certifier, norm, input), and estimates. Imports nothing heavy."""
 
 import math
 from collections.abc import Mapping
@@ -66,3 +66,33 @@ class Row:
     def certified(self, eps: float) -> bool:
         """Whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
         return self.correct and self.radius >= eps
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A guess at the distance of the closest counterexample, which proves nothing; it never becomes a `Row`.
+
+    Attributes:
+        model: name of the classifier, a base classifier.
+        method: the method's name and its settings.
+        norm: 1, 2 or inf.
+        domain: the box that inputs live in, or None for all of R^d.
+        input: index of the input in its data set.
+        value: the guess, in units of the input; NaN if none came out.
+        cap: the largest guess that the method can make.
+        upper: distance of the closest counterexample known, inf if none.
+    """
+
+    model: str
+    method: str
+    norm: float
+    domain: tuple[float, float] | None
+    input: int
+    value: float
+    cap: float
+    upper: float = math.inf
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a known counterexample lies closer (beyond rounding of the distance): it is no bound."""
+        return self.value > self.upper * (1 + 1e-9)

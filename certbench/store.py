@@ -2,7 +2,8 @@
 
 Three tables. `plan` says which rows the suite asked for last, with the names it gave them. `results` and `attacks`
 hold what was computed, under keys made of content alone (parameters, code, input, options, seed), so a changed model
-never meets an old answer, and a renamed one finds its own.
+never meets an old answer, and a renamed one finds its own. Estimates, which prove nothing, have two tables of their
+own, so that none is ever read as a certificate; a file of the same format may lack them.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from certbench.errors import StoreError
-from certbench.rows import Row
+from certbench.rows import Estimate, Row
 from certbench.terms import Guarantee, Outcome, Subject
 
 _SCHEMA = """
@@ -30,6 +31,12 @@ CREATE TABLE IF NOT EXISTS results (
     evidence TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS attacks (
     key TEXT PRIMARY KEY, distance REAL NOT NULL, attack TEXT NOT NULL, point BLOB);
+"""
+_ESTIMATES = """
+CREATE TABLE IF NOT EXISTS estimate_plan (
+    position INTEGER PRIMARY KEY, key TEXT NOT NULL, attack TEXT NOT NULL, model TEXT NOT NULL, method TEXT NOT NULL,
+    norm REAL NOT NULL, domain TEXT NOT NULL, input INTEGER NOT NULL, cap REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS estimates (key TEXT PRIMARY KEY, value REAL);
 """
 VERSION = 1
 
@@ -49,6 +56,20 @@ class Planned:
     domain: tuple[float, float] | None
     input: int
     label: int
+
+
+@dataclass(frozen=True)
+class PlannedEstimate:
+    """One estimate that a suite asks for, before it is computed; `attack` is the key of its counterexample."""
+
+    key: str
+    attack: str
+    model: str
+    method: str
+    norm: float
+    domain: tuple[float, float] | None
+    input: int
+    cap: float
 
 
 @dataclass(frozen=True)
@@ -100,14 +121,16 @@ class Store:
             if version not in (0, VERSION):
                 raise StoreError(f"{path} was written by another version of certbench (format {version})")
             if version == 0:  # new; one that is only read is not touched
-                self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+                self._connection.executescript(
+                    f"BEGIN; {_SCHEMA} {_ESTIMATES} PRAGMA user_version = {VERSION}; COMMIT;"
+                )
             undo.pop_all()
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    def plan(self, planned: Sequence[Planned]) -> None:
+    def plan(self, planned: Sequence[Planned], estimates: Sequence[PlannedEstimate] = ()) -> None:
         """Replace what the suite asks for; results stay."""
         values = [
             (
@@ -119,6 +142,16 @@ class Store:
         with self._transaction():
             self._connection.execute("DELETE FROM plan")
             self._connection.executemany(f"INSERT INTO plan VALUES ({','.join('?' * 12)})", values)
+            for statement in _ESTIMATES.split(";")[:-1]:
+                self._connection.execute(statement)
+            self._connection.execute("DELETE FROM estimate_plan")
+            self._connection.executemany(
+                "INSERT INTO estimate_plan VALUES (?,?,?,?,?,?,?,?,?)",
+                [
+                    (i, e.key, e.attack, e.model, e.method, e.norm, json.dumps(e.domain), e.input, e.cap)
+                    for i, e in enumerate(estimates)
+                ],
+            )
 
     def put(self, results: Iterable[Result]) -> None:
         """Write results in one transaction; a later answer replaces an earlier one."""
@@ -141,6 +174,11 @@ class Store:
                 [(c.key, c.distance, c.attack, c.point) for c in found],
             )
 
+    def put_estimates(self, values: Mapping[str, float]) -> None:
+        """Write estimates by key in one transaction; NaN says that none came out."""
+        with self._transaction():
+            self._connection.executemany("INSERT OR REPLACE INTO estimates VALUES (?,?)", values.items())
+
     def outcomes(self) -> dict[str, Outcome]:
         """How each stored result ended, by key."""
         with self._guard():
@@ -150,6 +188,22 @@ class Store:
         """Distance of each stored counterexample, by key."""
         with self._guard():
             return dict(self._connection.execute("SELECT key, distance FROM attacks"))
+
+    def estimated(self) -> set[str]:
+        """Keys of the stored estimates."""
+        with self._guard():
+            return {key for (key,) in self._connection.execute("SELECT key FROM estimates")}
+
+    def estimates(self) -> list[Estimate]:
+        """The estimates of the plan that have been computed, in the plan's order."""
+        query = (
+            "SELECT p.model, p.method, p.norm, p.domain, p.input, e.value, p.cap, a.distance FROM estimate_plan p "
+            "JOIN estimates e ON e.key = p.key LEFT JOIN attacks a ON a.key = p.attack ORDER BY p.position"
+        )
+        with self._guard():
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'estimates'").fetchone():
+                return []  # written before there were estimates
+            return [_estimate(*values) for values in self._connection.execute(query)]
 
     def rows(self) -> list[Row]:
         """The rows of the plan that have been computed, in the plan's order."""
@@ -193,7 +247,6 @@ def _row(values: Sequence[Any]) -> Row:
     (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
     (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, distance) = values[9:]
     known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
-    box = json.loads(domain)
     return Row(
         model=model,
         certifier=certifier,
@@ -201,7 +254,7 @@ def _row(values: Sequence[Any]) -> Row:
         guarantee=Guarantee(guarantee),
         subject=Subject(subject),
         norm=norm,
-        domain=None if box is None else (box[0], box[1]),
+        domain=_box(domain),
         input=index,
         label=label,
         prediction=prediction,
@@ -213,6 +266,26 @@ def _row(values: Sequence[Any]) -> Row:
         reason=reason,
         evidence=json.loads(evidence),
     )
+
+
+def _estimate(
+    model: str, method: str, norm: float, domain: str, index: int, value: float | None, cap: float, upper: float | None
+) -> Estimate:
+    return Estimate(
+        model=model,
+        method=method,
+        norm=norm,
+        domain=_box(domain),
+        input=index,
+        value=math.nan if value is None else value,  # SQLite has no NaN
+        cap=cap,
+        upper=math.inf if upper is None else upper,
+    )
+
+
+def _box(text: str) -> tuple[float, float] | None:
+    box = json.loads(text)
+    return None if box is None else (box[0], box[1])
 
 
 def plain(value: Any) -> Any:

@@ -47,6 +47,14 @@ class Attacks(_Strict):
     steps: Whole = Field(default=100, ge=0)
 
 
+class Clever(_Strict):
+    """Estimates beside the attacks, which prove nothing: the `radius` sampled in each norm that wants them, and how."""
+
+    radius: dict[Number, Number] = Field(min_length=1)
+    batches: Whole = Field(default=50, gt=0)
+    samples: Whole = Field(default=100, gt=0)
+
+
 class Limits(_Strict):
     """What one (model, norm, certifier) may take; it is checked between batches."""
 
@@ -69,6 +77,7 @@ class SuiteFile(_Strict):
     batch: Whole = Field(default=64, gt=0)
     seed: Whole = 0
     attacks: Attacks = Attacks()
+    clever: Clever | None = None
     limits: Limits = Limits()
 
 
@@ -182,7 +191,8 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
         first = min(error.errors(), key=lambda found: found["type"] not in ("extra_forbidden", "invalid_key"))
         where = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-")))
         if first["type"] == "extra_forbidden":
-            inner: dict[str, type[_Strict]] = {"attacks": Attacks, "limits": Limits, "models": ModelSpec}
+            inner: dict[str, type[_Strict]] = {"attacks": Attacks, "clever": Clever, "limits": Limits}
+            inner["models"] = ModelSpec
             place = inner.get(str(where[0]), SuiteFile) if len(where) > 1 else SuiteFile
             raise ConfigError(registry.unknown("setting", str(where[-1]), place.model_fields), where) from error
         raise ConfigError(first["msg"].removeprefix("Value error, "), where) from error
@@ -214,6 +224,11 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
             raise ConfigError(f"radii are given for norm {p:g}, which is not among the norms", where)
         if not all(eps > 0 for eps in settings.radii[p]):
             raise ConfigError(f"radii must be positive, not {min(settings.radii[p]):g}", ("radii",))
+    for p, radius in settings.clever.radius.items() if settings.clever else ():
+        if p not in settings.norms:
+            raise ConfigError(f"a radius is given for norm {p:g}, which is not among the norms", ("clever", "radius"))
+        if not 0 < radius < math.inf:
+            raise ConfigError(f"a radius to sample is positive and finite, not {radius:g}", ("clever", "radius"))
     return Suite(settings, threats, certifiers, usual, path, lines)
 
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from certbench.metrics import Summary
+from certbench.metrics import EstimateSummary, Summary
 from certbench.terms import Guarantee, Subject
 from certbench.threat import ThreatModel
 
@@ -25,6 +25,14 @@ LEGEND = (
     "accuracies in %; @r: correct with radius >= r; tight: radius / distance of the closest known counterexample; "
     "none: correct, but nothing proved; wrong: misclassified; prep.: seconds once, not per input."
 )
+
+ESTIMATES = (
+    "Estimates prove nothing: they guess how far the closest counterexample of a correctly classified input lies, "
+    "and one above the distance at which the attacks found a counterexample is refuted as a bound. capped: as large as "
+    "the radius that was sampled, so that more could not come out."
+)
+
+ESTIMATE_HEADS = ("model", "estimate, proves nothing", "inputs", "mean", "capped", "estimate / attack", "above attack")
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,20 @@ def expected_wrong(summaries: Iterable[Summary]) -> str:
     return text + "."
 
 
-def render(summaries: Sequence[Summary], console: Console) -> None:
+def estimate_cells(summary: EstimateSummary) -> list[str]:
+    """A row under `ESTIMATE_HEADS`."""
+    return [
+        summary.model,
+        summary.method,
+        str(summary.n),
+        "-" if summary.mean is None else _fixed(summary.mean, _digits([summary.mean])),
+        str(summary.capped),
+        "-" if summary.ratio is None else f"{summary.ratio:.2f}",
+        f"{summary.above} of {summary.attacked}",
+    ]
+
+
+def render(summaries: Sequence[Summary], console: Console, estimates: Sequence[EstimateSummary] = ()) -> None:
     """Print one table per threat model.
 
     Where the console is too narrow for all columns (80 when piped), the table continues below with the
@@ -187,10 +208,15 @@ def render(summaries: Sequence[Summary], console: Console) -> None:
         for note in notes(group):
             # prose is wrapped; a line about one pair stays one line, for grep
             console.print(Text(note.text, style=_STYLES[note.kind]), soft_wrap=note.kind is not Kind.CAPTION)
+        guesses = [s for s in estimates if s.threat == threat]
+        if guesses:
+            console.print()
+            console.print(_estimate_table(guesses))
+            console.print(Text(ESTIMATES, style="dim"))
         console.print()
 
 
-def markdown(summaries: Sequence[Summary]) -> str:
+def markdown(summaries: Sequence[Summary], estimates: Sequence[EstimateSummary] = ()) -> str:
     """The same tables in Markdown, for a README or a committed report."""
     lines: list[str] = []
     for threat, group in by_threat(summaries):
@@ -206,6 +232,10 @@ def markdown(summaries: Sequence[Summary]) -> str:
             ]
             lines += ["", _markdown_text(LEGEND), ""]
         lines += [f"- {_markdown_text(note.text)}" for note in notes(group)]
+        guesses = [s for s in estimates if s.threat == threat]
+        if guesses:
+            lines += ["", _markdown_row(ESTIMATE_HEADS), _markdown_row(["---"] * 2 + ["---:"] * 5)]
+            lines += [_markdown_row(estimate_cells(s)) for s in guesses] + ["", _markdown_text(ESTIMATES)]
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -300,6 +330,15 @@ def _table(shown: Sequence[Summary], block: Sequence[Column], label_width: int) 
                 text = text.replace("(", " (", 1)  # rich breaks lines at spaces
             label = Text(text, style="bold red" if s.unsound else "")
             table.add_row(Padding(label, (0, 0, 0, 2)), Text(_guarantee(s)), *(Text(c.cell(s)) for c in block))
+    return table
+
+
+def _estimate_table(guesses: Iterable[EstimateSummary]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
+    for i, head in enumerate(ESTIMATE_HEADS):
+        table.add_column(Text(head), justify="left" if i < 2 else "right", overflow="fold")
+    for s in guesses:
+        table.add_row(*(Text(cell) for cell in estimate_cells(s)))
     return table
 
 

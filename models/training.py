@@ -1,10 +1,11 @@
-"""Training recipes: plain, under noise, by interval bounds, and by a Lipschitz margin.
+"""Training recipes: plain, under noise, under attack, by interval bounds, and by a Lipschitz margin.
 
 A recipe says how long to train and towards which objective; an objective is one loss. To add one: write a frozen
 dataclass with a `loss` like those below, its first docstring line saying in words what it does (cards repeat it),
 and name it in a line of `zoo.TABLE`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -110,6 +111,49 @@ class GaussianNoise(Objective):
         """Mean loss of a batch."""
         noise = torch.randn(step.x.shape, generator=step.generator)
         return functional.cross_entropy(module(step.x + self.sigma * noise), step.y)
+
+
+@dataclass(frozen=True)
+class Adversarial(Objective):
+    """Cross entropy where projected gradient ascent ends, in an L2 or Linf ball (Madry et al., 2018, section 2).
+
+    Attributes:
+        p: norm of the ball, 2 or inf.
+        eps: radius of the ball, which is clipped to [0, 1].
+        steps: of the ascent, each of length 2.5 eps / steps, after a random start.
+    """
+
+    p: float
+    eps: float
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse norms in which the ascent has no step."""
+        if self.p not in (2.0, math.inf):
+            raise ConfigError(f"no adversarial training in norm {self.p!r}; write 2 or inf", ("p",))
+
+    def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
+        """Mean loss of a batch."""
+        return functional.cross_entropy(module(self.ascend(module, step)), step.y)
+
+    def ascend(self, module: nn.Sequential, step: Step) -> Float[Tensor, "n ..."]:
+        """The points of a batch at which the ascent ends; parameters get no gradient on the way."""
+        noise = torch.rand(step.x.shape, generator=step.generator, dtype=step.x.dtype)
+        points = self._within(step.x, step.x + self.eps * (2 * noise - 1))
+        for _ in range(self.steps):
+            points.requires_grad_()
+            (gradient,) = torch.autograd.grad(functional.cross_entropy(module(points), step.y), points)
+            direction = gradient.sign() if self.p == math.inf else gradient / _norms(gradient)
+            points = self._within(step.x, points.detach() + 2.5 * self.eps / self.steps * direction)
+        return points
+
+    def _within(self, x: Float[Tensor, "n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        change = points - x
+        if self.p == math.inf:
+            change = change.clamp(-self.eps, self.eps)
+        else:
+            change = change * (self.eps / _norms(change)).clamp(max=1)
+        return (x + change).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -284,6 +328,12 @@ def _optimise(module: nn.Sequential, recipe: Recipe, data: Dataset, generator: t
             recipe.objective.loss(module, step).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+
+
+def _norms(x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """L2 norms of the rows, never 0, with axes of length 1 to divide by."""
+    norms: Tensor = x.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return norms.view(-1, *[1] * (x.dim() - 1))
 
 
 def _differences(

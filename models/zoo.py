@@ -28,6 +28,7 @@ from certbench.errors import ConfigError
 from certbench.models import data
 from certbench.models.architectures import ARCHITECTURES, Normalise
 from certbench.models.training import (
+    Adversarial,
     CertifiedObjective,
     CrossEntropy,
     GaussianNoise,
@@ -67,6 +68,7 @@ TABLE = {
     "mlp-plain": Entry("mlp", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
     "mlp-small": Entry("mlp-small", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
     "mlp-gaussian": Entry("mlp", Recipe(GaussianNoise(sigma=0.25), epochs=60)),
+    "mlp-pgd": Entry("mlp", Recipe(Adversarial(p=2.0, eps=0.3), epochs=60)),
     "mlp-ibp": Entry("mlp", Recipe(IntervalBounds(eps=0.1), epochs=120)),
     "mlp-lipschitz": Entry("mlp", Recipe(LipschitzMargin(eps=0.3), epochs=60)),
     "cnn-plain": Entry("cnn", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),

@@ -363,6 +363,64 @@ def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(
     assert (again.computed, again.unaudited) == (3, 0)
 
 
+# estimates
+
+ATTACKS = {"attacks": {"steps": 3}}
+CLEVER = {"clever": {"radius": {"2": 5.0}, "batches": 2, "samples": 3}}
+
+
+def test_estimates_change_no_row_and_are_computed_once(bench: Bench) -> None:
+    without = bench.run("lipschitz", SMOOTHING, **ATTACKS)
+    assert without.estimates == []
+    first = bench.run("lipschitz", SMOOTHING, **ATTACKS, **CLEVER)
+    assert (first.computed, bench.watcher.counts["estimated"]) == (3, 3)
+    assert (first.rows, first.unaudited) == (without.rows, 0)
+    assert [estimate.input for estimate in first.estimates] == [0, 1, 2]
+    radii = [row.radius for row in first.rows if row.certifier == "lipschitz"]
+    assert [estimate.value for estimate in first.estimates] == pytest.approx(radii)  # the network is linear
+    assert all(estimate.value <= estimate.upper < 2 for estimate in first.estimates)
+    assert {estimate.method for estimate in first.estimates} == {"clever(batches=2, samples=3, radius=5)"}
+    second = bench.run("lipschitz", SMOOTHING, **ATTACKS, **CLEVER)
+    assert (second.computed, second.estimates) == (0, first.estimates)
+    assert bench.watcher.done == bench.watcher.total == 12
+    assert bench.run("lipschitz", SMOOTHING, **ATTACKS).estimates == []
+
+
+@pytest.mark.parametrize(
+    ("change", "computed"),
+    [
+        ({"clever": {**CLEVER["clever"], "samples": 4}}, 3),
+        ({"clever": {**CLEVER["clever"], "radius": {"2": 4.0}}}, 3),
+        ({"attacks": {"steps": 0}}, 0),
+        ({"batch": 1}, 0),
+        ({"model": "renamed"}, 0),
+    ],
+    ids=str,
+)
+def test_settings_of_estimates_change_their_keys(bench: Bench, change: dict[str, Any], computed: int) -> None:
+    bench.run("fake", **ATTACKS, **CLEVER)
+    assert bench.run("fake", **{**ATTACKS, **CLEVER, **change}).computed == computed
+
+
+def test_only_norms_with_a_radius_and_base_classifiers_are_estimated(bench: Bench) -> None:
+    estimates = bench.run("lipschitz", norms=[1, 2], **CLEVER).estimates
+    assert [(estimate.norm, estimate.upper) for estimate in estimates] == [(2.0, math.inf)] * 3
+    assert bench.run(SMOOTHING, **CLEVER).estimates == []
+
+
+def test_estimates_that_fail_cost_nothing_and_are_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no gradient")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "clever", broken)
+        finished = bench.run("fake", **ATTACKS, **CLEVER)
+    assert (outcomes(finished.rows), finished.estimates) == ({"fake": {Outcome.COMPLETED}}, [])
+    assert "estimates of plane, L2 failed: RuntimeError: no gradient" in bench.watcher.notes[0]
+    again = bench.run("fake", **ATTACKS, **CLEVER)
+    assert (again.computed, len(again.estimates)) == (3, 3)
+
+
 # interruptions and full disks
 
 

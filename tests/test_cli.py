@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from certbench import cli, registry
+from certbench import benchmark, cli, registry
 from certbench.models import zoo
 from certbench.store import Store
 from certbench.verifiers.lirpa_shims import INSTALL
@@ -177,6 +177,17 @@ def test_an_unsound_certificate_is_shouted(certbench: Run) -> None:
         assert code == cli.UNSOUND
         assert "UNSOUND: fake(radius=100) on plane, norm 2, input 0: radius 100, but a counterexample lies at" in err
         assert "3 certificates are refuted" in err
+
+
+def test_a_refuted_estimate_is_shown_and_changes_no_exit_code(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "clever", lambda model, x, threat, **options: torch.full((len(x),), 5.0))
+    write(attacks={"steps": 5}, clever={"radius": {"2": 5}})
+    for arguments in (("run", "little.yaml"), ("show", str(FOLDER)), ("report", str(FOLDER), "--markdown")):
+        code, out, err = certbench(*arguments)
+        assert code == cli.OK
+        assert "Estimates prove nothing" in out and "3 of 3" in out
+        assert "UNSOUND" not in out + err
+    assert "Estimates prove nothing" in (FOLDER / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from certbench.metrics import Summary, attack_curve, curve, summarise
-from certbench.rows import Row
+from certbench.metrics import Summary, attack_curve, curve, summarise, summarise_estimates
+from certbench.rows import Estimate, Row
 from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
 
 PLAIN = Row(
@@ -194,6 +194,24 @@ def test_the_attack_curve_takes_the_closest_counterexample_of_each_input():
     assert attack_curve(rows) == [(0.0, 2 / 3), (0.7, 2 / 3), (0.9, 1 / 3)]
     assert attack_curve(rows[::-1]) == attack_curve(rows)
     assert attack_curve([PLAIN]) == []
+
+
+def test_estimates_are_summarised_by_hand():
+    guess = Estimate("net", "clever", 2.0, None, 0, value=0.5, cap=2.0, upper=1.0)
+    guesses = [
+        guess,
+        replace(guess, input=1, value=2.0, upper=0.5),
+        replace(guess, input=2, value=0.1, upper=math.inf),
+        replace(guess, input=3, value=math.nan),
+        replace(guess, input=4, value=0.4, upper=0.4),
+    ]
+    other = replace(guess, model="other", value=math.nan)
+    summary, nothing_known = summarise_estimates([*guesses, other])
+    assert (summary.model, summary.method, summary.n, summary.capped) == ("net", "clever", 4, 1)
+    assert summary.mean == pytest.approx((0.5 + 2.0 + 0.1 + 0.4) / 4)
+    assert summary.ratio == pytest.approx((0.5 + 4 + 1) / 3)
+    assert (summary.above, summary.attacked) == (1, 3)
+    assert (nothing_known.n, nothing_known.mean, nothing_known.ratio) == (0, None, None)
 
 
 @pytest.mark.parametrize("module", ["metrics", "table", "report"])

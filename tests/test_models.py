@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from certbench import Classifier, Linf, build, certify
 from certbench.errors import ConfigError
 from certbench.models import architectures, data, training, zoo
 
-LEAST = {"linear": 0.92, "plain": 0.96, "small": 0.94, "ibp": 0.95, "gaussian": 0.95, "lipschitz": 0.95}
+LEAST = {"linear": 0.92, "plain": 0.96, "small": 0.94, "pgd": 0.96, "ibp": 0.95, "gaussian": 0.95, "lipschitz": 0.95}
 """Test accuracy that a recipe reaches, by the end of the model's name."""
 
 
@@ -141,9 +142,40 @@ def test_a_ball_grows_after_the_warmup_and_then_stays() -> None:
 OBJECTIVES = [
     training.CrossEntropy(),
     training.GaussianNoise(0.25),
+    training.Adversarial(2.0, 0.1, steps=3),
+    training.Adversarial(math.inf, 0.02, steps=3),
     training.IntervalBounds(0.05),
     training.LipschitzMargin(0.1),
 ]
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_adversarial_points_lie_in_the_ball_and_cost_more_than_random_ones(p: float) -> None:
+    module, x, y, eps = network("mlp"), draw(10, 1, 8, 8), torch.arange(10), 0.3
+    step = training.Step(x, y, 0.0, torch.Generator().manual_seed(0))
+    start, end = (training.Adversarial(p, eps, steps).ascend(module, step) for steps in (0, 10))
+    for points in (start, end):
+        assert (points >= 0).all() and (points <= 1).all()
+        assert torch.linalg.vector_norm((points - x).flatten(1), ord=p, dim=1).amax() <= eps * (1 + 1e-9)
+    loss = nn.CrossEntropyLoss(reduction="none")
+    assert (loss(module(end), y) > loss(module(start), y)).all() and (loss(module(end), y) > loss(module(x), y)).all()
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_adversarial_training_moves_the_classes_apart(digits: data.Dataset) -> None:
+    x, y = digits.inputs.double(), digits.labels
+    step, attack = training.Step(x, y, 0.0, torch.Generator().manual_seed(0)), training.Adversarial(2.0, 0.6, 20)
+    accuracy = []
+    for name in ("mlp-plain", "mlp-pgd"):
+        module = zoo.load(name).double().module
+        assert isinstance(module, nn.Sequential)
+        accuracy.append(float((module(attack.ascend(module, step)).argmax(dim=1) == y).double().mean()))
+    assert accuracy[1] > accuracy[0] + 0.1
+
+
+def test_adversarial_training_in_another_norm_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"norm 1\.0; write 2 or inf"):
+        training.Adversarial(1.0, 0.1)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)

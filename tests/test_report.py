@@ -11,8 +11,8 @@ from rich.console import Console
 
 from certbench import metrics, report, table
 from certbench.errors import StoreError
-from certbench.metrics import summarise
-from certbench.rows import Row
+from certbench.metrics import summarise, summarise_estimates
+from certbench.rows import Estimate, Row
 from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
 
 RADII = {2.0: [0.25, 0.5], math.inf: [8 / 255]}
@@ -312,6 +312,34 @@ def test_the_verdict_otherwise():
     assert "at most 0.25 wrong ones for 2 inputs" in text
     assert "Nothing was checked" in page([SMOOTHED])
     assert "smoothed classifiers" not in page([BASE]).lower()
+
+
+GUESS = Estimate("cnn", "clever(radius=1)", 2.0, None, 0, value=0.9, cap=1.0, upper=0.8)
+GUESSES = [GUESS, replace(GUESS, input=1, value=0.3), replace(GUESS, model="mlp", value=math.nan)]
+GUESS_CELLS = ["cnn", "clever(radius=1)", "2", "0.600", "0", "0.75", "1 of 2"]
+
+
+def test_estimates_stand_in_tables_of_their_own_and_change_nothing_else():
+    with_guesses = report.html("Title", {}, ROWS, RADII, GUESSES)
+    assert GUESS_CELLS in Page(with_guesses).rows
+    assert ["mlp", "clever(radius=1)", "0", "-", "0", "-", "0 of 0"] in Page(with_guesses).rows
+    assert "Estimates prove nothing" in with_guesses and "Estimates" not in page(ROWS)
+    start, end = with_guesses.index("<h3>Estimates"), with_guesses.index("<h3>Certified accuracy")
+    assert with_guesses[:start] + with_guesses[end:] == page(ROWS)  # no verdict, curve or ranking knows of them
+    evil = '"><script>alert(1)</script>'
+    assert not Page(report.html("", {}, ROWS, RADII, [replace(GUESS, model=evil)])).tags & {"script"}
+
+
+def test_estimates_stand_in_markdown_and_in_the_terminal():
+    summaries, guesses = summarise(ROWS, RADII), summarise_estimates(GUESSES)
+    text = table.markdown(summaries, guesses)
+    assert "| " + " | ".join(GUESS_CELLS) + " |" in text
+    assert text.startswith(table.markdown(summaries).rstrip("\n"))
+    console = Console(file=io.StringIO(), width=200)
+    table.render(summaries, console, guesses)
+    lines = console.file.getvalue().splitlines()
+    assert " ".join(GUESS_CELLS) in [" ".join(line.split()) for line in lines]
+    assert any(line.startswith("Estimates prove nothing") for line in lines)
 
 
 def test_only_so_many_refuted_certificates_are_listed():

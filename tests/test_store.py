@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certbench.errors import StoreError
-from certbench.store import Counterexample, Planned, Result, Store, content_key
+from certbench.store import Counterexample, Planned, PlannedEstimate, Result, Store, content_key
 from certbench.terms import Guarantee, Outcome, Subject
 
 PLANNED = Planned("key", "attack", "net", "crown", {"name": "crown"}, Guarantee.SOUND, Subject.BASE, 2.0, (0, 1), 0, 3)
@@ -98,6 +98,36 @@ def test_counterexamples_of_the_base_say_nothing_of_a_smoothed_classifier(store:
     (row,) = store.rows()
     assert row.upper == math.inf
     assert not row.unsound
+
+
+GUESS = PlannedEstimate("guess", "attack", "net", "clever(radius=1)", 2.0, (0, 1), 0, 1.0)
+
+
+def test_estimates_are_read_apart_from_certificates(store: Store) -> None:
+    store.plan([PLANNED], [GUESS, replace(GUESS, key="none", input=1, attack=""), replace(GUESS, key="later", input=2)])
+    store.put([RESULT])
+    store.put_attacks([FOUND])
+    store.put_estimates({"guess": 0.875, "none": math.nan})
+    first, none = store.estimates()
+    assert (first.model, first.method, first.norm, first.domain) == ("net", "clever(radius=1)", 2.0, (0, 1))
+    assert (first.value, first.cap, first.upper, first.refuted) == (0.875, 1.0, 0.75, True)
+    assert math.isnan(none.value) and none.upper == math.inf and not none.refuted
+    assert store.estimated() == {"guess", "none"}
+    assert [row.radius for row in store.rows()] == [0.5]
+    assert store.outcomes() == {"key": Outcome.COMPLETED}
+    store.plan([PLANNED])
+    assert store.estimates() == [] and store.estimated() == {"guess", "none"}
+
+
+def test_a_file_from_before_there_were_estimates_is_read_and_goes_on(store: Store) -> None:
+    store.plan([PLANNED])
+    store.put([RESULT])
+    for table in ("estimates", "estimate_plan"):
+        store._connection.execute(f"DROP TABLE {table}")
+    assert (store.estimates(), len(store.rows())) == ([], 1)
+    store.plan([PLANNED], [GUESS])
+    store.put_estimates({"guess": 0.5})
+    assert [estimate.value for estimate in store.estimates()] == [0.5]
 
 
 def test_a_killed_writer_loses_only_its_last_transaction(tmp_path: Path) -> None:

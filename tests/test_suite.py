@@ -48,8 +48,11 @@ def test_what_is_written_is_what_is_run(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD)
     assert [(threat.name, threat.domain) for threat in suite.threats] == [("L2", (0, 1)), ("Linf", (0, 1))]
     usual = Secant(relative=1e-2)
-    assert suite.certifiers == (Crown(search=usual), Crown(search=Ladder((0.1,))), LipschitzMargin())
+    assert suite.certifiers == (Crown(search=usual), Crown(search=Ladder((0.1,))), LipschitzMargin(search=usual))
     assert suite.settings.radii == {2.0: [0.1], float("inf"): [8 / 255]}
+    assert suite.settings.clever is None
+    clever = read(tmp_path, GOOD + "clever: {radius: {inf: 8/255}, samples: 1e3}").settings.clever
+    assert clever is not None and (clever.radius, clever.samples) == ({float("inf"): 8 / 255}, 1000)
 
 
 def test_a_suite_means_the_same_in_json(tmp_path: Path) -> None:
@@ -64,6 +67,12 @@ def test_a_suite_means_the_same_in_json(tmp_path: Path) -> None:
         ("domain: [0, 1]", "domian: [0, 1]", 6, "did you mean 'domain'?"),
         ("steps: 0", "step: 0", 13, "did you mean 'steps'?"),
         ("steps: 0", "steps: -1", 13, "greater than or equal to 0"),
+        ("attacks: {steps: 0}", "clever: {radius: {2: 1}, sample: 3}", 13, "did you mean 'samples'?"),
+        ("attacks: {steps: 0}", "clever: {samples: 3}", 13, "clever.radius: Field required"),
+        ("attacks: {steps: 0}", "clever: {radius: {}}", 13, "at least 1"),
+        ("attacks: {steps: 0}", "clever: {radius: {1: 1}}", 13, "norm 1, which is not among the norms"),
+        ("attacks: {steps: 0}", "clever: {radius: {2: inf}}", 13, "positive and finite, not inf"),
+        ("attacks: {steps: 0}", "clever: {radius: {2: 0}}", 13, "positive and finite, not 0"),
         ("inputs: 3", "inputs: ten", 3, "ten"),
         ("inputs: 3", "inputs: 10k", 3, "10k"),
         ("inputs: 3", "inputs: yes", 3, "true and false"),
