@@ -34,7 +34,7 @@ from certbench.clever import VERSION as CLEVER_VERSION
 from certbench.clever import clever
 from certbench.errors import CertificationError, ConfigError, MissingBackendError, StoreError, UnsupportedError
 from certbench.models import data, zoo
-from certbench.options import describe, label
+from certbench.options import describe, label, versions
 from certbench.rows import Estimate, Row
 from certbench.store import Counterexample, Planned, PlannedEstimate, Result, Store, content_key, plain
 from certbench.suite import ModelSpec, Suite
@@ -229,7 +229,7 @@ def _pairs(suite: Suite, models: list[Classifier], inputs: torch.Tensor, labels:
                 keys = [
                     content_key(
                         classifier=fingerprint, input=h, norm=threat.p, domain=threat.domain, seed=seed,
-                        certifier=spec, version=certifier.version,
+                        certifier=spec, version=versions(certifier),
                     )
                     for h in hashes
                 ]  # fmt: skip

@@ -43,6 +43,15 @@ def describe(certifier: Certifier[Any]) -> dict[str, Any]:
     return {"name": registry.name_of(type(certifier)), **_fields(certifier)}
 
 
+def versions(certifier: Certifier[Any]) -> int | list[Any]:
+    """Its version and, where it is made of other certifiers, theirs: what stored answers depend on."""
+    members: list[Certifier[Any]] = []
+    for field in dataclasses.fields(certifier):  # type: ignore[arg-type]
+        value = getattr(certifier, field.name)
+        members += [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, Certifier)]
+    return [certifier.version, *(versions(member) for member in members)] if members else certifier.version
+
+
 def choose(family: type[Any], spec: object, path: Path = ()) -> Any:
     """The member of a family of `FAMILIES` that a specification describes.
 

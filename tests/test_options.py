@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from certbench import registry
 from certbench.certifier import Certifier
 from certbench.errors import ConfigError, MissingBackendError
-from certbench.options import build, choose, describe, label, number, whole
+from certbench.options import build, choose, describe, label, number, versions, whole
 from certbench.search import SEARCHES, Bisection, Ladder, RadiusSearch, Secant
 from certbench.verifiers.crown import Crown
 from certbench.verifiers.lirpa import AlphaCrownLirpa
@@ -209,3 +209,11 @@ def test_every_search_has_a_name() -> None:
     assert {describe(Crown(search=s))["search"]["name"] for s in (Secant(), Bisection(), Ladder((1.0,)))} == set(
         SEARCHES
     )
+
+
+def test_the_version_of_a_certifier_made_of_others_changes_with_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build({"name": "best-of", "of": ["lipschitz", "crown"]})
+    before = versions(built)
+    assert versions(build("crown")) == Crown.version
+    monkeypatch.setattr(Crown, "version", Crown.version + 1)
+    assert versions(built) != before
