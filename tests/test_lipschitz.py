@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from certbench import Classifier, ThreatModel
-from certbench.errors import NumericalError, UnsupportedError
+from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.verifiers import lipschitz
 from certbench.verifiers.lipschitz import LipschitzMargin
 
@@ -518,3 +518,56 @@ def test_batches_give_the_same_radii():
     whole = LipschitzMargin().certify(state, x, [0] * 6).radius
     single = torch.cat([LipschitzMargin().certify(state, row[None], [0]).radius for row in x])
     assert torch.allclose(whole, single, rtol=1e-9)
+
+
+RULES = ["best", "pairwise", "absolute", "tsuzuku", "centred", "naive"]
+
+
+def table(classifier, p, rule):
+    return LipschitzMargin(rule=rule).prepare(classifier, ThreatModel(p)).constants
+
+
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_bounds_pairs_and_single_logits(rule, p):
+    classifier = build("thin")
+    constants, exact = table(classifier, p, rule), classifier.double()
+    x = 2 * torch.randn(4000, 6, dtype=torch.float64)
+    delta = torch.randn(4000, 6, dtype=torch.float64) * torch.logspace(-3, 1, 4000, dtype=torch.float64)[:, None]
+    moved = torch.nn.functional.pad(exact(x + delta) - exact(x), (0, 1))
+    ratio = (moved[:, :, None] - moved[:, None]).abs() / delta.norm(p, dim=1)[:, None, None]
+    assert (ratio <= constants * (1 + 1e-9)).all()
+    assert torch.equal(constants, constants.T) and (constants.diagonal() == 0).all()
+
+
+def test_rules_by_their_formulas():
+    torch.manual_seed(0)
+    first, last = nn.Linear(6, 5), nn.Linear(5, 4)
+    classifier = wrap(first, nn.ReLU(), last)
+    w, v = first.weight.detach().double(), last.weight.detach().double()
+    body, differences = torch.linalg.matrix_norm(w, 2), v[:, None] - v
+    expected = {
+        "pairwise": body * differences.norm(dim=2),
+        "absolute": (differences.abs() @ w.abs()).norm(dim=2),
+        "tsuzuku": math.sqrt(2) * body * torch.linalg.matrix_norm(v, 2).expand(4, 4),
+        "centred": math.sqrt(2) * body * torch.linalg.matrix_norm(v - v.mean(dim=0), 2).expand(4, 4),
+        "naive": 2 * body * v.norm(dim=1).max().expand(4, 4),
+    }
+    expected["best"] = torch.minimum(expected["pairwise"], expected["absolute"])
+    for rule, constants in expected.items():
+        found = table(classifier, 2.0, rule)[:-1, :-1]
+        torch.testing.assert_close(found, constants * (1 - torch.eye(4)), rtol=1e-8, atol=0)
+
+
+def test_orders_of_the_rules_that_are_theorems():
+    for name in ("thin", "cnn", "residual"):
+        best, pairwise, tsuzuku, centred = (
+            table(build(name), 2.0, rule)[:-1, :-1] for rule in ("best", "pairwise", "tsuzuku", "centred")
+        )
+        assert (best <= pairwise).all()
+        assert (pairwise <= centred * (1 + 1e-9)).all() and (centred <= tsuzuku * (1 + 1e-9)).all()
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ConfigError, match="write one of best, pairwise"):
+        LipschitzMargin(rule="gloro")
