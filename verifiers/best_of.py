@@ -139,7 +139,8 @@ class BestOf(Certifier[BestOfState]):
         floor = (SLACK * scale)[:, None].expand_as(bounds.lower)
         proved = (bounds.lower > floor).all(dim=1)
         further = bounds.crossing(prepared.threat, x.flatten(1), floor) > goal
-        return (proved | further).cpu()
+        wins: Tensor = (proved | further).cpu()
+        return wins
 
 
 def _merged(best: Certificate | None, found: Certificate, index: list[int]) -> Certificate:

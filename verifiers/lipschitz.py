@@ -26,8 +26,9 @@ from certbench.search import RadiusSearch, Secant, Start
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
 from certbench.verifiers import norms
+from certbench.verifiers.layers import LINEAR, SLOPES, WINDOWS
 from certbench.verifiers.network import ReluNetwork
-from certbench.verifiers.norms import LINEAR, SLOPES, Diagonal, LinearMap, Matrix, dual, lengths, product, total
+from certbench.verifiers.norms import Diagonal, LinearMap, Matrix, dual, lengths, product, total
 from certbench.verifiers.relaxation import Region, layer_bounds
 from certbench.verifiers.rounding import bound_errors, program_error
 from certbench.verifiers.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
@@ -299,8 +300,8 @@ class _Propagation(fx.Interpreter):
         if kind in SLOPES:
             slope = SLOPES[kind](layer)
             return self.stretch(before, lambda r: slope, lambda chords: slope * chords)
-        if kind is nn.MaxPool2d and not layer.return_indices:
-            count = norms.windows(*(norms.pair(value) for value in (layer.kernel_size, layer.stride, layer.dilation)))
+        if kind in WINDOWS:
+            count = WINDOWS[kind](layer, size, shape)
             return self.stretch(before, lambda r: norms.identity(math.inf, r, count), layer)
         return None
 
@@ -484,6 +485,7 @@ _CALLS: Mapping[Any, Callable[..., nn.Module]] = {
     functional.silu: nn.SiLU,
     functional.mish: nn.Mish,
     functional.max_pool2d: nn.MaxPool2d,
+    functional.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
     functional.avg_pool2d: nn.AvgPool2d,
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     functional.dropout: _dropout,
