@@ -28,6 +28,9 @@ from certbench.verifiers.relaxation import ENTRIES, LayerBounds, NetworkState, R
 GRAM = 2**22
 """The most entries of a Gram matrix that are held at once; 32 MB."""
 
+SMALLEST = 1e-200
+"""Squares below it may be what underflow left; the zonotope then proves nothing."""
+
 
 @dataclass(frozen=True)
 class JacobianZonotope(LocalLipschitz):
@@ -143,7 +146,12 @@ class Rows:
         mixed = (self.coefficients * (centre @ self.directions.transpose(1, 2)).abs()).sum(dim=-1)
         if self.first is not None:
             mixed = mixed + (self.first * _push(self.network.layers[0].maps[0], centre).abs()).sum(dim=-1)
-        return (centre.square().sum(dim=-1) + 2 * mixed + spread).sqrt()
+        squared = centre.square().sum(dim=-1) + 2 * mixed + spread
+        constant = (centre == 0).all(dim=-1) & (self.coefficients == 0).all(dim=-1)
+        if self.first is not None:
+            constant = constant & (self.first == 0).all(dim=-1)
+        length = torch.where((squared > SMALLEST) & squared.isfinite(), squared.sqrt(), torch.inf)
+        return torch.where(constant, 0.0, length)
 
     def _spread(self) -> Float[Tensor, "n k"]:
         """The coefficients around the moduli of the directions' Gram matrix."""
