@@ -152,12 +152,12 @@ def test_shells_gain_with_tangents_and_are_refused_with_chords() -> None:
 
 @pytest.mark.parametrize("threat", NORMS, ids=str)
 def test_squares_that_underflow_prove_nothing(threat: ThreatModel) -> None:
-    """Logits of 1e-160 with a margin of as much: the gradient's square is no float."""
+    """Logits of 1e-170 with a margin of as much: the gradient's square is no float."""
     classifier = network("mlp")
     with torch.no_grad():
         first, *rest = (layer for layer in classifier.module.double() if isinstance(layer, nn.Linear))
         for parameter in (first.weight, first.bias, *(layer.bias for layer in rest)):
-            parameter.mul_(1e-160)
+            parameter.mul_(1e-170)
     x = inputs(6)
     certificate = certbench.certify("jacobian-zonotope", classifier, x, threat)
     assert (certificate.radius < 100).all()
