@@ -79,6 +79,8 @@ CASES = [
     own("wong-kolter"),
     own("deepz"),
     own("hybrid-zonotope"),
+    Case({"name": "eclipse"}, FINE),
+    Case({"name": "lipsdp", "iterations": 60}, FINE),
     own("masked-product", chords=True),
     own("fast-lip"),
     own("fast-lip", chords=True, gram=True),

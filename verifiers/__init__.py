@@ -23,6 +23,8 @@ TABLE = {
     "hybrid-zonotope": "certbench.verifiers.zonotope:HybridZonotope",
     "lp": "certbench.verifiers.lp:LP",
     "sdp": "certbench.verifiers.sdp:SDP",
+    "eclipse": "certbench.verifiers.lipsdp:Eclipse",
+    "lipsdp": "certbench.verifiers.lipsdp:LipSDP",
     "masked-product": "certbench.verifiers.masked_product:MaskedProduct",
     "fast-lip": "certbench.verifiers.fast_lip:FastLip",
     "recurjac": "certbench.verifiers.fast_lip:RecurJac",

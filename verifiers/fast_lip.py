@@ -123,7 +123,7 @@ class RecurJac(LocalLipschitz):
             UnsupportedError: it is no chain of layers with ReLUs between, or too large.
         """
         state = NetworkState.of(classifier, threat)
-        chain(state)
+        state.network.chain()
         sizes = [state.network.inputs, *(layer.outputs for layer in state.network.hidden)]
         steps = [wide * after for wide, after in pairwise(sizes[1:])]
         work = 2 * sum(size * sum(steps[i:]) for i, size in enumerate(sizes[:-2]))
@@ -135,7 +135,7 @@ class RecurJac(LocalLipschitz):
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:
         """Of the Jacobian's interval."""
-        *maps, last = chain(state)
+        *maps, last = state.network.chain()
         slopes = self.slopes(state, region, bounds)
         low = high = _transpose(last, rows)
         rules: list[_Rule] = []
@@ -205,20 +205,6 @@ def _recursion(
                 bound = bound + (part @ constant[..., None]).squeeze(-1)
         ends.append(bound)
     return ends[0], ends[1]
-
-
-def chain(state: NetworkState) -> list[Map]:
-    """The maps of a network of which each layer reads the one before it alone.
-
-    Raises:
-        UnsupportedError: one reads another.
-    """
-    layers = state.network.layers
-    if any(list(layer.maps) != [i] for i, layer in enumerate(layers)):
-        raise UnsupportedError(
-            f"{state.classifier.name} has branches, or sums that skip a ReLU; only plain chains are known"
-        )
-    return [layer.maps[i] for i, layer in enumerate(layers)]
 
 
 def _times(low: Tensor, high: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

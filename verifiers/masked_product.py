@@ -24,7 +24,6 @@ from certbench.errors import UnsupportedError
 from certbench.search import RadiusSearch, Secant
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
-from certbench.verifiers.fast_lip import chain
 from certbench.verifiers.local_lipschitz import LocalLipschitz, Steepness
 from certbench.verifiers.network import Map
 from certbench.verifiers.norms import DENSE, SIDE, gamma, spectra
@@ -58,7 +57,7 @@ class MaskedProduct(LocalLipschitz):
             UnsupportedError: it is no chain of layers with ReLUs between, or one has no small matrix.
         """
         state = NetworkState.of(classifier, threat)
-        for i, part in enumerate(chain(state)[:-1]):
+        for i, part in enumerate(state.network.chain()[:-1]):
             if part.inputs * part.outputs > DENSE or min(part.inputs, part.outputs) > SIDE:
                 raise UnsupportedError(
                     f"layer {i} of {classifier.name} is a {part.outputs} x {part.inputs} matrix, too large for a norm "
@@ -70,7 +69,7 @@ class MaskedProduct(LocalLipschitz):
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:
         """The product, as above."""
-        *maps, last = chain(state)
+        *maps, last = state.network.chain()
         layers, slopes = state.network.layers, self.slopes(state, region, bounds)
         pulled, moduli = _pull(last, rows), _pull(layers[-1].paths[len(maps)], rows.abs())
         if not maps:

@@ -314,6 +314,17 @@ class ReluNetwork:
         """Moduli of all maps, for interval arithmetic."""
         return tuple({source: part.absolute() for source, part in layer.maps.items()} for layer in self.layers)
 
+    def chain(self) -> list[Map]:
+        """The maps of layers each of which reads the one before it alone.
+
+        Raises:
+            UnsupportedError: one reads another: a sum skips a ReLU, or there are branches.
+        """
+        for i, layer in enumerate(self.layers):
+            if set(layer.maps) != {i}:
+                raise UnsupportedError(f"layer {i + 1} reads more than the layer before it: a skip connection")
+        return [layer.maps[i] for i, layer in enumerate(self.layers)]
+
     @cached_property
     def first_gram(self) -> Tensor:
         """Moduli of the products of any two rows of the first layer; sparse, if it is a convolution."""
