@@ -20,7 +20,7 @@ COMMANDS = {
     "test": [["pytest"]],
     "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
     "check-slow": [["pytest", "-m", "slow"]],
-    "benchmark": [["python", "-m", "benchmarks.radii"]],
+    "benchmark": [["python", "-m", "benchmarks.radii"], ["python", "-m", "benchmarks.lipschitz"]],
     "clean": [],
 }
 PINS = ("pyproject.toml", "constraints.txt", "requirements-nodeps.txt")

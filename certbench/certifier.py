@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
@@ -191,7 +191,7 @@ class MarginCertifier(Certifier[BoundState]):
         A radius counts where the bounds over its ball, or a linear function below the outputs over a larger ball,
         exceed the floor there, so nothing rests on monotonicity in eps.
         """
-        floor = floor + slack[:, None]
+        floor = floor + slack[:, None].clamp(min=FLOOR)
 
         def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
             bounds = self.lower(state, x[index], rows[index], eps)
@@ -200,7 +200,8 @@ class MarginCertifier(Certifier[BoundState]):
             return Evaluation(torch.where(room.isfinite(), room, -torch.inf), crossing)  # NaN never certifies
 
         outputs = (rows @ state.classifier(x)[..., None]).squeeze(-1)
-        return self.search.run(bound, (outputs - floor).amin(dim=1), start)
+        found = self.search.run(bound, (outputs - floor).amin(dim=1), start)
+        return replace(found, certified=found.certified.clamp(max=LIMIT))
 
 
 def margin_rows(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n others classes"]:
@@ -222,6 +223,12 @@ def tangent(state: MarginState, x: Float[Tensor, "n ..."], label: Int[Tensor, " 
     slopes, heights = gradient.view(len(x), rows.shape[1], -1), margins.detach().view(len(x), -1)
     return ball.crossing(slopes, heights, state.threat, x.flatten(1)).amin(dim=1)
 
+
+LIMIT = 1e40
+"""No radius above it is ever claimed, so that what underflows in a slope is not felt."""
+
+FLOOR = 1e-100
+"""Margins have to exceed it, whatever the scale: squares underflow below 1e-154, other products too."""
 
 SLACK = 1e-9
 """Rounding allowance of a margin bound, relative to the largest output of any submodule. A heuristic: margin bounds of

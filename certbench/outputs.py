@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.certification import check_inputs
-from certbench.certifier import SLACK, MarginCertifier, MarginState
+from certbench.certifier import LIMIT, SLACK, MarginCertifier, MarginState
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.options import Spec, build
@@ -123,8 +123,8 @@ def _prepared(
     check_inputs(classifier, x, threat)
     radius = torch.as_tensor(eps, dtype=torch.float64, device=classifier.device)
     radius = radius.expand(len(x)) if radius.dim() == 0 else radius
-    if radius.shape != (len(x),) or not bool(((radius > 0) & radius.isfinite()).all()):
-        raise ConfigError(f"eps must be positive and finite, one number or {len(x)} of them")
+    if radius.shape != (len(x),) or not bool(((radius > 0) & (radius <= LIMIT)).all()):
+        raise ConfigError(f"eps must be positive and at most {LIMIT:g}, one number or {len(x)} of them")
     reason = built.unsupported(classifier, threat)
     if reason is not None:
         raise UnsupportedError(reason)

@@ -106,7 +106,7 @@ def test_members_that_refuse_are_left_out_and_said_to() -> None:
 
 def test_only_sound_certificates_of_the_base_classifier_have_a_best() -> None:
     with pytest.raises(ConfigError, match="no sound statement") as caught:
-        certbench.build({"name": "best-of", "of": ["crown", {"name": "smoothing", "sigma": 0.5}]})
+        certbench.build({"name": "best-of", "of": ["crown", "smoothing"]})
     assert caught.value.path == ("of", 1)
     with pytest.raises(ConfigError, match="at least one"):
         certbench.build({"name": "best-of", "of": []})

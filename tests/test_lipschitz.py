@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import certbench
 from certbench import Classifier, ThreatModel
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.verifiers import lipschitz
@@ -571,3 +572,54 @@ def test_orders_of_the_rules_that_are_theorems():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ConfigError, match="write one of best, pairwise"):
         LipschitzMargin(rule="gloro")
+
+
+class AlongTheLastAxis(nn.Module):
+    """Applies a matrix to each of many rows, which no table of chords follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 60) / 60)
+        self.last = nn.Linear(80, 2)
+
+    def forward(self, x):
+        return self.last(torch.flatten(torch.relu(functional.linear(x, self.weight)), 1))
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(3, 1), nn.AdaptiveMaxPool2d(4), nn.AvgPool2d(3), nn.AdaptiveAvgPool2d(4)]
+)
+def test_pooling_of_images_without_channels_is_refused(pool):
+    """Torch pools both axes; taking the first one for channels gave a radius of .333 where .12 is refuted."""
+    features = pool(torch.zeros(1, 6, 6)).numel()
+    with pytest.raises(UnsupportedError, match="without channels"):
+        prepare(Classifier(nn.Sequential(pool, nn.Flatten(), nn.Linear(features, 2)).eval(), (6, 6), 2), 1.0)
+
+
+def test_a_function_along_the_last_axis_is_refused_like_its_layer():
+    with pytest.raises(UnsupportedError, match="along the last axis"):
+        prepare(Classifier(AlongTheLastAxis().eval(), (80, 60), 2), math.inf)
+
+
+@pytest.mark.parametrize("name", ["lipschitz", "crown", "jacobian-zonotope", "fast-lip", "masked-product", "recurjac"])
+@pytest.mark.parametrize("weights", [(1e-200, 1e300, 1e-200), (1e300, 1e-200, 1e-200), (1e-200, 1e-200, 1e300)])
+def test_weights_whose_products_underflow_are_refused(name, weights):
+    layers = [nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)]
+    module = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        for layer, weight in zip(layers[::2], weights, strict=True):
+            layer.weight.fill_(weight)
+            layer.bias.zero_()
+        layers[-1].weight[1] = 0
+        layers[-1].bias[0] = math.prod(weights) / 2
+    with pytest.raises((UnsupportedError, NumericalError), match=r"1e150|read as|too large"):
+        certbench.certify(name, Classifier(module, (1,), 2), torch.zeros(1, 1), ThreatModel(2.0))
+
+
+def test_a_row_with_an_entry_too_small_to_be_summed_is_no_plain_difference():
+    classifier = wrap(nn.Linear(6, 4))
+    certifier = LipschitzMargin()
+    state = certifier.prepare(classifier, ThreatModel(2.0))
+    rows = torch.tensor([[1.0, -1.0, -1e-17, 0.0]], dtype=torch.float64).expand(1, 1, -1)
+    bounds = certifier.lower(state, torch.zeros(1, 6, dtype=torch.float64), rows, torch.ones(1, dtype=torch.float64))
+    assert bounds.slope[0, 0] > state.constants[0, 1]

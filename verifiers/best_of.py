@@ -15,9 +15,9 @@ from torch import Tensor
 
 from certbench import options
 from certbench.certificate import Certificate
-from certbench.certifier import SLACK, Certifier, MarginCertifier
+from certbench.certifier import FLOOR, SLACK, Certifier, MarginCertifier
 from certbench.classifier import Classifier
-from certbench.errors import ConfigError, NumericalError, UnsupportedError
+from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
 from certbench.terms import Guarantee, Outcome, Subject
 from certbench.threat import ThreatModel
 from certbench.verifiers.crown import Crown
@@ -69,6 +69,8 @@ class BestOf(Certifier[BestOfState]):
                 raise ConfigError(
                     f"{options.label(member)} makes no sound statement about the base classifier", ("of", i)
                 )
+        if len({getattr(member, "rounding_safe", False) for member in self.of}) > 1:
+            raise ConfigError("some claims are about the float program (rounding_safe), others are not", ("of",))
         if not 0 <= self.relative < 1:
             raise ConfigError(f"relative must lie between 0 and 1, not {self.relative}", ("relative",))
 
@@ -92,7 +94,7 @@ class BestOf(Certifier[BestOfState]):
             if reason is None:
                 try:
                     state = member.prepare(classifier, threat)
-                except UnsupportedError as error:
+                except (UnsupportedError, CertificationError) as error:
                     reason = str(error)
             states.append(state)
             if reason is not None:
@@ -104,23 +106,29 @@ class BestOf(Certifier[BestOfState]):
     def certify(self, state: BestOfState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Each member's certificate where it exceeds those before it; `won` in the evidence says whose it is."""
         best: Certificate | None = None
+        refused, failure = dict(state.refused), None
         for member, prepared in zip(self.of, state.states, strict=True):
             if prepared is None:
                 continue
-            if best is None:
-                index = torch.arange(len(x))
-            else:
-                index = self._open(best).nonzero().squeeze(1)
-                index = index[self._can_win(member, prepared, x[index], best.radius[index])]
-            if best is not None and len(index) == 0:
+            try:
+                if best is None:
+                    index = torch.arange(len(x))
+                else:
+                    index = self._open(best).nonzero().squeeze(1)
+                    index = index[self._can_win(member, prepared, x[index], best.radius[index])]
+                if best is not None and len(index) == 0:
+                    continue
+                found = member.certify(prepared, x[index], [seeds[i] for i in index.tolist()])
+            except CertificationError as error:  # what the others prove stands
+                refused[options.label(member)], failure = str(error), error
                 continue
-            found = member.certify(prepared, x[index], [seeds[i] for i in index.tolist()])
             evidence = tuple({"won": options.label(member), **row} for row in found.evidence)
             best = _merged(best, replace(found, evidence=evidence), index.tolist())
-        assert best is not None
-        if not state.refused:
+        if best is None:
+            raise failure or NumericalError("no member gave a certificate")
+        if not refused:
             return best
-        return replace(best, evidence=tuple({**row, "refused": state.refused} for row in best.evidence))
+        return replace(best, evidence=tuple({**row, "refused": refused} for row in best.evidence))
 
     def _open(self, best: Certificate) -> Bool[Tensor, " n"]:
         """Where a counterexample leaves room for more."""
@@ -136,7 +144,7 @@ class BestOf(Certifier[BestOfState]):
         label: Int[Tensor, " n"] = logits.argmax(dim=1)
         goal = radius.to(x) * (1 + self.relative)
         bounds = member.margins(prepared, x, label, goal.clamp(min=1e-6))
-        floor = (SLACK * scale)[:, None].expand_as(bounds.lower)
+        floor = (SLACK * scale).clamp(min=FLOOR)[:, None].expand_as(bounds.lower)
         proved = (bounds.lower > floor).all(dim=1)
         further = bounds.crossing(prepared.threat, x.flatten(1), floor) > goal
         wins: Tensor = (proved | further).cpu()

@@ -21,9 +21,10 @@ from torch import Tensor
 from certbench import ball
 from certbench.search import RadiusSearch, Secant
 from certbench.terms import Guarantee
-from certbench.verifiers.local_lipschitz import LocalLipschitz, Slopes, Steepness
+from certbench.verifiers.local_lipschitz import LocalLipschitz, Slopes, Steepness, raised
 from certbench.verifiers.network import Dense, Map, ReluNetwork
 from certbench.verifiers.relaxation import ENTRIES, LayerBounds, NetworkState, Region
+from certbench.verifiers.rounding import bound_errors
 
 GRAM = 2**22
 """The most entries of a Gram matrix that are held at once; 32 MB."""
@@ -88,6 +89,7 @@ class JacobianZonotope(LocalLipschitz):
     def _refined(self, state: NetworkState, region: Region, bounds: LayerBounds) -> LayerBounds:
         """The better ones of the bounds and of those that the zonotope gives, layer after layer."""
         network, values = state.network, state.network.preactivations(region.x)
+        errors = bound_errors(network, region) if self.rounding_safe else None
         for i in range(1, len(network.hidden)):
             unstable = bounds.unstable(i)
             count = int(unstable.sum(dim=1).amax())
@@ -96,7 +98,9 @@ class JacobianZonotope(LocalLipschitz):
             at = unstable.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
             units = region.x.new_zeros(len(region), count, network.layers[i].outputs).scatter(2, at[..., None], 1.0)
             reach = zonotope(network, i, units, self.slopes(state, region, bounds)).steepness(region)
-            far = (reach.slope * region.eps[:, None]) * (1 + 1e-9)
+            slope = reach.slope if errors is None else raised(network, i, units, reach.slope, region.threat.q)
+            far = slope * region.eps[:, None] * (1 + 1e-9)
+            far = far if errors is None else far + errors[i].gather(1, at)
             centre = values[i].gather(1, at)
             low = torch.full_like(values[i], -torch.inf).scatter(1, at, centre - far)
             high = torch.full_like(values[i], torch.inf).scatter(1, at, centre + far)

@@ -75,6 +75,8 @@ def _averages(members: Float[Tensor, "o n"], counts: Tensor) -> Matrix:
 
 
 def _average_pool(layer: nn.AvgPool2d, size: Shape, shape: Shape) -> LinearMap:
+    _image(size)
+
     def along(axis: int) -> Matrix:
         n = size[1 + axis]
         start, end = _sliding(layer, shape, axis)
@@ -91,12 +93,20 @@ def _average_pool(layer: nn.AvgPool2d, size: Shape, shape: Shape) -> LinearMap:
 
 
 def _adaptive_average_pool(layer: nn.AdaptiveAvgPool2d, size: Shape, shape: Shape) -> LinearMap:
+    _image(size)
+
     def along(axis: int) -> Matrix:
         start, end = _adaptive(size, shape, axis)
         return _averages(_members(start, end, size[1 + axis]), end - start)
 
     channels = Diagonal(torch.ones(size[:1], dtype=torch.float64))
     return separable(channels, *map(along, range(len(size) - 1)))
+
+
+def _image(size: Shape) -> None:
+    """Refuse features that torch takes for one image with as many channels as there are inputs."""
+    if len(size) != 3:
+        raise UnsupportedError(f"pools features of shape {size}, without channels")
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, size: Shape, shape: Shape) -> LinearMap:
@@ -119,6 +129,7 @@ LINEAR: Mapping[type[nn.Module], Callable[[Any, Shape, Shape], LinearMap]] = {
 
 
 def _max_pool(layer: nn.MaxPool2d, size: Shape, shape: Shape) -> int:
+    _image(size)
     return math.prod(
         int(_members(*_sliding(layer, shape, axis), n, pair(layer.dilation)[axis]).sum(0).max())
         for axis, n in enumerate(size[1:])
@@ -126,6 +137,7 @@ def _max_pool(layer: nn.MaxPool2d, size: Shape, shape: Shape) -> int:
 
 
 def _adaptive_max_pool(layer: nn.AdaptiveMaxPool2d, size: Shape, shape: Shape) -> int:
+    _image(size)
     return math.prod(int(_members(*_adaptive(size, shape, axis), n).sum(0).max()) for axis, n in enumerate(size[1:]))
 
 

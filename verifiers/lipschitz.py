@@ -121,7 +121,7 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
         most, least = rows.max(dim=-1), rows.min(dim=-1)
         plus = torch.where(most.values == 1, most.indices, nothing)
         minus = torch.where(least.values == -1, least.indices, nothing)
-        simple = rows.abs().sum(dim=-1) == (plus < nothing).to(rows) + (minus < nothing).to(rows)
+        simple = (rows != 0).sum(dim=-1) == (plus < nothing).to(torch.int64) + (minus < nothing)
         general = torch.where(rows == 0, 0.0, rows.abs() * alone).sum(dim=-1) * (1 + 1e-12)
         bounds = Bounds.steep(centre, torch.where(simple, state.constants[plus, minus], general), eps)
         if state.network is None:
@@ -180,6 +180,24 @@ def constants_of(
         UnsupportedError: the module cannot be traced, or a layer has no bound here.
         NumericalError: a parameter is NaN or infinite.
     """
+    propagation = _propagated(classifier, p)
+    return propagation.pairs(classifier.num_classes, rule), propagation.layers
+
+
+@torch.no_grad()
+def feature_constants(features: Classifier, p: float) -> dict[float, float]:
+    """Lipschitz constants of a map to flat features, from the p-norm to the 1-norm, the 2-norm and the inf-norm.
+
+    Raises:
+        UnsupportedError: the module cannot be traced, or a layer has no bound here.
+        NumericalError: a parameter is NaN or infinite.
+    """
+    propagation = _propagated(features, p)
+    return {r: propagation.constant(r, features.num_classes) for r in (1.0, 2.0, math.inf)}
+
+
+def _propagated(classifier: Classifier, p: float) -> "_Propagation":
+    """Carry constants through a classifier, in float64 on the CPU."""
     graph = trace(classifier)
     x = torch.rand(2, *classifier.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     propagation = _Propagation(graph, p)
@@ -195,7 +213,7 @@ def constants_of(
             "that is used again?"
         )
     refuse_hidden_writes(classifier, graph, x)
-    return propagation.pairs(classifier.num_classes, rule), propagation.layers
+    return propagation
 
 
 def _same_logits(traced: Any, logits: Float[Tensor, "n classes"]) -> bool:
@@ -237,6 +255,7 @@ class _Propagation(fx.Interpreter):
         self.aliases: set[fx.Node] = set()
         self.layers: dict[str, dict[str, float]] = {}
         self.logits: _Movement | None = None
+        self.gain = 1.0
 
     def run_node(self, n: fx.Node) -> Any:
         """The value of a node; how it moves with the input, if it does, goes into `movements`."""
@@ -282,6 +301,8 @@ class _Propagation(fx.Interpreter):
             return None
         before, size = self.movements[moving[0]], tuple(args[0].shape[1:])
         if n.target is functional.linear:
+            if len(size) != 1:
+                raise UnsupportedError(f"is applied along the last axis of features of shape {size}; flatten first")
             return self.apply(before, norms.linear(options.get("weight", *args[1:2])), n.name)
         if layer is None and n.target in _VIEWS:
             layer = nn.Identity()
@@ -347,6 +368,9 @@ class _Propagation(fx.Interpreter):
 
     def apply(self, before: _Movement, layer: LinearMap, name: str) -> _Movement:
         """A linear layer, composed with those before it where that is cheap."""
+        self.gain *= max(1.0, layer.row(1.0))
+        if not self.gain < norms.LARGEST:
+            raise UnsupportedError(norms.TOO_LARGE)
         joint = layer if before.map is None else norms.compose(layer, before.map)
         if joint is None:
             before, joint = self.settle(before), layer
@@ -383,6 +407,14 @@ class _Propagation(fx.Interpreter):
         if self.p == 1:
             return norms.longest(table, r)
         return norms.longest(lengths(table.T, 1.0)[None], r) if self.p == math.inf else math.inf
+
+    def constant(self, r: float, size: int) -> float:
+        """Of all outputs together, `size` of them, from p to r."""
+        if self.logits is None:
+            raise UnsupportedError("the features do not depend on the input, or come with other values")
+        if self.logits.map is None:
+            return min(product(bound, norms.identity(s, r, size)) for s, bound in self.logits.constants.items())
+        return min(product(bound, self.logits.map.norm(s, r)) for s, bound in self.logits.constants.items())
 
     def pairs(self, classes: int, rule: str) -> Float[Tensor, "rows rows"]:
         r"""Constants of f_c - f_j, where the function behind the last index is 0, by a rule of `LipschitzMargin`.
@@ -436,10 +468,21 @@ class _Propagation(fx.Interpreter):
             )
             mean.weight.diagonal().add_(1.0)
             mean.magnitude.diagonal().add_(1.0)
-            centred = norms.compose(mean, replace(layer, shape=layer.shape))
+            centred = norms.compose(mean, layer)
             assert isinstance(centred, Matrix)
             return alone, product(constant(centred, 2.0), math.nextafter(math.sqrt(2), 2))
         return alone, product(alone, math.nextafter(math.sqrt(2), 2))
+
+
+def _max_pool2d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
@@ -484,7 +527,7 @@ _CALLS: Mapping[Any, Callable[..., nn.Module]] = {
     functional.gelu: nn.GELU,
     functional.silu: nn.SiLU,
     functional.mish: nn.Mish,
-    functional.max_pool2d: nn.MaxPool2d,
+    functional.max_pool2d: _max_pool2d,
     functional.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
     functional.avg_pool2d: nn.AvgPool2d,
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,

@@ -175,8 +175,11 @@ class LipSDP(GlobalLipschitz):
         plus, minus = torch.triu_indices(outputs + 1, outputs + 1, 1)
         rows = chain.rows(plus, minus)
         values = product_bound(chain.weights, rows, p)
+        wanted = torch.zeros(0, dtype=torch.int64)
         if not chain.void:
-            wanted = ((minus == outputs) == isinstance(classifier, Regressor)).nonzero().squeeze(1)
+            wanted = ((minus == outputs) == isinstance(classifier, Regressor)) & (values > 0)
+            wanted = wanted.nonzero().squeeze(1)
+        if len(wanted):
             precise = chain.rows(plus[wanted], minus[wanted])
             first = start(chain.weights, p)
             found = self.found(chain, "gradient", precise.weight[None], first, p)

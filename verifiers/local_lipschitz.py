@@ -149,30 +149,33 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
             region = Region(state.threat, flat, eps * (shell / self.shells))
             errors = bound_errors(network, region) if self.rounding_safe else None
             bounds = layer_bounds(network, region, errors=errors)
-            parts.append(self.steepness(state, region, rows, bounds))
+            part = self.steepness(state, region, rows, bounds)
+            if self.rounding_safe:
+                part = Steepness(raised(network, len(network.hidden), rows, part.slope, state.threat.q))
+            parts.append(part)
         # What holds in a ball holds in those inside it.
         slope = torch.stack([part.slope for part in parts]).flip(0).cummin(dim=0).values.mean(dim=0)
         centre = (rows @ network.preactivations(flat)[-1][..., None]).squeeze(-1)
         if self.rounding_safe:
-            safe = Bounds.steep(centre, _raised(network, rows, slope, state.threat.q), eps)
-            return safe.less(program_error(network, region, bounds, rows, state.program))
+            error = program_error(network, region, bounds, rows, state.program)
+            return Bounds.steep(centre, slope, eps).less(error)
         found, fall = Bounds.steep(centre, slope, eps), parts[0].fall
         if self.shells > 1 or fall is None:
             return found
         return replace(found, lower=torch.maximum(found.lower, centre - (1 + SLACK) * fall))
 
 
-def _raised(
-    network: ReluNetwork, rows: Float[Tensor, "n k outputs"], slope: Float[Tensor, "n k"], q: float
+def raised(
+    network: ReluNetwork, layer: int, rows: Float[Tensor, "n k outputs"], slope: Float[Tensor, "n k"], q: float
 ) -> Float[Tensor, "n k"]:
-    r"""A slope, raised by what rounding may have done to it.
+    r"""The slope of `rows` times what `layer` gives, raised by what rounding may have done to it.
 
     Whatever the slopes of the ReLUs, moduli of all numbers on the way sum up to no more than (layers + 1) M, entry by
     entry, M being the product of the moduli of all weights. With m the length of a row of M, a slope that is a sum of
     such numbers is off by $\gamma (l + 1) m$ at most, and the square of one that is a Gram norm by
     $\gamma (l + 1)^2 m^2$; $4 \gamma (l + 1)^2 m^2$ added to the square covers both, as no slope exceeds (l + 1) m.
     """
-    moduli: dict[int, Tensor] = {len(network.layers): rows.abs()}
+    moduli: dict[int, Tensor] = {layer + 1: rows.abs()}
     while max(moduli) > 0:
         at = max(moduli) - 1
         after = moduli.pop(at + 1)
@@ -181,4 +184,5 @@ def _raised(
             moduli[source] = moduli[source] + pulled if source in moduli else pulled
     steps = 2 * network.inputs + 64 + sum(4 * (layer.roundings + layer.outputs) for layer in network.layers)
     most = (len(network.layers) + 1) * ball.length(moduli[0], q)
-    return (slope.square() + 4 * gamma(steps) * most.square()).sqrt()
+    scale = torch.maximum(slope, most).clamp(min=1e-300)  # squares of small numbers are no floats
+    return scale * ((slope / scale).square() + 4 * gamma(steps) * (most / scale).square()).sqrt() * (1 + 1e-15)

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
+from certbench.verifiers.norms import LARGEST, TOO_LARGE
 from certbench.verifiers.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
 
 DENSE_LIMIT = 2**20
@@ -405,10 +406,33 @@ def _read(classifier: Classifier, double: Classifier) -> ReluNetwork:
         raise UnsupportedError(str(error).partition(chr(10))[0]) from error
     except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
         raise UnsupportedError(f"{double.name}: {str(error).partition(chr(10))[0]}") from error
+    if not math.prod(max(1.0, _gain(part)) for layer in network.layers for part in layer.paths.values()) < LARGEST:
+        raise UnsupportedError(TOO_LARGE)
     if not agreed:
         raise UnsupportedError(f"read as a ReLU network, {double.name} would compute other logits")
     refuse_hidden_writes(double, graph, x)
     return network
+
+
+def _gain(path: Map) -> float:
+    """The largest sum of a row of moduli; of maps one after the other the product, none counted below 1."""
+    if isinstance(path, Chain):
+        return math.prod(max(1.0, _gain(part)) for part in path.maps)
+    if isinstance(path, Sum):
+        return sum(_gain(part) for part in path.maps)
+    ones = torch.ones(1, path.inputs, dtype=torch.float64, device=_device(path))
+    return float(path.forward(ones).max())
+
+
+def _device(path: Map) -> torch.device:
+    match path:
+        case Dense():
+            return path.weight.device
+        case Convolution():
+            return path.kernel.device
+        case Scale():
+            return path.diagonal.device
+    raise TypeError(f"no device is known of {type(path).__name__}")
 
 
 def _literals(graph: fx.GraphModule) -> list[str]:

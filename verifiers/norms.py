@@ -24,6 +24,10 @@ UNIT = 2.0**-53
 """Relative error of one rounding."""
 TINY = 1e-300
 """More than underflow can take from any sum that fits into memory."""
+LARGEST = 1e150
+"""What the largest row sums of a network's layers, where above 1, may multiply to. Underflow anywhere then stays below
+1e-150 in whatever it is multiplied with, and margins have to exceed 1e-100; see `certifier.FLOOR`."""
+TOO_LARGE = "its weights multiply up to more than 1e150, beyond which underflow elsewhere may be felt"
 DENSE, SIDE = 2**22, 2048
 """A convolution becomes a matrix, exact at the border of the map, up to so many entries and so many rows or
 columns, whichever are fewer. A judgement: its norm then takes two seconds at most; the bound from a torus would
@@ -138,7 +142,10 @@ def spectral(matrices: Inexact[Tensor, "batch m n"]) -> float:
         room = room if higher > top else 2 * room
         top = max(top, higher)
     squared = mu + gamma(arithmetic * (m + 2)) * frobenius
-    return math.nextafter(math.ldexp(math.sqrt(squared) * (1 + gamma(8)), exponent), math.inf)
+    try:
+        return math.nextafter(math.ldexp(math.sqrt(squared) * (1 + gamma(8)), exponent), math.inf)
+    except OverflowError as error:
+        raise NumericalError("a weight is too large for a norm in float64") from error
 
 
 def spectra(matrices: Float[Tensor, "n a b"]) -> Float[Tensor, " n"]:
@@ -405,9 +412,10 @@ class Convolution(LinearMap):
 
     @cached_property
     def spectral(self) -> float:
-        r"""Exact for circular padding; else from the torus, with a twist along either axis or not, that promises least.
+        r"""For circular padding exact, if no output is left out; else from the torus that promises least.
 
-        With zeros around it a map cannot be constant. Twists leave that out, and a kernel that blurs amplifies it most.
+        The torus may be twisted along either axis: with zeros around it a map cannot be constant, twists leave that
+        out, and a kernel that blurs amplifies it most.
 
         A computed symbol is off by at most $\gamma_{4 k^2 + \ldots} \sum_a |K_a|$: complex arithmetic, and waves
         that are off by less than 32 u each.

@@ -72,8 +72,7 @@ def program_error(
     Raises:
         NumericalError: as `evaluation_error`.
     """
-    program, own = (evaluation_error(network, region, bounds, precision) for precision in (dtype, torch.float64))
-    error = program + own
+    error = evaluation_error(network, region, bounds, dtype) + bound_errors(network, region)[-1]
     return (rows.abs() @ error[..., None]).squeeze(-1) * (1 + 1e-9)
 
 

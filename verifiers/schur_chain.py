@@ -215,7 +215,8 @@ def _prove(
         left = found.isinf().any(dim=1).nonzero().squeeze(1)
         if not len(left):
             break
-        found[left] = _attempt(weights, rows[left], error[left], multipliers[left], whole, slack)
+        tried = _attempt(weights, rows[left], error[left], multipliers[left], whole, slack)
+        found[left] = torch.minimum(found[left], tried)
         slack *= 4
     return found.flatten()
 
