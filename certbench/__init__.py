@@ -15,7 +15,7 @@ from certbench.errors import (
     UnsupportedError,
 )
 from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
-from certbench.threat import L1, L2, Linf, ThreatModel
+from certbench.threat import L0, L1, L2, Linf, ThreatModel
 
 if TYPE_CHECKING:
     from certbench.certificate import Certificate
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from certbench.classifier import Classifier, Regressor
     from certbench.options import build, describe
     from certbench.outputs import margins, output_bounds, output_radius
+    from certbench.recertification import recertify
     from certbench.search import Bisection, Ladder, RadiusSearch, Secant
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _LAZY = {  # these import torch, which the command line and the reports do not n
     "margins": "certbench.outputs",
     "output_bounds": "certbench.outputs",
     "output_radius": "certbench.outputs",
+    "recertify": "certbench.recertification",
     "build": "certbench.options",
     "describe": "certbench.options",
     "Bisection": "certbench.search",
@@ -67,6 +69,7 @@ __all__ = [
     "Classifier",
     "ConfigError",
     "Guarantee",
+    "L0",
     "L1",
     "L2",
     "Ladder",
@@ -91,4 +94,5 @@ __all__ = [
     "margins",
     "output_bounds",
     "output_radius",
+    "recertify",
 ]

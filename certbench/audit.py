@@ -112,6 +112,8 @@ def _battery(
         math.inf: ("Linf PGD", attacks.LinfPGD(steps=steps)),
     }
     for threat in threats:
+        if threat.p not in fixed:  # L0 has no attack of its own; what the others find counts
+            continue
         name, method = fixed[threat.p]
         for fraction in (0.5, 0.25):
             # PGD wants a radius: a share of the way to the nearest other class, shortened by the walk back; where

@@ -184,6 +184,50 @@ def report(
 
 
 @app.command()
+def recertify(
+    file: Annotated[
+        Path, typer.Argument(help="Counts per input: text, .npz, .json or .jsonl; or the folder of a run.")
+    ],
+    sigma: Annotated[float | None, typer.Option(help="Standard deviation of the noise. [default: the file's]")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Probability of error per input. [default: the file's, or 0.001]")
+    ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="one-vs-rest, two-class or top-k; may be given several times.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Of top-k.", min=1)] = 1,
+    norm: Annotated[float, typer.Option(help="1, 2 or inf.")] = 2.0,
+    dimension: Annotated[
+        int | None, typer.Option(help="Of the inputs; for Linf and noises other than gaussian.", min=1)
+    ] = None,
+    noise: Annotated[str | None, typer.Option(help="Its family. [default: the file's, or gaussian]")] = None,
+    labels: Annotated[str, typer.Option(help="Where text without a header has them: none, first, last.")] = "auto",
+    selected: Annotated[
+        str | None, typer.Option(help="How the class was chosen: reused, independent (literature) or label.")
+    ] = None,
+    radius: Annotated[list[float] | None, typer.Option(help="Where accuracy is shown; may be given again.")] = None,
+    into: Annotated[Path | None, typer.Option("--out", help="A .csv or .json file for every input.")] = None,
+) -> None:
+    """Certify from counts of sampled classes alone: another alpha, rule or norm, without a forward pass."""
+    from certbench import recertification
+
+    recertification.run(
+        *(file, out),
+        sigma=sigma,
+        alpha=alpha,
+        rules=rule or (),
+        k=k,
+        norm=norm,
+        d=dimension,
+        noise=noise,
+        labels=labels,
+        selected=selected,
+        radii=radius or (0.25, 0.5, 0.75, 1.0),
+        out=into,
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Say which parts work here and, for each that does not, the command that mends it."""
     from certbench.doctor import examine

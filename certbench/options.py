@@ -15,13 +15,18 @@ from certbench import registry
 from certbench.certifier import Certifier
 from certbench.errors import ConfigError
 from certbench.search import SEARCHES, RadiusSearch
+from certbench.verifiers.integer_noise import IntegerGaussian
+from certbench.verifiers.noise import NOISES, Noise
 
 Spec = str | Mapping[str, Any]
 """`"crown"`, or `{"name": "crown", "search": {"name": "ladder", "eps": [0.1]}}`."""
 
 Path = tuple[str | int, ...]
 
-FAMILIES: dict[type[Any], Mapping[str, type[Any]]] = {RadiusSearch: SEARCHES}
+FAMILIES: dict[type[Any], Mapping[str, type[Any]]] = {
+    RadiusSearch: SEARCHES,
+    Noise: {**NOISES, "integer-gaussian": IntegerGaussian},
+}
 """Option types that are chosen by name, with their choices."""
 
 
@@ -63,13 +68,7 @@ def choose(family: type[Any], spec: object, path: Path = ()) -> Any:
 
 def label(certifier: Certifier[Any], usual: Mapping[str, Any] | None = None) -> str:
     """Name and the options that are not `usual` (their defaults, where it says nothing), as tables print it."""
-    usual = usual or {}
-    described = describe(certifier)
-    changed = []
-    for field in dataclasses.fields(certifier):  # type: ignore[arg-type]
-        if getattr(certifier, field.name) != usual.get(field.name, _default(field)):
-            changed.append(f"{field.name}={_short(described[field.name])}")
-    return str(described["name"]) + (f"({', '.join(changed)})" if changed else "")
+    return _labelled(registry.name_of(type(certifier)), certifier, usual or {})
 
 
 def describe_default(field: "dataclasses.Field[Any]") -> str:
@@ -209,9 +208,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _labelled(name: str, value: Any, usual: Mapping[str, Any]) -> str:
+    changed = [
+        f"{field.name}={_short(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != usual.get(field.name, _default(field))
+    ]
+    return name + (f"({', '.join(changed)})" if changed else "")
+
+
 def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return str(value["name"])
-    if isinstance(value, list):
+    if isinstance(value, Certifier):
+        return label(value)
+    for family in FAMILIES.values():
+        for name, choice in family.items():
+            if type(value) is choice:
+                return _labelled(name, value, {})
+    if isinstance(value, tuple):
         return "+".join(_short(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

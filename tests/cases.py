@@ -102,6 +102,11 @@ CASES = [
         backend="solvers",
         batch=0.2,
     ),
-    Case({"name": "smoothing", "sigma": 0.25, "n": 1000}, tight=frozenset()),
-    Case({"name": "smoothing", "sigma": 0.25, "n": 1000, "rule": "one-vs-rest"}, tight=frozenset()),
+    Case({"name": "smoothing", "n": 1000}, tight=frozenset()),
+    Case({"name": "smoothing", "n": 1000, "rule": "one-vs-rest", "share": 0}, tight=frozenset()),
+    Case({"name": "smoothing", "n": 1000, "noise": {"name": "laplace", "sigma": 0.25}}, tight=frozenset()),
+    Case({"name": "splitting", "n": 1000}, tight=frozenset(), norms=frozenset({1.0})),
+    Case({"name": "deterministic-splitting", "points": "all"}, tight=frozenset(), norms=frozenset({1.0})),
+    Case({"name": "discrete", "keep": 0.5, "grid": 16, "n": 1000}, tight=frozenset(), norms=frozenset({0.0})),
+    Case({"name": "ablation", "keep": 4, "n": 1000}, tight=frozenset(), norms=frozenset({0.0})),
 ]

@@ -170,7 +170,7 @@ def outcomes(rows: list[Row]) -> dict[str, set[Outcome]]:
     return found
 
 
-SMOOTHING = {"name": "smoothing", "sigma": 0.25, "n": 100}
+SMOOTHING = {"name": "smoothing", "n": 100}
 
 
 # nothing is computed twice

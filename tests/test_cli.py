@@ -340,7 +340,7 @@ def test_the_list_has_everything(certbench: Run) -> None:
     ("thing", "words"),
     [
         ("crown", ["crown: sound, certifies the base classifier, L1, L2, Linf", "search", "secant"]),
-        ("smoothing", ["probabilistic", "smoothed", "sigma", "0.25", "two-class"]),
+        ("smoothing", ["probabilistic", "smoothed", "noise", "gaussian", "0.25", "two-class"]),
         ("mlp-plain", ['"sha256"', '"architecture": "mlp"']),
         ("default", ["name: default", "certifiers:"]),
     ],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import certbench
 from certbench import (
     ABSTAIN,
+    L0,
     L1,
     L2,
     Certifier,
@@ -88,7 +89,7 @@ def certifier(case: Case) -> Certifier:
 @pytest.fixture
 def norm(case: Case) -> ThreatModel:
     """L2 where the certifier offers it; for laws that one norm is enough for."""
-    return L2 if 2.0 in case.norms else Linf
+    return next(threat for threat in (L2, Linf, L1, L0) if threat.p in case.norms)
 
 
 @pytest.fixture(autouse=True)
@@ -274,12 +275,12 @@ def test_build_and_describe_are_inverse(certifier: Certifier) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "cnn", "residual"])
-def test_the_layers_of_the_case_are_certified(case: Case, certifier: Certifier, kind: str) -> None:
+def test_the_layers_of_the_case_are_certified(case: Case, certifier: Certifier, kind: str, norm: ThreatModel) -> None:
     if kind not in case.layers:
         with pytest.raises(certbench.UnsupportedError):
-            certbench.certify(certifier, network(kind), inputs(2), Linf)
+            certbench.certify(certifier, network(kind), inputs(2), norm)
     else:
-        assert len(certbench.certify(certifier, network(kind), inputs(2), Linf)) == 2
+        assert len(certbench.certify(certifier, network(kind), inputs(2), norm)) == 2
 
 
 @pytest.mark.parametrize("threat", NORMS, ids=str)

@@ -18,7 +18,8 @@ from certbench.options import build, choose, describe, label, number, versions, 
 from certbench.search import SEARCHES, Bisection, Ladder, RadiusSearch, Secant
 from certbench.verifiers.crown import Crown
 from certbench.verifiers.lirpa import AlphaCrownLirpa
-from certbench.verifiers.smoothing import GaussianSmoothing
+from certbench.verifiers.noise import NOISES, Gaussian, Noise
+from certbench.verifiers.smoothing import Smoothing
 
 from .cases import CASES
 
@@ -34,13 +35,14 @@ certifiers = st.one_of(
     st.builds(Crown, search=searches),
     st.builds(AlphaCrownLirpa, search=searches, iterations=st.integers(1, 50)),
     st.builds(
-        GaussianSmoothing,
-        sigma=radii,
+        Smoothing,
+        noise=st.builds(Gaussian, sigma=radii),
         n=st.integers(1, 10**9),
         n0=st.integers(1, 10**9),
         alpha=st.floats(1e-12, 0.999),
         rule=st.sampled_from(["two-class", "one-vs-rest"]),
     ),
+    st.builds(Smoothing, noise=st.sampled_from([*NOISES]).map(lambda name: choose(Noise, name))),
     st.sampled_from([*registry.table()]).map(build),
     st.sampled_from([case.spec for case in CASES]).map(build),
 )
@@ -110,13 +112,16 @@ def test_what_is_not_whole_is_refused(text: object) -> None:
     ("spec", "path", "words"),
     [
         ("crwon", ("name",), "did you mean 'crown'?"),
-        ({"name": "smoothing", "sgima": 1}, ("sgima",), "did you mean 'sigma'?"),
-        ({"name": "smoothing", "zzz": 1}, ("zzz",), "unknown option 'zzz'. Known: alpha, n, n0, rule, sigma"),
+        ({"name": "smoothing", "niose": 1}, ("niose",), "did you mean 'noise'?"),
+        ({"name": "smoothing", "zzz": 1}, ("zzz",), "option 'zzz'. Known: alpha, layer, n, n0, noise, rule, share"),
+        ({"name": "smoothing", "noise": {"name": "gaussain"}}, ("noise",), "did you mean 'gaussian'?"),
+        ({"name": "smoothing", "noise": "normal"}, ("noise",), "unknown noise 'normal'"),
+        ({"name": "smoothing", "noise": "integer-gaussian", "share": 1}, ("share",), "leave share out"),
         ({"name": "smoothing", 1: 1}, ("1",), "unknown option"),
-        ({"name": "smoothing", "sigma": "ten"}, ("sigma",), "ten"),
-        ({"name": "smoothing", "sigma": True}, ("sigma",), "true and false"),
-        ({"name": "smoothing", "sigma": math.nan}, ("sigma",), "NaN"),
-        ({"name": "smoothing", "sigma": "inf"}, ("sigma",), "finite"),
+        ({"name": "smoothing", "noise": {"name": "gaussian", "sigma": "ten"}}, ("noise", "sigma"), "ten"),
+        ({"name": "smoothing", "noise": {"name": "gaussian", "sigma": True}}, ("noise", "sigma"), "true and false"),
+        ({"name": "smoothing", "noise": {"name": "gaussian", "sigma": math.nan}}, ("noise", "sigma"), "NaN"),
+        ({"name": "smoothing", "noise": {"name": "gaussian", "sigma": "inf"}}, ("noise", "sigma"), "finite"),
         ({"name": "smoothing", "n": "10k"}, ("n",), "10k"),
         ({"name": "smoothing", "n": 0.5}, ("n",), "whole"),
         ({"name": "smoothing", "rule": "three-class"}, ("rule",), "two-class"),
@@ -128,7 +133,7 @@ def test_what_is_not_whole_is_refused(text: object) -> None:
         ({"name": "crown", "search": {"name": "ladder", "eps": [0.1, -1]}}, ("search", "eps"), "positive"),
         ({"name": "crown", "search": {"relative": 0.1}}, ("search",), "`name`"),
         ({"name": "crown", "search": 3}, ("search",), "`name`"),
-        ({"name": "crown", "search": GaussianSmoothing()}, ("search",), "`name`"),
+        ({"name": "crown", "search": Smoothing()}, ("search",), "`name`"),
         ({"sigma": 1}, (), "`name`"),
         ({"name": 3}, (), "`name`"),
     ],
@@ -149,9 +154,9 @@ def test_nested_specifications_are_built() -> None:
 
 def test_a_label_names_what_is_unusual() -> None:
     ladder = Ladder((0.1,))
-    assert label(Crown(search=ladder)) == "crown(search=ladder)"
+    assert label(Crown(search=ladder)) == "crown(search=ladder(eps=0.1))"
     assert label(Crown(search=ladder), {"search": ladder}) == "crown"
-    assert label(GaussianSmoothing(sigma=0.5, n=100)) == "smoothing(sigma=0.5, n=100)"
+    assert label(Smoothing(noise=Gaussian(0.5), n=100)) == "smoothing(noise=gaussian(sigma=0.5), n=100)"
 
 
 @dataclass

@@ -32,5 +32,9 @@ TABLE = {
     "best-of": "certbench.verifiers.best_of:BestOf",
     "branch-and-bound": "certbench.verifiers.branch_and_bound:BranchAndBound",
     "milp": "certbench.verifiers.milp:MILP",
-    "smoothing": "certbench.verifiers.smoothing:GaussianSmoothing",
+    "splitting": "certbench.verifiers.splitting:SplittingSmoothing",
+    "deterministic-splitting": "certbench.verifiers.splitting:DeterministicSplitting",
+    "discrete": "certbench.verifiers.ablation:DiscreteSmoothing",
+    "ablation": "certbench.verifiers.ablation:RandomizedAblation",
+    "smoothing": "certbench.verifiers.smoothing:Smoothing",
 }

@@ -1,0 +1,164 @@
+"""What noises of randomized smoothing share: from heights to certified radii, and pieces of samplers.
+
+Two arguments turn probabilities into radii. Both serve one-vs-rest (`p_upper = 1 - p_lower`) and two classes.
+
+Odd heights (Yang et al., 2020). Let F(t) bound the rate at which a set of probability t <= 1/2 under x + noise gains
+probability as x moves with unit speed in the norm. Then h(p) = integral of dt / F(min(t, 1 - t)) from 1/2 to p is odd
+about 1/2, and x -> h(g_c(x)) is 1-Lipschitz for the probability g_c of every class c. So class A wins within
+R = (h(p_A) - h(p_B)) / 2. By symmetry of the noise, F(1 - t) = F(t); the supremum over directions is taken at an
+extreme point of the unit ball, as a convex function's maximum.
+
+Total variation. A shift by delta changes the probability of any set by at most T(delta), the total variation between
+the noise and its shift; class A wins while T(delta) < (p_A - p_B) / 2.
+
+Radii are rounded down. They are statements about real arithmetic: samples are float32, and so is their sum with x.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.errors import ConfigError, UnsupportedError
+
+ALLOWANCE = 1e-11
+"""What is taken off radii, relative to the heights they are made of. Against 40 digits, SciPy's inverse functions and
+the sums built on them are right to 1e-13 on the probabilities and dimensions of the tests."""
+
+TINY = 1e-60
+"""Smaller probabilities are not told apart: a rival's is raised to it, and a class below it certifies nothing."""
+
+
+@dataclass(frozen=True)
+class Noise(ABC):
+    """Additive noise, symmetric about 0, the same whatever the input.
+
+    Attributes:
+        sigma: root of the mean square of a coordinate, in units of the input.
+    """
+
+    sigma: float = 0.25
+
+    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    """Norms that certificates are asked for; `radius` knows every p >= 1."""
+    additive: ClassVar[bool] = True
+    """Whether nothing is lost if noise passes an affine layer by itself, before the input is added."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        if not 0 < self.sigma < math.inf:
+            raise ConfigError(f"sigma must be positive and finite, not {self.sigma}", ("sigma",))
+
+    @abstractmethod
+    def scale(self, d: int) -> float:
+        """The scale in which the literature states this noise, for dimension d.
+
+        Raises:
+            UnsupportedError: the noise does not exist in so few dimensions.
+        """
+
+    @abstractmethod
+    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+        """Draw n times in float32, a function of the stream's state alone.
+
+        Raises:
+            UnsupportedError: the noise does not exist in so few dimensions.
+        """
+
+    def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
+        """The input plus each of n draws, in the input's precision."""
+        return torch.from_numpy(self.sample(stream, n, len(point))).to(point.dtype).add_(point)
+
+    @abstractmethod
+    def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
+        """Radii in the norms that have a formula of their own, rounded down; `0 <= p_upper < p_lower <= 1` holds."""
+
+    def radius(self, p_lower: float, p_upper: float, p: float, d: int) -> float:
+        r"""Certified radius in the p-norm, rounded down; 0 where nothing is certified.
+
+        The largest of the direct ones $R_a$ over $d^{1/a - 1/p}$ if p > a, else over 1, as
+        $\|\delta\|_a \le d^{\max(0, 1/a - 1/p)} \|\delta\|_p$.
+
+        Args:
+            p_lower: lower bound of the class's probability; 1 gives infinity for noises without bounds.
+            p_upper: upper bound of every other class's probability. `1 - p_lower` is one if classes exclude each other.
+            p: the norm, at least 1.
+            d: dimension of the input.
+
+        Raises:
+            UnsupportedError: p < 1, or the noise does not exist in so few dimensions.
+        """
+        if not p >= 1:
+            raise UnsupportedError(f"additive noise certifies p-norms with p >= 1, not p = {p:g}")
+        if not (0 <= p_upper < p_lower <= 1 and p_lower > TINY):
+            return 0.0
+        radii = self.direct(p_lower, p_upper, d)
+        best = max(radius / d ** max(0.0, 1 / a - 1 / p) for a, radius in radii.items())
+        return best * (1 - ALLOWANCE) if best > 0 else 0.0
+
+
+def odd(height: Callable[[float], float], p_lower: float, p_upper: float, allowance: float = ALLOWANCE) -> float:
+    """(h(p_lower) - h(p_upper)) / 2, rounded down, where h(1 - t) = -h(t) = height(t) for t in (0, 1/2]."""
+    if p_lower == 1 or p_upper == 0:
+        return math.inf
+    high, low = (
+        math.copysign(height(max(TINY, min(p, 1 - p))), p - 0.5)  # 1 - p is exact from 1/2 on
+        for p in (p_lower, p_upper)
+    )
+    return (high - low) / 2 - allowance * (abs(high) + abs(low))
+
+
+def odd_integral(integral: Callable[[float, float], float], p_lower: float, p_upper: float, allowance: float) -> float:
+    """As `odd`, where the height is an integral that errs downward: `integral(t, top)` with t < top <= 1/2."""
+    if p_lower == 1 or p_upper == 0:
+        return math.inf
+    if p_lower <= 0.5:
+        total = integral(max(TINY, p_upper), p_lower)
+    elif p_upper >= 0.5:
+        total = integral(1 - p_lower, 1 - p_upper)
+    else:
+        total = integral(1 - p_lower, 0.5) + integral(max(TINY, p_upper), 0.5)
+    return total / 2 * (1 - allowance)
+
+
+def times(noise: Float[np.ndarray, "n d"], factor: float) -> Float[np.ndarray, "n d"]:
+    """The noise times a factor that is rounded up, so that its scale is never below the one certified; in place."""
+    rounded = np.float32(factor)
+    noise *= rounded if rounded >= factor else np.nextafter(rounded, np.float32(math.inf))
+    return noise
+
+
+def symmetric(stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    """Uniform on [-1, 1], centred in the 2^24 cells that float32 draws tell apart."""
+    noise = stream.random((n, d), dtype=np.float32)
+    noise *= 2
+    noise -= np.float32(1 - 2.0**-24)
+    return noise
+
+
+def signs(stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    """Fair signs."""
+    return stream.integers(0, 2, (n, d), dtype=np.int8).astype(np.float32) * 2 - 1
+
+
+def directions(stream: np.random.Generator, length: Float[np.ndarray, " n"], d: int) -> Float[np.ndarray, "n d"]:
+    """Uniform directions of the given lengths."""
+    noise = stream.standard_normal((len(length), d), dtype=np.float32)
+    norm = np.sqrt(np.einsum("nd,nd->n", noise, noise, dtype=np.float64))
+    noise *= (length / np.maximum(norm, 1e-30)).astype(np.float32)[:, None]
+    return noise
+
+
+def cubes(stream: np.random.Generator, length: Float[np.ndarray, " n"], d: int) -> Float[np.ndarray, "n d"]:
+    """Uniform on the surfaces of cubes of the given half sides."""
+    noise = symmetric(stream, len(length), d)
+    rows, axes = np.arange(len(length)), stream.integers(0, d, len(length))
+    noise[rows, axes] = signs(stream, len(length), 1)[:, 0]
+    noise *= length.astype(np.float32)[:, None]
+    return noise

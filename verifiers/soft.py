@@ -1,0 +1,117 @@
+r"""Smoothed scores in [0, 1] instead of votes (Salman, Li, Razenshteyn, Zhang, Zhang, Bubeck and Yang, 2019).
+
+The smoothed scores are $\hat f_c(x) = E[f_c(x + N(0, \sigma^2 I))]$ with $f_c$ in [0, 1], say a softmax; certified is
+$\arg\max_c \hat f_c$, which is another classifier than the majority vote (and than the softmax of another temperature).
+
+Scores can be turned into votes: draw one class from the distribution f(x + noise) once per noise (`sample_classes`).
+Each draw votes for c with probability exactly $\hat f_c(x)$, so the counts are multinomial, Clopper and Pearson's
+bounds and all rules for votes hold, and their radii are certificates of $\arg\max_c \hat f_c$.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.special import ndtri
+from torch import Tensor
+
+from certbench.verifiers import confidence
+
+Bound = Literal["hoeffding", "chernoff", "bernstein"]
+
+ROUNDING = 1e-12
+
+
+def radius(low: float, high: float, sigma: float) -> float:
+    r"""L2 radius $\frac\sigma2(\Phi^{-1}(low) - \Phi^{-1}(high))$, rounded down; 0 unless low > high.
+
+    Lemma 2 of Salman et al.: $\Phi^{-1}(\hat f)$ is $1/\sigma$-Lipschitz. For votes it is Theorem 1 of Cohen et al.
+
+    Args:
+        low: lower bound of the top class's expected score.
+        high: upper bound of any other class's.
+        sigma: standard deviation of the noise.
+    """
+    _check(low, high)
+    if not low > high:
+        return 0.0
+    if low == 1 or high == 0:
+        return math.inf  # a score that is 0 or 1 almost surely is so everywhere
+    top, other = float(ndtri(low)), float(ndtri(high))
+    return max(sigma / 2 * (top - other) - ROUNDING * sigma * (abs(top) + abs(other)), 0.0)
+
+
+def lipschitz_constant(sigma: float) -> float:
+    r"""Tight L2 Lipschitz constant of smoothed scores: $1/(\sigma\sqrt{2\pi})$.
+
+    The gradient is $E[f(x+\eta)\,\eta]/\sigma^2$, longest along u for f = 1 where $u\cdot\eta > 0$:
+    $E[\max(u\cdot\eta, 0)]/\sigma^2$. Lemma 1 of Salman et al. has twice that, $\sqrt{2/\pi}/\sigma$.
+    """
+    return 1 / (sigma * math.sqrt(2 * math.pi))
+
+
+def lipschitz_radius(low: float, high: float, sigma: float) -> float:
+    r"""L2 radius $(low - high) / (2L)$ by Lemma 1 with the tight constant L; never above `radius`."""
+    _check(low, high)
+    return max((low - high) / (2 * lipschitz_constant(sigma)) * (1 - ROUNDING), 0.0)
+
+
+def score_bounds(
+    scores: Float[np.ndarray, "n classes"], top: int, alpha: float, bound: Bound = "chernoff"
+) -> tuple[float, float]:
+    """Lower bound of the top class's expected score and upper bound of every other's, together at 1 - alpha.
+
+    `hoeffding` and `chernoff` spend alpha / 2 on each: they are monotone in the mean, so the bound of the largest mean
+    is above that of the class which is truly second. `bernstein` depends on the variance as well and divides its
+    alpha / 2 among the other classes. Scores that may sum to 1 at most also have 1 - low as a bound of the others, at
+    no cost.
+
+    Args:
+        scores: of n noisy draws that had no part in the choice of `top`; rows sum to 1 at most. A draw whose scores
+            are not finite counts 0 for `top` and 1 for each of the others.
+        top: the class.
+        alpha: probability that one of the bounds is wrong.
+        bound: the inequality.
+
+    Raises:
+        ValueError: scores outside [0, 1], or fewer than two draws or classes.
+    """
+    n, classes = scores.shape
+    if classes < 2:
+        raise ValueError("there is no other class")
+    usable = np.isfinite(scores).all(axis=1, keepdims=True)
+    worst = np.ones((1, classes))
+    worst[0, top] = 0
+    filled = np.where(usable, scores.astype(np.float64), worst)
+    means, variances = zip(*(confidence.moments(column) for column in filled.T), strict=True)
+    others = [c for c in range(classes) if c != top]
+    if bound == "bernstein":
+        low = confidence.bernstein_lower(means[top], variances[top], n, alpha / 2)
+        share = alpha / 2 / len(others)
+        high = max(confidence.bernstein_upper(means[c], variances[c], n, share) for c in others)
+    elif bound == "chernoff":
+        low = confidence.chernoff_lower(means[top], n, alpha / 2)
+        high = confidence.chernoff_upper(max(means[c] for c in others), n, alpha / 2)
+    else:
+        low = confidence.hoeffding_lower(means[top], n, alpha / 2)
+        high = confidence.hoeffding_upper(max(means[c] for c in others), n, alpha / 2)
+    return low, min(high, 1 - low)
+
+
+def sample_classes(probabilities: Float[Tensor, "n classes"], stream: np.random.Generator) -> Int[Tensor, " n"]:
+    """One class per row, drawn from the row's distribution; -1 where a row is not finite.
+
+    With a row per noisy draw, the counts of the classes are what `binomial` wants.
+    """
+    p = probabilities.detach().to("cpu", torch.float64)
+    total = p.cumsum(dim=1)
+    u = torch.from_numpy(stream.random(len(p)))[:, None] * total[:, -1:]
+    drawn = (total <= u).sum(dim=1).clamp(max=p.shape[1] - 1)
+    return torch.where(total[:, -1].isfinite(), drawn, -1)
+
+
+def _check(low: float, high: float) -> None:
+    if not (0 <= low <= 1 and 0 <= high <= 1):
+        raise ValueError(f"{low} and {high} bound no scores in [0, 1]")
