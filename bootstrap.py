@@ -17,7 +17,7 @@ from pathlib import Path
 COMMANDS = {
     "setup": [],
     "bench": [["certbench", "run", "default"]],
-    "test": [["pytest"]],
+    "test": [["pytest", "-n", "auto"]],
     "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
     "check-slow": [["pytest", "-m", "slow"]],
     "benchmark": [["python", "-m", "benchmarks.radii"], ["python", "-m", "benchmarks.lipschitz"]],

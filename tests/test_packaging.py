@@ -246,7 +246,7 @@ def test_arguments_are_passed_on(bootstrap: Any) -> None:
     bootstrap.setup()
     bootstrap.ran.clear()
     bootstrap.main("test", "-k", "smoothing")
-    assert bootstrap.ran == [[str(bootstrap.BIN / "pytest"), "-k", "smoothing"]]
+    assert bootstrap.ran == [[str(bootstrap.BIN / "pytest"), "-n", "auto", "-k", "smoothing"]]
 
 
 def test_bench_runs_the_default_suite(bootstrap: Any) -> None:
