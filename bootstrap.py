@@ -20,7 +20,11 @@ COMMANDS = {
     "test": [["pytest", "-n", "auto"]],
     "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
     "check-slow": [["pytest", "-m", "slow"]],
-    "benchmark": [["python", "-m", "benchmarks.radii"], ["python", "-m", "benchmarks.lipschitz"]],
+    "benchmark": [
+        ["python", "-m", "benchmarks.radii"],
+        ["python", "-m", "benchmarks.lipschitz"],
+        ["python", "-m", "benchmarks.smoothing"],
+    ],
     "clean": [],
 }
 PINS = ("pyproject.toml", "constraints.txt", "requirements-nodeps.txt")

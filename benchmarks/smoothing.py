@@ -16,7 +16,7 @@ from certbench import Classifier
 from certbench.verifiers.counting import ESTIMATION, ROWS, Counter
 from certbench.verifiers.noise import Gaussian
 
-SIGMA, INPUTS = 0.25, 16
+SIGMA, INPUTS = 0.25, 64
 
 Work = Callable[[], int]
 """Does it, and says how many forward passes of single inputs it was."""
@@ -110,7 +110,7 @@ def art(classifier: Classifier, x: Tensor, draws: int) -> Work | None:
 def main() -> None:
     """Every network, every contender, with one and with two threads."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smoothing", description=__doc__)
-    parser.add_argument("--draws", type=int, default=3000, help="per input and round")
+    parser.add_argument("--draws", type=int, default=1000, help="per input and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()

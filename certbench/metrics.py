@@ -101,7 +101,8 @@ class Summary:
 
         alpha times the inputs that were answered. It is not alpha times those that were certified:
         alpha bounds the chance that an input is certified and wrongly so, before its noise is drawn,
-        and among the inputs that came out certified wrong ones may be more frequent.
+        and among the inputs that came out certified wrong ones may be more frequent. Expectations add up
+        however failures depend on each other, so this holds for inputs that share their noise too.
         """
         if self.answered == 0:
             return 0.0

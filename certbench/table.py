@@ -173,6 +173,8 @@ def expected_wrong(summaries: Iterable[Summary]) -> str:
         alphas = " or ".join(f"{alpha:g}" for alpha in sorted({s.alpha for s in known if s.alpha is not None}))
         wrong = sum(s.expected_wrong or 0.0 for s in known)
         text += f" = {alphas}; expect at most {wrong:.2g} wrong ones for {sum(s.answered for s in known)} inputs tried"
+        if len(known) > 1:
+            text += f", {max(s.expected_wrong or 0.0 for s in known):.2g} in a row of the table"
     if len(known) < len(chosen):
         text += "; alpha is not recorded for " + ", ".join(name(s) for s in chosen if s.alpha is None)
     return text + "."
