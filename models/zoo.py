@@ -27,6 +27,14 @@ from certbench.classifier import Classifier
 from certbench.errors import ConfigError
 from certbench.models import data
 from certbench.models.architectures import ARCHITECTURES, Normalise
+from certbench.models.denoising import (
+    Denoiser,
+    Denoising,
+    DiffusionDenoiser,
+    NoisePrediction,
+    Preprocessor,
+    Stability,
+)
 from certbench.models.training import (
     Adversarial,
     CertifiedObjective,
@@ -53,12 +61,14 @@ class Entry:
         recipe: how it is trained.
         data: what it is trained on, as `data.load` names it.
         seed: of initial parameters, shuffles and noise.
+        preprocessor: what comes before a trained classifier of that architecture, and is then trained alone.
     """
 
     architecture: str
     recipe: Recipe
     data: str = "digits"
     seed: int = 0
+    preprocessor: Preprocessor | None = None
 
 
 # Epochs, learning rates and decays are judgements, made with the test split in sight, so accuracies flatter a little.
@@ -74,6 +84,24 @@ TABLE = {
     "cnn-plain": Entry("cnn", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
     "cnn-gaussian": Entry("cnn", Recipe(GaussianNoise(sigma=0.25), epochs=60)),
     "cnn-ibp": Entry("cnn", Recipe(IntervalBounds(eps=0.1), epochs=120)),
+    "cnn-denoised": Entry(
+        "cnn", Recipe(Denoising(sigma=0.25), epochs=400, learning_rate=2e-3), preprocessor=Denoiser("cnn-plain")
+    ),
+    "cnn-denoised-stability": Entry(
+        "cnn",
+        Recipe(Stability(sigma=0.25), epochs=100, learning_rate=2e-3, weight_decay=0.1),
+        preprocessor=Denoiser("cnn-plain"),
+    ),
+    "cnn-diffusion": Entry(
+        "cnn",
+        Recipe(NoisePrediction(), epochs=800, learning_rate=2e-3),
+        preprocessor=DiffusionDenoiser("cnn-plain", sigma=0.25),
+    ),
+    "cnn-diffusion-multistep": Entry(
+        "cnn",
+        Recipe(NoisePrediction(), epochs=800, learning_rate=2e-3),
+        preprocessor=DiffusionDenoiser("cnn-plain", sigma=0.25, steps=20),
+    ),
 }
 
 
@@ -119,6 +147,9 @@ def load(name: str, folder: Path = WEIGHTS) -> Classifier:
     shape, classes = tuple(facts["input_shape"]), facts["num_classes"]
     with torch.random.fork_rng(devices=[]):  # initial parameters are drawn, and then replaced
         module = ARCHITECTURES[TABLE[name].architecture](shape, classes, _unit(shape))
+        preprocessor = TABLE[name].preprocessor
+        if preprocessor is not None:
+            module = nn.Sequential(preprocessor.build(shape), *module)
     module.load_state_dict(safetensors.torch.load(content))
     return Classifier(module.eval().requires_grad_(False), shape, classes, name)
 
@@ -141,8 +172,14 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
     shape, classes = training.input_shape, training.num_classes
     pixels = training.inputs.transpose(0, 1).flatten(1)
     normalise = Normalise(pixels.mean(dim=1).tolist(), pixels.std(dim=1).tolist(), len(shape))
-    build = ARCHITECTURES[entry.architecture]
-    module = train_network(lambda: build(shape, classes, normalise), entry.recipe, training, entry.seed)
+
+    def build() -> nn.Sequential:
+        if entry.preprocessor is None:
+            return ARCHITECTURES[entry.architecture](shape, classes, normalise)
+        behind = load(entry.preprocessor.classifier)  # its parameters are fixed
+        return nn.Sequential(entry.preprocessor.build(shape), *behind.module.children())
+
+    module = train_network(build, entry.recipe, training, entry.seed)
     content = safetensors.torch.save(module.state_dict())
     objective = entry.recipe.objective
     facts: dict[str, Any] = {
@@ -168,6 +205,8 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
         "torch": torch.__version__,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+    if entry.preprocessor is not None:
+        facts["preprocessor"] = {"name": type(entry.preprocessor).__name__, **asdict(entry.preprocessor)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(content)
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ are no longer independent.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,30 +83,43 @@ class Counter:
                 total[i] = votes
         if self.share is None:
             for i, (point, seed) in enumerate(zip(x, seeds, strict=True)):
-                for chunk in range(starts[i], -(-draws // size)):
-                    flat = point.flatten().to("cpu", self.classifier.dtype)
-                    noisy = self.noise.perturb(flat, _stream(seed, phase, chunk), size)
-                    rows = noisy.view(size, *point.shape).to(self.classifier.device)
-                    self._add(total, i, self.classifier(rows), chunk, size, draws, keys[i])
+                for chunk, logits in enumerate(self.logits(point, draws, seed, phase, size, starts[i]), starts[i]):
+                    self._add(total, i, logits, chunk, size, draws, keys[i])
             return total
         head, tail = split(self.classifier)
+        rectified = len(tail) > 0 and type(tail[0]) is nn.ReLU
+        tail = nn.Sequential(*list(tail)[1:]) if rectified else tail
         with torch.no_grad():
             images = head(x.to(self.classifier.device, self.classifier.dtype))
             origin = head(torch.zeros_like(x[:1]).to(images))
             for chunk in range(min(starts, default=0), -(-draws // size)):
                 drawn = torch.from_numpy(self.noise.sample(_stream(self.share, phase, chunk), size, x[0].numel()))
                 moved = head(drawn.view(size, *x.shape[1:]).to(images)) - origin
+                both = torch.empty_like(moved)
                 for i, image in enumerate(images):
                     if chunk >= starts[i]:
-                        self._add(total, i, tail(image + moved), chunk, size, draws, keys[i])
+                        torch.add(image, moved, out=both)
+                        logits = tail(both.relu_() if rectified else both)
+                        self._add(total, i, logits, chunk, size, draws, keys[i])
         return total
+
+    def logits(
+        self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, start: int = 0
+    ) -> Iterator[Float[Tensor, "rows classes"]]:
+        """Logits of so many draws at an input, by chunks of `size` from number `start` on, with noise of its own.
+
+        Draws depend on `size`. Every chunk is computed in full, also the last, of which only the draws wanted come out.
+        """
+        flat = point.flatten().to("cpu", self.classifier.dtype)
+        for chunk in range(start, -(-draws // size)):
+            noisy = self.noise.perturb(flat, _stream(seed, phase, chunk), size)
+            rows = noisy.view(size, *point.shape).to(self.classifier.device)
+            yield self.classifier(rows)[: draws - chunk * size]
 
     def _add(self, total: Tensor, i: int, logits: Tensor, chunk: int, size: int, draws: int, key: Hashable) -> None:
         """The votes of a chunk; what is complete is remembered."""
         wanted = min(size, draws - chunk * size)
-        part = logits[:wanted]
-        labels = part.argmax(dim=1)[part.isfinite().all(dim=1)]
-        total[i] += torch.bincount(labels, minlength=logits.shape[1]).cpu()
+        total[i] += tally(logits[:wanted])
         if wanted == size and self.key is not None and _COUNTED.get(key, (0, None))[0] <= chunk:
             _COUNTED[key] = (chunk + 1, total[i].clone())
             _COUNTED.move_to_end(key)
@@ -114,12 +127,18 @@ class Counter:
                 _COUNTED.popitem(last=False)
 
 
+def tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
+    """How many rows are for each class, on the CPU; one that is not finite is for none."""
+    labels = logits.argmax(dim=1)[logits.isfinite().all(dim=1)]
+    return torch.bincount(labels, minlength=logits.shape[1]).cpu()
+
+
 def rows_of(entries: int) -> int:
     """Draws in a chunk, for inputs of so many entries."""
     return max(1, min(ROWS, ENTRIES // entries))
 
 
-def split(classifier: Classifier) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def split(classifier: Classifier) -> tuple[nn.Sequential, nn.Sequential]:
     """A classifier as an affine function, then the rest: the identity and all of it, where its layers do not tell."""
     layers = _layers(classifier.module) if classifier.hidden_code() is None else [classifier.module]
     count = 0
