@@ -23,6 +23,7 @@ class Case:
         layers: kinds of networks of `test_contract.NETWORKS` that it must certify, not refuse.
         batch: how far radii may differ between batch sizes, relatively; where there is a search, by its tolerance,
             because float64 rounding decides on which side of the crossing its last point falls.
+        scale_free: whether radii ignore the scale of the logits.
         rounding: how far margins may, relatively; more where slopes are chosen in float32.
     """
 
@@ -35,6 +36,7 @@ class Case:
     layers: frozenset[str] = frozenset({"linear", "mlp", "cnn", "residual"})
     batch: float = 1e-7
     rounding: float = 1e-9
+    scale_free: bool = True
 
     @property
     def name(self) -> str:
@@ -105,6 +107,10 @@ CASES = [
     Case({"name": "smoothing", "n": 1000}, tight=frozenset()),
     Case({"name": "smoothing", "n": 1000, "rule": "one-vs-rest", "share": 0}, tight=frozenset()),
     Case({"name": "smoothing", "n": 1000, "noise": {"name": "laplace", "sigma": 0.25}}, tight=frozenset()),
+    Case({"name": "soft-smoothing", "n": 1000}, tight=frozenset(), scale_free=False),
+    Case({"name": "soft-smoothing", "n": 1000, "bound": "bernstein", "beta": 4}, tight=frozenset(), scale_free=False),
+    Case({"name": "soft-smoothing", "n": 1000, "bound": "sampled"}, tight=frozenset(), scale_free=False),
+    Case({"name": "adaptive-smoothing", "n": 1000, "radius": 0.05}, tight=frozenset()),
     Case({"name": "splitting", "n": 1000}, tight=frozenset(), norms=frozenset({1.0})),
     Case({"name": "deterministic-splitting", "points": "all"}, tight=frozenset(), norms=frozenset({1.0})),
     Case({"name": "discrete", "keep": 0.5, "grid": 16, "n": 1000}, tight=frozenset(), norms=frozenset({0.0})),

@@ -32,6 +32,8 @@ TABLE = {
     "best-of": "certbench.verifiers.best_of:BestOf",
     "branch-and-bound": "certbench.verifiers.branch_and_bound:BranchAndBound",
     "milp": "certbench.verifiers.milp:MILP",
+    "soft-smoothing": "certbench.verifiers.soft_smoothing:SoftSmoothing",
+    "adaptive-smoothing": "certbench.verifiers.adaptive_smoothing:AdaptiveSmoothing",
     "splitting": "certbench.verifiers.splitting:SplittingSmoothing",
     "deterministic-splitting": "certbench.verifiers.splitting:DeterministicSplitting",
     "discrete": "certbench.verifiers.ablation:DiscreteSmoothing",
