@@ -4,6 +4,7 @@ import copy
 import hashlib
 import inspect
 import pickle
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -140,7 +141,7 @@ _PLUMBING = frozenset(vars(nn.Module())) - {"training"}
 def _source(thing: Any) -> bytes:
     try:
         return inspect.getsource(thing).encode()
-    except (OSError, TypeError):  # typed in at a prompt: the name must do
+    except (OSError, TypeError):  # typed in at a prompt
         return b""
 
 
@@ -152,17 +153,43 @@ def _filled(cell: Any) -> bool:
 
 
 def _code(kind: type, where: str) -> bytes:
-    """A class's source, and what its methods have caught from the functions around it."""
-    caught = [_content(value, where) for value in vars(kind).values() if inspect.isfunction(value)]
-    return _source(kind) + b"".join(caught)
+    """A class's source and attributes, and what its methods have caught or use of what stands around it."""
+    found = [_source(kind)]
+    for name, value in vars(kind).items():
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of properties and the like
+        if inspect.isfunction(function):
+            found += [_content(function, where), _compiled(function.__code__), _around(function, where)]
+        elif not name.startswith("__") and isinstance(value, bool | int | float | str | tuple | list | dict | Tensor):
+            found.append(name.encode() + _content(value, where))
+    return b"".join(found)
+
+
+def _compiled(code: types.CodeType) -> bytes:
+    """What a function does, where its source cannot be read as well."""
+    inner = [_compiled(part) if isinstance(part, types.CodeType) else repr(part).encode() for part in code.co_consts]
+    return code.co_code + repr(code.co_names).encode() + b"".join(inner)
+
+
+def _around(function: Any, where: str, seen: frozenset[str] = frozenset()) -> bytes:
+    """The numbers, texts, tensors and functions of its module that a function uses, and what those use."""
+    found = []
+    for name in sorted(set(function.__code__.co_names) & function.__globals__.keys() - seen):
+        value = function.__globals__[name]
+        if inspect.isfunction(value) and not value.__module__.startswith("torch"):
+            found += [name.encode(), _compiled(value.__code__), _around(value, where, seen | {name})]
+        elif isinstance(value, bool | int | float | str | tuple | Tensor):
+            found.append(name.encode() + _content(value, where))
+    return b"".join(found)
 
 
 def _content(value: Any, where: str) -> bytes:
     if isinstance(value, Tensor):
         array = value.detach().cpu().contiguous()
         return repr((array.dtype, tuple(array.shape))).encode() + array.reshape(-1).view(torch.uint8).numpy().tobytes()
-    if isinstance(value, nn.Module):
-        return f"{type(value).__module__}.{type(value).__qualname__}".encode()  # registered, so read elsewhere
+    if isinstance(value, nn.Module):  # registered ones are read elsewhere, too; those in a plain list only here
+        state = [(path, part) for path, part in [*value.named_parameters(), *value.named_buffers()]]
+        inner = [f"{path}:{type(part).__module__}.{type(part).__qualname__}" for path, part in value.named_modules()]
+        return repr(inner).encode() + b"".join(path.encode() + _content(part, where) for path, part in state)
     if inspect.isroutine(value):
         cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _filled(cell)]
         settled = [cells, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from certbench.errors import ConfigError
+from certbench.errors import ConfigError, StoreError
 
 LABELS = ("auto", "none", "first", "last")
 
@@ -83,11 +83,13 @@ def read(path: Path, labels: str = "auto") -> list[CountTable]:
             return [_records(path.name, [json.loads(line) for line in text.splitlines() if line.strip()])]
         if path.suffix == ".json":
             return [_records(path.name, json.loads(text))]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        if isinstance(error, ConfigError):
-            raise
+        return [_text(path.name, text, labels)]
+    except (ConfigError, StoreError):
+        raise
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"cannot read counts from {path}: {type(error).__name__}: {error}") from error
-    return [_text(path.name, text, labels)]
+    except (zipfile.BadZipFile, csv.Error) as error:
+        raise ConfigError(f"cannot read counts from {path}: {error}") from error
 
 
 def _text(name: str, text: str, labels: str) -> CountTable:
@@ -151,6 +153,8 @@ def _records(name: str, records: Any) -> CountTable:
     if not (isinstance(records, list) and records and all(isinstance(record, Mapping) for record in records)):
         raise ConfigError(f"{name} must hold a list of objects, one per input")
     flat = [{**record, **record.get("evidence", {})} for record in records]
+    if any("constants" in record or record.get("layer") is not None for record in flat):
+        raise ConfigError(f"{name} holds counts of noise behind a hidden layer, which only their certifier can certify")
     return _columns(name, [{**record, **_noise(record)} for record in flat])
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
-from certbench import registry
+from certbench import options, registry
 from certbench.certificate import Certificate
 from certbench.count_files import CountTable, read
 from certbench.errors import ConfigError, StoreError
@@ -164,7 +164,8 @@ def _selected(
 def _check_numbers(
     sigma: float, alpha: float, rule: str, k: int, norm: float, d: int | None, noise: Noise | None
 ) -> None:
-    ThreatModel(norm)
+    if ThreatModel(norm).p == 0:
+        raise ConfigError("additive noise certifies no L0 radius; the norm is 1, 2 or inf", ("norm",))
     if not 0 < sigma < math.inf:
         raise ConfigError(f"sigma must be positive and finite, not {sigma}", ("sigma",))
     if not 0 < alpha < 1:
@@ -235,6 +236,8 @@ def run(
         if std is None:
             raise ConfigError(f"{counted.name} does not say what the noise was; give --sigma", ("sigma",))
         level = 0.001 if level is None else level
+        if not all(isinstance(value, int | float) for value in (std, level, counted.dimension or 1)):
+            raise ConfigError(f"{counted.name}: sigma, alpha and dimension must be numbers, not text")
         family = _noise(noise, counted, std)
         table = _heads(counted, radii)
         for rule in rules or ("one-vs-rest", "two-class", *(("top-k",) if k > 1 else ())):
@@ -265,11 +268,12 @@ def run(
 def _noise(wanted: str | None, counted: CountTable, sigma: float) -> Noise | None:
     """The noise of a table, None if it is Gaussian."""
     stated = dict(counted.noise or {"name": "gaussian"})
-    name = stated.pop("name")
-    family = name if wanted is None else wanted
-    if family not in NOISES:
-        raise ConfigError(registry.unknown("noise", family, NOISES), ("noise",))
-    return None if family == "gaussian" else NOISES[family](sigma, **(stated if family == name else {}))
+    if wanted is not None and wanted != stated.get("name"):
+        stated = {"name": wanted}
+    if stated.get("name") not in [*NOISES]:
+        raise ConfigError(registry.unknown("noise", str(stated.get("name")), NOISES), ("noise",))
+    noise: Noise = options.choose(Noise, {**stated, "sigma": sigma}, ("noise",))
+    return None if stated["name"] == "gaussian" else noise
 
 
 def _name(noise: Noise | None) -> str:

@@ -86,3 +86,59 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
 def test_a_module_in_training_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="training mode"):
         Classifier(nn.Sequential(linear(), nn.Dropout()), (9,), 3)
+
+
+class Listed(nn.Module):
+    """Keeps a layer where torch does not look."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        layer = nn.Linear(1, 2)
+        with torch.no_grad():
+            layer.weight.fill_(weight)
+        self.parts = [layer]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[0](x)  # type: ignore[no-any-return]
+
+
+def made(scale: float) -> nn.Module:
+    class Scaled(nn.Module):
+        factor = scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, -x], dim=1) * self.factor
+
+    return Scaled()
+
+
+FACTOR = 1.0
+
+
+class UsesTheModule(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], dim=1) * FACTOR
+
+
+def test_what_torch_does_not_register_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def print_of(module: nn.Module) -> str:
+        return Classifier(module.eval(), (1,), 2).fingerprint()
+
+    torch.manual_seed(0)
+    one = print_of(Listed(1.0))
+    torch.manual_seed(0)
+    assert one != print_of(Listed(-1.0))
+    assert print_of(made(1.0)) != print_of(made(-1.0)) and print_of(made(2.0)) == print_of(made(2.0))
+    before = print_of(UsesTheModule())
+    monkeypatch.setattr(f"{__name__}.FACTOR", -1.0)
+    assert print_of(UsesTheModule()) != before
+
+
+def test_code_without_a_source_is_in_the_fingerprint() -> None:
+    prints = []
+    for sign in ("", "-"):
+        space: dict[str, type[nn.Module]] = {}
+        code = f"class Net(nn.Module):\n    def forward(self, x): return torch.cat([{sign}x, x * 0], dim=1)"
+        exec(code, {"nn": nn, "torch": torch, "__name__": "typed"}, space)
+        prints.append(Classifier(space["Net"]().eval(), (1,), 2).fingerprint())
+    assert prints[0] != prints[1]

@@ -212,3 +212,41 @@ def test_what_a_classifier_sees_depends_on_integer_sums_alone() -> None:
 def test_inputs_off_the_grid_are_refused() -> None:
     with pytest.raises(NumericalError, match="not on the grid of 1/255"):
         certbench.certify(Smoothing(IntegerGaussian(), n=100), halfspace(), points(1, 0.1234567), L2)
+
+
+def test_counts_of_another_prefix_are_not_taken_for_ones_own() -> None:
+    """The same layers behind the noise, other ones before it: once a false certificate by what was remembered."""
+    last = halfspace(4).module
+
+    def certify(gain: float) -> certbench.Certificate:
+        first = nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            first.weight.copy_(gain * torch.eye(4))
+        classifier = Classifier(nn.Sequential(first, nn.Identity(), last).eval(), (4,), 2)
+        return certbench.certify(Smoothing(Gaussian(0.25), n=2000, n0=1000, layer="0"), classifier, points(1, 0.05), L2)
+
+    alone = certify(1.0)
+    counting._COUNTED.clear()
+    assert certify(20.0).radius > 0
+    assert certify(1.0).evidence == alone.evidence
+    assert certify(-1.0).prediction != 1
+
+
+@pytest.mark.parametrize("options", [{"share": 3}, {"layer": "1"}], ids=str)
+def test_not_even_the_last_bits_depend_on_the_batch(options: dict[str, object]) -> None:
+    """A classifier that reads the last bits of a wide layer's output."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), Bits()).eval()
+    classifier, x = Classifier(module, (1, 28, 28), 2), torch.rand(33, 1, 28, 28, dtype=torch.float64)
+    built = Smoothing(Gaussian(0.25), n=1000, **options)  # type: ignore[arg-type]
+    together = certbench.certify(built, classifier, x, L2, batch_size=33)
+    counting._COUNTED.clear()
+    alone = certbench.certify(built, classifier, x[:3], L2, batch_size=1)
+    assert list(together.evidence[:3]) == list(alone.evidence)
+
+
+class Bits(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        odd = x.contiguous().view(torch.int32).sum(dim=1) % 2
+        return torch.stack([odd.float(), 0.5 * torch.ones(len(x))], dim=1)

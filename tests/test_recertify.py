@@ -357,3 +357,27 @@ def test_the_largest_radii_of_a_published_log_tell_its_alpha(log: str, sigma: fl
         ladders[level] = [float(f"{radius:.3}") for radius in found.radius.tolist()]
     assert printed == ladders[alpha]
     assert ladders[0.001] != ladders[0.01]
+
+
+@pytest.mark.parametrize("rule", ["one-vs-rest", "two-class", "top-k"])
+def test_additive_noise_certifies_nothing_in_l0(rule: str) -> None:
+    with pytest.raises(ConfigError, match="no L0 radius"):
+        recertify([[990, 10]], sigma=1.0, alpha=0.001, rule=rule, norm=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("large.txt", "99999999999999999999999 1\n"),
+        ("long.csv", "a,b\n" + "1" * 200_000 + ",2\n"),
+        ("noise.json", '[{"counts": [9, 1], "noise": {"name": ["x"]}, "sigma": 1}]'),
+        ("option.json", '[{"counts": [9, 1], "noise": {"name": "pareto", "b": 3}, "sigma": 1}]'),
+        ("text.json", '[{"counts": [9, 1], "sigma": "half"}]'),
+        ("deep.json", "[" * 100_000),
+        ("hidden.json", '[{"evidence": {"counts": [9, 1], "sigma": 1, "constants": {"2": 10}}}]'),
+    ],
+)
+def test_files_that_mean_nothing_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError):
+        run(tmp_path / name, Console(file=io.StringIO()))

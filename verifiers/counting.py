@@ -10,6 +10,7 @@ input still sees independent draws, so each certificate holds with its own confi
 are no longer independent.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Counter:
 
     @staticmethod
     def of(classifier: Classifier, noise: Noise, share: int | None = None) -> "Counter":
-        """A counter that remembers, unless a classifier's content cannot be read."""
+        """A counter that remembers by content, unless a classifier's cannot be read."""
         try:
             return Counter(classifier, noise, share, classifier.fingerprint())
         except ConfigError:
@@ -72,7 +73,8 @@ class Counter:
         A draw whose logits are not all finite votes for no class, so that a row's sum may fall short of `draws`.
         """
         size = rows_of(x[0].numel()) if len(x) else ROWS
-        keys = [(self.key, self.noise, self.share, seed, phase) for seed in seeds]
+        points = [hashlib.sha256(row.detach().cpu().contiguous().numpy().tobytes()).digest() for row in x]
+        keys = [(self.key, self.noise, self.share, seed, phase, at) for seed, at in zip(seeds, points, strict=True)]
         known = [_COUNTED.get(key, (0, None)) if self.key is not None else (0, None) for key in keys]
         total = torch.zeros(len(x), self.classifier.num_classes, dtype=torch.int64)
         starts = []
@@ -90,7 +92,10 @@ class Counter:
         rectified = len(tail) > 0 and type(tail[0]) is nn.ReLU
         tail = nn.Sequential(*list(tail)[1:]) if rectified else tail
         with torch.no_grad():
-            images = head(x.to(self.classifier.device, self.classifier.dtype))
+            rows = x.to(self.classifier.device, self.classifier.dtype)
+            images = (
+                torch.cat([head(row[None]) for row in rows]) if len(rows) else rows
+            )  # one by one, for the last bits
             origin = head(torch.zeros_like(x[:1]).to(images))
             for chunk in range(min(starts, default=0), -(-draws // size)):
                 drawn = torch.from_numpy(self.noise.sample(_stream(self.share, phase, chunk), size, x[0].numel()))
@@ -165,4 +170,4 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _stream(seed: int, phase: int, chunk: int) -> np.random.Generator:
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, phase, chunk])))
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(phase, chunk))))

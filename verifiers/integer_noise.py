@@ -81,7 +81,7 @@ class IntegerGaussian(Noise):
             NumericalError: the input does not lie on the grid.
         """
         whole = (point.double() * self.grid).round()
-        if not bool(((whole / self.grid).to(point.dtype) == point).all()):
+        if not bool(((whole / self.grid).float() == point.float()).all()):  # images come in float32
             raise NumericalError(f"the input is not on the grid of 1/{self.grid}; round it, or choose another grid")
         sums = torch.from_numpy(self.integers(stream, n, len(point))) + whole.to(torch.int64)
         return (sums.double() / self.grid).to(point.dtype)

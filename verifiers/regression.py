@@ -16,7 +16,7 @@ from torch import Tensor
 
 from certbench.certification import check_inputs, input_seed
 from certbench.classifier import Classifier
-from certbench.errors import ConfigError
+from certbench.errors import ConfigError, UnsupportedError
 from certbench.threat import L2, ThreatModel
 from certbench.verifiers.noise import Gaussian
 
@@ -131,6 +131,8 @@ def smoothed_output_bounds(
         ConfigError: bad inputs or numbers.
     """
     check_inputs(regressor, x, threat)
+    if threat.p == 0:
+        raise UnsupportedError("an L0 ball lies in no L2 ball; the norm is 1, 2 or inf")
     widest = eps
     if threat.p == math.inf:
         widest = eps * math.sqrt(math.prod(regressor.input_shape)) * (1 + 1e-12)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from certbench import options
 from certbench.certificate import Certificate
 from certbench.certification import input_seed
 from certbench.certifier import Certifier
@@ -130,7 +131,7 @@ class Smoothing(Certifier[SmoothingState]):
     def certify(self, state: SmoothingState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Algorithm CERTIFY: select on n0 draws, estimate on n others, bound, and abstain if the bounds cross."""
         counter = state.counter
-        points = state.prefix(x.to(counter.classifier.device, counter.classifier.dtype)) if self.layer else x
+        points = self._features(state, x)
         selection = counter.count(points, self.n0, seeds, SELECTION)
         estimation = counter.count(points, self.n, seeds, ESTIMATION)
         top = selection.argmax(dim=1)
@@ -145,6 +146,13 @@ class Smoothing(Certifier[SmoothingState]):
             )
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
+    def _features(self, state: SmoothingState, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Where the noise is added: one by one, since the last bits depend on how many inputs there are."""
+        if self.layer is None or len(x) == 0:
+            return x
+        rows = x.to(state.counter.classifier.device, state.counter.classifier.dtype)
+        return torch.cat([state.prefix(row[None]) for row in rows])
+
     def _evidence(
         self, state: SmoothingState, selection: list[int], estimation: list[int], low: float, high: float, seed: int
     ) -> dict[str, Any]:
@@ -154,6 +162,7 @@ class Smoothing(Certifier[SmoothingState]):
             "n": self.n,
             "alpha": self.alpha,
             "rule": self.rule,
+            "noise": options.describe(self)["noise"],
             "sigma": self.noise.sigma,
             "scale": self.noise.scale(state.dimension),
             "dimension": state.dimension,
@@ -164,6 +173,7 @@ class Smoothing(Certifier[SmoothingState]):
         if self.share is not None:
             found["shared"] = True
         if self.layer is not None:
+            found["layer"] = self.layer
             found["constants"] = {f"{q:g}": bound for q, bound in state.constants.items()}
         return found
 
@@ -195,7 +205,7 @@ class Smoothing(Certifier[SmoothingState]):
         """
         state = self.prepare(classifier, ThreatModel(2.0))
         points, seeds = x.to(classifier.device, torch.float64), [input_seed(seed, point) for point in x]
-        features = state.prefix(points.to(classifier.dtype)) if self.layer else points
+        features = self._features(state, points)
         predictions = []
         for sampled in state.counter.count(features, self.n, seeds, PREDICTION):
             first, second = sampled.topk(2).values.tolist()
