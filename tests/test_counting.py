@@ -250,3 +250,19 @@ class Bits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         odd = x.contiguous().view(torch.int32).sum(dim=1) % 2
         return torch.stack([odd.float(), 0.5 * torch.ones(len(x))], dim=1)
+
+
+def test_uniform_noise_certifies_more_in_l1_where_inputs_lie_in_the_unit_box() -> None:
+    """Only beyond what one coordinate can move: for a classifier that hardly changes its mind."""
+    module = nn.Linear(4, 2)
+    with torch.no_grad():
+        module.weight.zero_()
+        module.weight[1, 0] = 0.1
+        module.bias.copy_(torch.tensor([0.2, 0.0]))
+    classifier, x = Classifier(module.eval(), (4,), 2), points(4, 0.4)
+    built = Smoothing(Uniform(1.0), n=3000)
+    plain, box = (certbench.certify(built, classifier, x, threat) for threat in (L1, L1.within(0, 1)))
+    assert (box.radius > 1.05 * plain.radius).all() and (plain.radius > 1).all()
+    small = [certbench.certify(Smoothing(Uniform(0.25), n=1000), network("mlp"), inputs(4), threat).radius
+             for threat in (L1, L1.within(0, 1))]  # fmt: skip
+    torch.testing.assert_close(small[0], small[1])

@@ -29,7 +29,7 @@ from certbench.threat import ThreatModel
 from certbench.verifiers import binomial
 from certbench.verifiers.counting import ESTIMATION, PREDICTION, SELECTION, Counter
 from certbench.verifiers.lipschitz import feature_constants
-from certbench.verifiers.noise import Gaussian, Noise
+from certbench.verifiers.noise import Gaussian, Noise, Uniform, uniform_l1_in_box
 
 Rule = Literal["two-class", "one-vs-rest"]
 
@@ -139,12 +139,22 @@ class Smoothing(Certifier[SmoothingState]):
         for i, seed in enumerate(seeds):
             p_lower, p_upper = self.probabilities(int(top[i]), estimation[i].tolist(), self.n)
             radius = self.radius(p_lower, p_upper, state.constants, state.dimension)
+            if self._in_the_unit_box(state.threat) and p_lower > p_upper:
+                point = x[i].flatten().cpu().numpy()
+                wider = uniform_l1_in_box(p_lower, p_upper, point, self.noise.scale(state.dimension))
+                radius = max(radius, min(wider, float(state.dimension)))  # the box is no wider than that
             predictions.append(int(top[i]) if radius > 0 else ABSTAIN)
             radii.append(radius)
             evidence.append(
                 self._evidence(state, selection[i].tolist(), estimation[i].tolist(), p_lower, p_upper, seed)
             )
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
+
+    def _in_the_unit_box(self, threat: ThreatModel) -> bool:
+        """Whether uniform noise at the input has a larger L1 radius (Voráček and Hein, 2023)."""
+        domain = threat.domain
+        inside = domain is not None and domain[0] >= 0 and domain[1] <= 1
+        return inside and threat.p == 1 and self.layer is None and type(self.noise) is Uniform
 
     def _features(self, state: SmoothingState, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """Where the noise is added: one by one, since the last bits depend on how many inputs there are."""
