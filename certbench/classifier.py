@@ -154,19 +154,22 @@ def _filled(cell: Any) -> bool:
 
 def _code(kind: type, where: str) -> bytes:
     """A class's source and attributes, and what its methods have caught or use of what stands around it."""
-    found = [_source(kind)]
+    source = _source(kind)
+    found = [source]
     for name, value in vars(kind).items():
         function = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of properties and the like
         if inspect.isfunction(function):
-            found += [_content(function, where), _compiled(function.__code__), _around(function, where)]
+            found += [_content(function, where), _around(function, where)]
+            found += [] if source else [_compiled(function.__code__, where)]
         elif not name.startswith("__") and isinstance(value, bool | int | float | str | tuple | list | dict | Tensor):
             found.append(name.encode() + _content(value, where))
     return b"".join(found)
 
 
-def _compiled(code: types.CodeType) -> bytes:
-    """What a function does, where its source cannot be read as well."""
-    inner = [_compiled(part) if isinstance(part, types.CodeType) else repr(part).encode() for part in code.co_consts]
+def _compiled(code: types.CodeType, where: str) -> bytes:
+    """What a function does, where its source cannot be read; it depends on the release of Python."""
+    consts = code.co_consts
+    inner = [_compiled(part, where) if isinstance(part, types.CodeType) else _content(part, where) for part in consts]
     return code.co_code + repr(code.co_names).encode() + b"".join(inner)
 
 
@@ -176,7 +179,8 @@ def _around(function: Any, where: str, seen: frozenset[str] = frozenset()) -> by
     for name in sorted(set(function.__code__.co_names) & function.__globals__.keys() - seen):
         value = function.__globals__[name]
         if inspect.isfunction(value) and not value.__module__.startswith("torch"):
-            found += [name.encode(), _compiled(value.__code__), _around(value, where, seen | {name})]
+            found += [name.encode(), _source(value) or _compiled(value.__code__, where)]
+            found.append(_around(value, where, seen | {name}))
         elif isinstance(value, bool | int | float | str | tuple | Tensor):
             found.append(name.encode() + _content(value, where))
     return b"".join(found)

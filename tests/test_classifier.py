@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,3 +143,22 @@ def test_code_without_a_source_is_in_the_fingerprint() -> None:
         exec(code, {"nn": nn, "torch": torch, "__name__": "typed"}, space)
         prints.append(Classifier(space["Net"]().eval(), (1,), 2).fingerprint())
     assert prints[0] != prints[1]
+
+
+def test_the_order_of_a_set_in_the_code_does_not_matter() -> None:
+    """Python hashes text anew in every process; stored results would never be found again."""
+    lines = [
+        "import torch; from torch import nn; from certbench import Classifier",
+        "space = {'nn': nn, '__name__': 'typed'}",
+        'body = \'def forward(self, x): return x * (2 if x.device.type in {"cpu", "a", "b", "c"} else 1)\'',
+        "exec('class N(nn.Module):\\n ' + body, space)",
+        "print(Classifier(space['N']().eval(), (2,), 2).fingerprint())",
+    ]
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
+            capture_output=True, text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(prints) == 1
