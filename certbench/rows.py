@@ -59,9 +59,11 @@ class Row:
     def unsound(self) -> bool:
         """Whether a known counterexample lies inside the certified ball (beyond rounding of the distance).
 
-        Counterexamples are of the base classifier, and say nothing of a smoothed one.
+        Counterexamples are of the base classifier, and say nothing of a smoothed one. A ball is open; but in L0 a
+        radius of r says that r changes are tolerated, so that a counterexample of r changes refutes it.
         """
-        return self.subject is Subject.BASE and self.radius > self.upper * (1 + 1e-9)
+        refuted = self.radius > self.upper * (1 + 1e-9) or (self.norm == 0 and self.radius >= self.upper)
+        return self.subject is Subject.BASE and refuted
 
     def certified(self, eps: float) -> bool:
         """Whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
