@@ -1,17 +1,19 @@
 """The interface of every certifier, and the shared half of those that bound margins."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar, final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Generic, TypeVar, cast, final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from certbench import ball
 from certbench.certificate import Certificate
 from certbench.classifier import Classifier
+from certbench.errors import UnsupportedError
 from certbench.search import Evaluation, Found, RadiusSearch, Start
 from certbench.terms import Guarantee, Subject
 from certbench.threat import ThreatModel
@@ -139,10 +141,24 @@ class MarginCertifier(Certifier[BoundState]):
         del state
         return "real"
 
+    def single(self, state: BoundState) -> BoundState:
+        """The same state in float32: to measure what rounding does to bounds, never to claim one."""
+        return cast("BoundState", _in_single(state))
+
     def evidence(self, state: BoundState, label: Int[Tensor, " n"]) -> list[dict[str, Any]]:
         """What a reader needs, beside what the search found, to re-check the claim for each input."""
         del state
         return [{} if self.intermediate() is None else {"bounds": self.intermediate()} for _ in range(len(label))]
+
+    def witness(
+        self, state: BoundState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Any:
+        """What proves the margins of one input at a radius: a `Relaxation`, or evidence for `certbench.checker`.
+
+        Raises:
+            UnsupportedError: there is nothing that the checker could verify; the message says why.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no evidence that certbench check could verify")
 
     def start(self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """What the search may know beforehand; here, the tangents of the margins."""
@@ -202,6 +218,23 @@ class MarginCertifier(Certifier[BoundState]):
         outputs = (rows @ state.classifier(x)[..., None]).squeeze(-1)
         found = self.search.run(bound, (outputs - floor).amin(dim=1), start)
         return replace(found, certified=found.certified.clamp(max=LIMIT))
+
+
+def _in_single(value: Any) -> Any:
+    """A copy whose floating point tensors and modules are in float32, as far as data classes and containers go."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).float()
+    if hasattr(value, "to"):
+        return value.to(torch.float32)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{part.name: _in_single(getattr(value, part.name)) for part in fields(value)})
+    if isinstance(value, Mapping):
+        return {key: _in_single(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_in_single(part) for part in value)
+    return value
 
 
 def margin_rows(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n others classes"]:

@@ -62,7 +62,7 @@ class Row:
         Counterexamples are of the base classifier, and say nothing of a smoothed one. A ball is open; but in L0 a
         radius of r says that r changes are tolerated, so that a counterexample of r changes refutes it.
         """
-        refuted = self.radius > self.upper * (1 + 1e-9) or (self.norm == 0 and self.radius >= self.upper)
+        refuted = self.radius > self.upper * (1 + 1e-9) or (self.norm == 0 and 0 < self.upper <= self.radius)
         return self.subject is Subject.BASE and refuted
 
     def certified(self, eps: float) -> bool:

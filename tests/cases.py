@@ -71,6 +71,7 @@ CASES = [
     lirpa("forward-backward"),
     lirpa("fast-lin"),
     own("crown"),
+    Case({"name": "ibp", "rounding_safe": True}, FINE, tight=frozenset(), backend="lirpa", batch=1e-3),
     Case({"name": "crown", "rounding_safe": True}, FINE, tight=frozenset(), batch=1e-3),
     lirpa("crown-lirpa"),
     Case({"name": "alpha-crown", "iterations": 3}, FINE, batch=1e-3, rounding=1e-4),

@@ -5,6 +5,7 @@ L2; and checks that the converted graph is the network that was asked about. aut
 not used, because its interval arithmetic forgets the ball at the first addition (0.3: bounds of width zero).
 """
 
+import copy
 import inspect
 import logging
 import math
@@ -13,12 +14,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from certbench.ball import box, support
@@ -30,6 +31,10 @@ from certbench.search import RadiusSearch, Secant
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
 from certbench.verifiers.lirpa_shims import auto_lirpa
+from certbench.verifiers.network import ReluNetwork
+from certbench.verifiers.relaxation import Region, interval_bounds, layer_bounds
+from certbench.verifiers.rounding import bound_errors, evaluation_error
+from certbench.verifiers.witness import Relaxation, adaptive, crown, intervals, parallel
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,7 @@ class LirpaState(MarginState):
         first: for L1 and L2, the nodes that depend affinely on the input and feed something nonlinear, each with
             the dual norm of every output's row: node = row . x + const, so the ball moves it by eps ||row||_q.
         affine: whether the logits themselves are affine in the input.
+        program: the precision of the classifier as it came.
     """
 
     module: nn.Module
@@ -50,6 +56,16 @@ class LirpaState(MarginState):
     bounded: Any
     first: dict[str, Float[Tensor, "..."]]
     affine: bool
+    program: torch.dtype
+
+    @cached_property
+    def network(self) -> ReluNetwork:
+        """The network as our own engine sees it, for what is known of rounding there.
+
+        Raises:
+            UnsupportedError: it is no ReLU network.
+        """
+        return ReluNetwork.of(self.classifier)
 
 
 class Lirpa(MarginCertifier[LirpaState]):
@@ -63,6 +79,13 @@ class Lirpa(MarginCertifier[LirpaState]):
     @abstractmethod
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
         """Lower bounds of `rows` times the logits; `inside` is the batch with its perturbation set."""
+
+    def error(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n k"]:
+        """What is taken off the bounds for rounding; nothing, unless a method offers to."""
+        del self, state, x, eps
+        return torch.zeros_like(rows[..., 0])
 
     def bound_options(self) -> dict[str, Any]:
         """Options of auto-LiRPA's graph."""
@@ -84,7 +107,7 @@ class Lirpa(MarginCertifier[LirpaState]):
                     _refuse_known_wrong(bounded)
                     self.refuse(bounded)
                     first, affine = _first_layer(bounded, classifier.input_shape, threat)
-                    state = LirpaState(double, threat, module, mode, bounded, first, affine)
+                    state = LirpaState(double, threat, module, mode, bounded, first, affine, classifier.dtype)
                     self._rehearse(state)
                 return state
             except (UnsupportedError, MissingBackendError):
@@ -97,6 +120,15 @@ class Lirpa(MarginCertifier[LirpaState]):
         detail = "; ".join(unknown) or f"{type(failure).__name__}: {failure}"
         raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from failure
 
+    def single(self, state: LirpaState) -> LirpaState:
+        """The graph is made anew, of the module in float32."""
+        with torch.random.fork_rng(devices=[]):
+            module = copy.deepcopy(state.module).float()
+            bounded = self.graph(module, state.classifier, state.mode)
+        first = {name: norms.float() for name, norms in state.first.items()}
+        classifier = replace(state.classifier, module=copy.deepcopy(state.classifier.module).float())
+        return replace(state, classifier=classifier, module=module, bounded=bounded, first=first)
+
     def refuse(self, bounded: Any) -> None:
         """Raise `UnsupportedError` for a graph that auto-LiRPA can bound, but not in the way that this method means."""
         del bounded
@@ -107,9 +139,10 @@ class Lirpa(MarginCertifier[LirpaState]):
         Its shortcut of bounding only neurons that are unstable somewhere in the batch, and the others by intervals, is
         off: a radius must not depend on the input's neighbours.
         """
-        example = torch.zeros(1, *classifier.input_shape, dtype=torch.float64, device=classifier.device)
+        dtype = next((part.dtype for part in module.parameters()), torch.float64)
+        example = torch.zeros(1, *classifier.input_shape, dtype=dtype, device=classifier.device)
         options = {"conv_mode": mode, "sparse_intermediate_bounds": False, "verbosity": 0, **self.bound_options()}
-        with _float64():
+        with _precision(dtype):
             graph = auto_lirpa().BoundedModule(module, example, bound_opts=options, device=classifier.device)
         graph.eval()
         return graph
@@ -118,8 +151,13 @@ class Lirpa(MarginCertifier[LirpaState]):
         self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Bounds:
         """auto-LiRPA's lower bounds, with the linear function of the input that they are the minima of."""
+        return self._bounds(state, x, rows, eps).less(self.error(state, x, rows, eps))
+
+    def _bounds(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Bounds:
         inside = auto_lirpa().BoundedTensor(x, _perturbation(state.threat, x, eps))
-        with _float64():
+        with _precision(x.dtype):
             # An affine network needs no relaxation, and backward propagation bounds it exactly.
             lower = backward(state, inside, rows) if state.affine else self.bound(state, inside, rows)
         shape = tuple(rows.shape[:2])
@@ -156,13 +194,13 @@ class Lirpa(MarginCertifier[LirpaState]):
         if not bool(error <= 1e-8 * scale):
             raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
         rows = _questions(logits)
-        tiny = self.lower(state, x, rows, x.new_full((2,), 1e-9)).lower
+        tiny = self._bounds(state, x, rows, x.new_full((2,), 1e-9)).lower
         gap = (tiny - (rows @ logits[..., None]).squeeze(-1)).abs().max()
         if not bool(gap <= 1e-4 * scale):
             raise NumericalError(f"over a tiny ball its bound is off the margin by {float(gap):.1e}")
         for radii in ([0.01, 0.1], [0.5, 1.0]):
             eps = torch.tensor(radii, dtype=x.dtype, device=x.device)
-            bound = self.lower(state, x, rows, eps).lower
+            bound = self._bounds(state, x, rows, eps).lower
             step = torch.randn(2, 128, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
             step = step.sign() if state.threat.p == math.inf else step
             step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
@@ -176,15 +214,49 @@ class Lirpa(MarginCertifier[LirpaState]):
 
 @dataclass(frozen=True)
 class IBP(Lirpa):
-    """Interval bound propagation (Gowal et al., 2018; Mirman et al., 2018)."""
+    """Interval bound propagation (Gowal et al., 2018; Mirman et al., 2018).
 
+    Attributes:
+        rounding_safe: whether bounds are lowered by an a-priori bound of their own rounding errors and of those that
+            the float program itself makes, so that the claim is about what the program computes; for ReLU networks.
+    """
+
+    rounding_safe: bool = False
     search: RadiusSearch = field(default_factory=Secant)
 
     linear: ClassVar[bool] = False
 
+    def arithmetic(self, state: LirpaState) -> str:
+        """The float program's, if its errors are counted."""
+        return str(state.program) if self.rounding_safe else "real"
+
+    def error(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n k"]:
+        """Intervals are sums of the same products as the linear bounds that `rounding` speaks of, without intercepts.
+
+        Raises:
+            UnsupportedError: the network is no ReLU network.
+        """
+        if not self.rounding_safe:
+            return torch.zeros_like(rows[..., 0])
+        region = Region(state.threat, x.flatten(1), eps)
+        errors = bound_errors(state.network, region)
+        bounds = interval_bounds(state.network, region).widened(errors)
+        error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
+        return (rows.abs() @ error[..., None]).squeeze(-1) * (1 + 1e-9)
+
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
         """Intervals all the way; the last layer is merged with the margins."""
         return backward(state, inside, rows, "IBP")
+
+    def witness(
+        self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """Intervals, by our own engine, which knows ReLU networks alone."""
+        del label
+        region = Region(state.threat, x.flatten(1), eps)
+        return Relaxation(intervals(state.network, region), None, None)
 
 
 @dataclass(frozen=True)
@@ -197,6 +269,14 @@ class CrownIBP(Lirpa):
         """Intermediate bounds by intervals."""
         return backward(state, inside, rows, "CROWN-IBP")
 
+    def witness(
+        self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """Intervals, by our own engine, which knows ReLU networks alone, and CROWN's slopes."""
+        del label
+        bounds = intervals(state.network, Region(state.threat, x.flatten(1), eps))
+        return Relaxation(bounds, None, [s[None] for s in adaptive(bounds)])
+
 
 @dataclass(frozen=True)
 class CrownLirpa(Lirpa):
@@ -207,6 +287,13 @@ class CrownLirpa(Lirpa):
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
         """Intermediate bounds by CROWN too."""
         return backward(state, inside, rows)
+
+    def witness(
+        self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """CROWN's bounds and slopes, by our own engine, which knows ReLU networks alone."""
+        del label
+        return crown(layer_bounds(state.network, Region(state.threat, x.flatten(1), eps)))
 
 
 @dataclass(frozen=True)
@@ -250,6 +337,16 @@ class FastLin(Lirpa):
         for node in _nonlinear(bounded):
             if type(node).__name__ != "BoundRelu":
                 raise UnsupportedError(f"Fast-Lin's parallel lines are for ReLU, not {type(node).__name__[5:]}")
+
+    def witness(
+        self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """Its bounds and slopes, by our own engine."""
+        del label
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds = layer_bounds(state.network, region, "fast-lin")
+        slopes = parallel(bounds)
+        return Relaxation(bounds, slopes, [s[None] for s in slopes])
 
 
 @dataclass(frozen=True)
@@ -637,10 +734,10 @@ def _as_expected(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _float64() -> Iterator[None]:
-    """auto-LiRPA 0.3 casts the best bound to torch's default precision, and float32 would round it upwards."""
+def _precision(dtype: torch.dtype) -> Iterator[None]:
+    """auto-LiRPA 0.3 casts the best bound to torch's default precision: float32 would round one in float64 upwards."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:

@@ -65,6 +65,10 @@ class MaskedProduct(LocalLipschitz):
                 )
         return state
 
+    def single(self, state: NetworkState) -> NetworkState:
+        """Refused: the norms are proved with the error bounds of float64."""
+        raise UnsupportedError("its norms are proved in float64 alone")
+
     def steepness(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:

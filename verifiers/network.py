@@ -359,10 +359,13 @@ class ReluNetwork:
                     layer,
                     maps={source: _cast(part, dtype) for source, part in layer.maps.items()},
                     bias=layer.bias.to(dtype),
+                    paths={source: _cast(part, dtype) for source, part in layer.paths.items()},
+                    height=layer.height.to(dtype),
                 )
                 for layer in self.layers
             ),
             self.inputs,
+            self.computed,
         )
 
     @staticmethod
