@@ -24,11 +24,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from certbench import __version__, registry
+from certbench import __version__, cli_referee, registry
 from certbench.errors import CertbenchError, ConfigError, StoreError
-from certbench.terms import Outcome
 
 if TYPE_CHECKING:
+    from certbench.known_issues import KnownIssues
     from certbench.rows import Estimate, Row
 
 OK, USAGE, UNSOUND, INCOMPLETE, STORE, INTERRUPTED = 0, 2, 3, 5, 6, 130
@@ -43,7 +43,13 @@ app = typer.Typer(
     "counterexample; 5 rows failed, timed out or ran out of memory; 6 results cannot be written or read; "
     "130 interrupted.",
 )
+app.add_typer(cli_referee.app)
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+Known = Annotated[
+    Path | None,
+    typer.Option("--known", help="File of known issues, which do not decide the exit code.", show_default=False),
+]
 
 
 def main() -> None:
@@ -84,6 +90,7 @@ def run(
         str, typer.Option(help="Stored outcomes to compute again: errors, timeouts, unsupported, all or none.")
     ] = "errors",
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
+    known: Known = None,
 ) -> None:
     """Run a suite, or what is left of it: rows that are stored already are not computed again."""
     from certbench import benchmark
@@ -91,7 +98,7 @@ def run(
 
     if rerun not in benchmark.RERUN:
         raise ConfigError(registry.unknown("choice of --rerun", rerun, benchmark.RERUN))
-    loaded = load(suite)
+    loaded, issues = load(suite), _known(known)
     folder = folder or Path("reports/runs") / loaded.settings.name
     with _Watcher() as watcher:
         try:
@@ -110,7 +117,7 @@ def run(
     out.print(
         f"{len(finished.rows)} rows, {finished.computed} computed now. Report: {escape(str(path))}", soft_wrap=True
     )
-    verdict = _verdict(finished.rows)
+    verdict = _verdict(finished.rows, issues)
     if finished.unaudited:
         err.print(f"the attacks failed on {finished.unaudited} inputs; their certificates are not audited")
     raise typer.Exit(INCOMPLETE if finished.unaudited and verdict == OK else verdict)
@@ -137,12 +144,13 @@ def list_() -> None:
 @app.command()
 def show(
     thing: Annotated[str, typer.Argument(help="A certifier, a model or a suite by its name; or the folder of a run.")],
+    known: Known = None,
 ) -> None:
     """Show a certifier's options, a model's card, a suite's text, or a run's table."""
     if (Path(thing) / "results.db").exists():
         manifest, rows, estimates = _stored(Path(thing))
         _print_table(rows, _radii(manifest), estimates)
-        raise typer.Exit(_verdict(rows))
+        raise typer.Exit(_verdict(rows, _known(known)))
     if thing in registry.table():
         _show_certifier(thing)
     elif thing in registry.cards():
@@ -170,6 +178,7 @@ def validate(suite: Annotated[str, typer.Argument(help="A shipped suite, or the 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown too.")] = False,
+    known: Known = None,
 ) -> None:
     """Write a run's HTML report again from what is stored."""
     from certbench import metrics, table
@@ -180,7 +189,7 @@ def report(
         guesses = metrics.summarise_estimates(estimates)
         out.print(table.markdown(metrics.summarise(rows, _radii(manifest)), guesses), markup=False, soft_wrap=True)
     out.print(f"Report: {path}", markup=False, soft_wrap=True)
-    raise typer.Exit(_verdict(rows))
+    raise typer.Exit(_verdict(rows, _known(known)))
 
 
 @app.command()
@@ -384,9 +393,26 @@ def _print_table(rows: "list[Row]", radii: Mapping[float, list[float]], estimate
     table.render(metrics.summarise(rows, radii), out, metrics.summarise_estimates(estimates))
 
 
-def _verdict(rows: "list[Row]") -> int:
-    """Say what is wrong with a run, and its exit code."""
-    refuted = [row for row in rows if row.unsound]
+def _known(path: Path | None) -> "KnownIssues":
+    from certbench import known_issues
+
+    return known_issues.KnownIssues() if path is None else known_issues.load(path)
+
+
+def _verdict(rows: "list[Row]", issues: "KnownIssues") -> int:
+    """Say what is wrong with a run, and its exit code, to which known issues do not add."""
+    from certbench import known_issues
+
+    problems = [(row, kind) for row in rows if (kind := known_issues.problem(row)) is not None]
+    fresh, known = issues.split(problems)
+    for row, entry in known[:10]:
+        place = f"{row.certifier} on {row.model}, norm {row.norm:g}, input {row.input}"
+        err.print(f"known: {place}: {entry.kind}: {entry.reason}", markup=False, soft_wrap=True)
+    if known:
+        err.print(f"{len(known)} problems are known issues", soft_wrap=True)
+    for entry in issues.stale(rows, problems):
+        err.print(f"stale: nothing is wrong any more with this known issue: {entry}", markup=False, soft_wrap=True)
+    refuted = [row for row, kind in fresh if kind == "unsound"]
     for row in refuted[:10]:
         err.print(
             f"[bold red]UNSOUND:[/] {escape(row.certifier)} on {escape(row.model)}, norm {row.norm:g}, "
@@ -396,9 +422,10 @@ def _verdict(rows: "list[Row]") -> int:
     if refuted:
         err.print(f"[bold red]{len(refuted)} certificates are refuted by counterexamples[/]")
         return UNSOUND
-    failed = sum(not row.outcome.answered and row.outcome is not Outcome.UNSUPPORTED for row in rows)
-    if failed:
-        err.print(f"{failed} rows have no answer; the reasons stand below the tables and in the report", soft_wrap=True)
+    if fresh:
+        err.print(
+            f"{len(fresh)} rows have no answer; the reasons stand below the tables and in the report", soft_wrap=True
+        )
         return INCOMPLETE
     return OK
 

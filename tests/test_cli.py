@@ -179,6 +179,21 @@ def test_an_unsound_certificate_is_shouted(certbench: Run) -> None:
         assert "3 certificates are refuted" in err
 
 
+def test_known_issues_are_shown_and_do_not_decide_and_stale_ones_are_named(certbench: Run) -> None:
+    write(certifiers=[{"name": "fake", "radius": 100.0}], attacks={"steps": 5})
+    fake = {"certifier": "fake*", "kind": "unsound", "reason": "a plant"}
+    stale = {"certifier": "fake*", "kind": "failed", "reason": "was mended"}
+    for inputs, code in (([0, 1, 2], cli.OK), ([0, 1], cli.UNSOUND)):
+        Path("known.yaml").write_text(json.dumps([{**fake, "input": inputs}, stale]))
+        for arguments in (("run", "little.yaml"), ("show", str(FOLDER)), ("report", str(FOLDER))):
+            found, _, err = certbench(*arguments, "--known", "known.yaml")
+            assert found == code
+            assert "known: fake(radius=100) on plane, norm 2, input 0: unsound: a plant" in err
+            assert f"{len(inputs)} problems are known issues" in err
+            assert "stale: nothing is wrong any more with this known issue: failed" in err and "was mended" in err
+    assert certbench("run", "little.yaml", "--known", "none.yaml")[0] == cli.USAGE
+
+
 def test_a_refuted_estimate_is_shown_and_changes_no_exit_code(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "clever", lambda model, x, threat, **options: torch.full((len(x),), 5.0))
     write(attacks={"steps": 5}, clever={"radius": {"2": 5}})
