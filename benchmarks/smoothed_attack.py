@@ -1,23 +1,23 @@
 """Smoothed classifiers attacked inside and beyond their certified radius: `python -m benchmarks.smoothed_attack`.
 
 The figure of Cohen, Rosenfeld and Kolter (2019): how often a perturbation as long as a multiple of the certified radius
-changes the smoothed classifier's answer. The gradient is that of Salman et al. (2019): through the mean of softmax over
-noise draws that are kept. Algorithm PREDICT judges, on draws of its own. Inside the radius a change needs a certificate
-or a prediction that is wrong, each with probability alpha at most; what is printed as explained by alpha is exceeded
-with probability 1e-4 at most.
+changes the smoothed classifier's answer. Algorithm PREDICT judges what the attack finds, on draws of its own. Inside
+the radius a change needs a certificate or a prediction that is wrong, each with probability alpha at most; what is
+printed as explained by alpha is exceeded with probability 1e-4 at most.
 """
 
 import argparse
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.stats import binom
 from torch import Tensor
 
 import certbench
 from certbench import ABSTAIN, L2, Classifier
 from certbench.models import data, zoo
+from certbench.smoothed_attack import perturb
 from certbench.verifiers.noise import Gaussian
 from certbench.verifiers.smoothing import Smoothing
 
@@ -47,54 +47,6 @@ class Result:
     explained: int
 
 
-def perturb(
-    classifier: Classifier,
-    sigma: float,
-    x: Float[Tensor, "n ..."],
-    label: Int[Tensor, " n"],
-    eps: Float[Tensor, " n"],
-    *,
-    steps: int = 20,
-    draws: int = 64,
-    seed: int = 0,
-) -> Float[Tensor, "n ..."]:
-    """Points within eps of each input in L2 where the label is as unlikely under Gaussian noise as gradients make it.
-
-    Projected gradient descent on the logarithm of the mean of softmax over draws that are kept, with steps of length
-    2 eps / steps; the best iterate counts.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    images = x.to(classifier.dtype)
-    noise = sigma * torch.randn(draws, *images.shape, generator=generator, dtype=images.dtype)
-    view = (-1, *[1] * (x.dim() - 1))
-    reach = eps.to(images.dtype)
-    change, best = torch.zeros_like(images), torch.zeros_like(images)
-    least = torch.full((len(x),), torch.inf, dtype=images.dtype)
-    for step in range(steps + 1):
-        change.requires_grad_(True)
-        logits = classifier.module((images + change + noise).flatten(0, 1)).view(draws, len(x), -1)
-        own = logits.log_softmax(dim=2)[:, torch.arange(len(x)), label]
-        likelihood = own.logsumexp(dim=0)
-        (gradient,) = torch.autograd.grad(likelihood.sum(), change)
-        with torch.no_grad():
-            better = likelihood < least
-            best = torch.where(better.view(view), change, best)
-            least = torch.where(better, likelihood, least)
-            if step == steps:
-                break
-            if not bool(gradient.flatten(1).any(dim=1).all()):  # saturated: any direction is as good
-                stuck = ~gradient.flatten(1).any(dim=1)
-                gradient[stuck] = torch.randn(gradient[stuck].shape, generator=generator, dtype=images.dtype)
-            length = gradient.flatten(1).norm(dim=1)
-            change = change - gradient * (2 * reach / steps / length).view(view)
-            change = change * (reach / change.flatten(1).norm(dim=1)).clamp(max=1).view(view)
-    change = best.detach().double()
-    length = change.flatten(1).norm(dim=1)
-    inside = (eps.double() * (1 - 1e-9) / length.clamp(min=1e-300)).clamp(max=1)  # in spite of rounding
-    found: Tensor = x.double() + change * inside.view(view)
-    return found
-
-
 def attack(
     smoothing: Smoothing,
     classifier: Classifier,
@@ -114,7 +66,7 @@ def attack(
     results = []
     for factor in factors:
         eps = factor * radius
-        found = perturb(classifier, smoothing.noise.sigma, points, label, eps, steps=steps, draws=draws)
+        found = perturb(smoothing, classifier, points, label, eps, steps=steps, draws=draws)
         answer = predictor.predict(classifier, found, seed=FRESH)
         abstained = answer == ABSTAIN
         changed = (answer != label) & ~abstained

@@ -108,6 +108,7 @@ CASES = [
     Case({"name": "smoothing", "n": 1000}, tight=frozenset()),
     Case({"name": "smoothing", "n": 1000, "rule": "one-vs-rest", "share": 0}, tight=frozenset()),
     Case({"name": "smoothing", "n": 1000, "noise": {"name": "laplace", "sigma": 0.25}}, tight=frozenset()),
+    Case({"name": "smoothing", "n": 1000, "precision": "bfloat16"}, tight=frozenset()),
     Case({"name": "soft-smoothing", "n": 1000}, tight=frozenset(), scale_free=False),
     Case({"name": "soft-smoothing", "n": 1000, "bound": "bernstein", "beta": 4}, tight=frozenset(), scale_free=False),
     Case({"name": "soft-smoothing", "n": 1000, "bound": "sampled"}, tight=frozenset(), scale_free=False),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,13 +7,14 @@ from scipy.special import ndtr
 
 import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, ConfigError, Linf, UnsupportedError
-from certbench.verifiers import confidence
+from certbench.verifiers import confidence, counting
 from certbench.verifiers.adaptive_smoothing import AdaptiveSmoothing, needed
 from certbench.verifiers.counting import ESTIMATION, SELECTION, Counter, tally
 from certbench.verifiers.noise import NOISES, Gaussian, Laplace, Uniform
 from certbench.verifiers.smoothing import Smoothing
 
 from .test_contract import inputs, network
+from .test_counting import SEEDS, Watched
 from .test_smoothing import Broken, halfspace, points
 
 
@@ -97,9 +99,9 @@ def test_selection_is_independent_and_the_seed_is_the_inputs_own() -> None:
     seen: list[tuple[int, int, int]] = []
     plain = Counter.logits
 
-    def noted(self: Counter, point: torch.Tensor, draws: int, seed: int, phase: int, size: int):  # type: ignore[no-untyped-def]
+    def noted(self: Counter, point: torch.Tensor, draws: int, seed: int, phase: int, size: int, start: int = 0):  # type: ignore[no-untyped-def]
         seen.append((draws, seed, phase))
-        return plain(self, point, draws, seed, phase, size)
+        return plain(self, point, draws, seed, phase, size, start)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Counter, "logits", noted)
@@ -133,3 +135,28 @@ def test_options_that_no_run_could_use_are_refused(name: str, value: float) -> N
     with pytest.raises(ConfigError) as caught:
         AdaptiveSmoothing(**{name: value})  # type: ignore[arg-type]
     assert caught.value.path == (name,)
+
+
+def test_another_radius_or_alpha_looks_at_known_draws_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_COUNTED", counting.OrderedDict())
+    watched = Watched(network("mlp").module).eval()
+    classifier, x = Classifier(watched, (1, 4, 4), 4), inputs(3)
+
+    def ask(radius: float, alpha: float = 0.01, n: int = 2000) -> tuple[list[dict[str, object]], int]:
+        """The evidence, and how many rows it took."""
+        certifier = AdaptiveSmoothing(Gaussian(0.1), radius, n=n, n0=50, alpha=alpha, step=10)
+        state = certifier.prepare(classifier, L2)
+        state = replace(state, counter=replace(state.counter, key="content"))  # as outside of the tests
+        watched.rows.zero_()  # type: ignore[operator]
+        return list(certifier.certify(state, x, SEEDS[:3]).evidence), int(watched.rows)  # type: ignore[arg-type]
+
+    first, rows = ask(0.05)
+    assert rows == 3 * 50 + sum(e["draws"] for e in first)  # type: ignore[misc]
+    assert ask(0.05) == (first, 0)
+    stricter, more = ask(0.05, alpha=1e-6)
+    assert more == sum(e["draws"] for e in stricter) - sum(e["draws"] for e in first) > 0  # type: ignore[misc]
+    assert ask(0.05) == (first, 0)  # fewer than are known
+    other, more = ask(0.02)
+    assert more == sum(max(0, a["draws"] - b["draws"]) for a, b in zip(other, stricter, strict=True))  # type: ignore[operator]
+    counting._COUNTED.clear()
+    assert ask(0.05, alpha=1e-6)[0] == stricter

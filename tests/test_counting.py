@@ -189,7 +189,7 @@ def test_ordinary_noise_falls_for_a_reader_of_its_rounding_and_integer_noise_doe
 
 def test_integer_noise_is_rounded_gaussian_noise() -> None:
     noise, stream = IntegerGaussian(0.1, grid=10), np.random.Generator(np.random.SFC64(0))
-    drawn = noise.integers(stream, 4000, 50).ravel()
+    drawn = noise.integers(stream, 4000, 50).flatten().numpy()
     from scipy.special import ndtr
 
     expected = np.array([ndtr(i + 0.5) - ndtr(i - 0.5) for i in range(-3, 4)])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +15,14 @@ from torch import Tensor, nn
 import certbench
 from certbench import ABSTAIN, L1, L2, Certifier, Classifier, ConfigError, Outcome, UnsupportedError
 from certbench.threat import L0
+from certbench.verifiers import counting
 from certbench.verifiers.ablation import Ablation, DiscreteSmoothing, RandomizedAblation, Replacement, TwoChannel
+from certbench.verifiers.counting import ESTIMATION, SELECTION, Counter, Mechanism
 from certbench.verifiers.patches import PatchSmoothing, _touched
-from certbench.verifiers.splitting import (
-    ESTIMATION,
-    DeterministicSplitting,
-    Mechanism,
-    Splitting,
-    SplittingSmoothing,
-    Vote,
-    bounds,
-    counts,
-    ranking,
-)
+from certbench.verifiers.splitting import DeterministicSplitting, Splitting, SplittingSmoothing, ranking
+from certbench.verifiers.votes import Vote, bounds
+
+from .test_counting import Watched
 
 
 class Table(nn.Module):
@@ -568,9 +564,11 @@ def test_the_evidence_says_how_it_came_about() -> None:
 
 @pytest.mark.parametrize("mechanism", [Splitting(0.5), Splitting(0.1), Replacement(0.5, 16), Ablation(2, 1, 0.0)])
 def test_more_draws_extend_fewer(mechanism: Mechanism) -> None:
-    few, many = (counts(half(4), mechanism, torch.full((4,), 0.5), n, 3, ESTIMATION) for n in (1500, 2500))
-    assert (sum(few), sum(many)) == (1500, 2500)
-    assert all(a <= b for a, b in zip(few, many, strict=True))
+    counter, x = Counter(half(4), mechanism, None, None), torch.full((1, 4), 0.5, dtype=torch.float64)
+    few, many = (counter.count(x, n, [3], ESTIMATION) for n in (1500, 2500))
+    assert (int(few.sum()), int(many.sum())) == (1500, 2500)
+    assert (few <= many).all()
+    assert not torch.equal(counter.count(x, 1500, [3], SELECTION), few) or few.max() == 1500
 
 
 @pytest.mark.parametrize(
@@ -624,3 +622,29 @@ def test_l0_counts_coordinates_and_has_no_dual() -> None:
         _ = L0.q
     with pytest.raises(UnsupportedError, match="L0 is not offered"):
         certbench.certify("crown", half(4), torch.ones(1, 4), L0)
+
+
+@pytest.mark.parametrize(("certifier", "threat"), SAMPLED)
+def test_another_alpha_or_rule_costs_no_forward_pass(
+    certifier: Any, threat: certbench.ThreatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "_COUNTED", counting.OrderedDict())
+    watched = Watched(Half()).eval()
+    classifier, x = Classifier(watched, (4,), 2), grid(4, 1)[:3] * 0.5 + 0.25
+
+    def certify(changed: Any) -> tuple[list[dict[str, Any]], int]:
+        state = changed.prepare(classifier, threat)
+        state = replace(state, counter=replace(state.counter, key="content"))  # as outside of the tests
+        watched.rows.zero_()  # type: ignore[operator]
+        return list(changed.certify(state, x, [1, 2, 3]).evidence), int(watched.rows)  # type: ignore[arg-type]
+
+    built = replace(certifier, n=1500, n0=50, **({"keep": 2} if isinstance(certifier, RandomizedAblation) else {}))
+    first, rows = certify(built)
+    assert rows == 3 * (1000 + 2000)
+    assert certify(replace(built, alpha=0.2, rule="one-vs-rest"))[1] == 0
+    assert certify(built) == (first, 0)
+    assert certify(replace(built, n=2500))[1] == 3 * 2000
+    assert certify(built) == (first, 0)
+    other = {"lam": 0.7} if isinstance(certifier, SplittingSmoothing) else {"keep": 1}
+    other = {"grid": 64} if isinstance(certifier, DiscreteSmoothing) else other
+    assert certify(replace(built, **other))[1] == 3 * 3000

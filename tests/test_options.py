@@ -113,7 +113,11 @@ def test_what_is_not_whole_is_refused(text: object) -> None:
     [
         ("crwon", ("name",), "did you mean 'crown'?"),
         ({"name": "smoothing", "niose": 1}, ("niose",), "did you mean 'noise'?"),
-        ({"name": "smoothing", "zzz": 1}, ("zzz",), "option 'zzz'. Known: alpha, layer, n, n0, noise, rule, share"),
+        (
+            {"name": "smoothing", "zzz": 1},
+            ("zzz",),
+            "option 'zzz'. Known: alpha, also, compile, layer, n, n0, noise, precision, rule, share",
+        ),
         ({"name": "smoothing", "noise": {"name": "gaussain"}}, ("noise",), "did you mean 'gaussian'?"),
         ({"name": "smoothing", "noise": "normal"}, ("noise",), "unknown noise 'normal'"),
         ({"name": "smoothing", "noise": "integer-gaussian", "share": 1}, ("share",), "leave share out"),

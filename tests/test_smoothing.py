@@ -11,6 +11,7 @@ import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, Linf
 from certbench.verifiers import binomial
 from certbench.verifiers.counting import ESTIMATION, Counter
+from certbench.verifiers.injections import Place
 from certbench.verifiers.noise import Gaussian
 from certbench.verifiers.smoothing import Smoothing
 
@@ -27,7 +28,7 @@ def halfspace(d: int = 4) -> Classifier:
 
 def radius(certifier: Smoothing, top: int, counts: list[int], n: int) -> float:
     """The L2 radius of a class, given its counts."""
-    return certifier.radius(*certifier.probabilities(top, counts, n), {2.0: 1.0}, 4)
+    return Place(None, certifier.noise, {2.0: 1.0}, 4).radius(*certifier.probabilities(top, counts, n))
 
 
 def points(n: int, first: float) -> Tensor:

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, ConfigError, Linf
-from certbench.verifiers import binomial, soft, soft_smoothing
+from certbench.verifiers import binomial, confidence, counting, soft_smoothing
 from certbench.verifiers.counting import ESTIMATION, SELECTION, Counter
 from certbench.verifiers.noise import Gaussian
 from certbench.verifiers.soft_smoothing import UNIT, Bound, SoftSmoothing, Sums, whole
 
 from .test_contract import inputs, network
+from .test_counting import SEEDS, Watched
 from .test_smoothing import halfspace, points
 
-SCORES: tuple[soft.Bound, ...] = ("chernoff", "hoeffding", "bernstein")
+SCORES: tuple[Bound, ...] = ("chernoff", "hoeffding", "bernstein")
 ALL: tuple[Bound, ...] = (*SCORES, "sampled")
 
 
@@ -62,8 +63,25 @@ def test_radii_approach_lemma_2_as_draws_grow_and_stay_below_the_boundary() -> N
     assert errors[1] < 0.03
 
 
+def moments(scores: np.ndarray) -> tuple[float, float]:
+    return float(scores.mean()), float(scores.var(ddof=1))
+
+
+def by_hand(scores: np.ndarray, top: int, alpha: float, bound: str) -> tuple[float, float]:
+    """The bounds of scores that were kept, each rival's at the alpha of its own that it needs."""
+    n, own = len(scores), moments(scores[:, top])
+    rivals = [moments(column) for c, column in enumerate(scores.T) if c != top]
+    if bound == "bernstein":
+        share = alpha / 2 / len(rivals)
+        low = confidence.bernstein_lower(*own, n, alpha / 2)
+        return low, min(max(confidence.bernstein_upper(*rival, n, share) for rival in rivals), 1 - low)
+    lower, upper = getattr(confidence, f"{bound}_lower"), getattr(confidence, f"{bound}_upper")
+    low = lower(own[0], n, alpha / 2)
+    return low, min(max(upper(mean, n, alpha / 2) for mean, _ in rivals), 1 - low)
+
+
 @pytest.mark.parametrize("bound", SCORES)
-def test_bounds_from_sums_are_those_of_the_scores_themselves(bound: soft.Bound) -> None:
+def test_bounds_from_sums_are_those_of_the_scores_themselves(bound: Bound) -> None:
     certifier = SoftSmoothing(sigma=0.3, beta=2.0, n=1700, alpha=0.01, bound=bound)
     classifier, x = network("cnn"), inputs(3)
     counter = Counter(classifier, Gaussian(0.3), None, None)
@@ -71,7 +89,7 @@ def test_bounds_from_sums_are_those_of_the_scores_themselves(bound: soft.Bound) 
         logits = torch.cat(list(counter.logits(point, 1700, seed, ESTIMATION, 1000)))
         scores = (2.0 * logits.double()).softmax(dim=1)
         top = int(scores.mean(dim=0).argmax())
-        low, high = soft.score_bounds(scores.numpy(), top, 0.01, bound)
+        low, high = by_hand(scores.numpy(), top, 0.01, bound)
         found_low, found_high = certifier.of_sums(certifier.sum(counter, point, seed, top), top)
         assert low - 1e-6 < found_low <= low + 1e-13
         assert high - 1e-13 <= found_high < high + 1e-6
@@ -198,3 +216,28 @@ def test_options_that_no_run_could_use_are_refused(name: str, value: object) -> 
         SoftSmoothing(**{name: value})  # type: ignore[arg-type]
     assert caught.value.path == (name,)
     assert soft_smoothing.BOUNDS == ALL
+
+
+def test_another_bound_alpha_or_norm_costs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_COUNTED", counting.OrderedDict())
+    watched = Watched(network("mlp").module).eval()
+    classifier, x = Classifier(watched, (1, 4, 4), 4), inputs(3)
+
+    def passes(certifier: SoftSmoothing, threat: certbench.ThreatModel) -> int:
+        state = certifier.prepare(classifier, threat)
+        state = replace(state, counter=replace(state.counter, key="content"))  # as outside of the tests
+        watched.rows.zero_()  # type: ignore[operator]
+        certificate = certifier.certify(state, x, SEEDS[:3])
+        rows = int(watched.rows)  # type: ignore[arg-type]
+        alone = certifier.certify(certifier.prepare(classifier, threat), x, SEEDS[:3])
+        assert list(certificate.evidence) == list(alone.evidence)
+        return rows
+
+    assert passes(SoftSmoothing(n=1500), L2) == 3 * (1000 + 2000)
+    for threat in (L1, L2, Linf):
+        for bound in SCORES:
+            assert passes(SoftSmoothing(n=1500, alpha=0.1, bound=bound), threat) == 0
+    assert passes(SoftSmoothing(n=3000), L2) == 3 * 2000
+    assert passes(SoftSmoothing(n=3000, bound="sampled"), L2) == 3 * 3000
+    assert passes(SoftSmoothing(n=3000, bound="sampled", alpha=0.5), L1) == 0
+    assert passes(SoftSmoothing(n=3000, beta=2.0), L2) == 3 * 4000  # another function

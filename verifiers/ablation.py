@@ -23,7 +23,9 @@ from certbench.classifier import Classifier
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.terms import ABSTAIN, Guarantee, Subject
 from certbench.threat import ThreatModel
-from certbench.verifiers.splitting import Rule, VoteState, check_range, check_sampling, sample
+from certbench.verifiers.counting import Counter
+from certbench.verifiers.splitting import check_range
+from certbench.verifiers.votes import Rule, VoteState, check_sampling, sample
 
 LIMIT = 256
 """The largest radius that `DiscreteSmoothing` looks for, so that weak noise costs no hours."""
@@ -84,6 +86,7 @@ class DiscreteSmoothing(Certifier[VoteState]):
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({0.0})
+    version = 2
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -94,8 +97,8 @@ class DiscreteSmoothing(Certifier[VoteState]):
         check_sampling(self.n, self.n0, self.alpha, self.rule)
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
-        """Nothing to prepare."""
-        return VoteState(classifier, threat)
+        """Nothing to compute."""
+        return VoteState(Counter.of(classifier, Replacement(self.keep, self.grid)), threat)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select, estimate, bound; abstain where the bounds cross, for even the input's own class is open then.
@@ -104,13 +107,11 @@ class DiscreteSmoothing(Certifier[VoteState]):
             ConfigError: inputs outside [0, 1].
         """
         check_range(x)
-        noise = Replacement(self.keep, self.grid)
+        each = x.shape[1] if self.pixels and x.dim() == 4 else 1
         predictions, radii, evidence = [], [], []
-        for point, seed in zip(x, seeds, strict=True):
-            vote = sample(state.classifier, noise, point, self.n0, self.n, seed, self.alpha, self.rule)
-            each = point.shape[0] if self.pixels and point.dim() == 3 else 1
+        for vote in sample(state.counter, x, seeds, self.n0, self.n, self.alpha, self.rule):
             predictions.append(vote.top if vote.p_lower > vote.p_upper else ABSTAIN)
-            radii.append(self.radius(vote.p_lower, vote.p_upper, point.numel()) // each)
+            radii.append(self.radius(vote.p_lower, vote.p_upper, x[0].numel()) // each)
             evidence.append(
                 vote.evidence()
                 | {"keep": self.keep, "grid": self.grid, "unit": "pixels" if each > 1 else "coordinates"}
@@ -240,6 +241,7 @@ class RandomizedAblation(Certifier[VoteState]):
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({0.0})
+    version = 2
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -260,17 +262,17 @@ class RandomizedAblation(Certifier[VoteState]):
             raise UnsupportedError(f"keep is {self.keep}, but {classifier.name} takes {positions} pixels")
         if self.encode == "two-channel":
             readable(classifier)
-        return VoteState(classifier, threat)
+        channels = self._channels(classifier.input_shape)
+        noise = Ablation(self.keep, channels, math.nan if self.encode == "two-channel" else 0.0)
+        return VoteState(Counter.of(classifier, noise), threat)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select, estimate, bound; abstain where the bounds cross, for even the input's own class is open then."""
-        channels = self._channels(state.classifier.input_shape)
-        noise = Ablation(self.keep, channels, math.nan if self.encode == "two-channel" else 0.0)
+        channels = self._channels(state.counter.classifier.input_shape)
         predictions, radii, evidence = [], [], []
-        for point, seed in zip(x, seeds, strict=True):
-            vote = sample(state.classifier, noise, point, self.n0, self.n, seed, self.alpha, self.rule)
+        for vote in sample(state.counter, x, seeds, self.n0, self.n, self.alpha, self.rule):
             predictions.append(vote.top if vote.p_lower > vote.p_upper else ABSTAIN)
-            radii.append(self.radius(vote.p_lower, vote.p_upper, point.numel() // channels))
+            radii.append(self.radius(vote.p_lower, vote.p_upper, x[0].numel() // channels))
             evidence.append(
                 vote.evidence()
                 | {"keep": self.keep, "encode": self.encode, "unit": "pixels" if channels > 1 else "coordinates"}

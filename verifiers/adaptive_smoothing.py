@@ -21,8 +21,9 @@ from certbench.errors import ConfigError, UnsupportedError
 from certbench.terms import ABSTAIN, Guarantee, Subject
 from certbench.threat import ThreatModel
 from certbench.verifiers import confidence
-from certbench.verifiers.counting import ESTIMATION, SELECTION, Counter, rows_of, tally
+from certbench.verifiers.counting import ESTIMATION, SELECTION, Counter, add_votes, rows_of
 from certbench.verifiers.noise import Gaussian, Noise
+from certbench.verifiers.votes import check_sampling
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +74,9 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
         """Refuse what no run could use."""
         if not 0 < self.radius < math.inf:
             raise ConfigError(f"radius must be positive and finite, not {self.radius}", ("radius",))
-        if not 0 < self.alpha < 1:
-            raise ConfigError(f"alpha must lie between 0 and 1, not {self.alpha}", ("alpha",))
-        for name in ("n", "n0", "step"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", (name,))
+        check_sampling(self.n, self.n0, self.alpha)
+        if self.step < 1:
+            raise ConfigError(f"step must be at least 1, not {self.step}", ("step",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> AdaptiveState:
         """Find the probability that is enough.
@@ -93,16 +92,15 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
                 f"{type(self.noise).__name__} noise of sigma {self.noise.sigma:g} in dimension {d} certifies "
                 f"{threat.name} radius {self.radius:g} {why}"
             )
-        return AdaptiveState(Counter(classifier, self.noise, None, None), threat, d, p0)
+        return AdaptiveState(Counter.of(classifier, self.noise), threat, d, p0)
 
     @torch.no_grad()
     def certify(self, state: AdaptiveState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select on n0 draws, then look at others until they decide, run out, or can no longer certify."""
-        predictions, evidence = [], []
+        predictions, evidence, classes = [], [], state.counter.classifier.num_classes
         for point, seed in zip(x, seeds, strict=True):
-            size = min(self.n0, rows_of(point.numel()))
-            selection = sum(map(tally, state.counter.logits(point, self.n0, seed, SELECTION, size)))
-            assert isinstance(selection, Tensor)
+            size, nothing = min(self.n0, rows_of(point.numel())), torch.zeros(classes, dtype=torch.int64)
+            selection = state.counter.fold(point, self.n0, seed, SELECTION, size, (), nothing, add_votes)
             top = int(selection.argmax())
             answer, successes, draws = self.ask(state, point, seed, top)
             predictions.append(top if answer else ABSTAIN)
@@ -120,9 +118,9 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
         """
         successes, draws = 0, 0
         size = min(self.step, rows_of(point.numel()))
-        for logits in state.counter.logits(point, self.n, seed, ESTIMATION, size):
-            successes += int(tally(logits)[top])
-            draws += len(logits)
+        for votes in state.counter.votes(point, self.n, seed, ESTIMATION, size, top):
+            successes += votes
+            draws = min(draws + size, self.n)
             answer = confidence.decide(successes, draws, state.p0, self.alpha)
             if answer is not None:
                 return answer, successes, draws
@@ -154,6 +152,7 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
             "scale": self.noise.scale(state.dimension),
             "dimension": state.dimension,
             "seed": f"{seed:032x}",
+            **state.counter.description(),
         }
 
 

@@ -9,25 +9,10 @@ Everything is one-sided and rounded outward.
 import math
 from collections.abc import Callable
 
-import numpy as np
-from jaxtyping import Float
 from scipy.special import betaln
 
 ROUNDING = 1e-12
 """Error allowed to each evaluation, relative to the largest of its terms."""
-
-
-def moments(scores: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Mean and unbiased variance of at least two scores, summed without rounding.
-
-    Raises:
-        ValueError: fewer than two scores, or one that is not in [0, 1].
-    """
-    values = scores.tolist()
-    if len(values) < 2 or not all(0 <= value <= 1 for value in values):
-        raise ValueError("moments need at least two scores, all of them in [0, 1]")
-    mean = math.fsum(values) / len(values)
-    return mean, math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 def hoeffding_lower(mean: float, n: int, alpha: float) -> float:

@@ -10,11 +10,15 @@ input still sees independent draws, so each certificate holds with its own confi
 are no longer independent.
 """
 
+import contextlib
+import copy
 import hashlib
+import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,9 +26,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from certbench.classifier import Classifier
-from certbench.errors import ConfigError
+from certbench.errors import ConfigError, UnsupportedError
 from certbench.models.architectures import Normalise
-from certbench.verifiers.noise import Noise
+from certbench.verifiers.noise_base import Noise, Stream
 
 SELECTION, ESTIMATION, PREDICTION = range(3)
 """Phases of the sampling; each has random streams of its own."""
@@ -37,8 +41,26 @@ were equally fast, 4000 a third slower."""
 REMEMBERED = 2**16
 """How many inputs' counts are kept, those counted last; some hundred bytes each."""
 
-_COUNTED: "OrderedDict[Hashable, tuple[int, Tensor]]" = OrderedDict()
-"""Chunks that are complete, and their counts."""
+Value = TypeVar("Value")
+
+_COUNTED: "OrderedDict[Hashable, tuple[int, Any]]" = OrderedDict()
+"""How many chunks, and their counts, sums or votes."""
+
+
+@runtime_checkable
+class Mechanism(Hashable, Protocol):
+    """What hides the input from a classifier; hashable, so that what was counted under it is found again."""
+
+    def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
+        """Draws at one flat input; they depend on the stream and on the input alone."""
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """Noise that is added, in the classifier's precision or float32, and so is the same at every input."""
+
+    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+        """Draws; they depend on the stream alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +72,55 @@ class Counter:
         noise: of the draws.
         share: the seed of noise that all inputs share; None: each input has noise of its own.
         key: of what was counted before; None: nothing is remembered.
+        device: where torch draws the noise; None: NumPy does, on the CPU, for any other kind of mechanism, too. The
+            draws are other ones, and torch's differ between kinds of GPU.
+        compiled: whether `torch.compile` runs the classifier, whose roundings then are others.
     """
 
     classifier: Classifier
-    noise: Noise
+    noise: Mechanism
     share: int | None
     key: str | None
+    device: torch.device | None = None
+    compiled: bool = False
 
     @staticmethod
-    def of(classifier: Classifier, noise: Noise, share: int | None = None) -> "Counter":
-        """A counter that remembers by content, unless a classifier's cannot be read."""
-        try:
-            return Counter(classifier, noise, share, classifier.fingerprint())
-        except ConfigError:
-            return Counter(classifier, noise, share, None)
+    def of(classifier: Classifier, noise: Mechanism, share: int | None = None, *, compiled: bool = False) -> "Counter":
+        """A counter that remembers by content, unless a classifier's cannot be read, and draws on a GPU's side.
+
+        Raises:
+            UnsupportedError: the classifier is to be compiled, and there is no compiler.
+        """
+        key = None
+        with contextlib.suppress(ConfigError):
+            key = classifier.fingerprint()
+        device = generator_of(classifier.device) if isinstance(noise, Noise) else None
+        counter = Counter(classifier, noise, share, key, device, compiled)
+        if compiled:
+            counter.try_once()
+        return counter
+
+    @torch.no_grad()
+    def try_once(self) -> None:
+        """Run a chunk of zeros, so that what cannot be compiled is refused, and compiling is done with."""
+        rows = torch.zeros(rows_of(math.prod(self.classifier.input_shape)), *self.classifier.input_shape)
+        if self.share is None:
+            self._run(rows)
+        else:
+            head, after = self._halves
+            moved = head(rows.to(self.classifier.device, self.precision))
+            after(moved[0], moved, torch.empty_like(moved))
+
+    def description(self) -> dict[str, str]:
+        """Evidence of what is not as usual: the random stream, the precision, the compiler."""
+        found = {}
+        if self.device is not None:
+            found["stream"] = _place(self.device)
+        if self.classifier.dtype != torch.promote_types(self.classifier.dtype, torch.float32):
+            found["precision"] = str(self.classifier.dtype).removeprefix("torch.")
+        if self.compiled:
+            found["compiled"] = f"torch {torch.__version__}"
+        return found
 
     def count(
         self, x: Float[Tensor, "n ..."], draws: int, seeds: Sequence[int], phase: int
@@ -72,41 +129,108 @@ class Counter:
 
         A draw whose logits are not all finite votes for no class, so that a row's sum may fall short of `draws`.
         """
-        size = rows_of(x[0].numel()) if len(x) else ROWS
-        points = [hashlib.sha256(row.detach().cpu().contiguous().numpy().tobytes()).digest() for row in x]
-        keys = [(self.key, self.noise, self.share, seed, phase, at) for seed, at in zip(seeds, points, strict=True)]
-        known = [_COUNTED.get(key, (0, None)) if self.key is not None else (0, None) for key in keys]
-        total = torch.zeros(len(x), self.classifier.num_classes, dtype=torch.int64)
-        starts = []
-        for i, (chunks, votes) in enumerate(known):
-            usable = votes is not None and chunks * size <= draws
-            starts.append(chunks if usable else 0)
-            if usable and votes is not None:
-                total[i] = votes
+        where = self.classifier.device
+        total = torch.zeros(len(x), self.classifier.num_classes, dtype=torch.int64, device=where)
         if self.share is None:
             for i, (point, seed) in enumerate(zip(x, seeds, strict=True)):
-                for chunk, logits in enumerate(self.logits(point, draws, seed, phase, size, starts[i]), starts[i]):
-                    self._add(total, i, logits, chunk, size, draws, keys[i])
-            return total
-        head, tail = split(self.classifier)
-        rectified = len(tail) > 0 and type(tail[0]) is nn.ReLU
-        tail = nn.Sequential(*list(tail)[1:]) if rectified else tail
+                size = rows_of(point.numel())
+                total[i] = self.fold(point, draws, seed, phase, size, (), total[i].clone(), add_votes)
+            return total.cpu()
+        size = rows_of(x[0].numel()) if len(x) else ROWS
+        keys = [self._name(point, seed, phase, size) for point, seed in zip(x, seeds, strict=True)]
+        starts = []
+        for i, key in enumerate(keys):
+            start, total[i] = self._recall(key, size, draws, total[i])
+            starts.append(start)
+        head, after = self._halves
         with torch.no_grad():
-            rows = x.to(self.classifier.device, self.classifier.dtype)
+            rows = x.to(where, self.precision)
             images = (
                 torch.cat([head(row[None]) for row in rows]) if len(rows) else rows
             )  # one by one, for the last bits
             origin = head(torch.zeros_like(x[:1]).to(images))
             for chunk in range(min(starts, default=0), -(-draws // size)):
-                drawn = torch.from_numpy(self.noise.sample(_stream(self.share, phase, chunk), size, x[0].numel()))
+                drawn = self._draw(phase, chunk, size, x[0].numel())
                 moved = head(drawn.view(size, *x.shape[1:]).to(images)) - origin
                 both = torch.empty_like(moved)
                 for i, image in enumerate(images):
                     if chunk >= starts[i]:
-                        torch.add(image, moved, out=both)
-                        logits = tail(both.relu_() if rectified else both)
-                        self._add(total, i, logits, chunk, size, draws, keys[i])
-        return total
+                        total[i] += _tally(after(image, moved, both)[: draws - chunk * size])
+                        self._remember(keys[i], size, draws, chunk, total[i].clone())
+        return total.cpu()
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the sum of input and noise: the classifier's, or float32, so that the classifier rounds to a shorter."""
+        return torch.promote_types(self.classifier.dtype, torch.float32)
+
+    @cached_property
+    def _run(self) -> Callable[[Tensor], Tensor]:
+        module, dtype, device = self.classifier.module, self.classifier.dtype, self.classifier.device
+        run = _compile(module) if self.compiled else module
+        return lambda rows: run(rows.to(device, dtype))
+
+    @cached_property
+    def _halves(self) -> tuple[nn.Module, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+        """The first affine layers, in the precision of the sum; and what follows them, of two summands and a buffer."""
+        head, tail = split(self.classifier)
+        dtype = self.classifier.dtype
+        if dtype != self.precision:
+            head = copy.deepcopy(head).to(self.precision)
+        rectified = len(tail) > 0 and type(tail[0]) is nn.ReLU
+        rest = nn.Sequential(*list(tail)[1:]) if rectified else tail
+
+        def fused(image: Tensor, moved: Tensor) -> Tensor:
+            both = image + moved
+            found: Tensor = rest((both.relu() if rectified else both).to(dtype))
+            return found
+
+        def after(image: Tensor, moved: Tensor, both: Tensor) -> Tensor:
+            torch.add(image, moved, out=both)
+            found: Tensor = rest((both.relu_() if rectified else both).to(dtype))
+            return found
+
+        if self.compiled:
+            run = _compile(fused)
+            return head, lambda image, moved, both: run(image, moved)
+        return head, after
+
+    def _draw(self, phase: int, chunk: int, size: int, d: int) -> Float[Tensor, "size d"]:
+        """Noise that all inputs share."""
+        assert self.share is not None and isinstance(self.noise, Shareable)
+        if isinstance(self.noise, Noise):
+            return self.noise.draw(_stream(self.share, phase, chunk, self.device), size, d)
+        return torch.from_numpy(self.noise.sample(_numpy(self.share, phase, chunk), size, d))
+
+    def fold(
+        self,
+        point: Float[Tensor, " ..."],
+        draws: int,
+        seed: int,
+        phase: int,
+        size: int,
+        what: tuple[Hashable, ...],
+        start: Value,
+        add: Callable[[Value, Tensor, int], Value],
+    ) -> Value:
+        """What so many draws at an input amount to.
+
+        Args:
+            point: the input.
+            draws: how many.
+            seed: of its noise.
+            phase: of the sampling.
+            size: of the chunks, on which the draws depend.
+            what: name of the sum, which is remembered under it.
+            start: of nothing.
+            add: the sum so far, the logits of a chunk and its number to a new sum.
+        """
+        key = self._name(point, seed, phase, size, *what)
+        chunks, value = self._recall(key, size, draws, start)
+        for chunk, logits in enumerate(self.logits(point, draws, seed, phase, size, chunks), chunks):
+            value = add(value, logits, chunk)
+            self._remember(key, size, draws, chunk, value)
+        return value
 
     def logits(
         self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, start: int = 0
@@ -115,27 +239,79 @@ class Counter:
 
         Draws depend on `size`. Every chunk is computed in full, also the last, of which only the draws wanted come out.
         """
-        flat = point.flatten().to("cpu", self.classifier.dtype)
+        flat = point.flatten().to(self.device or "cpu")
+        flat = flat.to(self.precision) if isinstance(self.noise, Shareable) else flat
         for chunk in range(start, -(-draws // size)):
-            noisy = self.noise.perturb(flat, _stream(seed, phase, chunk), size)
-            rows = noisy.view(size, *point.shape).to(self.classifier.device)
-            yield self.classifier(rows)[: draws - chunk * size]
+            if isinstance(self.noise, Noise):
+                noisy = self.noise.perturb(flat, _stream(seed, phase, chunk, self.device), size)
+            else:
+                noisy = self.noise.perturb(flat, _numpy(seed, phase, chunk), size)
+            with torch.no_grad():
+                yield self._run(noisy.view(size, *point.shape))[: draws - chunk * size]
 
-    def _add(self, total: Tensor, i: int, logits: Tensor, chunk: int, size: int, draws: int, key: Hashable) -> None:
-        """The votes of a chunk; what is complete is remembered."""
-        wanted = min(size, draws - chunk * size)
-        total[i] += tally(logits[:wanted])
-        if wanted == size and self.key is not None and _COUNTED.get(key, (0, None))[0] <= chunk:
-            _COUNTED[key] = (chunk + 1, total[i].clone())
-            _COUNTED.move_to_end(key)
-            while len(_COUNTED) > REMEMBERED:
-                _COUNTED.popitem(last=False)
+    def votes(
+        self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, c: int
+    ) -> Iterator[int]:
+        """How many draws of each chunk are for class c, up to so many draws; looked up as far as they are known."""
+        key = self._name(point, seed, phase, size, "votes", c)
+        known: list[int] = _COUNTED.get(key, (0, []))[1]
+        yield from known[: draws // size]
+        start = min(len(known), draws // size)
+        for logits in self.logits(point, draws, seed, phase, size, start):
+            votes = int(tally(logits)[c])
+            if len(logits) == size and self.key is not None:
+                known.append(votes)
+                _keep(key, len(known), known)
+            yield votes
+
+    def _name(self, point: Tensor, seed: int, phase: int, size: int, *what: Hashable) -> tuple[Hashable, ...]:
+        content = hashlib.sha256(point.detach().cpu().contiguous().numpy().tobytes()).digest()
+        run = (self.key, self.compiled, None if self.device is None else _place(self.device))
+        return run, self.noise, self.share, seed, phase, content, size, *what
+
+    def _recall(self, key: tuple[Hashable, ...], size: int, draws: int, start: Value) -> tuple[int, Value]:
+        """As many chunks as are known and wanted, and their sum."""
+        for known, most in (((*key, draws), draws + size), (key, draws)):
+            chunks, value = _COUNTED.get(known, (0, None)) if self.key is not None else (0, None)
+            if value is not None and chunks * size <= most:
+                return chunks, value
+        return 0, start
+
+    def _remember(self, key: tuple[Hashable, ...], size: int, draws: int, chunk: int, value: Any) -> None:
+        """The sum up to a chunk; where only a part of that was wanted, for this number of draws alone."""
+        whole = (chunk + 1) * size <= draws
+        if self.key is not None and not (whole and _COUNTED.get(key, (0, None))[0] > chunk):
+            _keep(key if whole else (*key, draws), chunk + 1, value)
+
+
+def _keep(key: Hashable, much: int, what: Any) -> None:
+    """Remember it in place of what was there, until `REMEMBERED` others came later."""
+    _COUNTED[key] = (much, what)
+    _COUNTED.move_to_end(key)
+    while len(_COUNTED) > REMEMBERED:
+        _COUNTED.popitem(last=False)
+
+
+def add_votes(
+    votes: Int[Tensor, " classes"], logits: Float[Tensor, "n classes"], chunk: int
+) -> Int[Tensor, " classes"]:
+    """Votes so far and those of a chunk, for `Counter.fold`."""
+    del chunk
+    found = _tally(logits)
+    return votes.to(found.device) + found
 
 
 def tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
     """How many rows are for each class, on the CPU; one that is not finite is for none."""
-    labels = logits.argmax(dim=1)[logits.isfinite().all(dim=1)]
-    return torch.bincount(labels, minlength=logits.shape[1]).cpu()
+    return _tally(logits).cpu()
+
+
+def _tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
+    """As `tally`, on their device, without waiting for it."""
+    finite = (logits * 0).sum(dim=1) == 0
+    labels = torch.where(finite, logits.argmax(dim=1), logits.shape[1])
+    found = torch.zeros(logits.shape[1] + 1, dtype=torch.int64, device=logits.device)
+    return found.scatter_add_(0, labels, torch.ones_like(labels))[:-1]
 
 
 def rows_of(entries: int) -> int:
@@ -169,5 +345,48 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     return [layer for part in module for layer in _layers(part)]
 
 
-def _stream(seed: int, phase: int, chunk: int) -> np.random.Generator:
+def generator_of(device: torch.device) -> torch.device | None:
+    """Where torch draws for a classifier on a device: on a GPU by itself, else nowhere."""
+    return device if device.type == "cuda" else None
+
+
+def _place(device: torch.device) -> str:
+    """Name of torch's stream on a device: how its numbers are dealt to threads depends on the kind of GPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"torch {torch.__version__} on {name}"
+
+
+def _stream(seed: int, phase: int, chunk: int, device: torch.device | None = None) -> Stream:
+    """The stream of a chunk: 64 bits of the same seed sequence are the key of torch's (Philox, on a GPU)."""
+    if device is None:
+        return _numpy(seed, phase, chunk)
+    key = np.random.SeedSequence(seed, spawn_key=(phase, chunk)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(key[0]))
+
+
+def _numpy(seed: int, phase: int, chunk: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(phase, chunk))))
+
+
+def _compile(function: Any) -> Callable[..., Tensor]:
+    """The function by `torch.compile`.
+
+    Raises:
+        UnsupportedError: when it is called first, and it cannot be compiled here.
+    """
+    run: Callable[..., Any] = torch.compile(function, dynamic=False)
+
+    def call(*arguments: Tensor) -> Tensor:
+        try:
+            found = run(*arguments)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise UnsupportedError(
+                f"torch.compile cannot compile the classifier; it needs a C++ compiler, and Triton on a GPU: {lines[0]}"
+            ) from error
+        assert isinstance(found, Tensor)
+        return found
+
+    return call

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from certbench.errors import ConfigError, NumericalError
 from certbench.verifiers.noise import Gaussian
-from certbench.verifiers.noise_base import Noise
+from certbench.verifiers.noise_base import Noise, Stream, integers
 
 BITS, GUIDE = 63, 14
 """Random bits of a draw, and how many of them a table looks up first."""
@@ -59,22 +59,21 @@ class IntegerGaussian(Noise):
         del d
         return self.sigma
 
-    def integers(self, stream: np.random.Generator, n: int, d: int) -> Int[np.ndarray, "n d"]:
+    def integers(self, stream: Stream, n: int, d: int) -> Int[Tensor, "n d"]:
         """The noise in steps of the grid."""
-        thresholds, first, last = _table(self.grid * self.sigma)
-        bits = stream.integers(0, 2**BITS, (n, d), dtype=np.uint64)
-        cell = (bits >> np.uint64(BITS - GUIDE)).astype(np.int64)
+        bits = integers(stream, 2**BITS, n, d)
+        thresholds, first, last = _table(self.grid * self.sigma, bits.device)
+        cell = bits >> (BITS - GUIDE)
         found = first[cell]
-        open_ = np.nonzero(found != last[cell])  # a threshold lies inside the cell
-        found[open_] = np.searchsorted(thresholds, bits[open_], side="right")
-        result: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = found - len(thresholds) // 2
-        return result
+        open_ = found != last[cell]  # a threshold lies inside the cell
+        found[open_] = torch.searchsorted(thresholds, bits[open_], right=True)
+        return found - len(thresholds) // 2
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """The noise in units of the input; certificates rest on `perturb`, which adds integers."""
-        return (self.integers(stream, n, d) / self.grid).astype(np.float32)
+        return (self.integers(stream, n, d).double() / self.grid).float()
 
-    def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
+    def perturb(self, point: Float[Tensor, " d"], stream: Stream, n: int) -> Float[Tensor, "n d"]:
         """Noisy inputs, each a function of integers alone.
 
         Raises:
@@ -83,7 +82,7 @@ class IntegerGaussian(Noise):
         whole = (point.double() * self.grid).round()
         if not bool(((whole / self.grid).float() == point.float()).all()):  # images come in float32
             raise NumericalError(f"the input is not on the grid of 1/{self.grid}; round it, or choose another grid")
-        sums = torch.from_numpy(self.integers(stream, n, len(point))) + whole.to(torch.int64)
+        sums = self.integers(stream, n, len(point)) + whole.to(torch.int64)
         return (sums.double() / self.grid).to(point.dtype)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
@@ -105,12 +104,13 @@ def variation(deviation: float, d: int) -> float:
 
 
 @cache
-def _table(deviation: float) -> tuple[Any, Any, Any]:
+def _table(deviation: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Thresholds of the uniform draw, and by its first bits the first and the last integer that it can be."""
     reach = math.ceil(10 * deviation) + 1
     lower = np.floor(ndtr((np.arange(-reach, 0) + 0.5) / deviation) * 2.0**BITS).astype(np.uint64)
-    thresholds = np.concatenate([lower, np.uint64(2**BITS) - lower[::-1]])
-    starts = np.arange(2**GUIDE, dtype=np.uint64) << np.uint64(BITS - GUIDE)
-    ends = starts + np.uint64(2 ** (BITS - GUIDE) - 1)
-    first, last = (np.searchsorted(thresholds, at, side="right") for at in (starts, ends))
-    return thresholds, first, last
+    lower = lower[lower > 0]  # what no draw is below, and by symmetry none above
+    thresholds = np.concatenate([lower, np.uint64(2**BITS) - lower[::-1]]).astype(np.int64)
+    starts = np.arange(2**GUIDE, dtype=np.int64) << (BITS - GUIDE)
+    ends = starts + (2 ** (BITS - GUIDE) - 1)
+    first, last = (torch.from_numpy(np.searchsorted(thresholds, at, side="right")) for at in (starts, ends))
+    return torch.from_numpy(thresholds).to(device), first.to(device), last.to(device)

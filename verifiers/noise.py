@@ -10,16 +10,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.special import betaincinv, ndtri
+from torch import Tensor
 
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.verifiers import noise_heights as heights
 from certbench.verifiers.noise_base import (
     ALLOWANCE,
     Noise,
+    Stream,
     cubes,
     directions,
+    exponential,
+    host,
+    normal,
     odd,
     odd_integral,
     signs,
@@ -55,9 +61,9 @@ class Gaussian(Noise):
         del d
         return self.sigma
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
-        """NumPy's normals, which unlike torch's do not end at 5.77."""
-        return times(stream.standard_normal((n, d), dtype=np.float32), self.sigma)
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
+        """Normal draws that do not end at 5.77, as torch's in float32 do."""
+        return times(normal(stream, n, d), self.sigma)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
         r"""L2: $\sigma/2 (\Phi^{-1}(p_A) - \Phi^{-1}(p_B))$."""
@@ -74,11 +80,9 @@ class Laplace(Noise):
         del d
         return self.sigma / math.sqrt(2)
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """Differences of two exponential draws."""
-        noise = stream.standard_exponential((n, d), dtype=np.float32)
-        noise -= stream.standard_exponential((n, d), dtype=np.float32)
-        return times(noise, self.scale(d))
+        return times(exponential(stream, n, d).sub_(exponential(stream, n, d)), self.scale(d))
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
         """L1: half the difference of quantiles, tight; Linf: `heights.laplace_linf`, exact."""
@@ -98,7 +102,7 @@ class Uniform(Noise):
         del d
         return self.sigma * math.sqrt(3)
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """Uniform draws."""
         return times(symmetric(stream, n, d), self.scale(d))
 
@@ -122,9 +126,9 @@ class UniformBall(Noise):
         """The ball's radius."""
         return self.sigma * math.sqrt(d + 2)
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """A direction times the d-th root of a uniform draw."""
-        length = self.scale(d) * np.exp(-stream.standard_exponential(n) / d)
+        length = self.scale(d) * np.exp(-host(stream).standard_exponential(n) / d)
         return directions(stream, length, d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
@@ -160,12 +164,10 @@ class Pareto(Noise):
         del d
         return self.sigma * math.sqrt((self.a - 1) * (self.a - 2) / 2)
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """Quantiles of exponential draws, with random signs."""
-        noise = stream.standard_exponential((n, d), dtype=np.float32)
-        noise /= np.float32(self.a)
-        np.expm1(noise, out=noise)
-        return times(noise * signs(stream, n, d), self.scale(d))
+        noise = exponential(stream, n, d).div_(self.a).expm1_()
+        return times(noise.mul_(signs(stream, n, d)), self.scale(d))
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
         """L1: `heights.pareto`."""
@@ -195,11 +197,11 @@ class ExpP(Noise):
         del d
         return self.sigma * math.exp((math.lgamma(1 / self.exponent) - math.lgamma(3 / self.exponent)) / 2)
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """Powers of gamma draws, with random signs."""
-        noise = stream.standard_gamma(1 / self.exponent, (n, d), dtype=np.float32)
-        np.power(noise, np.float32(1 / self.exponent), out=noise)
-        return times(noise * signs(stream, n, d), self.scale(d))
+        noise = torch.from_numpy(host(stream).standard_gamma(1 / self.exponent, (n, d), dtype=np.float32))
+        sign = signs(stream, n, d)
+        return times(noise.pow_(1 / self.exponent).to(sign.device).mul_(sign), self.scale(d))
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
         """L1: `heights.exp_p`."""
@@ -214,9 +216,9 @@ class ExpTwo(Noise):
         """Lambda."""
         return self.sigma / math.sqrt(d + 1)
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """A direction times a gamma draw."""
-        return directions(stream, self.scale(d) * stream.standard_gamma(d, n), d)
+        return directions(stream, self.scale(d) * host(stream).standard_gamma(d, n), d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
         """L2: `heights.exp_two`."""
@@ -251,9 +253,9 @@ class ExpInf(Noise):
         moment = (d + 2) / (3 * d) * heights.gamma_ratio(shape, 2 / self.k)
         return self.sigma / math.sqrt(moment)
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """A point of the surface of a cube times the root of a gamma draw."""
-        length = self.scale(d) * stream.standard_gamma(self._freedom(d) / self.k, n) ** (1 / self.k)
+        length = self.scale(d) * host(stream).standard_gamma(self._freedom(d) / self.k, n) ** (1 / self.k)
         return cubes(stream, length, d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
@@ -304,9 +306,10 @@ class PowInf(Noise):
         """Lambda."""
         return self.sigma * math.sqrt(3 * (self.a - 1) * (self.a - 2) / ((d + 1) * (d + 2)))
 
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
         """A point of the surface of a cube times a ratio of gamma draws."""
-        length = self.scale(d) * stream.standard_gamma(d, n) / stream.standard_gamma(self.a, n)
+        gamma = host(stream)
+        length = self.scale(d) * gamma.standard_gamma(d, n) / gamma.standard_gamma(self.a, n)
         return cubes(stream, length, d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:

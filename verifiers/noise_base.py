@@ -22,10 +22,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.errors import ConfigError, UnsupportedError
+
+Stream = np.random.Generator | torch.Generator
+"""Where draws come from: NumPy's generator, on the CPU, or torch's, on its device. They give different draws."""
 
 ALLOWANCE = 1e-11
 """What is taken off radii, relative to the heights they are made of. Against 40 digits, SciPy's inverse functions and
@@ -64,16 +67,21 @@ class Noise(ABC):
         """
 
     @abstractmethod
-    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
-        """Draw n times in float32, a function of the stream's state alone.
+    def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
+        """Draw n times in float32, on the stream's device, a function of the stream's state alone.
 
         Raises:
             UnsupportedError: the noise does not exist in so few dimensions.
         """
 
-    def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
-        """The input plus each of n draws, in the input's precision."""
-        return torch.from_numpy(self.sample(stream, n, len(point))).to(point.dtype).add_(point)
+    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+        """As `draw`, for NumPy."""
+        found: Float[np.ndarray, "n d"] = self.draw(stream, n, d).numpy()
+        return found
+
+    def perturb(self, point: Float[Tensor, " d"], stream: Stream, n: int) -> Float[Tensor, "n d"]:
+        """The input plus each of n draws, in the input's precision; the input is on the stream's device."""
+        return self.draw(stream, n, len(point)).to(point.dtype).add_(point)
 
     @abstractmethod
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
@@ -127,38 +135,69 @@ def odd_integral(integral: Callable[[float, float], float], p_lower: float, p_up
     return total / 2 * (1 - allowance)
 
 
-def times(noise: Float[np.ndarray, "n d"], factor: float) -> Float[np.ndarray, "n d"]:
+def normal(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
+    """Standard normals. On a device they are drawn in float64: torch's float32 ones end at 5.77, or 6.76 on a GPU."""
+    if isinstance(stream, np.random.Generator):
+        return torch.from_numpy(stream.standard_normal((n, d), dtype=np.float32))
+    return _empty(stream, n, d).normal_(generator=stream).float()
+
+
+def exponential(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
+    """Standard exponential draws; on a device from float64, which ends at 36.7 and not at 16.6."""
+    if isinstance(stream, np.random.Generator):
+        return torch.from_numpy(stream.standard_exponential((n, d), dtype=np.float32))
+    return _empty(stream, n, d).exponential_(generator=stream).float()
+
+
+def symmetric(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
+    """Uniform on [-1, 1], centred in the 2^24 cells that float32 draws tell apart, or the 2^53 of a device."""
+    if isinstance(stream, np.random.Generator):
+        return torch.from_numpy(stream.random((n, d), dtype=np.float32)).mul_(2).sub_(1 - 2.0**-24)
+    return _empty(stream, n, d).uniform_(generator=stream).mul_(2).sub_(1 - 2.0**-53).float()
+
+
+def integers(stream: Stream, top: int, *shape: int) -> Int[Tensor, "..."]:
+    """Uniform on 0, ..., top - 1, for top at most 2^63."""
+    if isinstance(stream, np.random.Generator):
+        return torch.from_numpy(stream.integers(0, top, shape))
+    drawn = torch.empty(shape, dtype=torch.int64, device=stream.device)
+    return drawn.random_(generator=stream) if top == 2**63 else drawn.random_(top, generator=stream)
+
+
+def signs(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
+    """Fair signs."""
+    if isinstance(stream, np.random.Generator):
+        return torch.from_numpy(stream.integers(0, 2, (n, d), dtype=np.int8)).float().mul_(2).sub_(1)
+    return integers(stream, 2, n, d).float().mul_(2).sub_(1)
+
+
+def host(stream: Stream) -> np.random.Generator:
+    """The stream, or one of NumPy that its next draw seeds: for gamma draws, of which most noises need one a row."""
+    if isinstance(stream, np.random.Generator):
+        return stream
+    return np.random.Generator(np.random.SFC64(int(integers(stream, 2**63, 1))))
+
+
+def times(noise: Float[Tensor, "n d"], factor: float) -> Float[Tensor, "n d"]:
     """The noise times a factor that is rounded up, so that its scale is never below the one certified; in place."""
     rounded = np.float32(factor)
-    noise *= rounded if rounded >= factor else np.nextafter(rounded, np.float32(math.inf))
-    return noise
+    return noise.mul_(float(rounded if rounded >= factor else np.nextafter(rounded, np.float32(math.inf))))
 
 
-def symmetric(stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
-    """Uniform on [-1, 1], centred in the 2^24 cells that float32 draws tell apart."""
-    noise = stream.random((n, d), dtype=np.float32)
-    noise *= 2
-    noise -= np.float32(1 - 2.0**-24)
-    return noise
-
-
-def signs(stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
-    """Fair signs."""
-    return stream.integers(0, 2, (n, d), dtype=np.int8).astype(np.float32) * 2 - 1
-
-
-def directions(stream: np.random.Generator, length: Float[np.ndarray, " n"], d: int) -> Float[np.ndarray, "n d"]:
+def directions(stream: Stream, length: Float[np.ndarray, " n"], d: int) -> Float[Tensor, "n d"]:
     """Uniform directions of the given lengths."""
-    noise = stream.standard_normal((len(length), d), dtype=np.float32)
-    norm = np.sqrt(np.einsum("nd,nd->n", noise, noise, dtype=np.float64))
-    noise *= (length / np.maximum(norm, 1e-30)).astype(np.float32)[:, None]
-    return noise
+    noise = normal(stream, len(length), d)
+    norm = torch.linalg.vector_norm(noise, dim=1, dtype=torch.float64)
+    return noise.mul_((torch.from_numpy(length).to(noise.device) / norm.clamp_(min=1e-30)).float()[:, None])
 
 
-def cubes(stream: np.random.Generator, length: Float[np.ndarray, " n"], d: int) -> Float[np.ndarray, "n d"]:
+def cubes(stream: Stream, length: Float[np.ndarray, " n"], d: int) -> Float[Tensor, "n d"]:
     """Uniform on the surfaces of cubes of the given half sides."""
     noise = symmetric(stream, len(length), d)
-    rows, axes = np.arange(len(length)), stream.integers(0, d, len(length))
-    noise[rows, axes] = signs(stream, len(length), 1)[:, 0]
-    noise *= length.astype(np.float32)[:, None]
-    return noise
+    axes = integers(stream, d, len(length))
+    noise.scatter_(1, axes[:, None], signs(stream, len(length), 1))
+    return noise.mul_(torch.from_numpy(length).to(noise.device, torch.float32)[:, None])
+
+
+def _empty(stream: torch.Generator, n: int, d: int) -> Float[Tensor, "n d"]:
+    return torch.empty(n, d, dtype=torch.float64, device=stream.device)

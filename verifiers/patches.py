@@ -23,7 +23,8 @@ from certbench.errors import ConfigError, UnsupportedError
 from certbench.terms import ABSTAIN, Guarantee, Subject
 from certbench.threat import L0
 from certbench.verifiers.ablation import readable
-from certbench.verifiers.splitting import ranking, rows_of
+from certbench.verifiers.counting import rows_of
+from certbench.verifiers.splitting import ranking
 
 
 @dataclass(frozen=True)

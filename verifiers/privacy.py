@@ -27,7 +27,7 @@ def lecuyer(p_lower: float, p_upper: float, sigma: float) -> float:
         return 0.0
 
     def reach(eps: float) -> float:
-        delta = (p_lower - math.exp(2 * eps) * p_upper) / (1 + math.exp(eps)) * (1 - ROUNDING)
+        delta = (p_lower * (1 - 1e-15) - math.exp(2 * eps) * p_upper) / (1 + math.exp(eps)) * (1 - ROUNDING)
         return eps / math.sqrt(2 * math.log(1.25 / delta)) if delta > 0 else 0.0
 
     return sigma * _largest(reach, np.linspace(0, 1, 101)[1:].tolist()) * (1 - ROUNDING)
@@ -37,7 +37,7 @@ def pixeldp_laplace(p_lower: float, p_upper: float, b: float) -> float:
     r"""L1 radius $\frac b2 \ln(p_A/p_B)$ for Laplace noise of scale b, by $(\epsilon, 0)$-privacy (Lecuyer et al.)."""
     if not _separate(p_lower, p_upper):
         return 0.0
-    return math.inf if p_upper == 0 else b / 2 * math.log(p_lower / p_upper) * (1 - ROUNDING)
+    return math.inf if p_upper == 0 else max(b / 2 * (math.log(p_lower / p_upper) * (1 - ROUNDING) - 4e-16), 0.0)
 
 
 def li(p_lower: float, p_upper: float, sigma: float) -> float:
@@ -55,7 +55,8 @@ def li(p_lower: float, p_upper: float, sigma: float) -> float:
 
     def reach(log_order: float) -> float:
         s = -math.exp(log_order)  # 1 - a
-        mean = math.exp((float(logsumexp(s * logs)) - math.log(2)) / s)
+        error = 2e-15 / -s + 1e-15 * (1 - float(logs.sum()))  # of the mean; the root below would enlarge it
+        mean = math.exp((float(logsumexp(s * logs)) - math.log(2)) / s) * (1 + error)
         drop = min(p_lower + p_upper - 2 * mean - 4e-16, 1 - 2**-52)
         return math.sqrt(-2 / (1 - s) * math.log1p(-drop)) if drop > 0 else 0.0
 

@@ -5,18 +5,20 @@ whole of the evidence: every radius is a function of counts, alpha, the noise an
 
 Noise at a hidden layer smooths what follows it: if that is certified within R in the q-norm of the layer's features,
 and the features move by at most L times the p-norm of the input's change, g is certified within R / L in the p-norm.
-What is random behind that layer is part of the function that is smoothed. Noise at several layers is therefore
-certified by one of them, and radii are never added.
+Noise at several layers is certified by any one of them, and radii are never added: see `injections`.
 """
 
+import copy
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from certbench import options
 from certbench.certificate import Certificate
@@ -28,10 +30,10 @@ from certbench.terms import ABSTAIN, Guarantee, Subject
 from certbench.threat import ThreatModel
 from certbench.verifiers import binomial
 from certbench.verifiers.counting import ESTIMATION, PREDICTION, SELECTION, Counter
+from certbench.verifiers.injections import Interleaved, Noises, Place
 from certbench.verifiers.lipschitz import feature_constants
 from certbench.verifiers.noise import Gaussian, Noise, Uniform, uniform_l1_in_box
-
-Rule = Literal["two-class", "one-vs-rest"]
+from certbench.verifiers.votes import Rule, bounds, check_sampling
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +43,14 @@ class SmoothingState:
     Attributes:
         counter: of what follows the noise.
         threat: the threat model.
-        prefix: what comes before it.
-        constants: Lipschitz constants of the prefix, from the threat model's norm to the norms of the features in which
-            the noise certifies.
-        dimension: of the features, where the noise is.
+        prefix: what comes before the first of it.
+        places: where there is noise, in the order of the network.
     """
 
     counter: Counter
     threat: ThreatModel
     prefix: nn.Module
-    constants: Mapping[float, float]
-    dimension: int
+    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,15 @@ class Smoothing(Certifier[SmoothingState]):
             monotone in the count, and the true runner-up's count is at most the largest.
         layer: the submodule behind which the noise is added, by the name that `named_modules` gives it; None: the
             input. Only where the module is a sequence.
+        also: layers after that one, in the order of the network, behind each of which more noise of the same family is
+            added, and the sigma of each. The radius is the largest that one of the noises proves, see `injections`.
         share: None, and every input has draws of its own, from the run's seed; or the seed of draws that all inputs
             share, which is faster. Each certificate holds as before, but they fail together: bounds of how many fail
             that assume independence are not valid.
+        precision: `bfloat16`, and what follows the noise is another classifier: of parameters, activations and input
+            plus noise rounded to 8 bits, but for the first affine layers of shared noise, whose sum is rounded. The
+            noise itself is float32. None: as the classifier is. Clean accuracy is the classifier's as it is.
+        compile: whether `torch.compile` runs what follows the noise, another classifier again in its last bits.
     """
 
     noise: Noise = field(default_factory=Gaussian)
@@ -83,28 +88,33 @@ class Smoothing(Certifier[SmoothingState]):
     alpha: float = 0.001
     rule: Rule = "two-class"
     layer: str | None = None
+    also: tuple[tuple[str, float], ...] = ()
     share: int | None = None
+    precision: Literal["bfloat16"] | None = None
+    compile: bool = False
 
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({1.0, 2.0, math.inf})
-    version = 2
+    version = 3
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
-        if not 0 < self.alpha < 1:
-            raise ConfigError(f"alpha must lie between 0 and 1, not {self.alpha}", ("alpha",))
-        for name in ("n", "n0"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", (name,))
-        if self.rule not in ("two-class", "one-vs-rest"):
-            raise ConfigError(f"rule must be two-class or one-vs-rest, not {self.rule!r}", ("rule",))
+        check_sampling(self.n, self.n0, self.alpha, self.rule)
         if self.share is not None and self.share < 0:
             raise ConfigError(f"share is a seed, at least 0, not {self.share}", ("share",))
         if self.share is not None and not self.noise.additive:
             raise ConfigError("this noise is added in integers, to each input by itself; leave share out", ("share",))
-        if self.layer is not None and not self.noise.additive:
-            raise ConfigError("this noise is for inputs on a grid; features of a layer are not", ("layer",))
+        for name, used in (("layer", self.layer is not None), ("also", self.also)):
+            if used and not self.noise.additive:
+                raise ConfigError("this noise is for inputs on a grid; features of a layer are not", (name,))
+        if self.precision not in (None, "bfloat16"):
+            raise ConfigError(f"precision is bfloat16 or left out, not {self.precision!r}", ("precision",))
+        if self.precision is not None and self.also:
+            raise ConfigError("bfloat16 would round the noise of the later layers; leave it out", ("precision",))
+        for i, (_, sigma) in enumerate(self.also):
+            if not 0 < sigma < math.inf:
+                raise ConfigError(f"sigma must be positive and finite, not {sigma}", ("also", i, 1))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> SmoothingState:
         """Cut the network where the noise goes, and bound what comes before.
@@ -112,42 +122,65 @@ class Smoothing(Certifier[SmoothingState]):
         Raises:
             UnsupportedError: there is no such layer in a sequence, or what comes before it has no Lipschitz constant.
         """
-        d = math.prod(classifier.input_shape)
-        self.noise.scale(d)
-        if self.layer is None:
-            counter = Counter.of(classifier, self.noise, self.share)
-            return SmoothingState(counter, threat, nn.Identity(), {threat.p: 1.0}, d)
-        prefix, suffix = cut(classifier, self.layer)
-        shape = tuple(prefix(torch.zeros(1, *classifier.input_shape).to(classifier.device, classifier.dtype)).shape[1:])
-        d = math.prod(shape)
-        self.noise.scale(d)
-        flat = Regressor(nn.Sequential(prefix, nn.Flatten()).eval(), classifier.input_shape, d, classifier.name)
-        exact = flat.double()
-        constants = feature_constants(replace(exact, module=exact.module.cpu()), threat.p)
-        rest = Classifier(suffix.eval(), shape, classifier.num_classes, classifier.name)
-        return SmoothingState(Counter.of(rest, self.noise, self.share), threat, prefix, constants, d)
+        counter, parts, shapes = self._cut(classifier)
+        places = []
+        for i, (layer, noise) in enumerate(self._noises()):
+            d, constants = math.prod(shapes[i]), {threat.p: 1.0}
+            if layer is not None:
+                before = nn.Sequential(*parts[: i + 1], nn.Flatten()).eval()
+                exact = Regressor(before, classifier.input_shape, d, classifier.name).double()
+                constants = feature_constants(replace(exact, module=exact.module.cpu()), threat.p)
+            places.append(Place(layer, noise, constants, d))
+        return SmoothingState(counter, threat, parts[0], tuple(places))
+
+    def _noises(self) -> list[tuple[str | None, Noise]]:
+        """The layers that have noise, in order, and which."""
+        return [(self.layer, self.noise), *((name, replace(self.noise, sigma=sigma)) for name, sigma in self.also)]
+
+    def _cut(self, classifier: Classifier) -> tuple[Counter, list[nn.Sequential], list[tuple[int, ...]]]:
+        """A counter of what follows the first noise; the network in parts, at each noise; and the shapes there."""
+        places = self._noises()
+        parts = [nn.Sequential(), nn.Sequential(classifier.module)]
+        if self.layer is not None or self.also:
+            parts = cut(classifier, *(layer for layer, _ in places if layer is not None))
+            parts = parts if self.layer is not None else [nn.Sequential(), *parts]
+        shapes, z = [], torch.zeros(1, *classifier.input_shape).to(classifier.device, classifier.dtype)
+        for part, (_, noise) in zip(parts, places, strict=False):
+            z = part(z)
+            shapes.append(tuple(z.shape[1:]))
+            noise.scale(z.numel())
+        if not self.also:
+            rest = classifier if self.layer is None else replace(classifier, module=parts[1], input_shape=shapes[0])
+            if self.precision is not None:
+                rest = replace(rest, module=copy.deepcopy(rest.module).to(torch.bfloat16))
+            return Counter.of(rest, self.noise, self.share, compiled=self.compile), parts, shapes
+        sizes = [math.prod(shape) for shape in shapes]
+        joint = Noises(tuple((noise, size) for (_, noise), size in zip(places, sizes, strict=True)))
+        module = Interleaved(parts[1:], shapes).eval()
+        rest = replace(classifier, module=module, input_shape=(sum(sizes),))
+        return Counter.of(rest, joint, self.share, compiled=self.compile), parts, shapes
 
     @torch.no_grad()
     def certify(self, state: SmoothingState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Algorithm CERTIFY: select on n0 draws, estimate on n others, bound, and abstain if the bounds cross."""
         counter = state.counter
-        points = self._features(state, x)
+        points = self._features(counter, state.prefix, x)
         selection = counter.count(points, self.n0, seeds, SELECTION)
         estimation = counter.count(points, self.n, seeds, ESTIMATION)
         top = selection.argmax(dim=1)
         predictions, radii, evidence = [], [], []
         for i, seed in enumerate(seeds):
             p_lower, p_upper = self.probabilities(int(top[i]), estimation[i].tolist(), self.n)
-            radius = self.radius(p_lower, p_upper, state.constants, state.dimension)
+            by_place = [place.radius(p_lower, p_upper) for place in state.places]
+            radius, first = max(by_place), state.places[0]
             if self._in_the_unit_box(state.threat) and p_lower > p_upper:
                 point = x[i].flatten().cpu().numpy()
-                wider = uniform_l1_in_box(p_lower, p_upper, point, self.noise.scale(state.dimension))
-                radius = max(radius, min(wider, float(state.dimension)))  # the box is no wider than that
+                wider = uniform_l1_in_box(p_lower, p_upper, point, self.noise.scale(first.dimension))
+                radius = max(radius, min(wider, float(first.dimension)))  # the box is no wider than that
             predictions.append(int(top[i]) if radius > 0 else ABSTAIN)
             radii.append(radius)
-            evidence.append(
-                self._evidence(state, selection[i].tolist(), estimation[i].tolist(), p_lower, p_upper, seed)
-            )
+            found = self._evidence(state, selection[i].tolist(), estimation[i].tolist(), p_lower, p_upper, seed)
+            evidence.append({**found, "radii": by_place} if self.also else found)
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def _in_the_unit_box(self, threat: ThreatModel) -> bool:
@@ -156,16 +189,23 @@ class Smoothing(Certifier[SmoothingState]):
         inside = domain is not None and domain[0] >= 0 and domain[1] <= 1
         return inside and threat.p == 1 and self.layer is None and type(self.noise) is Uniform
 
-    def _features(self, state: SmoothingState, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    def _features(self, counter: Counter, prefix: nn.Module, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """Where the noise is added: one by one, since the last bits depend on how many inputs there are."""
-        if self.layer is None or len(x) == 0:
+        if (self.layer is None and not self.also) or len(x) == 0:
             return x
-        rows = x.to(state.counter.classifier.device, state.counter.classifier.dtype)
-        return torch.cat([state.prefix(row[None]) for row in rows])
+        tensors = itertools.chain(prefix.parameters(), prefix.buffers())
+        dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), counter.precision)
+        rows = x.to(counter.classifier.device, dtype)
+        features = torch.cat([prefix(row[None]) for row in rows])
+        if not self.also:
+            return features
+        flat = features.flatten(1)
+        return functional.pad(flat, (0, math.prod(counter.classifier.input_shape) - flat.shape[1]))
 
     def _evidence(
         self, state: SmoothingState, selection: list[int], estimation: list[int], low: float, high: float, seed: int
     ) -> dict[str, Any]:
+        first = state.places[0]
         found = {
             "counts": estimation,
             "selection": selection,
@@ -174,8 +214,8 @@ class Smoothing(Certifier[SmoothingState]):
             "rule": self.rule,
             "noise": options.describe(self)["noise"],
             "sigma": self.noise.sigma,
-            "scale": self.noise.scale(state.dimension),
-            "dimension": state.dimension,
+            "scale": self.noise.scale(first.dimension),
+            "dimension": first.dimension,
             "p_lower": low,
             "p_upper": high,
             "seed": f"{seed if self.share is None else self.share:032x}",
@@ -184,40 +224,25 @@ class Smoothing(Certifier[SmoothingState]):
             found["shared"] = True
         if self.layer is not None:
             found["layer"] = self.layer
-            found["constants"] = {f"{q:g}": bound for q, bound in state.constants.items()}
-        return found
+            found["constants"] = {f"{q:g}": bound for q, bound in first.constants.items()}
+        if self.also:
+            found["also"] = [place.evidence() for place in state.places[1:]]
+        return found | state.counter.description()
 
     def probabilities(self, top: int, estimation: Sequence[int], n: int) -> tuple[float, float]:
-        """Bounds of the probability of class `top` from below and of every other class from above, given the counts.
-
-        Draws whose logits were not finite voted for no class of the list, and count as one more rival.
-        """
-        own = estimation[top]
-        rivals = max([count for label, count in enumerate(estimation) if label != top] + [n - sum(estimation)])
-        if self.rule == "one-vs-rest":
-            p_lower = binomial.lower(own, n, self.alpha)
-            return p_lower, 1 - p_lower
-        p_lower = binomial.lower(own, n, self.alpha / 2)
-        return p_lower, min(binomial.upper(rivals, n, self.alpha / 2), 1 - p_lower)
-
-    def radius(self, p_lower: float, p_upper: float, constants: Mapping[float, float], d: int) -> float:
-        """The largest radius by a norm of the features, over the constant that leads there; 0 for "abstain"."""
-        best = 0.0
-        for q, constant in constants.items():
-            there = self.noise.radius(p_lower, p_upper, q, d)
-            best = max(best, there if constant == 1 else there / constant * (1 - 1e-15) if constant else math.inf)
-        return best if p_lower > p_upper else 0.0
+        """Bounds of the probability of class `top` from below and of every other class from above, given the counts."""
+        return bounds(top, estimation, n, self.alpha, self.rule)
 
     def predict(self, classifier: Classifier, x: Float[Tensor, "n ..."], *, seed: int = 0) -> Int[Tensor, " n"]:
         """Algorithm PREDICT: g(x), or `ABSTAIN` unless the two top counts of n draws differ at level alpha.
 
         A class returned is wrong with probability at most alpha (Proposition 2 of Cohen et al.).
         """
-        state = self.prepare(classifier, ThreatModel(2.0))
+        counter, parts, _ = self._cut(classifier)
         points, seeds = x.to(classifier.device, torch.float64), [input_seed(seed, point) for point in x]
-        features = self._features(state, points)
+        features = self._features(counter, parts[0], points)
         predictions = []
-        for sampled in state.counter.count(features, self.n, seeds, PREDICTION):
+        for sampled in counter.count(features, self.n, seeds, PREDICTION):
             first, second = sampled.topk(2).values.tolist()
             second = max(second, self.n - int(sampled.sum()))
             certain = first > second and binomial.even_chance(first, second) <= self.alpha
@@ -225,22 +250,27 @@ class Smoothing(Certifier[SmoothingState]):
         return torch.tensor(predictions, dtype=torch.int64)
 
 
-def cut(classifier: Classifier, layer: str) -> tuple[nn.Sequential, nn.Sequential]:
-    """A module in two: up to the end of a submodule, and from there.
+def cut(classifier: Classifier, *layers: str) -> list[nn.Sequential]:
+    """A module in parts: up to the end of a submodule, from there to the end of the next, and from the last on.
 
     Raises:
-        UnsupportedError: the submodule is no part of nested sequences that make up the module, or is the last.
+        UnsupportedError: a submodule is no part of nested sequences that make up the module, is the last, or does not
+            come after the one before.
     """
     hidden = classifier.hidden_code()
     if hidden is not None:
         raise UnsupportedError(f"{hidden}, which a cut would lose")
     parts = dict(_leaves("", classifier.module))
-    names = list(parts)
-    if layer not in names[:-1]:
-        raise UnsupportedError(f"{layer!r} is no layer before the last of nested sequences; known: {', '.join(names)}")
-    at = names.index(layer) + 1
-    layers = list(parts.values())
-    return nn.Sequential(*layers[:at]).eval(), nn.Sequential(*layers[at:]).eval()
+    names, leaves = list(parts), list(parts.values())
+    ends = [0]
+    for layer in layers:
+        if layer not in names[:-1]:
+            known = ", ".join(names)
+            raise UnsupportedError(f"{layer!r} is no layer before the last of nested sequences; known: {known}")
+        ends.append(names.index(layer) + 1)
+        if ends[-1] <= ends[-2]:
+            raise UnsupportedError(f"{layer!r} does not come after {names[ends[-2] - 1]!r}; write layers in order")
+    return [nn.Sequential(*leaves[i:j]).eval() for i, j in itertools.pairwise([*ends, len(leaves)])]
 
 
 def _leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -9,17 +9,12 @@ bounds and all rules for votes hold, and their radii are certificates of $\arg\m
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.special import ndtri
 from torch import Tensor
-
-from certbench.verifiers import confidence
-
-Bound = Literal["hoeffding", "chernoff", "bernstein"]
 
 ROUNDING = 1e-12
 
@@ -56,48 +51,6 @@ def lipschitz_radius(low: float, high: float, sigma: float) -> float:
     r"""L2 radius $(low - high) / (2L)$ by Lemma 1 with the tight constant L; never above `radius`."""
     _check(low, high)
     return max((low - high) / (2 * lipschitz_constant(sigma)) * (1 - ROUNDING), 0.0)
-
-
-def score_bounds(
-    scores: Float[np.ndarray, "n classes"], top: int, alpha: float, bound: Bound = "chernoff"
-) -> tuple[float, float]:
-    """Lower bound of the top class's expected score and upper bound of every other's, together at 1 - alpha.
-
-    `hoeffding` and `chernoff` spend alpha / 2 on each: they are monotone in the mean, so the bound of the largest mean
-    is above that of the class which is truly second. `bernstein` depends on the variance as well and divides its
-    alpha / 2 among the other classes. Scores that may sum to 1 at most also have 1 - low as a bound of the others, at
-    no cost.
-
-    Args:
-        scores: of n noisy draws that had no part in the choice of `top`; rows sum to 1 at most. A draw whose scores
-            are not finite counts 0 for `top` and 1 for each of the others.
-        top: the class.
-        alpha: probability that one of the bounds is wrong.
-        bound: the inequality.
-
-    Raises:
-        ValueError: scores outside [0, 1], or fewer than two draws or classes.
-    """
-    n, classes = scores.shape
-    if classes < 2:
-        raise ValueError("there is no other class")
-    usable = np.isfinite(scores).all(axis=1, keepdims=True)
-    worst = np.ones((1, classes))
-    worst[0, top] = 0
-    filled = np.where(usable, scores.astype(np.float64), worst)
-    means, variances = zip(*(confidence.moments(column) for column in filled.T), strict=True)
-    others = [c for c in range(classes) if c != top]
-    if bound == "bernstein":
-        low = confidence.bernstein_lower(means[top], variances[top], n, alpha / 2)
-        share = alpha / 2 / len(others)
-        high = max(confidence.bernstein_upper(means[c], variances[c], n, share) for c in others)
-    elif bound == "chernoff":
-        low = confidence.chernoff_lower(means[top], n, alpha / 2)
-        high = confidence.chernoff_upper(max(means[c] for c in others), n, alpha / 2)
-    else:
-        low = confidence.hoeffding_lower(means[top], n, alpha / 2)
-        high = confidence.hoeffding_upper(max(means[c] for c in others), n, alpha / 2)
-    return low, min(high, 1 - low)
 
 
 def sample_classes(probabilities: Float[Tensor, "n classes"], stream: np.random.Generator) -> Int[Tensor, " n"]:

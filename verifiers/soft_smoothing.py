@@ -21,10 +21,11 @@ from certbench.classifier import Classifier
 from certbench.errors import ConfigError
 from certbench.terms import ABSTAIN, Guarantee, Subject
 from certbench.threat import ThreatModel
-from certbench.verifiers import binomial, confidence
+from certbench.verifiers import confidence
 from certbench.verifiers.counting import ESTIMATION, SELECTION, Counter, rows_of
 from certbench.verifiers.noise import Gaussian
 from certbench.verifiers.soft import sample_classes
+from certbench.verifiers.votes import bounds, check_sampling
 
 Bound = Literal["chernoff", "hoeffding", "bernstein", "sampled"]
 BOUNDS = ("chernoff", "hoeffding", "bernstein", "sampled")
@@ -102,18 +103,15 @@ class SoftSmoothing(Certifier[SoftState]):
         for name in ("sigma", "beta"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be positive and finite, not {getattr(self, name)}", (name,))
-        if not 0 < self.alpha < 1:
-            raise ConfigError(f"alpha must lie between 0 and 1, not {self.alpha}", ("alpha",))
-        for name, least in (("n", 2), ("n0", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}", (name,))
+        check_sampling(self.n, self.n0, self.alpha)
+        if self.n < 2:
+            raise ConfigError(f"n must be at least 2, for a variance, not {self.n}", ("n",))
         if self.bound not in BOUNDS:
             raise ConfigError(f"bound must be one of {', '.join(BOUNDS)}, not {self.bound!r}", ("bound",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> SoftState:
         """There is nothing to compute."""
-        noise = Gaussian(self.sigma)
-        return SoftState(Counter(classifier, noise, None, None), threat, math.prod(classifier.input_shape))
+        return SoftState(Counter.of(classifier, Gaussian(self.sigma)), threat, math.prod(classifier.input_shape))
 
     @torch.no_grad()
     def certify(self, state: SoftState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
@@ -136,14 +134,19 @@ class SoftSmoothing(Certifier[SoftState]):
             radii.append(radius)
             settings = {name: getattr(self, name) for name in ("n", "alpha", "bound", "beta", "sigma")}
             rest = {"class": top, "selection": selection, "dimension": state.dimension, "seed": f"{seed:032x}"}
-            evidence.append({**found, **settings, **rest, "p_lower": p_lower, "p_upper": p_upper})
+            rest |= {"p_lower": p_lower, "p_upper": p_upper, **state.counter.description()}
+            evidence.append({**found, **settings, **rest})
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def select(self, counter: Counter, point: Float[Tensor, " ..."], seed: int) -> tuple[int, list[float]]:
         """The class of the largest mean score, and the means; draws that are not finite do not count."""
-        total = torch.zeros(counter.classifier.num_classes, dtype=torch.float64)
-        for logits in counter.logits(point, self.n0, seed, SELECTION, rows_of(point.numel())):
-            total += self.scores(logits).nan_to_num(0.0).sum(dim=0)
+        nothing, size = torch.zeros(counter.classifier.num_classes, dtype=torch.float64), rows_of(point.numel())
+
+        def add(total: Tensor, logits: Tensor, chunk: int) -> Tensor:
+            del chunk
+            return total + self.scores(logits).nan_to_num(0.0).sum(dim=0)
+
+        total = counter.fold(point, self.n0, seed, SELECTION, size, ("means", self.beta), nothing, add)
         return int(total.argmax()), (total / self.n0).tolist()
 
     def scores(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
@@ -153,35 +156,42 @@ class SoftSmoothing(Certifier[SoftState]):
 
     def sum(self, counter: Counter, point: Float[Tensor, " ..."], seed: int, top: int) -> Sums:
         """Sums of n draws' scores: of `top` rounded down, of the other classes up."""
-        classes = counter.classifier.num_classes
-        sums, squares = [0] * classes, [0] * classes
-        for logits in counter.logits(point, self.n, seed, ESTIMATION, rows_of(point.numel())):
+        nothing, what = (0,) * counter.classifier.num_classes, ("sums", self.beta, top)
+
+        def add(total: tuple[tuple[int, ...], tuple[int, ...]], logits: Tensor, chunk: int) -> tuple[Any, Any]:
+            del chunk
             units = whole(self.scores(logits), top)
             high, low = units >> 15, units & (2**15 - 1)  # their products and sums stay below 2^63
-            parts = ((high * high, 30), (high * low, 16), (low * low, 0))
-            for c in range(classes):
-                sums[c] += int(units[:, c].sum())
-                squares[c] += sum(int(part[:, c].sum()) << shift for part, shift in parts)
-        return Sums(self.n, tuple(sums), tuple(squares))
+            parts = [(part.sum(dim=0).tolist(), shift) for part, shift in
+                     ((high * high, 30), (high * low, 16), (low * low, 0))]  # fmt: skip
+            squares = [sum(part[c] << shift for part, shift in parts) for c in range(len(nothing))]
+            return (
+                tuple(before + now for before, now in zip(total[0], units.sum(dim=0).tolist(), strict=True)),
+                tuple(before + now for before, now in zip(total[1], squares, strict=True)),
+            )
+
+        size = rows_of(point.numel())
+        sums, squares = counter.fold(point, self.n, seed, ESTIMATION, size, what, (nothing, nothing), add)
+        return Sums(self.n, sums, squares)
 
     def sample(self, counter: Counter, point: Float[Tensor, " ..."], seed: int) -> list[int]:
         """Counts of the classes drawn, one from each of n softmaxes; those that are not finite give none."""
-        counts = torch.zeros(counter.classifier.num_classes, dtype=torch.int64)
-        for chunk, logits in enumerate(counter.logits(point, self.n, seed, ESTIMATION, rows_of(point.numel()))):
+        nothing, size = torch.zeros(counter.classifier.num_classes, dtype=torch.int64), rows_of(point.numel())
+
+        def add(counts: Tensor, logits: Tensor, chunk: int) -> Tensor:
             stream = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, VOTE, chunk])))
             drawn = sample_classes(self.scores(logits), stream)
-            counts += torch.bincount(drawn[drawn >= 0], minlength=len(counts))
+            return counts + torch.bincount(drawn[drawn >= 0], minlength=len(counts))
+
+        counts = counter.fold(point, self.n, seed, ESTIMATION, size, ("classes", self.beta), nothing, add)
         return list(counts.tolist())
 
     def of_counts(self, counts: Sequence[int], top: int) -> tuple[float, float]:
         """Lower bound of the score of class `top` and upper bound of every other's, from the classes drawn.
 
-        Each at alpha / 2, and without a union over classes: the bound is monotone in the count. Draws that gave no
-        class are one more rival.
+        As for votes: draws that gave no class are one more rival.
         """
-        rivals = max([count for c, count in enumerate(counts) if c != top] + [self.n - sum(counts)])
-        low = binomial.lower(counts[top], self.n, self.alpha / 2)
-        return low, min(binomial.upper(rivals, self.n, self.alpha / 2), 1 - low)
+        return bounds(top, counts, self.n, self.alpha)
 
     def of_sums(self, sums: Sums, top: int) -> tuple[float, float]:
         """The same from the scores; `bernstein`, which is not monotone in the mean, divides alpha / 2 among rivals."""

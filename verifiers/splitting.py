@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,27 +27,11 @@ from certbench.classifier import Classifier
 from certbench.errors import ConfigError
 from certbench.terms import ABSTAIN, Guarantee, Subject
 from certbench.threat import ThreatModel
-from certbench.verifiers import binomial
-
-Rule = Literal["two-class", "one-vs-rest"]
-
-SELECTION, ESTIMATION = range(2)
-"""Phases of the sampling; each has random streams of its own."""
-
-ROWS, ENTRIES = 1000, 2**22
-"""Rows of a forward pass, fewer where they would have more entries; fixed for an input shape, as logits differ in the
-last bits between batch shapes."""
+from certbench.verifiers.counting import Counter, rows_of, tally
+from certbench.verifiers.votes import Rule, VoteState, check_sampling, sample
 
 NEAR = 1e-4
 """How far a value may lie from the grid, in its steps: float32 moves multiples of 1/255 by up to 2e-5 of a step."""
-
-
-@runtime_checkable
-class Mechanism(Protocol):
-    """What hides the input from the base classifier."""
-
-    def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
-        """Draws at one flat input; they depend on the stream and on the input alone."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +55,6 @@ class Splitting:
         index += (cuts + width * index < point).double()  # comparisons decide, not the rounding of the quotient
         index -= (cuts + width * (index - 1) >= point).double()
         return (cuts + width * index).clamp_(max=1).add_((cuts + width * (index - 1)).clamp_(min=0)).div_(2)
-
-
-@dataclass(frozen=True, eq=False)
-class VoteState:
-    """The base classifier and the threat model."""
-
-    classifier: Classifier
-    threat: ThreatModel
 
 
 @dataclass(frozen=True)
@@ -106,6 +82,7 @@ class SplittingSmoothing(Certifier[VoteState]):
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({1.0})
+    version = 2
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -113,8 +90,8 @@ class SplittingSmoothing(Certifier[VoteState]):
         check_sampling(self.n, self.n0, self.alpha, self.rule)
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
-        """Nothing to prepare."""
-        return VoteState(classifier, threat)
+        """Nothing to compute."""
+        return VoteState(Counter.of(classifier, Splitting(self.lam)), threat)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select, estimate, bound; abstain where no radius is left.
@@ -124,9 +101,8 @@ class SplittingSmoothing(Certifier[VoteState]):
         """
         check_range(x)
         predictions, radii, evidence = [], [], []
-        for point, seed in zip(x, seeds, strict=True):
-            vote = sample(state.classifier, Splitting(self.lam), point, self.n0, self.n, seed, self.alpha, self.rule)
-            radius = self.radius(vote.p_lower, vote.p_upper, point.numel())
+        for vote in sample(state.counter, x, seeds, self.n0, self.n, self.alpha, self.rule):
+            radius = self.radius(vote.p_lower, vote.p_upper, x[0].numel())
             predictions.append(vote.top if radius > 0 else ABSTAIN)
             radii.append(radius)
             evidence.append(vote.evidence() | {"lam": self.lam})
@@ -142,8 +118,16 @@ class SplittingSmoothing(Certifier[VoteState]):
         return down(Fraction(self.lam) * (Fraction(p_lower) - Fraction(p_upper)) - rounding)
 
 
+@dataclass(frozen=True, eq=False)
+class ExactState:
+    """The base classifier and the threat model."""
+
+    classifier: Classifier
+    threat: ThreatModel
+
+
 @dataclass(frozen=True)
-class DeterministicSplitting(Certifier[VoteState]):
+class DeterministicSplitting(Certifier[ExactState]):
     """Splitting noise against L1, derandomised (Levine and Feizi, 2021): exact counts, no alpha.
 
     For values on a grid, j / grid, the cuts (v_i + t + 1/2) / grid shift together, t = 0, 1, ..., with offsets v_i
@@ -187,11 +171,11 @@ class DeterministicSplitting(Certifier[VoteState]):
         """The number of votes, 2 lambda in steps of the grid."""
         return math.floor(2 * self.lam * self.grid + 1e-9)
 
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> ExactState:
         """Nothing to prepare."""
-        return VoteState(classifier, threat)
+        return ExactState(classifier, threat)
 
-    def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
+    def certify(self, state: ExactState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Count all votes; the class is known even where the radius is 0, unless no vote was a number.
 
         Raises:
@@ -251,88 +235,6 @@ class DeterministicSplitting(Certifier[VoteState]):
         return (above.clamp(max=2 * self.grid) + (above - 2 * self.levels).clamp(min=0)).double() / (4 * self.grid)
 
 
-@dataclass(frozen=True)
-class Vote:
-    """Two independent samples of votes, and what follows from them.
-
-    Attributes:
-        selection: counts that chose the class.
-        estimation: counts that estimate the probabilities.
-        top: the class.
-        p_lower: lower bound of its probability.
-        p_upper: upper bound of any other's; both hold with probability 1 - alpha.
-        n: draws of the estimation.
-        alpha: probability that a bound is wrong.
-        rule: which bounds.
-        seed: of the draws.
-    """
-
-    selection: list[int]
-    estimation: list[int]
-    top: int
-    p_lower: float
-    p_upper: float
-    n: int
-    alpha: float
-    rule: Rule
-    seed: int
-
-    def evidence(self) -> dict[str, Any]:
-        """All that is needed to compute the certificate anew."""
-        return {
-            "counts": self.estimation,
-            "selection": self.selection,
-            "n": self.n,
-            "alpha": self.alpha,
-            "rule": self.rule,
-            "p_lower": self.p_lower,
-            "p_upper": self.p_upper,
-            "seed": f"{self.seed:032x}",
-        }
-
-
-def sample(
-    classifier: Classifier,
-    mechanism: Mechanism,
-    point: Float[Tensor, "..."],
-    n0: int,
-    n: int,
-    seed: int,
-    alpha: float,
-    rule: Rule,
-) -> Vote:
-    """Select on n0 draws, estimate on n others, and bound."""
-    selection = counts(classifier, mechanism, point, n0, seed, SELECTION)
-    estimation = counts(classifier, mechanism, point, n, seed, ESTIMATION)
-    top = max(range(len(selection)), key=lambda label: selection[label])
-    return Vote(selection, estimation, top, *bounds(top, estimation, n, alpha, rule), n, alpha, rule, seed)
-
-
-def counts(
-    classifier: Classifier, mechanism: Mechanism, point: Float[Tensor, "..."], n: int, seed: int, phase: int
-) -> list[int]:
-    """How often each class is predicted over n draws; a draw with logits that are not finite counts for none."""
-    total, size = torch.zeros(classifier.num_classes, dtype=torch.int64), rows_of(point.numel())
-    flat = point.flatten().cpu()
-    for chunk, start in enumerate(range(0, n, size)):
-        stream = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, phase, chunk])))
-        rows = mechanism.perturb(flat, stream, size).view(size, *point.shape)
-        total += tally(classifier(rows)[: n - start])
-    return [int(votes) for votes in total]
-
-
-def bounds(top: int, estimation: Sequence[int], n: int, alpha: float, rule: Rule) -> tuple[float, float]:
-    """A lower bound of the probability of `top` and an upper bound of every other's, both at once with 1 - alpha.
-
-    Draws without a vote count as one more rival. `two-class` needs no union over classes: the bound is monotone in
-    the count, and the true runner-up's count is at most the largest.
-    """
-    rivals = max([votes for label, votes in enumerate(estimation) if label != top] + [n - sum(estimation)])
-    p_lower = binomial.lower(estimation[top], n, alpha if rule == "one-vs-rest" else alpha / 2)
-    rest = math.nextafter(1 - p_lower, 2)
-    return p_lower, rest if rule == "one-vs-rest" else min(binomial.upper(rivals, n, alpha / 2), rest)
-
-
 def ranking(votes: Sequence[int], each: int) -> tuple[int, int]:
     """The winner, ties to the first, and how often the votes can change, up to `each` at a time, without unseating it.
 
@@ -341,17 +243,6 @@ def ranking(votes: Sequence[int], each: int) -> tuple[int, int]:
     top = max(range(len(votes)), key=lambda label: votes[label])
     room = min(votes[top] - count - (label < top) for label, count in enumerate(votes) if label != top)
     return top, room // (2 * each)
-
-
-def tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
-    """Votes for each class, on the CPU; rows that are not all finite have none."""
-    labels = logits.argmax(dim=1)[logits.isfinite().all(dim=1)]
-    return torch.bincount(labels, minlength=logits.shape[1]).cpu()
-
-
-def rows_of(entries: int) -> int:
-    """Rows of a forward pass, for inputs of so many entries."""
-    return max(1, min(ROWS, ENTRIES // entries))
 
 
 def down(value: Fraction) -> float:
@@ -381,18 +272,3 @@ def check_scale(lam: float) -> None:
     """
     if not 0 < lam < math.inf:
         raise ConfigError(f"lam must be positive and finite, not {lam}", ("lam",))
-
-
-def check_sampling(n: int, n0: int, alpha: float, rule: str) -> None:
-    """Refuse numbers of draws and levels of confidence that no run could use.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}", ("alpha",))
-    for name, value in (("n", n), ("n0", n0)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}", (name,))
-    if rule not in ("two-class", "one-vs-rest"):
-        raise ConfigError(f"rule must be two-class or one-vs-rest, not {rule!r}", ("rule",))
