@@ -66,23 +66,46 @@ def cnn(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) ->
         num_classes: number of logits.
         normalise: first layer.
     """
+    return _two_convolutions(input_shape, num_classes, normalise, 16, 32, 100)
+
+
+def cnn_small(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
+    """Two convolutions of stride 2 and a hidden layer of 32; 2384 ReLUs on 28x28 images, half the channels of `cnn`.
+
+    Args:
+        input_shape: `(channels, height, width)`, height and width at least 4.
+        num_classes: number of logits.
+        normalise: first layer.
+    """
+    return _two_convolutions(input_shape, num_classes, normalise, 8, 16, 32)
+
+
+def _two_convolutions(
+    input_shape: tuple[int, ...], num_classes: int, normalise: Normalise, first: int, second: int, hidden: int
+) -> nn.Sequential:
     channels, height, width = input_shape
     return nn.Sequential(
         normalise,
-        nn.Conv2d(channels, 16, kernel_size=4, stride=2, padding=1),
+        nn.Conv2d(channels, first, kernel_size=4, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(16, 32, kernel_size=4, stride=2, padding=1),
+        nn.Conv2d(first, second, kernel_size=4, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * (height // 4) * (width // 4), 100),
+        nn.Linear(second * (height // 4) * (width // 4), hidden),
         nn.ReLU(),
-        nn.Linear(100, num_classes),
+        nn.Linear(hidden, num_classes),
     )
 
 
 Architecture = Callable[[tuple[int, ...], int, Normalise], nn.Sequential]
 
-ARCHITECTURES: Mapping[str, Architecture] = {"linear": linear, "mlp": mlp, "mlp-small": mlp_small, "cnn": cnn}
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "linear": linear,
+    "mlp": mlp,
+    "mlp-small": mlp_small,
+    "cnn": cnn,
+    "cnn-small": cnn_small,
+}
 """Name to function, as cards name them."""
 
 

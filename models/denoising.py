@@ -53,6 +53,29 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+class Hourglass(nn.Module):
+    """A denoiser of images: two convolutions of stride 2, one in the middle, and two transposed ones back."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        """`width` channels at half the height and width, twice as many at a quarter."""
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, channels, kernel_size=4, stride=2, padding=1),
+        )
+
+    def forward(self, x: Any) -> Any:
+        """Inputs `(n, channels, height, width)` with less noise, not clipped."""
+        return self.body(x)
+
+
 def signal(times: Tensor | int) -> Tensor:
     r"""$\bar\alpha_t$ of the cosine schedule, the share of the variance that is not noise; 1 at t = 0, 0 at T."""
 
@@ -168,6 +191,27 @@ class Denoiser(Preprocessor):
     def build(self, input_shape: tuple[int, ...]) -> nn.Module:
         """The denoiser."""
         return Residual(input_shape, self.width)
+
+
+@dataclass(frozen=True)
+class ConvolutionalDenoiser(Preprocessor):
+    """A network of convolutions from noisy images to clean ones.
+
+    Attributes:
+        width: its channels after the first convolution.
+    """
+
+    width: int = 16
+
+    def build(self, input_shape: tuple[int, ...]) -> nn.Module:
+        """The denoiser.
+
+        Raises:
+            ConfigError: inputs are not images whose height and width are multiples of 4.
+        """
+        if len(input_shape) != 3 or input_shape[1] % 4 or input_shape[2] % 4:
+            raise ConfigError(f"height and width of images must be multiples of 4; inputs are {input_shape}")
+        return Hourglass(input_shape[0], self.width)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from certbench.errors import ConfigError
 from certbench.models import data
 from certbench.models.architectures import ARCHITECTURES, Normalise
 from certbench.models.denoising import (
+    ConvolutionalDenoiser,
     Denoiser,
     Denoising,
     DiffusionDenoiser,
@@ -72,7 +73,7 @@ class Entry:
 
 
 # Epochs, learning rates and decays are judgements, made with the test split in sight, so accuracies flatter a little.
-# Seed 1 ends within 0.8 points of every card.
+# Seed 1 ends within 0.8 points of every card of the digits; on MNIST it was not tried.
 TABLE = {
     "linear": Entry("linear", Recipe(CrossEntropy(), epochs=50, learning_rate=2e-3)),
     "mlp-plain": Entry("mlp", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
@@ -101,6 +102,20 @@ TABLE = {
         "cnn",
         Recipe(NoisePrediction(), epochs=800, learning_rate=2e-3),
         preprocessor=DiffusionDenoiser("cnn-plain", sigma=0.25, steps=20),
+    ),
+    "mnist-cnn-plain": Entry("cnn-small", Recipe(CrossEntropy(), epochs=4, batch_size=128), "mnist"),
+    "mnist-cnn-gaussian": Entry("cnn-small", Recipe(GaussianNoise(sigma=0.5), epochs=4, batch_size=128), "mnist"),
+    "mnist-cnn-denoised": Entry(
+        "cnn-small",
+        Recipe(Denoising(sigma=0.5), epochs=3, batch_size=128, learning_rate=3e-3),
+        "mnist",
+        preprocessor=ConvolutionalDenoiser("mnist-cnn-plain"),
+    ),
+    "mnist-cnn-denoised-stability": Entry(
+        "cnn-small",
+        Recipe(Stability(sigma=0.5), epochs=3, batch_size=128, learning_rate=3e-3),
+        "mnist",
+        preprocessor=ConvolutionalDenoiser("mnist-cnn-plain"),
     ),
 }
 
@@ -303,7 +318,9 @@ def _unit(input_shape: tuple[int, ...]) -> Normalise:
 
 
 def _accuracy(module: nn.Module, dataset: data.Dataset) -> float:
-    return _share(module(dataset.inputs).argmax(dim=1) == dataset.labels)
+    parts = torch.split(dataset.inputs, 2000)  # all of MNIST at once would take gigabytes
+    found = [module(part).argmax(dim=1) for part in parts]
+    return _share(torch.cat(found) == dataset.labels)
 
 
 def _certified(module: nn.Sequential, objective: Objective, test: data.Dataset) -> dict[str, Any] | None:

@@ -19,6 +19,8 @@ from certbench import Classifier, Linf, build, certify
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.models import architectures, data, denoising, training, zoo
 
+from . import mnist
+
 LEAST = {
     **{"linear": 0.92, "plain": 0.96, "small": 0.94, "pgd": 0.96, "ibp": 0.95, "gaussian": 0.95, "lipschitz": 0.95},
     **{"denoised": 0.95, "stability": 0.96, "diffusion": 0.95, "multistep": 0.95},
@@ -235,7 +237,7 @@ def test_cards_say_what_the_table_says(name: str) -> None:
     assert card["recipe"] == (type(entry.recipe.objective).__doc__ or "").splitlines()[0]
     assert card["data"] == entry.data
     for split in ("train", "test"):
-        part = data.load(entry.data, split)
+        part = mnist.load(entry.data, split)
         assert card["splits"][split] == {"inputs": len(part), "sha256": part.fingerprint()}
     assert card["parameters"] == sum(parameter.numel() for parameter in model.module.parameters())
     assert card["layers"] == [str(layer) for layer in model.module.children()]
@@ -243,8 +245,10 @@ def test_cards_say_what_the_table_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_accuracy_on_a_card_is_the_measured_one(name: str, digits: data.Dataset) -> None:
-    accuracy = (zoo.load(name)(digits.inputs).argmax(dim=1) == digits.labels).double().mean()
+def test_the_accuracy_on_a_card_is_the_measured_one(name: str) -> None:
+    test, model = mnist.load(zoo.TABLE[name].data), zoo.load(name)
+    found = torch.cat([model(part).argmax(dim=1) for part in test.inputs.split(2000)])
+    accuracy = (found == test.labels).double().mean()
     assert float(accuracy) == pytest.approx(zoo.card(name)["accuracy"]["test"], abs=1e-9)
     assert float(accuracy) >= LEAST[name.rpartition("-")[2]]
 
@@ -274,21 +278,26 @@ def test_the_ibp_certifier_proves_what_training_proved(name: str, digits: data.D
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_linear_bounds_read_every_model(name: str, digits: data.Dataset, lirpa: ModuleType) -> None:
-    """auto-LiRPA 0.3 fails on a normalisation whose constants have no batch axis. Diffusion clips inside."""
+def test_linear_bounds_read_every_model(name: str, lirpa: ModuleType) -> None:
+    """auto-LiRPA 0.3 fails on a normalisation whose constants have no batch axis.
+
+    Diffusion clips inside, and convolutional denoisers have transposed convolutions.
+    """
     del lirpa
     crown = build({"name": "crown", "search": {"name": "ladder", "eps": [0.005]}})
-    if isinstance(zoo.TABLE[name].preprocessor, denoising.DiffusionDenoiser):
+    inputs = mnist.load(zoo.TABLE[name].data).inputs[:3]
+    unread = (denoising.DiffusionDenoiser, denoising.ConvolutionalDenoiser)
+    if isinstance(zoo.TABLE[name].preprocessor, unread):
         with pytest.raises(UnsupportedError):
-            certify(crown, zoo.load(name), digits.inputs[:3], Linf)
+            certify(crown, zoo.load(name), inputs, Linf)
         return
-    assert (certify(crown, zoo.load(name), digits.inputs[:3], Linf).radius > 0).any()
+    assert (certify(crown, zoo.load(name), inputs, Linf).radius > 0).any()
 
 
 def test_all_weights_together_are_small() -> None:
     files = list(zoo.WEIGHTS.iterdir())
     assert {file.name for file in files} == {f"{name}.{end}" for name in zoo.names() for end in ("json", "safetensors")}
-    assert sum(file.stat().st_size for file in files) < 2e6
+    assert sum(file.stat().st_size for file in files) < 2.5e6
 
 
 def test_loading_leaves_the_random_state_alone() -> None:

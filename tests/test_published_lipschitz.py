@@ -10,8 +10,10 @@ from torch import Tensor
 
 import certbench
 from certbench import L1, L2, Certificate, Classifier, Linf, ThreatModel, UnsupportedError
-from certbench.audit import attack
-from certbench.models import data, zoo
+from certbench.attacks import attack
+from certbench.models import zoo
+
+from . import mnist
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +62,7 @@ def test_no_attack_and_no_random_point_refutes_a_certificate(
     if name in DENSE:
         classifier, x = published(bundle, name, 8)
     else:
-        classifier, x = zoo.load(name), data.load("digits").inputs[:8].double()
+        classifier, x = zoo.load(name), mnist.load(zoo.TABLE[name].data).inputs[:8].double()
     box = threat.domain or (-1.0, 2.0)
     distance = attack(classifier, x, (threat,), box, steps=60)[threat].distance
     exact = classifier.double()
@@ -78,7 +80,7 @@ def test_no_attack_and_no_random_point_refutes_a_certificate(
 @pytest.mark.parametrize("name", [*zoo.names(), *DENSE, *CONVOLUTIONAL])
 def test_no_pair_of_points_is_steeper_than_its_constant(bundle: ModuleType, name: str, threat: ThreatModel) -> None:
     if name in zoo.names():
-        classifier, x = zoo.load(name), data.load("digits").inputs[:200].double()
+        classifier, x = zoo.load(name), mnist.load(zoo.TABLE[name].data).inputs[:200].double()
     else:
         classifier, x = published(bundle, name, 200)
     tables = {}

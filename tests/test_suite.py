@@ -14,6 +14,8 @@ from certbench.suite import Suite, load
 from certbench.verifiers.crown import Crown
 from certbench.verifiers.lipschitz import LipschitzMargin
 
+from . import mnist
+
 GOOD = """\
 name: mine
 data: digits
@@ -38,9 +40,10 @@ def read(folder: Path, text: str) -> Suite:
 
 
 @pytest.mark.parametrize("name", registry.suites())
-def test_a_shipped_suite_can_be_run(name: str) -> None:
+def test_a_shipped_suite_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = load(name)
     assert suite.settings.name == name
+    mnist.offer(suite.settings.data, monkeypatch)
     assert benchmark.plan(suite) == len(suite.settings.models) * len(suite.threats) * len(suite.certifiers)
 
 
