@@ -39,9 +39,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="How tight is each robustness certificate on my model, what does it cost, and is it right?",
-    epilog="Exit codes: 0 fine; 2 something was asked for that cannot be run; 3 a certificate is refuted by a "
-    "counterexample; 5 rows failed, timed out or ran out of memory; 6 results cannot be written or read; "
-    "130 interrupted.",
+    epilog="Exit codes: 0 fine; 1 a policy is violated; 2 something was asked for that cannot be run; 3 a certificate "
+    "is refuted, or not proved by its file; 4 runs cannot be compared; 5 rows failed, timed out, ran out of memory or "
+    "were not reached; 6 results cannot be written or read; 130 interrupted.",
 )
 app.add_typer(cli_referee.app)
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)

@@ -45,3 +45,73 @@ def audit_log(
             json_file=into,
         )
     )
+
+
+@app.command()
+def audit(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    inputs: Annotated[int | None, typer.Option(help="The first so many inputs. [default: all]", min=1)] = None,
+    steps: Annotated[int, typer.Option(help="Of each attack.", min=1)] = 200,
+    seed: Annotated[
+        int, typer.Option(help="Of the attacks' starts, and of the draws that judge smoothing.", min=0)
+    ] = 1,
+    only: Annotated[str | None, typer.Option(help="One certifier, by its name or its label in tables.")] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Budget of the attacks; what they do not reach is listed.", min=0)
+    ] = 600.0,
+    floats: Annotated[
+        bool, typer.Option("--floats", help="Also bound margins in float32, one by one, and with two threads.")
+    ] = False,
+) -> None:
+    """Attack every certificate of a run and hold rows against one another; closer counterexamples are stored."""
+    from certbench import audit as auditing
+
+    raise typer.Exit(
+        auditing.run(folder, out, inputs=inputs, steps=steps, seed=seed, only=only, seconds=seconds, floats=floats)
+    )
+
+
+@app.command()
+def compare(
+    old: Annotated[
+        Path, typer.Argument(help="What it was: the folder of a run, a baseline, or JSON of pytest-benchmark.")
+    ],
+    new: Annotated[Path, typer.Argument(help="What it is: likewise.")],
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A .yaml file: which differences fail. [default: see docs/ci.md]", show_default=False),
+    ] = None,
+    known: Annotated[Path | None, typer.Option(help="A .yaml file of known issues, which do not fail.")] = None,
+    shape: Annotated[str, typer.Option("--format", help="text, markdown, json or junit.")] = "text",
+    into: Annotated[Path | None, typer.Option("--out", help="A file for it; the text is printed then.")] = None,
+) -> None:
+    """Say row by row what was lost, gained, became looser, tighter or wrong; the exit code follows the policy."""
+    from certbench import comparison_output
+
+    raise typer.Exit(comparison_output.run(old, new, out, policy=policy, known=known, shape=shape, out=into))
+
+
+baselines = typer.Typer(help="Baselines: what a run found, as a file to commit.", no_args_is_help=True)
+app.add_typer(baselines, name="baseline")
+
+
+@baselines.command()
+def update(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    reason: Annotated[str, typer.Option(help="Why the baseline changes; kept in the file.")],
+    file: Annotated[
+        Path | None, typer.Option(help="The baseline. [default: reports/NAME/baseline.json]", show_default=False)
+    ] = None,
+) -> None:
+    """Make a run the baseline; refused if a radius in it is refuted or rows are missing."""
+    from certbench import baseline
+
+    raise typer.Exit(baseline.update(folder, reason, out, file))
+
+
+@baselines.command()
+def show(file: Annotated[Path, typer.Argument(help="A baseline.")]) -> None:
+    """Print what a baseline holds, and why it changed."""
+    from certbench import baseline
+
+    raise typer.Exit(baseline.show(file, out))

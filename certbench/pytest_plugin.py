@@ -1,0 +1,176 @@
+"""A pytest fixture that holds certified radii to a committed baseline. Imports neither torch nor a certifier.
+
+    def test_crown(certified_radii, benchmark):
+        certificate = benchmark(certify, crown, classifier, x, L2)
+        certified_radii.check(certificate)               # or any sequence of numbers
+        certified_radii.record(benchmark, certificate)   # pytest-benchmark's JSON then has time and tightness
+
+The baseline lies beside the test module, in the folder of its name, and is written and renewed by pytest-regressions
+(`--force-regen`). Wrong radii are never written: nothing renews them.
+"""
+
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certbench.comparison import SLACK, Kind, Tolerance, classify
+
+FAILING = frozenset(Kind) - {Kind.SAME, Kind.NOISE, Kind.GAINED, Kind.TIGHTER}
+"""Classes that fail a test; `gained` and `tighter` only warn."""
+
+SHOWN = 20
+"""Inputs that a message names."""
+
+
+class TighterWarning(UserWarning):
+    """Radii grew: suspicious where the method did not change, and otherwise the baseline should be renewed."""
+
+
+class CertifiedRadii:
+    """What the fixture `certified_radii` gives to a test."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        """Of one test."""
+        self._request = request
+
+    def check(
+        self,
+        radii: Any,
+        name: str | None = None,
+        *,
+        upper: Any = None,
+        absolute: float = Tolerance.absolute,
+        relative: float = Tolerance.relative,
+    ) -> None:
+        """Fail unless no radius is wrong, lost or looser than in the baseline; warn about those that grew.
+
+        Args:
+            radii: one number per input: a sequence, an array, a tensor, or a `certbench.Certificate`.
+            name: of the baseline; that of the test, if None. Needed by a test that checks twice.
+            upper: for each input the distance of the closest counterexample known; the certificate's, if None.
+            absolute: how far two radii may be apart and count as the same.
+            relative: likewise, as a share of the older one.
+        """
+        __tracebackhide__ = True
+        values, uppers = _read(radii, upper)
+        tolerance = Tolerance(absolute, relative)
+        wrong = _described((i, radius, radius, uppers[i], Kind.SAME) for i, radius in enumerate(values))
+        bad = [line for kind, line in wrong if kind in (Kind.NON_FINITE, Kind.UNSOUND)]
+        if bad:
+            pytest.fail(_message(bad, "wrong, whatever the baseline says"), pytrace=False)
+        check = _regressions()
+        renewing = bool(self._request.config.getoption("force_regen"))
+
+        def compare(obtained: Path, expected: Path) -> None:
+            __tracebackhide__ = True
+            del obtained
+            old = [float(radius) for radius in json.loads(expected.read_text(encoding="utf-8"))["radii"]]
+            if len(old) != len(values):
+                raise AssertionError(f"{len(values)} radii, but the baseline {expected.name} has {len(old)}")
+            pairs = zip(old, values, uppers, strict=True)
+            found = _described((i, *pair, classify(*pair[:2], tolerance, pair[2])) for i, pair in enumerate(pairs))
+            failing = [line for kind, line in found if kind in FAILING]
+            better = [line for kind, line in found if kind in (Kind.GAINED, Kind.TIGHTER)]
+            if failing or (renewing and better):
+                raise AssertionError(_message(failing + better, f"changed against the baseline {expected.name}"))
+            if better:
+                text = _message(better, f"grew against the baseline {expected.name}; --force-regen renews it")
+                warnings.warn(TighterWarning(text), stacklevel=2)
+
+        check(
+            datadir=self._request.getfixturevalue("datadir"),
+            original_datadir=self._request.getfixturevalue("original_datadir"),
+            request=self._request,
+            check_fn=compare,
+            dump_fn=lambda path: _write(path, values),
+            extension=".radii.json",
+            basename=name,
+        )
+
+    def record(self, benchmark: Any, radii: Any, *, upper: Any = None, content: str = "unknown") -> None:
+        """Put radii into pytest-benchmark's `extra_info`, so that one JSON file gates cost and tightness.
+
+        `certbench compare OLD.json NEW.json` compares both: radii one by one, times by their medians.
+
+        Args:
+            benchmark: pytest-benchmark's fixture.
+            radii: see `check`.
+            upper: see `check`.
+            content: a fingerprint of classifier and inputs (`Classifier.fingerprint`, say); files in which it differs
+                are called incomparable.
+        """
+        values, uppers = _read(radii, upper)
+        finite = [radius for radius in values if math.isfinite(radius)]
+        benchmark.extra_info["certbench"] = {
+            "content": content,
+            "radii": [_text(radius) for radius in values],
+            "upper": [_text(distance) for distance in uppers],
+            "mean": statistics.fmean(finite) if finite else None,
+            "median": statistics.median(finite) if finite else None,
+            "certified": sum(radius > 0 for radius in values) / max(len(values), 1),
+        }
+
+
+@pytest.fixture
+def certified_radii(request: pytest.FixtureRequest) -> CertifiedRadii:
+    """Holds certified radii to a committed baseline, input by input: `check`, and `record` for benchmarks."""
+    return CertifiedRadii(request)
+
+
+def _regressions() -> Any:
+    try:
+        from pytest_regressions.common import perform_regression_check
+    except ImportError:
+        pytest.fail("certified_radii.check needs pytest-regressions; pip install pytest-regressions", pytrace=False)
+    return perform_regression_check
+
+
+def _read(radii: Any, upper: Any) -> tuple[list[float], list[float]]:
+    """Radii, and the distances of counterexamples, as lists of floats."""
+    if hasattr(radii, "radius"):
+        radii, upper = radii.radius, radii.upper if upper is None else upper
+    values = _floats(radii)
+    uppers = [math.inf] * len(values) if upper is None else _floats(upper)
+    if len(uppers) != len(values):
+        raise ValueError(f"{len(values)} radii, but {len(uppers)} distances of counterexamples")
+    if any(math.isnan(distance) for distance in uppers):
+        raise ValueError("a distance of a counterexample is NaN; write inf where none is known")
+    return values, uppers
+
+
+def _floats(values: Any) -> list[float]:
+    return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def _described(rows: Any) -> list[tuple[Kind, str]]:
+    """Class and sentence of each `(input, old, new, upper, class)`; what is wrong by itself is so in any class."""
+    found = []
+    for i, old, new, upper, kind in rows:
+        alone = classify(new, new, upper=upper)
+        kind = kind if alone is Kind.SAME else alone
+        change = f" ({100 * (new / old - 1):+.2f} %)" if 0 < old < math.inf and old != new else ""
+        beyond = f", but a counterexample lies at {upper:.6g}" if new > upper * (1 + SLACK) else ""
+        found.append((kind, f"input {i}: {kind.value}, {old:.9g} -> {new:.9g}{change}{beyond}"))
+    return found
+
+
+def _message(lines: Sequence[str], what: str) -> str:
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join([f"{len(lines)} radii {what}:", *lines[:SHOWN], *more])
+
+
+def _write(path: Path, values: Sequence[float]) -> None:
+    """One radius per line, with as few digits as give the same double."""
+    lines = ",\n".join(json.dumps(_text(radius)) for radius in values)
+    path.write_text(f'{{"radii": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def _text(value: float) -> float | str:
+    """JSON has neither infinity nor NaN."""
+    return value if math.isfinite(value) else str(value)
