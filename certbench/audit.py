@@ -1,171 +1,180 @@
-"""The audit: attacks give every correctly classified input of a base classifier a counterexample, an upper bound.
+"""The audit of a run: what a battery of attacks finds against each of its certificates.
 
-foolbox (Rauber et al., 2020) finds the points; none is believed before it has been replayed in float64. Every point
-counts in every norm, so an L2 attack may tighten the Linf bound.
+Keys prove that the model and the data at hand are those of the run. Every input then gets the battery of
+`attacks.search` in all norms at once; what is left of the budget goes where certificate and attack are close, first
+into a direct attempt to refute each claim inside its ball. Closer points are stored with the run, so that its rows,
+tables and reports show them. Smoothed classifiers have a test of their own, see `smoothed_attack`.
 """
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 
-import foolbox
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from rich.console import Console
 
-from certbench.certifier import clean_margin
-from certbench.classifier import Classifier
-from certbench.threat import ThreatModel
+from certbench import benchmark, options, smoothed_attack
+from certbench.audit_base import BaseAudit, press
+from certbench.audit_output import UNREACHED, Result, record, show
+from certbench.audited_run import Entry, Proven, points, prove
+from certbench.cross_audit import examine
+from certbench.errors import CertbenchError
+from certbench.float_audit import FloatAudit, float_audit
+from certbench.store import Store
+from certbench.terms import ABSTAIN, Subject
+from certbench.verifiers.smoothing import Smoothing
 
-VERSION = 1
-"""Raised when the battery changes, so that its counterexamples are looked for again."""
-
-
-@dataclass(frozen=True, eq=False)
-class Counterexamples:
-    """The closest counterexamples that were found, for n inputs and one norm.
-
-    Attributes:
-        distance: float64, rounded up; inf where none was found.
-        point: the counterexamples, float64; the input itself where none was found.
-        attack: which attack found it.
-    """
-
-    distance: Float[Tensor, " n"]
-    point: Float[Tensor, "n ..."]
-    attack: tuple[str, ...]
+SMOOTHED_BATCH = 16
+DRAWS, LEVEL = 10_000, 0.001
+"""Of PREDICT: its draws, and the largest level at which it names a class."""
 
 
-def attack(
-    classifier: Classifier,
-    x: Float[Tensor, "n ..."],
-    threats: tuple[ThreatModel, ...],
-    bounds: tuple[float, float],
+def run(
+    folder: Path,
+    out: Console,
     *,
-    steps: int = 100,
-    seed: int = 0,
-) -> dict[ThreatModel, Counterexamples]:
-    """Attack the classifier's own prediction at each input: FMN, DDN, C&W and PGD, then a walk back to the input.
+    inputs: int | None = None,
+    steps: int = 200,
+    seed: int = 1,
+    only: str | None = None,
+    seconds: float = 600.0,
+    floats: bool = False,
+) -> int:
+    """The command `certbench audit`: attack a run's certificates, store what is closer, and write `audit.json`.
 
     Args:
-        classifier: a base classifier.
-        x: inputs, within `bounds`.
-        threats: the norms in which distances are wanted.
-        bounds: the box in which counterexamples may lie; the threat model's domain, or the range of the data.
+        folder: of the run.
+        out: to print to.
+        inputs: the first so many inputs; None: all.
         steps: of each attack.
-        seed: of the attacks' random starts; torch's global generator is left as it was.
+        seed: of the attacks' starts and of the draws that judge smoothed classifiers.
+        only: one certifier, by its name or by its label in tables.
+        seconds: budget of the attacks; what was not reached within it is listed, and the exit code is then 5.
+        floats: also audit what rounding does to the bounds of margins, which takes some twenty bounds per row.
+
+    Returns:
+        0 fine; 1 an order of certifiers that is a theorem does not hold; 3 a certificate is refuted; 5 something was
+        not reached, or an attack failed.
+
+    Raises:
+        ConfigError: no run, or the model or data at hand are not those of the run.
+        StoreError: the run cannot be read or written.
     """
-    exact = classifier.double()
-    x = x.to(classifier.device, torch.float64)
-    logits = exact(x)
-    label, answered = logits.argmax(dim=1), logits.isfinite().all(dim=1)
-    found = {
-        threat: Counterexamples(torch.full((len(x),), math.inf, dtype=torch.float64), x.cpu().clone(), ("",) * len(x))
-        for threat in threats
-    }
-    if len(x) == 0:
-        return found
-    devices = [classifier.device] if classifier.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for name, points in _battery(classifier, x, label, threats, bounds, steps):
-            points = _walk_back(exact, x, label, points.to(torch.float64).clamp(*bounds))
-            wrong = _differs(exact, points, label) & answered
-            for threat in threats:
-                found[threat] = _closer(found[threat], name, _distance(threat, x, points), points, wrong)
-    return found
-
-
-def _battery(
-    classifier: Classifier,
-    x: Float[Tensor, "n ..."],
-    label: Int[Tensor, " n"],
-    threats: tuple[ThreatModel, ...],
-    bounds: tuple[float, float],
-    steps: int,
-) -> Iterator[tuple[str, Float[Tensor, "n ..."]]]:
-    """Candidate points of each attack; those that failed are weeded out by the replay."""
-    attacks = foolbox.attacks
-    model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
-    images = x.to(classifier.dtype).clamp(*bounds)
-    criterion = foolbox.criteria.Misclassification(label)
-    # The nearest of the other inputs that is classified differently: found without a gradient.
-    start = _other_class(images, label)
-    if start is not None:
-        yield "nearest input", start
-    norms = {threat.p for threat in threats}
-    minimal: dict[str, Any] = {}
-    if 1.0 in norms:
-        minimal["L1 FMN"] = attacks.L1FMNAttack(steps=steps)
-    if 2.0 in norms or 1.0 in norms:
-        minimal["L2 FMN"] = attacks.L2FMNAttack(steps=steps)
-        minimal["DDN"] = attacks.DDNAttack(steps=steps)
-        minimal["C&W"] = attacks.L2CarliniWagnerAttack(binary_search_steps=4, steps=steps, stepsize=0.05)
-    if math.inf in norms:
-        minimal["Linf FMN"] = attacks.LInfFMNAttack(steps=steps)
-    for name, method in minimal.items():
-        yield name, method.run(model, images, criterion)
-    fixed = {
-        1.0: ("L1 PGD", attacks.SparseL1DescentAttack(steps=steps)),
-        2.0: ("L2 PGD", attacks.L2PGD(steps=steps)),
-        math.inf: ("Linf PGD", attacks.LinfPGD(steps=steps)),
-    }
-    for threat in threats:
-        if threat.p not in fixed:  # L0 has no attack of its own; what the others find counts
-            continue
-        name, method = fixed[threat.p]
-        for fraction in (0.5, 0.25):
-            # PGD wants a radius: a share of the way to the nearest other class, shortened by the walk back; where
-            # all inputs are of one class, of the way to the middle of the box.
-            goal = torch.full_like(x, sum(bounds) / 2) if start is None else start
-            eps = fraction * _distance(threat, x, goal).median().item()
-            if eps > 0:
-                yield name, method.run(model, images, criterion, epsilon=eps)
-
-
-def _other_class(x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Float[Tensor, "n ..."] | None:
-    if bool((label == label[0]).all()):
-        return None
-    distance = torch.cdist(x.flatten(1).double(), x.flatten(1).double())
-    distance[label[:, None] == label[None]] = math.inf
-    return x[distance.argmin(dim=1)]
-
-
-def _walk_back(
-    exact: Classifier, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], points: Float[Tensor, "n ..."]
-) -> Float[Tensor, "n ..."]:
-    """Bisect the segment from a counterexample towards its input; points that are none stay as they are."""
-    shape = (-1, *[1] * (x.dim() - 1))
-    near, far = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.ones(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(24):
-        middle = (near + far) / 2
-        wrong = _differs(exact, x + middle.view(shape) * (points - x), label)
-        near, far = torch.where(wrong, near, middle), torch.where(wrong, middle, far)
-    shorter = x + far.view(shape) * (points - x)
-    return torch.where(_differs(exact, shorter, label).view(shape), shorter, points)
-
-
-def _differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Whether another class wins outright, in float64; NaN does not."""
-    return clean_margin(exact(points), label) < 0
-
-
-def _distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-    """Rounded up: a sum of d terms in float64 is off by less than d 2^-53 of itself."""
-    change = (points.double() - x).flatten(1)
-    length: Tensor = torch.linalg.vector_norm(change, ord=threat.p, dim=1)
-    return length * (1 + change.shape[1] * 2.0**-52)
-
-
-def _closer(
-    old: Counterexamples, name: str, distance: Tensor, points: Float[Tensor, "n ..."], wrong: Bool[Tensor, " n"]
-) -> Counterexamples:
-    distance, points, wrong = distance.cpu(), points.cpu(), wrong.cpu()
-    better = wrong & (distance < old.distance)
-    shape = (-1, *[1] * (points.dim() - 1))
-    return Counterexamples(
-        distance=torch.where(better, distance, old.distance),
-        point=torch.where(better.view(shape), points, old.point),
-        attack=tuple(name if b else before for b, before in zip(better.tolist(), old.attack, strict=True)),
+    start = time.monotonic()
+    proven = prove(folder, inputs=inputs, only=only)
+    result = Result(skipped=[(entry.row, reason) for entry, reason in proven.doubtful])
+    smoothed = [entry for entry in proven.entries if entry.row.subject is Subject.SMOOTHED]
+    base = [entry for entry in proven.entries if entry.row.subject is Subject.BASE]
+    store = Store(folder / "results.db")
+    with out.status("attacks") as status:
+        try:
+            deadline = start + seconds
+            audits = [
+                BaseAudit(
+                    proven, name, [entry for entry in base if entry.row.model == name], store, steps, seed, result
+                )
+                for name in dict.fromkeys(entry.row.model for entry in base)
+            ]
+            for audit in audits:
+                status.update(f"attacks on {audit.model.name}")
+                audit.know(points(folder))
+                audit.sweep(deadline)
+            status.update("attacks where certificates are close")
+            left = max(0.0, deadline - time.monotonic())
+            press(audits, deadline - left / 2 if smoothed else deadline)
+            for group in _groups(smoothed):
+                status.update(f"attacks on {group[0].row.certifier} of {group[0].row.model}")
+                _test(proven, group, result, steps, seed, deadline)
+            rows = store.rows()
+        finally:
+            store.close()
+    fresh = {(row.model, row.certifier, row.norm, row.input): row for row in rows}
+    for audit in audits:
+        audit.conclude(fresh)
+    names = {row.certifier for row in rows if only in (None, row.certifier, row.spec.get("name"))}
+    refuting = (  # what is no counterexample when replayed refutes nothing
+        replace(row, upper=math.inf) if (row.model, row.norm, row.input) in result.unconfirmed else row
+        for row in rows
+        if inputs is None or row.input < inputs
     )
+    crossed = examine(refuting)
+    result.crossed = [found for found in crossed if names & {found.row.certifier, found.other.certifier}]
+    if floats:
+        for group in _groups(base):
+            _round(proven, group, result)
+    written = record(result, seed=seed, steps=steps, seconds=seconds, spent=time.monotonic() - start)
+    benchmark.write(folder / "audit.json", json.dumps(written, indent=2, allow_nan=False))
+    show(result, written, out)
+    out.print(f"Written: {folder / 'audit.json'}", markup=False, soft_wrap=True)
+    return result.code
+
+
+def _round(proven: Proven, group: list[Entry], result: Result) -> None:
+    """Bound the margins of one classifier at its certified radii again, in every way."""
+    first = group[0].row
+    x = proven.inputs[[entry.row.input for entry in group]]
+    radius = torch.tensor([entry.row.radius for entry in group], dtype=torch.float64)
+    try:
+        found: FloatAudit | str = float_audit(
+            options.build(first.spec), proven.models[first.model], x, group[0].threat, radius
+        )
+    except CertbenchError as error:
+        found = str(error)
+    result.floats[first.model, first.certifier, first.norm] = found
+
+
+def _groups(entries: list[Entry]) -> list[list[Entry]]:
+    groups: dict[tuple[str, str, float], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.row.model, entry.row.certifier, entry.row.norm].append(entry)
+    return list(groups.values())
+
+
+def _test(proven: Proven, group: list[Entry], result: Result, steps: int, seed: int, deadline: float) -> None:
+    """Attack the certificates of one smoothed classifier inside their radii, and let PREDICT judge."""
+    first = group[0]
+    claims = [entry for entry in group if entry.row.radius > 0]
+    if not claims:
+        return
+
+    def skip(entries: list[Entry], reason: str) -> None:
+        result.skipped.extend((entry.row, reason) for entry in entries)
+
+    try:
+        certifier = options.build(first.row.spec)
+    except CertbenchError as error:
+        return skip(claims, f"the certifier cannot be built: {error}")
+    if not isinstance(certifier, Smoothing):
+        name = first.row.spec.get("name", type(certifier).__name__)
+        return skip(claims, f"{name} has no PREDICT of its own that could judge an attack")
+    classifier, level = proven.models[first.row.model], min(certifier.alpha, LEVEL)
+    span = float(proven.inputs.max() - proven.inputs.min()) or 1.0
+    most = span * proven.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away
+    labels, answers = [], []
+    for start in range(0, len(claims), SMOOTHED_BATCH):
+        if time.monotonic() > deadline:
+            skip(claims[start:], UNREACHED)
+            break
+        part = claims[start : start + SMOOTHED_BATCH]
+        x = proven.inputs[[entry.row.input for entry in part]]
+        label = torch.tensor([entry.row.prediction for entry in part])
+        eps = torch.tensor([min(entry.row.radius, most) * (1 - 1e-6) for entry in part], dtype=torch.float64)
+        try:
+            attacked = smoothed_attack.perturb(
+                certifier, classifier, x, label, eps, first.threat, steps=max(20, steps // 5), seed=seed
+            )
+            answer = smoothed_attack.judge(certifier, classifier, attacked, level=level, draws=DRAWS, seed=seed)
+        except CertbenchError as error:
+            skip(claims[start:], f"the attack failed: {error}")
+            break
+        labels.append(label)
+        answers.append(answer)
+        hits = ((answer != label) & (answer != ABSTAIN)).tolist()
+        result.hits += [entry.row for entry, hit in zip(part, hits, strict=True) if hit]
+    if labels:
+        tried = len(group) - len(claims) + sum(map(len, labels))
+        test = smoothed_attack.conclude(certifier, tried, torch.cat(labels), torch.cat(answers), level=level)
+        result.tests[first.row.model, first.row.certifier, first.row.norm] = test

@@ -24,8 +24,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from certbench.audit import VERSION as ATTACK_VERSION
-from certbench.audit import attack
+from certbench.attacks import VERSION as ATTACK_VERSION
+from certbench.attacks import attack
 from certbench.certificate import Certificate
 from certbench.certification import certify, out_of_memory
 from certbench.certifier import Certifier
@@ -123,14 +123,14 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
         Interrupted: Ctrl-C; what was computed is stored.
     """
     torch.set_num_threads(threads)
-    dataset, models = _load(suite)
+    dataset, models = load(suite)
     inputs = dataset.inputs[: suite.settings.inputs].double()
     labels = dataset.labels[: suite.settings.inputs]
 
     store = Store(folder / "results.db")
     try:
         manifest = _manifest(suite, dataset, models, threads)
-        _write(folder / "manifest.json", json.dumps(manifest, indent=2))
+        write(folder / "manifest.json", json.dumps(manifest, indent=2))
         pairs = list(_pairs(suite, models, inputs, labels))
         asked = suite.settings.attacks.steps or suite.settings.clever
         correct = _wanted_attacks(models, inputs, labels, pairs) if asked else {}
@@ -159,7 +159,7 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
         attacked = store.attacked()
         unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        _write(folder / "manifest.json", json.dumps(manifest, indent=2))
+        write(folder / "manifest.json", json.dumps(manifest, indent=2))
         return Finished(store.rows(), manifest, computed, unaudited, folder, store.estimates())
     finally:
         store.close()
@@ -171,11 +171,16 @@ def plan(suite: Suite) -> int:
     Raises:
         ConfigError: one of them cannot be loaded.
     """
-    _, models = _load(suite)
+    _, models = load(suite)
     return len(models) * len(suite.threats) * len(suite.certifiers)
 
 
-def _load(suite: Suite) -> tuple[data.Dataset, list[Classifier]]:
+def load(suite: Suite) -> tuple[data.Dataset, list[Classifier]]:
+    """The suite's data and models.
+
+    Raises:
+        ConfigError: one of them cannot be loaded, or they do not fit.
+    """
     dataset = suite.located(("data",), partial(data.load, suite.settings.data))
     if len(dataset) < suite.settings.inputs:
         wanted = suite.settings.inputs
@@ -212,27 +217,16 @@ def _model(spec: ModelSpec, dataset: data.Dataset) -> Classifier:
 
 
 def _pairs(suite: Suite, models: list[Classifier], inputs: torch.Tensor, labels: torch.Tensor) -> Iterator[_Pair]:
-    hashes = _hashes(inputs)
+    digests = hashes(inputs)
     seed = suite.settings.seed
     for model in models:
         fingerprint = model.fingerprint()
         for threat in suite.threats:
-            attack_keys = [
-                content_key(
-                    classifier=fingerprint, input=h, norm=threat.p, domain=threat.domain, seed=seed,
-                    steps=suite.settings.attacks.steps, version=ATTACK_VERSION,
-                )
-                for h in hashes
-            ]  # fmt: skip
+            steps = suite.settings.attacks.steps
+            attack_keys = [attack_key(fingerprint, h, threat, seed, steps) for h in digests]
             for certifier in suite.certifiers:
                 spec = describe(certifier)
-                keys = [
-                    content_key(
-                        classifier=fingerprint, input=h, norm=threat.p, domain=threat.domain, seed=seed,
-                        certifier=spec, version=versions(certifier),
-                    )
-                    for h in hashes
-                ]  # fmt: skip
+                keys = [row_key(fingerprint, h, threat, seed, spec, versions(certifier)) for h in digests]
                 yield _Pair(
                     model,
                     certifier,
@@ -256,7 +250,28 @@ def _pairs(suite: Suite, models: list[Classifier], inputs: torch.Tensor, labels:
                 )
 
 
-def _hashes(inputs: torch.Tensor) -> list[str]:
+def attack_key(
+    fingerprint: str, digest: str, threat: ThreatModel, seed: int, steps: int, version: int = ATTACK_VERSION
+) -> str:
+    """Under which a counterexample is stored: of a classifier and an input, in a norm, found by so many steps."""
+    return content_key(
+        classifier=fingerprint, input=digest, norm=threat.p, domain=threat.domain, seed=seed, steps=steps,
+        version=version,
+    )  # fmt: skip
+
+
+def row_key(
+    fingerprint: str, digest: str, threat: ThreatModel, seed: int, spec: Mapping[str, Any], version: int | list[Any]
+) -> str:
+    """Under which an answer is stored: of a certifier with its options and version, on a classifier and an input."""
+    return content_key(
+        classifier=fingerprint, input=digest, norm=threat.p, domain=threat.domain, seed=seed, certifier=spec,
+        version=version,
+    )  # fmt: skip
+
+
+def hashes(inputs: torch.Tensor) -> list[str]:
+    """What keys know of each input: its shape and its content."""
     return [hashlib.sha256(repr(tuple(x.shape)).encode() + x.numpy().tobytes()).hexdigest() for x in inputs]
 
 
@@ -284,7 +299,7 @@ def _wanted_estimates(
     asked = suite.settings.clever
     if asked is None:
         return []
-    hashes, wanted = _hashes(inputs), []
+    digests, wanted = hashes(inputs), []
     for model, of_model in correct.items():
         fingerprint = model.fingerprint()
         for threat in suite.threats:
@@ -294,7 +309,7 @@ def _wanted_estimates(
                 part = [
                     PlannedEstimate(
                         key=content_key(
-                            classifier=fingerprint, input=hashes[i], norm=threat.p, domain=threat.domain,
+                            classifier=fingerprint, input=digests[i], norm=threat.p, domain=threat.domain,
                             seed=suite.settings.seed, clever=options, version=CLEVER_VERSION,
                         ),
                         attack=keys.get(threat, ""), model=model.name, method=method, norm=threat.p,
@@ -521,7 +536,7 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Replace a file in one step, so that no reader meets half of it."""
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from certbench import audit, benchmark, registry
+from certbench import attacks, benchmark, registry
 from certbench.benchmark import Finished, Interrupted
 from certbench.certificate import Certificate
 from certbench.certifier import Certifier
@@ -358,7 +358,7 @@ def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(
     assert outcomes(finished.rows) == {"fake": {Outcome.COMPLETED}}
     assert finished.unaudited == 3
     assert "attacks on plane failed: RuntimeError: no gradient" in bench.watcher.notes[0]
-    monkeypatch.setattr(benchmark, "attack", audit.attack)
+    monkeypatch.setattr(benchmark, "attack", attacks.attack)
     again = bench.run("fake", attacks={"steps": 3})
     assert (again.computed, again.unaudited) == (3, 0)
 

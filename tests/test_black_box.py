@@ -28,7 +28,7 @@ from certbench import (
     UnsupportedError,
     black_box,
 )
-from certbench.audit import attack
+from certbench.attacks import attack
 from certbench.verifiers.adaptive_smoothing import AdaptiveSmoothing
 from certbench.verifiers.noise import Gaussian
 from certbench.verifiers.soft_smoothing import SoftSmoothing

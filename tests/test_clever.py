@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Certificate, Classifier, Linf, ThreatModel
-from certbench.audit import attack
+from certbench.attacks import attack
 from certbench.clever import _endpoint, _sample, clever
 from certbench.errors import ConfigError
 
-from .test_audit import Hole
+from .test_attacks import Hole
 from .test_contract import closed_form, inputs, network
 
 FEW = {"batches": 5, "samples": 20}

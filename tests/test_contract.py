@@ -23,7 +23,7 @@ from certbench import (
     ThreatModel,
     registry,
 )
-from certbench.audit import attack
+from certbench.attacks import attack
 
 from .cases import CASES, Case
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, ThreatModel, UnsupportedError
-from certbench.audit import attack
+from certbench.attacks import attack
 from certbench.certifier import margin_rows
 from certbench.search import Secant
 from certbench.verifiers import fast_lip, norms

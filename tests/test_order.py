@@ -12,7 +12,7 @@ import torch
 
 import certbench
 from certbench import L1, Linf, ThreatModel
-from certbench.audit import attack
+from certbench.attacks import attack
 from certbench.certifier import margin_rows
 from certbench.verifiers.alpha_beta import optimise
 from certbench.verifiers.relaxation import NetworkState, Region, backward, layer_bounds, upper_line

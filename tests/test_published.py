@@ -11,7 +11,7 @@ import torch
 
 import certbench
 from certbench import L1, L2, Classifier, Linf, ThreatModel
-from certbench.audit import attack
+from certbench.attacks import attack
 
 from .conftest import SHARED
 
