@@ -16,20 +16,21 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from certbench import benchmark, options, smoothed_attack
+from certbench import benchmark, options, registry, smoothed_attack
 from certbench.audit_base import BaseAudit, press
 from certbench.audit_output import UNREACHED, Result, record, show
-from certbench.audited_run import Entry, Proven, points, prove
 from certbench.cross_audit import examine
-from certbench.errors import CertbenchError
+from certbench.errors import CertbenchError, ConfigError
 from certbench.float_audit import FloatAudit, float_audit
 from certbench.store import Store
+from certbench.stored_run import Entry, StoredRun, load
 from certbench.terms import ABSTAIN, Subject
 from certbench.verifiers.smoothing import Smoothing
 
 SMOOTHED_BATCH = 16
 DRAWS, LEVEL = 10_000, 0.001
 """Of PREDICT: its draws, and the largest level at which it names a class."""
+UNPROVED = "by its key, the row is of another model, input or version of the certifier"
 
 
 def run(
@@ -64,30 +65,32 @@ def run(
         StoreError: the run cannot be read or written.
     """
     start = time.monotonic()
-    proven = prove(folder, inputs=inputs, only=only)
-    result = Result(skipped=[(entry.row, reason) for entry, reason in proven.doubtful])
-    smoothed = [entry for entry in proven.entries if entry.row.subject is Subject.SMOOTHED]
-    base = [entry for entry in proven.entries if entry.row.subject is Subject.BASE]
+    opened = load(folder)
+    entries = _chosen(opened, inputs, only)
+    result = Result(skipped=[(entry.row, UNPROVED) for entry in entries if not opened.proves(entry)])
+    entries = [entry for entry in entries if opened.proves(entry)]
+    smoothed = [entry for entry in entries if entry.row.subject is Subject.SMOOTHED]
+    base = [entry for entry in entries if entry.row.subject is Subject.BASE]
     store = Store(folder / "results.db")
     with out.status("attacks") as status:
         try:
             deadline = start + seconds
             audits = [
                 BaseAudit(
-                    proven, name, [entry for entry in base if entry.row.model == name], store, steps, seed, result
+                    opened, name, [entry for entry in base if entry.row.model == name], store, steps, seed, result
                 )
                 for name in dict.fromkeys(entry.row.model for entry in base)
             ]
             for audit in audits:
                 status.update(f"attacks on {audit.model.name}")
-                audit.know(points(folder))
+                audit.know(store.counterexamples())
                 audit.sweep(deadline)
             status.update("attacks where certificates are close")
             left = max(0.0, deadline - time.monotonic())
             press(audits, deadline - left / 2 if smoothed else deadline)
             for group in _groups(smoothed):
                 status.update(f"attacks on {group[0].row.certifier} of {group[0].row.model}")
-                _test(proven, group, result, steps, seed, deadline)
+                _test(opened, group, result, steps, seed, deadline)
             rows = store.rows()
         finally:
             store.close()
@@ -104,7 +107,7 @@ def run(
     result.crossed = [found for found in crossed if names & {found.row.certifier, found.other.certifier}]
     if floats:
         for group in _groups(base):
-            _round(proven, group, result)
+            _round(opened, group, result)
     written = record(result, seed=seed, steps=steps, seconds=seconds, spent=time.monotonic() - start)
     benchmark.write(folder / "audit.json", json.dumps(written, indent=2, allow_nan=False))
     show(result, written, out)
@@ -112,14 +115,31 @@ def run(
     return result.code
 
 
-def _round(proven: Proven, group: list[Entry], result: Result) -> None:
+def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[Entry]:
+    """The rows that are asked for, of which at least the counterexamples are those of this model and these data."""
+    names = {entry.row.certifier for entry in opened.entries}
+    names |= {str(entry.row.spec.get("name")) for entry in opened.entries}
+    if only is not None and only not in names:
+        raise ConfigError(registry.unknown("certifier of this run", only, sorted(names)), ("only",))
+    entries = [
+        entry
+        for entry in opened.entries
+        if only in (None, entry.row.certifier, entry.row.spec.get("name"))
+        and (inputs is None or entry.row.input < inputs)
+    ]
+    for entry in entries:
+        opened.check(entry)
+    return entries
+
+
+def _round(opened: StoredRun, group: list[Entry], result: Result) -> None:
     """Bound the margins of one classifier at its certified radii again, in every way."""
     first = group[0].row
-    x = proven.inputs[[entry.row.input for entry in group]]
+    x = opened.inputs[[entry.row.input for entry in group]]
     radius = torch.tensor([entry.row.radius for entry in group], dtype=torch.float64)
     try:
         found: FloatAudit | str = float_audit(
-            options.build(first.spec), proven.models[first.model], x, group[0].threat, radius
+            options.build(first.spec), opened.models[first.model], x, group[0].threat, radius
         )
     except CertbenchError as error:
         found = str(error)
@@ -133,7 +153,7 @@ def _groups(entries: list[Entry]) -> list[list[Entry]]:
     return list(groups.values())
 
 
-def _test(proven: Proven, group: list[Entry], result: Result, steps: int, seed: int, deadline: float) -> None:
+def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, seed: int, deadline: float) -> None:
     """Attack the certificates of one smoothed classifier inside their radii, and let PREDICT judge."""
     first = group[0]
     claims = [entry for entry in group if entry.row.radius > 0]
@@ -150,16 +170,16 @@ def _test(proven: Proven, group: list[Entry], result: Result, steps: int, seed: 
     if not isinstance(certifier, Smoothing):
         name = first.row.spec.get("name", type(certifier).__name__)
         return skip(claims, f"{name} has no PREDICT of its own that could judge an attack")
-    classifier, level = proven.models[first.row.model], min(certifier.alpha, LEVEL)
-    span = float(proven.inputs.max() - proven.inputs.min()) or 1.0
-    most = span * proven.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away
+    classifier, level = opened.models[first.row.model], min(certifier.alpha, LEVEL)
+    span = float(opened.inputs.max() - opened.inputs.min()) or 1.0
+    most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away
     labels, answers = [], []
     for start in range(0, len(claims), SMOOTHED_BATCH):
         if time.monotonic() > deadline:
             skip(claims[start:], UNREACHED)
             break
         part = claims[start : start + SMOOTHED_BATCH]
-        x = proven.inputs[[entry.row.input for entry in part]]
+        x = opened.inputs[[entry.row.input for entry in part]]
         label = torch.tensor([entry.row.prediction for entry in part])
         eps = torch.tensor([min(entry.row.radius, most) * (1 - 1e-6) for entry in part], dtype=torch.float64)
         try:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from certbench.attacks import INSIDE, Counterexamples, Found, refute, replay, search
 from certbench.audit_output import UNREACHED, Result
-from certbench.audited_run import Entry, Proven
 from certbench.errors import StoreError
 from certbench.rows import Row
 from certbench.store import Counterexample, Store
+from certbench.stored_run import Entry, StoredRun
 from certbench.terms import ABSTAIN
 from certbench.threat import ThreatModel
 
@@ -28,22 +28,22 @@ class BaseAudit:
     """The audit of one base classifier."""
 
     def __init__(
-        self, proven: Proven, name: str, entries: list[Entry], store: Store, steps: int, seed: int, result: Result
+        self, opened: StoredRun, name: str, entries: list[Entry], store: Store, steps: int, seed: int, result: Result
     ) -> None:
-        self.model, self.entries, self.store, self.steps, self.seed = proven.models[name], entries, store, steps, seed
+        self.model, self.entries, self.store, self.steps, self.seed = opened.models[name], entries, store, steps, seed
         self.result = result
         self.indices = sorted({entry.row.input for entry in entries})
         self.at = {index: i for i, index in enumerate(self.indices)}
-        self.x = proven.inputs[self.indices]
+        self.x = opened.inputs[self.indices]
         self.threats = tuple(dict.fromkeys(entry.threat for entry in entries))
         self.keys = {(entry.threat, self.at[entry.row.input]): entry.attack for entry in entries}
         self.found: Found = {threat: Counterexamples.none(self.x) for threat in self.threats}
         self.reached: set[int] = set()
         self.rounds = 0
-        low, high = float(proven.inputs.min()), float(proven.inputs.max())
+        low, high = float(opened.inputs.min()), float(opened.inputs.max())
         span = high - low or 1.0
         # Without a domain a certificate speaks of all points, also of those that are no images.
-        self.box = proven.settings.domain or (low - span, high + span)
+        self.box = opened.settings.domain or (low - span, high + span)
 
     def know(self, stored: Mapping[str, tuple[str, bytes]]) -> None:
         """Take up the run's own counterexamples, those that are some."""

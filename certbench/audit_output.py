@@ -199,8 +199,7 @@ def show(result: Result, written: Mapping[str, Any], out: Console) -> None:
             f"UNSOUND: {name} on {model}, L{p:g}: {test.refuted} of {test.tested} smoothed certificates are refuted, "
             f"at most {test.expected:.2g} by chance on average (p-value {test.p_value:.2g})"
         )
-    for found in result.crossed[:10]:
-        lines.append(f"{'UNSOUND' if found.unsound else 'ORDER'}: {found}")
+    lines += [f"{'UNSOUND' if crossed.unsound else 'ORDER'}: {crossed}" for crossed in result.crossed[:10]]
     if len(result.crossed) > 10:
         lines.append(f"{len(result.crossed)} contradictions between rows in all; see audit.json")
     for (model, name, p), rounding in result.floats.items():

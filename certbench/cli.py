@@ -158,8 +158,8 @@ def show(
     elif thing in registry.suites():
         out.print(registry.suites()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     else:
-        known = [*registry.table(), *registry.cards(), *registry.suites()]
-        raise ConfigError(registry.unknown("name or run", thing, known))
+        names = [*registry.table(), *registry.cards(), *registry.suites()]
+        raise ConfigError(registry.unknown("name or run", thing, names))
 
 
 @app.command()

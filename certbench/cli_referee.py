@@ -1,5 +1,6 @@
 """The commands that judge: audits, logs of others, comparison, baselines, certificates as files."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,42 @@ def audit(
     raise typer.Exit(
         auditing.run(folder, out, inputs=inputs, steps=steps, seed=seed, only=only, seconds=seconds, floats=floats)
     )
+
+
+@app.command("export-certificates")
+def export_certificates(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    into: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
+    certifier: Annotated[str | None, typer.Option(help="Only of this one, by its name or its label in tables.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this one.")] = None,
+    norm: Annotated[float | None, typer.Option(help="Only in this one: 1, 2 or inf.")] = None,
+    inputs: Annotated[
+        list[int] | None, typer.Option("--input", help="Only of this input; may be given several times.")
+    ] = None,
+) -> None:
+    """Write each certificate of a run as a file, with the evidence that `certbench check` verifies."""
+    from certbench import export
+
+    raise typer.Exit(export.run(folder, into, out, certifier=certifier, model=model, norm=norm, inputs=inputs or None))
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Files of `certbench export-certificates`, or folders of them.")],
+) -> None:
+    """Re-verify certificates with the independent checker; 3: one does not prove its claim."""
+    for name in ("OPENBLAS", "MKL", "OMP"):  # matrices are small: threads would wait for one another
+        os.environ.setdefault(f"{name}_NUM_THREADS", "1")
+    from certbench import checker
+
+    raise typer.Exit(checker.run(files, _Plain()))
+
+
+class _Plain:
+    """Prints text as it is."""
+
+    def print(self, text: str) -> None:
+        out.print(text, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -104,7 +104,7 @@ def problem(row: Row) -> str | None:
     if row.unsound:
         return "unsound"
     if row.outcome in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY):
-        return row.outcome.value
+        return str(row.outcome.value)
     return None
 
 

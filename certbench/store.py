@@ -207,14 +207,24 @@ class Store:
 
     def rows(self) -> list[Row]:
         """The rows of the plan that have been computed, in the plan's order."""
+        return [row for row, _, _ in self.keyed_rows()]
+
+    def keyed_rows(self) -> list[tuple[Row, str, str]]:
+        """Likewise, each with its key and that of its counterexample."""
         query = (
-            "SELECT p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, p.input, p.label, "
-            "r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, r.evidence, "
+            "SELECT p.key, p.attack, p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, p.input, "
+            "p.label, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, r.evidence, "
             "a.distance FROM plan p JOIN results r ON r.key = p.key LEFT JOIN attacks a ON a.key = p.attack "
             "ORDER BY p.position"
         )
         with self._guard():
-            return [_row(values) for values in self._connection.execute(query)]
+            return [(_row(values), key, attack) for key, attack, *values in self._connection.execute(query)]
+
+    def counterexamples(self) -> dict[str, tuple[str, bytes]]:
+        """The stored counterexamples by key: which attack found each, and its float64 bytes."""
+        query = "SELECT key, attack, point FROM attacks WHERE point IS NOT NULL"
+        with self._guard():
+            return {key: (attack, point) for key, attack, point in self._connection.execute(query)}
 
     def missing(self) -> int:
         """How many planned rows have not been computed."""

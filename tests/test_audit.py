@@ -14,9 +14,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from certbench import audit, audit_base, benchmark, registry, smoothed_attack
+from certbench import audit, audit_base, benchmark, registry, smoothed_attack, stored_run
 from certbench.audit_output import UNREACHED
-from certbench.audited_run import prove
 from certbench.certificate import Certificate
 from certbench.certifier import Certifier, clean_margin
 from certbench.classifier import Classifier
@@ -228,9 +227,9 @@ def test_a_certified_class_that_is_not_the_classifiers_is_unsound(bench: Bench) 
 
 def test_a_stored_counterexample_that_is_none_refutes_nothing(bench: Bench) -> None:
     bench.run(scaled(0.5), norms=[2])
-    entries = prove(bench.run_folder).entries
+    entries = stored_run.load(bench.run_folder).entries
     store = Store(bench.run_folder / "results.db")
-    x = prove(bench.run_folder).inputs
+    x = stored_run.load(bench.run_folder).inputs
     store.put_attacks([Counterexample(entries[1].attack, 1e-6, "a lie", (x[1] + 1e-7).numpy().tobytes())])
     store.close()
     code, record, _ = bench.audit()

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.certifier import Bounds, MarginCertifier, tangent
+from certbench.certifier import Bounds, MarginCertifier, margin_rows, tangent
 from certbench.classifier import Classifier
-from certbench.errors import ConfigError
+from certbench.errors import ConfigError, UnsupportedError
 from certbench.search import RadiusSearch, Secant, Start
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
@@ -31,6 +31,7 @@ from certbench.verifiers.relaxation import (
     layer_bounds,
 )
 from certbench.verifiers.rounding import bound_errors, evaluation_error
+from certbench.verifiers.witness import Relaxation, adaptive, sufficient
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ class Crown(MarginCertifier[NetworkState]):
         linear = backward(state.network, rows, len(state.network.hidden), bounds)
         found = Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
         return found if errors is None else _safe(state, region, bounds, rows, errors, found)
+
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """CROWN's bounds and slopes."""
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds = layer_bounds(state.network, region, entries=self.entries)
+        rows, slopes = margin_rows(label, state.classifier.num_classes).to(x), adaptive(bounds)
+        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,23 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         found = optimise(state.network, region, bounds, rows, iterations=self.iterations, fast=fast)
         result = Bounds(found.lower, found.a, found.centre)
         return result if errors is None else _safe(state, region, bounds, rows, errors, result)
+
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """CROWN's bounds, and the optimised slopes of each margin.
+
+        Raises:
+            UnsupportedError: the slopes below hidden layers were optimised too, and are not kept.
+        """
+        if self.layers:
+            raise UnsupportedError("alpha-CROWN does not keep the slopes that it optimised below hidden layers")
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds = layer_bounds(state.network, region, entries=self.entries)
+        rows = margin_rows(label, state.classifier.num_classes).to(x)
+        alpha = optimise(state.network, region, bounds, rows, iterations=self.iterations).choice.alpha[0]
+        sizes = [low.shape[1] for low in bounds.lower]
+        return Relaxation(bounds, adaptive(bounds), torch.split(alpha.clamp(0, 1), sizes, dim=1) if sizes else ())
 
 
 def _safe(

@@ -10,7 +10,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -47,12 +47,14 @@ class LipschitzState(MarginState):
         facts: what re-checks them.
         network: for the float program's errors, where those are counted.
         program: the precision in which its user runs the classifier.
+        proof: multipliers that prove the constants, where some do.
     """
 
     constants: Float[Tensor, "rows rows"]
     facts: Mapping[str, Any]
     network: ReluNetwork | None = None
     program: torch.dtype = torch.float32
+    proof: Any = None
 
 
 class GlobalLipschitz(MarginCertifier[LipschitzState]):
@@ -66,7 +68,7 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
 
     @abstractmethod
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
-        """The table of `LipschitzState` and its facts, for a classifier in float64.
+        """The table of `LipschitzState` and its facts, of which "proof" is kept apart, for a classifier in float64.
 
         Raises:
             UnsupportedError: a layer has no bound here; the message names it.
@@ -81,7 +83,9 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
         constants, facts = self.constants(exact, threat.p)
         if bool(constants.isnan().any()):
             raise NumericalError("a Lipschitz constant is NaN")
-        return LipschitzState(exact, threat, constants.to(exact.device), facts, network, classifier.dtype)
+        facts = dict(facts)
+        proof = facts.pop("proof", None)
+        return LipschitzState(exact, threat, constants.to(exact.device), facts, network, classifier.dtype, proof)
 
     @final
     def start(self, state: LipschitzState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
@@ -168,6 +172,40 @@ class LipschitzMargin(GlobalLipschitz):
         """Trace the module and carry constants from the input to the logits."""
         constants, layers = constants_of(replace(classifier, module=classifier.double().module.cpu()), p, self.rule)
         return constants, {"layers": layers}
+
+    def witness(
+        self, state: LipschitzState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> dict[str, Any]:
+        """Bounds of the 2-norms of what lies between two ReLUs, and in Linf of the same with scaled columns.
+
+        Raises:
+            UnsupportedError: the classifier is no chain of affine layers and ReLUs.
+        """
+        del x, label, eps
+        return {**proved_norms(state), "multipliers": [None] * (state.classifier.num_classes - 1)}
+
+
+@lru_cache(maxsize=4)
+@torch.no_grad()
+def proved_norms(state: LipschitzState) -> dict[str, Any]:
+    """Evidence for `certbench.checker`: of all layers but the last, bounds of the 2-norms, in Linf also scaled.
+
+    Raises:
+        UnsupportedError: the classifier is no chain of affine layers and ReLUs.
+    """
+    network = ReluNetwork.of(replace(state.classifier, module=state.classifier.double().module.cpu()))
+    matrices = [part.matrix() for part in network.chain()[:-1]]
+    scaled = []
+    if state.threat.p == math.inf:
+        scaled = [matrix / scales(matrix) for matrix in matrices]
+    spectral, box = ([norms.spectral(m[None]) for m in part] for part in (matrices, scaled))
+    return {"kind": "lipschitz", "spectral": spectral, "box": box}
+
+
+def scales(matrix: Float[Tensor, "_out _in"]) -> Float[Tensor, " _in"]:
+    r"""Scales of the columns of A for its norm from inf to 2, as `norms.Matrix.box`: $s_i^2 = \sum_j |A^T A|_{ij}$."""
+    s = (matrix.T @ matrix).abs().sum(dim=1).sqrt()
+    return s.clamp(min=max(1e-8 * float(s.max()), norms.TINY))
 
 
 @torch.no_grad()

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from certbench.checker.reading import written
 from certbench.classifier import Classifier, Regressor
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.search import RadiusSearch, Secant
 from certbench.terms import Guarantee
-from certbench.verifiers.lipschitz import GlobalLipschitz
+from certbench.verifiers.lipschitz import GlobalLipschitz, LipschitzState, proved_norms
 from certbench.verifiers.multiplier_search import check, search
 from certbench.verifiers.network import Dense, ReluNetwork
 from certbench.verifiers.norms import Matrix
@@ -90,6 +91,60 @@ def table(values: Float[Tensor, " pairs"], outputs: int) -> Float[Tensor, "rows 
     return constants + constants.T
 
 
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """The constant of every pair of classes, as `table` orders them, and what proves it.
+
+    Attributes:
+        values: the constants.
+        used: whether multipliers prove it; else the layers' norms do.
+        multipliers: of each pair, where used.
+    """
+
+    values: Float[Tensor, " pairs"]
+    used: Bool[Tensor, " pairs"]
+    multipliers: Multipliers
+
+    @staticmethod
+    def none(multipliers: Multipliers, values: Float[Tensor, " pairs"]) -> "Proof":
+        """By norms alone; the multipliers do not matter."""
+        return Proof(values, torch.zeros_like(values, dtype=torch.bool), multipliers.expand(len(values)))
+
+    def improved(
+        self, found: Float[Tensor, " some"], by: Multipliers, index: Int[Tensor, " some"] | None = None
+    ) -> "Proof":
+        """The smaller constants, of all pairs or of some, by the same multipliers or by those of each."""
+        index = torch.arange(len(found)) if index is None else index
+        better = found < self.values[index]
+        at, by = index[better], (by.expand(len(found)) if len(by.entry) == 1 else by)[better]
+        own = self.multipliers
+        hidden = [old.index_put((at,), new) for old, new in zip(own.hidden, by.hidden, strict=True)]
+        return Proof(
+            self.values.index_put((at,), found[better]),
+            self.used.index_fill(0, at, True),
+            Multipliers(tuple(hidden), own.entry.index_put((at,), by.entry)),
+        )
+
+    def evidence(self, label: int, outputs: int) -> list[dict[str, Any] | None]:
+        """For the differences of a class and each other one, as `certbench.checker` reads it."""
+        plus, minus = torch.triu_indices(outputs + 1, outputs + 1, 1).tolist()
+        place = {pair: i for i, pair in enumerate(zip(plus, minus, strict=True))}
+        found: list[dict[str, Any] | None] = []
+        for other in range(outputs):
+            i = place.get((min(label, other), max(label, other)), 0)
+            diagonals = [written(part[i].exp().numpy()) for part in (self.multipliers.entry, *self.multipliers.hidden)]
+            if other != label:
+                found.append({"entry": diagonals[0], "layers": diagonals[1:]} if self.used[i] else None)
+        return found
+
+
+def witness(state: LipschitzState, label: int) -> dict[str, Any]:
+    """Evidence for `certbench.checker`: the layers' norms, and multipliers where they prove more."""
+    outputs = state.classifier.num_classes
+    multipliers = [None] * (outputs - 1) if state.proof is None else state.proof.evidence(label, outputs)
+    return {**proved_norms(state), "multipliers": multipliers}
+
+
 @dataclass(frozen=True)
 class Eclipse(GlobalLipschitz):
     """ECLipsE-Fast (Xu and Sivaranjani, 2024), per pair of classes: LipSDP with multipliers in closed form.
@@ -113,9 +168,18 @@ class Eclipse(GlobalLipschitz):
         chain, outputs = Chain.read(classifier, SIDE["eclipse"]), classifier.num_classes
         rows = chain.rows(*torch.triu_indices(outputs + 1, outputs + 1, 1))
         values = product_bound(chain.weights, rows, p)
-        if not chain.void:
-            values = torch.minimum(values, prove(chain.weights, rows, start(chain.weights, p), p))
-        return table(values, outputs), {}
+        if chain.void:
+            return table(values, outputs), {}
+        first = start(chain.weights, p)
+        proof = Proof.none(first, values).improved(prove(chain.weights, rows, first, p), first)
+        return table(proof.values, outputs), {"proof": proof}
+
+    def witness(
+        self, state: LipschitzState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> dict[str, Any]:
+        """The multipliers."""
+        del x, eps
+        return witness(state, int(label))
 
 
 @dataclass(frozen=True)
@@ -175,6 +239,7 @@ class LipSDP(GlobalLipschitz):
         plus, minus = torch.triu_indices(outputs + 1, outputs + 1, 1)
         rows = chain.rows(plus, minus)
         values = product_bound(chain.weights, rows, p)
+        proof = None
         wanted = torch.zeros(0, dtype=torch.int64)
         if not chain.void:
             wanted = ((minus == outputs) == isinstance(classifier, Regressor)) & (values > 0)
@@ -183,13 +248,22 @@ class LipSDP(GlobalLipschitz):
             precise = chain.rows(plus[wanted], minus[wanted])
             first = start(chain.weights, p)
             found = self.found(chain, "gradient", precise.weight[None], first, p)
+            proof = Proof.none(first, values)
             for multipliers in (first, found):
-                values = torch.minimum(values, prove(chain.weights, rows, multipliers, p))
+                proof = proof.improved(prove(chain.weights, rows, multipliers, p), multipliers)
             if self.multipliers == "pair":
                 own = found.expand(len(wanted))
                 found = self.found(chain, self.solver, precise.weight[:, None], own, p)
-                values[wanted] = torch.minimum(values[wanted], prove(chain.weights, precise, found, p))
-        return table(values, outputs), {}
+                proof = proof.improved(prove(chain.weights, precise, found, p), found, wanted)
+            values = proof.values
+        return table(values, outputs), {"proof": proof}
+
+    def witness(
+        self, state: LipschitzState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> dict[str, Any]:
+        """The multipliers of each other class."""
+        del x, eps
+        return witness(state, int(label))
 
     def found(
         self, chain: Chain, solver: str, rows: Float[Tensor, "m r n"], first: Multipliers, p: float

@@ -34,7 +34,7 @@ from certbench.verifiers.lirpa_shims import auto_lirpa
 from certbench.verifiers.network import ReluNetwork
 from certbench.verifiers.relaxation import Region, interval_bounds, layer_bounds
 from certbench.verifiers.rounding import bound_errors, evaluation_error
-from certbench.verifiers.witness import Relaxation, adaptive, crown, intervals, parallel
+from certbench.verifiers.witness import Relaxation, adaptive, intervals, parallel, sufficient
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,9 +273,9 @@ class CrownIBP(Lirpa):
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> Relaxation:
         """Intervals, by our own engine, which knows ReLU networks alone, and CROWN's slopes."""
-        del label
-        bounds = intervals(state.network, Region(state.threat, x.flatten(1), eps))
-        return Relaxation(bounds, None, [s[None] for s in adaptive(bounds)])
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds, rows = intervals(state.network, region), margin_rows(label, state.classifier.num_classes).to(x)
+        return Relaxation(bounds, None, sufficient(state.network, region, bounds, adaptive(bounds), rows))
 
 
 @dataclass(frozen=True)
@@ -292,8 +292,10 @@ class CrownLirpa(Lirpa):
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> Relaxation:
         """CROWN's bounds and slopes, by our own engine, which knows ReLU networks alone."""
-        del label
-        return crown(layer_bounds(state.network, Region(state.threat, x.flatten(1), eps)))
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds, rows = layer_bounds(state.network, region), margin_rows(label, state.classifier.num_classes).to(x)
+        slopes = adaptive(bounds)
+        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True)
@@ -342,11 +344,10 @@ class FastLin(Lirpa):
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> Relaxation:
         """Its bounds and slopes, by our own engine."""
-        del label
-        region = Region(state.threat, x.flatten(1), eps)
+        region, rows = Region(state.threat, x.flatten(1), eps), margin_rows(label, state.classifier.num_classes).to(x)
         bounds = layer_bounds(state.network, region, "fast-lin")
         slopes = parallel(bounds)
-        return Relaxation(bounds, slopes, [s[None] for s in slopes])
+        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench import ball
-from certbench.certifier import Bounds, MarginCertifier, tangent
+from certbench.certifier import Bounds, MarginCertifier, margin_rows, tangent
 from certbench.classifier import Classifier
+from certbench.errors import UnsupportedError
 from certbench.search import RadiusSearch, Secant, Start
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
@@ -32,6 +33,7 @@ from certbench.verifiers.relaxation import (
     crown_radius,
     layer_bounds,
 )
+from certbench.verifiers.witness import Relaxation, adaptive
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,29 @@ class LP(MarginCertifier[NetworkState]):
         if self.tighten:
             bounds = tightened(network, region, bounds)
         return improved(network, region, bounds, rows)
+
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """CROWN's bounds, and of each margin the slopes of the LP's dual, or CROWN's where these are better.
+
+        Raises:
+            UnsupportedError: hidden layers were bounded by LPs, whose duals are not kept.
+        """
+        if self.tighten:
+            raise UnsupportedError("the duals of the LPs that bounded hidden layers are not kept")
+        network, region = state.network, Region(state.threat, x.flatten(1), eps)
+        bounds, rows = layer_bounds(network, region), margin_rows(label, state.classifier.num_classes).to(x)
+        last, usual = len(network.hidden), [s[None] for s in adaptive(bounds)]
+        if not last:
+            return Relaxation(bounds, [], [])
+        chosen, model = [], PlanetModel.of(network, region, bounds, last)
+        for k in range(rows.shape[1]):
+            ways = [usual, [s[0] for s in model.slopes(rows[0, k]) or model.default_slopes()]]
+            found = [backward(network, rows[:, k : k + 1], last, bounds, [s[None] for s in way]) for way in ways]
+            low = [float(region.minimum(one.a, one.b)) for one in found]
+            chosen.append(ways[int(low[1] > low[0])])
+        return Relaxation(bounds, adaptive(bounds), [torch.cat(slopes) for slopes in zip(*chosen, strict=True)])
 
 
 @torch.no_grad()

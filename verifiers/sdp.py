@@ -29,7 +29,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from certbench.certifier import Bounds, MarginCertifier, tangent
+from certbench.certifier import Bounds, MarginCertifier, margin_rows, tangent
+from certbench.checker.reading import written
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError, MissingBackendError, UnsupportedError
 from certbench.search import RadiusSearch, Secant, Start
@@ -46,6 +47,7 @@ from certbench.verifiers.relaxation import (
     crown_radius,
     layer_bounds,
 )
+from certbench.verifiers.witness import adaptive
 
 Array = NDArray[np.float64]
 Index = NDArray[np.integer[Any]]
@@ -73,6 +75,13 @@ BACKENDS = {
 """Judgements. On two images of the digits, radii through 500 steps of SCS and through Clarabel agreed to 0.5 %. At
 dimension 75 both are as fast; at 97 one bound took 2 s by SCS and 23 s by Clarabel, which at 110 took 94 s and 1.4 GB,
 and at 264 more than 15 GB."""
+
+WIDER = 1e-9
+"""By how much exported bounds of the first hidden layer are widened, relatively, and a hundred times as much with each
+later layer, so that the checker, which starts from the widened ones of earlier layers, can prove them."""
+
+CLEAR = 1e-6
+"""Margins that CROWN proves by less than that, relatively, are exported with multipliers."""
 
 GROWTH = 1.15
 """The first radius tried, in units of CROWN's. A judgement."""
@@ -153,6 +162,37 @@ class SDP(MarginCertifier[NetworkState]):
         each = [self._row(state.network, region[i : i + 1], rows[i : i + 1]) for i in range(len(x))]
         return Bounds(torch.cat(each) if each else rows.new_zeros(rows.shape[:2]))
 
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> dict[str, Any]:
+        """CROWN's bounds and slopes, and the multipliers of the margins that these do not prove to be positive."""
+        region, network = Region(state.threat, x.flatten(1), eps), state.network
+        network.chain()  # which refuses what the checker cannot follow
+        exact = layer_bounds(network, region)
+        wider = [
+            WIDER * 100**i * float((high - low).max()) for i, (low, high) in enumerate(zip(*_ends(exact), strict=True))
+        ]
+        bounds = exact.widened([torch.full_like(low, by) for low, by in zip(exact.lower, wider, strict=True)])
+        slopes = [written(slope.numpy()[None]) for slope in adaptive(bounds)]
+        layers: list[dict[str, Any]] = []
+        for i, (low, high) in enumerate(zip(*_ends(bounds), strict=True)):
+            every = list(range(low.shape[1]))
+            by = {"lower": every, "upper": every, "slopes": slopes[:i]} if i else None
+            layers.append({"lower": written(low[0].numpy()), "upper": written(high[0].numpy()), "backward": by})
+        rows = margin_rows(label, state.classifier.num_classes)
+        below = backward(network, rows, len(network.layers) - 1, bounds)
+        lower, scale = region.minimum(below.a, below.b)[0], float(below.at(region.x).abs().max())
+        relaxation = Relaxation.of(network, region, bounds, self.cuts)
+        multipliers: list[dict[str, Any] | None] = []
+        for k in range(rows.shape[1]):
+            w = None
+            if float(lower[k]) < CLEAR * scale:
+                row = rows[0, k].cpu().numpy()
+                w = propose(relaxation, row, BACKENDS[self.solver])
+                w = None if w is None else relaxation.polished(row, w)
+            multipliers.append(None if w is None else _named(w, region, bounds, self.cuts))
+        return {"kind": "semidefinite", "layers": layers, "slopes": slopes, "multipliers": multipliers}
+
     def _row(self, network: ReluNetwork, region: Region, rows: Float[Tensor, "1 k outputs"]) -> Float[Tensor, "1 k"]:
         """Of one input. It is computed alone, so that not even rounding depends on its neighbours."""
         bounds, below = crown(network, region, rows)
@@ -176,6 +216,46 @@ def crown(network: ReluNetwork, region: Region, rows: Float[Tensor, "n k outputs
     """CROWN's bounds of the hidden neurons, and its linear functions below `rows` times the logits."""
     bounds = layer_bounds(network, region)
     return bounds, backward(network, rows, len(network.layers) - 1, bounds)
+
+
+def _ends(bounds: LayerBounds) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return bounds.lower, bounds.upper
+
+
+def _named(w: Array, region: Region, bounds: LayerBounds, cuts: bool) -> dict[str, Any]:
+    """Multipliers by what they multiply, as `certbench.checker` reads them: of functions that are not scaled."""
+    d, rest = region.x.shape[1], w
+    low, high = (end[0].cpu().numpy() for end in region.box())
+    ball, inputs = 0.0, np.zeros(d)
+    if region.threat.p == math.inf:
+        inputs, rest = rest[:d], rest[d:]
+    else:
+        ball, rest = float(rest[0]), rest[1:]
+        if region.threat.domain is not None:
+            k, width = _bound_by_box(region, low, high)
+            inputs[k], rest = rest[: len(k)] * width**2, rest[len(k) :]
+    ends = [(low[0].numpy(), high[0].numpy()) for low, high in zip(*_ends(bounds), strict=True)]
+    open_ = [np.flatnonzero(bounds.unstable(i)[0].cpu().numpy()) for i in range(len(ends))]
+    total = sum(map(len, open_))
+    found: dict[str, list[Array]] = {"gap": [], "complement": [], "cut": []}
+    unit, rest = rest[:total], rest[total:]
+    for (start, end), k in zip(ends, open_, strict=True):
+        width = 1 / (end - start)[k]
+        found["gap"].append(rest[: len(k)] * width)
+        found["complement"].append(rest[len(k) : 2 * len(k)] * width / end[k])
+        rest = rest[2 * len(k) :]
+        found["cut"].append(rest[: len(k)] * width if cuts else np.zeros(len(k)))
+        rest = rest[len(k) :] if cuts else rest
+    parts = {name: written(np.concatenate([np.zeros(0), *part])) for name, part in found.items()}
+    return {"input": written(inputs), "ball": ball, "unit": written(unit), **parts}
+
+
+def _bound_by_box(region: Region, low: Array, high: Array) -> tuple[Index, Array]:
+    """The inputs that the box bounds more than the ball, and one over the widths of their intervals."""
+    centre, eps = region.x[0].cpu().numpy(), float(region.eps[0])
+    slack = 8 * UNIT * (np.abs(low) + np.abs(high) + np.abs(centre) + eps)
+    k = np.flatnonzero((low > centre - eps) | (high < centre + eps))
+    return k, 1 / np.maximum((high + slack) - (low - slack), TINY)[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -409,9 +489,8 @@ def _inputs(forms: _Forms, region: Region) -> tuple[Affine, float]:
     forms.ball(y, d / 4)
     x = Affine.of(centre, n, at, eps / spread)
     if region.threat.domain is not None:  # where it binds; elsewhere the ball says more
-        k = np.flatnonzero((low > centre - eps) | (high < centre + eps))
+        k, width = _bound_by_box(region, low, high)
         below, above = low - slack, high + slack
-        width = 1 / np.maximum(above - below, TINY)[k]
         forms.product((x[k] - Affine.of(below[k], n)).times(width), (Affine.of(above[k], n) - x[k]).times(width))
     return x, d / 4
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from certbench import ball
 from certbench.certificate import Certificate
-from certbench.certifier import Bounds, MarginCertifier
+from certbench.certifier import Bounds, MarginCertifier, margin_rows
 from certbench.classifier import Classifier
 from certbench.errors import ConfigError
 from certbench.search import RadiusSearch, Secant
@@ -31,6 +31,7 @@ from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
 from certbench.verifiers.network import ReluNetwork
 from certbench.verifiers.relaxation import ENTRIES, LayerBounds, NetworkState, Region
+from certbench.verifiers.witness import Relaxation, parallel, sufficient
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ class WongKolter(MarginCertifier[NetworkState]):
         dual = DualNetwork.of(state.network, rows, len(state.network.layers) - 1, bounds)
         at_x = dual.constant + dual.relus - _times(dual.nu_hat_1, region.x)
         return Bounds.linear(-dual.nu_hat_1, at_x, state.threat, region.x, eps)
+
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """The dual network's bounds; its lines below ReLUs are parallel to those above."""
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds = layerwise(state.network, region)
+        rows, slopes = margin_rows(label, state.classifier.num_classes).to(x), parallel(bounds)
+        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True, eq=False)
