@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from certbench.certifier import MarginCertifier
-from certbench.checker import lipschitz, semidefinite
+from certbench.checker import lipschitz, rounding
 from certbench.checker.reading import Refused, array, written
 from certbench.errors import UnsupportedError
 from certbench.threat import ThreatModel
@@ -177,13 +177,13 @@ def test_indefinite_matrices_are_never_proved() -> None:
             values = np.concatenate([[least], 1 + rng.random(n - 1)])
             a = (basis * values) @ basis.T
             a = (a + a.T) / 2
-            assert semidefinite.positive_semidefinite(a, 0.0) <= (least > 0)
-            assert semidefinite.least_eigenvalue(a, least - 1e-12) <= least + 1e-15 * n
-            assert semidefinite.positive_semidefinite(a, 0.0) or least < 1e-9
-            assert not semidefinite.positive_semidefinite(a, abs(least) * 1.01 + 1e-15)
-    assert not semidefinite.positive_semidefinite(np.full((2, 2), np.nan), 0.0)
-    assert not semidefinite.positive_semidefinite(np.array([[1.0, 0.5], [0.0, 1.0]]), 0.0)
-    assert not semidefinite.positive_semidefinite(np.eye(2), math.nan)
+            assert rounding.positive_semidefinite(a, 0.0) <= (least > 0)
+            assert rounding.least_eigenvalue(a, least - 1e-12) <= least + 1e-15 * n
+            assert rounding.positive_semidefinite(a, 0.0) or least < 1e-9
+            assert not rounding.positive_semidefinite(a, abs(least) * 1.01 + 1e-15)
+    assert not rounding.positive_semidefinite(np.full((2, 2), np.nan), 0.0)
+    assert not rounding.positive_semidefinite(np.array([[1.0, 0.5], [0.0, 1.0]]), 0.0)
+    assert not rounding.positive_semidefinite(np.eye(2), math.nan)
 
 
 def test_skip_connections_are_refused(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 
 from certbench.checker.network import Layer, Network
 from certbench.checker.reading import Claim, Refused, array, fields, items, number
-from certbench.checker.rounding import TINY, UNIT, gamma, norm_up, product_up, up
-from certbench.checker.semidefinite import positive_semidefinite, raised
+from certbench.checker.rounding import TINY, UNIT, gamma, norm_up, positive_semidefinite, product_up, raised, up
 
 SIDE = 2500
 """The largest matrix that is factorised."""

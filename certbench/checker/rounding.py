@@ -31,12 +31,6 @@ def product_up(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return up(a @ b, a.shape[-1] + 1)
 
 
-def affine_error(weight: np.ndarray, bias: np.ndarray, size: np.ndarray, relative: int = 0) -> np.ndarray:
-    """How far `weight @ h + bias`, computed in float64, can be off, |h| <= size; `relative` roundings made `weight`."""
-    moduli = up(product_up(np.abs(weight), size) + np.abs(bias))
-    return up(moduli * gamma(weight.shape[1] + 2 + relative)) + TINY
-
-
 def norm_up(a: np.ndarray, q: float) -> np.ndarray:
     """At least the q-norm of each row, q = 1, 2 or inf."""
     moduli = np.abs(a)
@@ -50,31 +44,36 @@ def norm_up(a: np.ndarray, q: float) -> np.ndarray:
     return up(up(np.sqrt(squares)) * unit[..., 0])
 
 
-def least_eigenvalue(a: np.ndarray, guess: float) -> float:
-    r"""A lower bound of the eigenvalues of a symmetric matrix: `guess` less a little, or -inf if that is too high.
+def raised(value: float, roundings: int = 1) -> float:
+    """`up` of one number."""
+    return float(up(np.array([value]), roundings)[0])
 
-    Whatever Cholesky's factorisation $L$ of $A - g I$ is worth, $A = g I + L L^T + R$ with the residual $R$ computed
-    here, and $L L^T$ has no negative eigenvalue. So the least one of $A$ is at least $g - ||R||_\infty$.
+
+def least_eigenvalue(a: np.ndarray, guess: float) -> float:
+    r"""At most the least eigenvalue of a symmetric matrix: `guess` less a little, or -inf if that is too high.
+
+    Whatever the factor L of $A - g I$ is worth, $A = g I + L L^T + R$ with the residual R computed here, and $L L^T$
+    has no negative eigenvalue. So the least of A is at least $g - ||R||_F$. Rounding adds to the residual at most
+    $\gamma_{n+6} (|L| |L|^T + |A| + |g| I)$, of Frobenius norm at most $\gamma_{n+6} (||L||_F^2 + ||A||_F + |g| n)$.
     """
     n = len(a)
-    if a.shape != (n, n) or not np.isfinite(a).all() or not np.isfinite(guess) or not np.array_equal(a, a.T):
+    if not (np.isfinite(a).all() and np.isfinite(guess) and np.array_equal(a, a.T)):
         return -np.inf
+    shift = guess * np.eye(n)
     try:
-        factor = np.tril(np.linalg.cholesky(a - guess * np.eye(n)))
+        factor = np.tril(np.linalg.cholesky(a - shift))
     except np.linalg.LinAlgError:
         return -np.inf
-    back = factor @ factor.T
-    residual = np.abs(a - back - guess * np.eye(n))
-    moduli = product_up(np.abs(factor), np.abs(factor).T) + np.abs(a) + abs(guess) * np.eye(n)
-    rounding = up(up(moduli, 3) * gamma(n + 6))
-    off = up(up(residual + rounding).sum(axis=1), n).max() if n else 0.0
-    found = float(guess - off)
-    found -= abs(found) * 4 * UNIT + TINY
+    residual, inner, outer = (
+        float(norm_up(part.reshape(1, -1), 2.0)[0]) for part in (a - shift - factor @ factor.T, factor, a)
+    )
+    off = 1.01 * residual + 1.01 * gamma(n + 6) * (inner**2 + outer + abs(guess) * n) + TINY
+    found = guess - off - 1e-15 * (abs(guess) + off)
     return found if np.isfinite(found) else -np.inf
 
 
-def proved_positive_definite(a: np.ndarray, error: float = 0.0) -> bool:
-    """Whether every symmetric matrix within `error` of `a`, in the 2-norm, is proved to be positive definite."""
-    size = float(np.abs(np.diag(a)).max(initial=0.0))
-    guess = error + 8 * (len(a) + 8) ** 2 * UNIT * size + 4 * TINY
-    return bool(np.isfinite(error) and error >= 0 and least_eigenvalue(a, guess) > error)
+def positive_semidefinite(a: np.ndarray, error: float) -> bool:
+    """Whether every symmetric matrix within `error` of `a`, in the 2-norm, is proved to have no negative eigenvalue."""
+    trace = float(np.abs(np.diag(a)).sum())
+    guess = 1.01 * error + 1.3 * gamma(len(a) + 6) * (trace + float(np.sqrt(np.square(a).sum()))) + TINY
+    return bool(np.isfinite(error) and least_eigenvalue(a, guess) >= error)

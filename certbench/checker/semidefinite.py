@@ -15,7 +15,7 @@ import numpy as np
 from certbench.checker.network import Layer, Network
 from certbench.checker.reading import Claim, Refused, array, fields, items, number
 from certbench.checker.relaxation import Prover, Region
-from certbench.checker.rounding import TINY, UNIT, gamma, norm_up, product_up, up
+from certbench.checker.rounding import TINY, UNIT, gamma, least_eigenvalue, product_up, raised, up
 
 
 def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> str | None:
@@ -142,11 +142,6 @@ class Relaxation:
         return found if np.isfinite(found) else -np.inf
 
 
-def raised(value: float, roundings: int = 1) -> float:
-    """`up` of one number."""
-    return float(up(np.array([value]), roundings)[0])
-
-
 def _through(layer: Layer, value: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An affine layer of functions."""
     moduli, size = np.abs(layer.weight), up(np.abs(value) + off)
@@ -156,33 +151,3 @@ def _through(layer: Layer, value: np.ndarray, off: np.ndarray) -> tuple[np.ndarr
     z[:, 0] += layer.bias
     error[:, 0] += layer.bias_error + 2 * UNIT * np.abs(layer.bias) + 2 * UNIT * np.abs(z[:, 0])
     return z, up(error, 8)
-
-
-def least_eigenvalue(a: np.ndarray, guess: float) -> float:
-    r"""At most the least eigenvalue of a symmetric matrix: `guess` less a little, or -inf if that is too high.
-
-    Whatever the factor L of $A - g I$ is worth, $A = g I + L L^T + R$ with the residual R computed here, and $L L^T$
-    has no negative eigenvalue. So the least of A is at least $g - ||R||_F$. Rounding adds to the residual at most
-    $\gamma_{n+6} (|L| |L|^T + |A| + |g| I)$, of Frobenius norm at most $\gamma_{n+6} (||L||_F^2 + ||A||_F + |g| n)$.
-    """
-    n = len(a)
-    if not (np.isfinite(a).all() and np.isfinite(guess) and np.array_equal(a, a.T)):
-        return -np.inf
-    shift = guess * np.eye(n)
-    try:
-        factor = np.tril(np.linalg.cholesky(a - shift))
-    except np.linalg.LinAlgError:
-        return -np.inf
-    residual, inner, outer = (
-        float(norm_up(part.reshape(1, -1), 2.0)[0]) for part in (a - shift - factor @ factor.T, factor, a)
-    )
-    off = 1.01 * residual + 1.01 * gamma(n + 6) * (inner**2 + outer + abs(guess) * n) + TINY
-    found = guess - off - 1e-15 * (abs(guess) + off)
-    return found if np.isfinite(found) else -np.inf
-
-
-def positive_semidefinite(a: np.ndarray, error: float) -> bool:
-    """Whether every symmetric matrix within `error` of `a`, in the 2-norm, is proved to have no negative eigenvalue."""
-    trace = float(np.abs(np.diag(a)).sum())
-    guess = 1.01 * error + 1.3 * gamma(len(a) + 6) * (trace + float(np.sqrt(np.square(a).sum()))) + TINY
-    return bool(np.isfinite(error) and least_eigenvalue(a, guess) >= error)
