@@ -74,7 +74,9 @@ def perturb(
         logits = base.module(noisy).view(draws, len(x), -1)
         own = logits.log_softmax(dim=2)[:, torch.arange(len(x)), label]
         likelihood = own.logsumexp(dim=0)
-        (gradient,) = torch.autograd.grad(likelihood.sum(), change)
+        gradient = torch.zeros_like(change)  # of a classifier that has none, too
+        if likelihood.requires_grad:
+            (gradient,) = torch.autograd.grad(likelihood.sum(), change)
         with torch.no_grad():
             better = likelihood < least
             best = torch.where(better.view(view), change, best)
@@ -82,7 +84,7 @@ def perturb(
             if step == steps:
                 break
             stuck = ~gradient.flatten(1).any(dim=1)
-            if bool(stuck.any()):  # saturated: any direction is as good
+            if bool(stuck.any()):  # any direction is as good
                 gradient[stuck] = torch.randn(gradient[stuck].shape, generator=generator).to(images)
             pace = (2 * reach / steps).view(view)
             change = project(change - pace * _unit(gradient, threat.p), threat, reach)
