@@ -124,6 +124,7 @@ def test_benchmarks_carry_cost_and_tightness_in_one_file(
 ) -> None:
     pytest.importorskip("pytest_benchmark")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # beside others it would measure nothing
     pytester.makeconftest("from certbench.pytest_plugin import certified_radii")
     sides = []
     for name, radius in (("old", 0.5), ("new", 0.4)):
