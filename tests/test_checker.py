@@ -559,3 +559,14 @@ def test_a_run_is_exported_and_what_is_not_its_own_is_refused(tmp_path: Path) ->
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="is not the one of this run"):
         export.run(folder, into, Console(file=said))
+
+
+def test_what_a_file_says_stays_on_its_line(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Out:
+        print = said.append
+
+    (tmp_path / "a.json").write_text(json.dumps({"x\nb.json: accepted\n\x1b[1m\ud800": 1}))
+    assert checker.run([tmp_path / "a.json"], Out()) == 2
+    assert len(said) == 2 and said[0].isprintable() and r"x\nb.json: accepted\n\x1b[1m\ud800" in said[0]

@@ -42,6 +42,23 @@ def test_agrees_with_the_certifier(certifier: MarginCertifier[Any], p: float, tm
         assert count >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "certifier", [LipschitzMargin(), Eclipse(), LipSDP(iterations=30)], ids=lambda c: type(c).__name__
+)
+def test_agrees_on_a_thousand(certifier: MarginCertifier[Any], tmp_path: Path) -> None:
+    count = 0
+    for p in NORMS:
+        for classifier in (checking.perceptron(9, 8, 7, 4), checking.convolution()):
+            read = checking.read(classifier, tmp_path)
+            for claim, evidence in checking.made(
+                certifier, classifier, ThreatModel(p), checking.inputs(classifier, 180)
+            ):
+                assert checking.refused(lipschitz, claim, evidence, read) == ""
+                count += 1
+    assert count >= 1000
+
+
 @pytest.fixture(params=NORMS)
 def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, ...]:
     """A claim, its evidence, that of LipSDP for its own, and the network."""

@@ -68,13 +68,18 @@ def run(files: Sequence[Path | str], out: Any) -> int:
         found = sorted(part for part in path.glob("*.json") if not part.name.startswith("network-"))
         for file in found if path.is_dir() else [path]:
             verdict = check(file)
-            out.print(f"{file}: {verdict.status}: {verdict.reason}")
+            out.print(_one_line(f"{file}: {verdict.status}: {verdict.reason}"))
             worst, count = max(worst, EXITS[verdict.status]), count + verdict.accepted
         if path.is_dir() and not found:
-            out.print(f"{path}: unreadable: a folder without certificates")
+            out.print(_one_line(f"{path}: unreadable: a folder without certificates"))
             worst = max(worst, EXITS["unreadable"])
     out.print(f"{count} accepted")
     return worst
+
+
+def _one_line(words: str) -> str:
+    """Text without what a terminal acts upon: a file that is read must not write lines of its own."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
 
 
 def _check(path: Path) -> tuple[Claim, str | None]:
@@ -118,6 +123,8 @@ def _network(folder: Path, claim: Claim) -> network.Network:
         raise Unreadable("claim.logits must have a number for each output")
     if not (np.abs(claim.logits - logits) <= 1e-9 * np.abs(logits).max()).all():
         raise Refused("claim.logits are not those of the network at the input")
+    if int(np.argmax(claim.logits)) != claim.prediction:
+        raise Refused("claim.prediction is not the largest of claim.logits")
     return found
 
 

@@ -24,7 +24,7 @@ TERMS = 10**6
 """The most terms of a series; a tail that needs more is taken for 1."""
 SMALLEST = Fraction(1, 10**25)
 """Probabilities closer to 0 or 1 prove nothing here."""
-LARGEST = 10**6
+LARGEST = 2 * 10**5
 """The most dimensions."""
 SAMPLED = ("kind", "counts", "selection", "n", "alpha", "rule", "p_lower", "p_upper", "seed")
 
@@ -163,11 +163,8 @@ def _gaussian(p_lower: Fraction, p_upper: Fraction, sigma: Decimal, claim: Claim
 
 def _laplace(p_lower: Fraction, p_upper: Fraction, b: Decimal, claim: Claim) -> dict[float, Decimal]:
     """L1: half the difference of quantiles; Linf: of `height`s."""
-    d = len(claim.input)
-    return {
-        1.0: _half(b, height(p_lower, 1), height(1 - p_upper, 1)),
-        math.inf: _half(b, height(p_lower, d), height(1 - p_upper, d)),
-    }
+    norms = {1.0: 1} if claim.norm == 1 else {1.0: 1, math.inf: len(claim.input)}  # in L1 nothing is larger
+    return {norm: _half(b, height(p_lower, d), height(1 - p_upper, d)) for norm, d in norms.items()}
 
 
 def _uniform(p_lower: Fraction, p_upper: Fraction, half_side: Decimal, claim: Claim) -> dict[float, Decimal]:

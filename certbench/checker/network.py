@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from certbench.checker.reading import Refused, Unreadable, array, fields, items, parse, text, whole
-from certbench.checker.rounding import gamma, product_up, up
+from certbench.checker.rounding import TINY, gamma, product_up, up
 
 ENTRIES = 2**27
-"""The largest matrix that is written out: 1 GiB."""
+"""The most entries of all matrices that are written out: 1 GiB."""
 
 PARAMETERS = {
     "dense": ("weight", "bias"),
@@ -124,7 +124,7 @@ def _then(first: Layer | None, node: Node) -> Layer:
     """An affine map after another one."""
     weight, bias = node.rows(np.arange(node.size)), node.bias
     off = 2 * gamma(node.roundings)
-    error, bias_error = off * np.abs(weight), off * np.abs(bias)
+    error, bias_error = off * np.abs(weight), off * np.abs(bias) + (TINY if node.roundings else 0.0)
     if first is None:
         return Layer(weight, error, bias, bias_error)
     far, sums = np.abs(weight), gamma(weight.shape[1] + 2)
@@ -150,6 +150,8 @@ def read(path: Path, digest: str) -> Network:
     found = [Node("input", (), math.prod(sizes))]
     for i, node in enumerate(items(nodes, "network.nodes"), 1):
         found.append(_node(node, f"node {i}", found))
+        if sum(part.weight.size for part in found) > ENTRIES:
+            raise Unreadable("the network is larger than this checker follows")
     return Network(tuple(found), sizes)
 
 
