@@ -7,7 +7,7 @@ the search had it from a larger ball, the claim is lowered, to no less than `LEA
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,9 @@ LEAST = 0.999
 
 REGIONS = (1.0, 1.001, 1.01, 1.05, 0.9999, LEAST)
 """Radii, relative to the stored one, of the balls for which a witness is asked, until one carries the stored radius."""
+
+LOWER = (1.0, 0.9999, LEAST)
+"""Likewise, the radii that are claimed of a witness of another kind, until it carries one."""
 
 WIDER = 1e-11
 """By how much claimed bounds stand off those proved here, relatively: another machine rounds otherwise."""
@@ -94,12 +97,41 @@ class Exporter:
             logits=None if smoothed else self.network[0].evaluate(values.reshape(-1)),
             shape=values.shape,
         )
-        if smoothed:
-            evidence: dict[str, Any] = {"kind": "counts", **row.evidence}
-        else:
-            if not isinstance(certifier, MarginCertifier):
-                raise UnsupportedError(f"{row.certifier} has no evidence that certbench check could verify")
-            claim, evidence = self.proved(certifier, state, claim, x)
+        first = ""
+        for lowered, evidence in self.candidates(certifier, state, claim, x, row):
+            path = self.put(lowered, evidence, row)
+            verdict = check(path)
+            if verdict.accepted:
+                return path, lowered.radius
+            path.unlink()
+            first = first or verdict.reason
+        raise UnsupportedError(f"its evidence does not carry the claim: {first}")
+
+    def candidates(
+        self, certifier: Certifier[Any], state: Any, claim: Claim, x: torch.Tensor, row: Row
+    ) -> Iterator[tuple[Claim, dict[str, Any]]]:
+        """The claim, lowered where its evidence carries less, and that evidence.
+
+        Raises:
+            UnsupportedError: there is none.
+        """
+        if claim.subject == "smoothed":
+            yield claim, {"kind": "counts", **row.evidence}
+            return
+        if not isinstance(certifier, MarginCertifier):
+            raise UnsupportedError(f"{row.certifier} has no evidence that certbench check could verify")
+        for factor in LOWER:  # a solver asked again may not find again what it found in the search
+            lowered = replace(claim, radius=claim.radius * factor)
+            at = torch.tensor([lowered.radius], dtype=torch.float64)
+            witness = certifier.witness(state, x[None].double(), torch.tensor([claim.prediction]), at)
+            if isinstance(witness, Relaxation):
+                yield self.proved(certifier, state, claim, x)
+                return
+            yield lowered, dict(witness)
+
+    def put(self, claim: Claim, evidence: Mapping[str, Any], row: Row) -> Path:
+        """Write a file, sealed."""
+        values = claim.input.reshape(claim.shape)
         content = {
             "format": "certbench-certificate",
             "version": reading.VERSION,
@@ -111,7 +143,7 @@ class Exporter:
                 },
                 "input": {"array": written(values), "sha256": reading.input_hash(values.shape, values)},
                 "norm": f"{claim.norm:g}",
-                "domain": None if domain is None else list(domain),
+                "domain": None if claim.domain is None else list(claim.domain),
                 "prediction": claim.prediction,
                 "radius": claim.radius,
                 "guarantee": claim.guarantee,
@@ -131,11 +163,7 @@ class Exporter:
         name = f"{row.model}-{row.certifier}-L{row.norm:g}-{row.input}-{content['seal'][:8]}"
         path = self.folder / ("".join(c if c.isalnum() or c in "-+=.," else "_" for c in name) + ".json")
         _write(path, json.dumps(content, indent=1, allow_nan=False).encode())
-        verdict = check(path)
-        if not verdict.accepted:
-            path.unlink()
-            raise UnsupportedError(f"its evidence does not carry the claim: {verdict.reason}")
-        return path, claim.radius
+        return path
 
     def proved(
         self, certifier: MarginCertifier[Any], state: Any, claim: Claim, x: torch.Tensor
@@ -150,8 +178,6 @@ class Exporter:
         for factor in REGIONS:
             region = claim.radius * factor
             witness = certifier.witness(state, point, label, torch.tensor([region], dtype=torch.float64))
-            if not isinstance(witness, Relaxation):
-                return claim, dict(witness)
             best = max(best, relaxation(self.network[0], claim, witness, region), key=lambda found: found[0])
             if best[0] == claim.radius:
                 break
