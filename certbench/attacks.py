@@ -6,6 +6,7 @@ affords; `search` and `refute` are what the audit of a run adds.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ def search(
     steps: int = 100,
     seed: int = 0,
     known: Mapping[ThreatModel, Counterexamples] | None = None,
+    deadline: float = math.inf,
 ) -> tuple[Found, dict[str, str]]:
     """Attack with everything: what `attack` has; FGSM, DeepFool, EAD, FMN in L0, the boundary attack, L-BFGS, greedy.
 
@@ -117,6 +119,7 @@ def search(
         steps: of each attack.
         seed: of the attacks' random starts; torch's and numpy's global generators are left as they were.
         known: points to begin with; they are replayed, too.
+        deadline: of `time.monotonic`, after which no attack begins.
 
     Returns:
         What was found, and why attacks failed, if any did: the others go on.
@@ -131,9 +134,13 @@ def search(
         try:
             for name, points in _battery(classifier, hunt.x, hunt.label, threats, bounds, steps):
                 hunt.offer(name, points)
+                if time.monotonic() > deadline:
+                    break
         except Exception as error:
             _note(failed, "FMN, DDN, C&W, PGD", error)
         for name, method in _more(classifier, hunt, steps):
+            if time.monotonic() > deadline:
+                break
             try:
                 hunt.offer(name, method())
             except Exception as error:  # one attack that does not work here stops no other
@@ -153,6 +160,7 @@ def refute(
     restarts: int = 4,
     seed: int = 0,
     known: Mapping[ThreatModel, Counterexamples] | None = None,
+    deadline: float = math.inf,
 ) -> Counterexamples:
     """Look for counterexamples within a radius of each input's own: PGD on the margin to one rival after another.
 
@@ -169,6 +177,7 @@ def refute(
         restarts: descents.
         seed: of starts.
         known: points to begin with.
+        deadline: of `time.monotonic`, after which no descent begins.
     """
     hunt = _Hunt.of(classifier, x, (threat,), bounds)
     points = [found.point.to(hunt.x) for found in (known or {}).values()]
@@ -179,6 +188,8 @@ def refute(
     others = hunt.exact(hunt.x).scatter(1, hunt.label[:, None], -math.inf).argsort(dim=1, descending=True)
     rivals = others.shape[1] - 1
     for restart in range(restarts):
+        if time.monotonic() > deadline:
+            break
         rival = others[:, restart % rivals]
         if threat.p == 0:
             changes = int(reach.max().clamp(max=float(hunt.x[0].numel())))

@@ -1,6 +1,7 @@
 """The audit of a run: what a battery of attacks finds against each of its certificates.
 
-Keys prove that the model and the data at hand are those of the run. Every input then gets the battery of
+Keys prove that the model and the data at hand are those of the run. Radii that rest on bounds of margins are bounded
+again (`rebound`), those that rest on counts are held against these (`recount`). Every input then gets the battery of
 `attacks.search` in all norms at once; what is left of the budget goes where certificate and attack are close, first
 into a direct attempt to refute each claim inside its ball. Closer points are stored with the run, so that its rows,
 tables and reports show them. Smoothed classifiers have a test of their own, see `smoothed_attack`.
@@ -16,21 +17,24 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from certbench import benchmark, options, registry, smoothed_attack
-from certbench.audit_base import BaseAudit, press
-from certbench.audit_output import UNREACHED, Result, record, show
+from certbench import benchmark, options, recount, registry, smoothed_attack
+from certbench.audit_base import BaseAudit, distances, press
+from certbench.audit_output import UNBOUND, UNPROVED, UNREACHED, Result, record, show
 from certbench.cross_audit import examine
-from certbench.errors import CertbenchError, ConfigError
+from certbench.errors import CertbenchError, ConfigError, UnsupportedError
 from certbench.float_audit import FloatAudit, float_audit
+from certbench.rebound import rebound
+from certbench.rows import Row
 from certbench.store import Store
 from certbench.stored_run import Entry, StoredRun, load
 from certbench.terms import ABSTAIN, Subject
 from certbench.verifiers.smoothing import Smoothing
 
 SMOOTHED_BATCH = 16
+BOUNDS_SHARE, SMOOTHED_SHARE = 0.25, 0.33
+"""Of the budget, at most, for bounds; of the rest, kept for attacks on smoothed classifiers, where there are any."""
 DRAWS, LEVEL = 10_000, 0.001
 """Of PREDICT: its draws, and the largest level at which it names a class."""
-UNPROVED = "by its key, the row is of another model, input or version of the certifier"
 
 
 def run(
@@ -53,28 +57,36 @@ def run(
         steps: of each attack.
         seed: of the attacks' starts and of the draws that judge smoothed classifiers.
         only: one certifier, by its name or by its label in tables.
-        seconds: budget of the attacks; what was not reached within it is listed, and the exit code is then 5.
+        seconds: budget of bounds and attacks; what was not reached within it is listed, and the exit code is then 5.
+            No attack or batch of bounds begins afterwards, but one that has begun is not cut off.
         floats: also audit what rounding does to the bounds of margins, which takes some twenty bounds per row.
 
     Returns:
-        0 fine; 1 an order of certifiers that is a theorem does not hold; 3 a certificate is refuted; 5 something was
-        not reached, or an attack failed.
+        0 fine; 1 an order of certifiers that is a theorem does not hold; 3 a certificate is refuted, or not proved by
+        its own method; 5 rows are missing, something was not reached or not confirmed, or an attack failed.
 
     Raises:
-        ConfigError: no run, or the model or data at hand are not those of the run.
+        ConfigError: no run, or none of its rows has been computed; or the model or data at hand are not those of it.
         StoreError: the run cannot be read or written.
     """
     start = time.monotonic()
     opened = load(folder)
     entries = _chosen(opened, inputs, only)
-    result = Result(skipped=[(entry.row, UNPROVED) for entry in entries if not opened.proves(entry)])
-    entries = [entry for entry in entries if opened.proves(entry)]
+    keys = {entry.key for entry in entries if opened.proves(entry)}
+    result = Result(skipped=[(entry.row, UNPROVED) for entry in entries if entry.key not in keys])
+    entries = [entry for entry in entries if entry.key in keys]
     smoothed = [entry for entry in entries if entry.row.subject is Subject.SMOOTHED]
     base = [entry for entry in entries if entry.row.subject is Subject.BASE]
     store = Store(folder / "results.db")
     with out.status("attacks") as status:
         try:
             deadline = start + seconds
+            result.missing = store.missing()
+            for entry in smoothed:
+                reason = recount.wrong(entry.row, opened.inputs[entry.row.input].flatten().tolist())
+                result.recounted += [] if reason is None else [(entry.row, reason)]
+            status.update("bounds")
+            _rebound(opened, base, result, start + BOUNDS_SHARE * seconds)
             audits = [
                 BaseAudit(
                     opened, name, [entry for entry in base if entry.row.model == name], store, steps, seed, result
@@ -82,25 +94,28 @@ def run(
                 for name in dict.fromkeys(entry.row.model for entry in base)
             ]
             for audit in audits:
+                audit.know(store.counterexamples(), store.attacked())
+            attacked = _share(deadline, 1 - SMOOTHED_SHARE if smoothed and base else 1.0)
+            for audit in audits:
                 status.update(f"attacks on {audit.model.name}")
-                audit.know(store.counterexamples())
-                audit.sweep(deadline)
+                audit.sweep(attacked)
             status.update("attacks where certificates are close")
-            left = max(0.0, deadline - time.monotonic())
-            press(audits, deadline - left / 2 if smoothed else deadline)
-            for group in _groups(smoothed):
+            press(audits, attacked)
+            groups = _groups(smoothed)
+            for number, group in enumerate(groups):
                 status.update(f"attacks on {group[0].row.certifier} of {group[0].row.model}")
-                _test(opened, group, result, steps, seed, deadline)
-            rows = store.rows()
+                _test(opened, group, result, steps, seed, _share(deadline, 1 / (len(groups) - number)))
+            keyed, stated = store.keyed_rows(), store.attacked()
+            known = distances(opened, (Entry(*one) for one in keyed if one[0].subject is Subject.BASE), store)
         finally:
             store.close()
-    fresh = {(row.model, row.certifier, row.norm, row.input): row for row in rows}
+    fresh = {(row.model, row.certifier, row.norm, row.input): row for row, _, _ in keyed}
     for audit in audits:
         audit.conclude(fresh)
-    names = {row.certifier for row in rows if only in (None, row.certifier, row.spec.get("name"))}
-    refuting = (  # what is no counterexample when replayed refutes nothing
-        replace(row, upper=math.inf) if (row.model, row.norm, row.input) in result.unconfirmed else row
-        for row in rows
+    names = {row.certifier for row in fresh.values() if only in (None, row.certifier, row.spec.get("name"))}
+    refuting = (  # a point counts at its own distance; a certifier's own answer counts as stored
+        replace(row, upper=known.get(key, math.inf)) if row.upper >= stated.get(key, math.inf) else row
+        for row, _, key in keyed
         if inputs is None or row.input < inputs
     )
     crossed = examine(refuting)
@@ -117,6 +132,8 @@ def run(
 
 def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[Entry]:
     """The rows that are asked for, of which at least the counterexamples are those of this model and these data."""
+    if not opened.entries:
+        raise ConfigError(f"none of the rows of {opened.folder} has been computed; run the suite first")
     names = {entry.row.certifier for entry in opened.entries}
     names |= {str(entry.row.spec.get("name")) for entry in opened.entries}
     if only is not None and only not in names:
@@ -127,9 +144,55 @@ def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[Ent
         if only in (None, entry.row.certifier, entry.row.spec.get("name"))
         and (inputs is None or entry.row.input < inputs)
     ]
+    if not entries:
+        raise ConfigError("none of the rows that are asked for has been computed", ("inputs",))
     for entry in entries:
         opened.check(entry)
     return entries
+
+
+def _share(deadline: float, part: float) -> float:
+    """The time at which so much of what is left until a deadline is spent."""
+    now = time.monotonic()
+    return now + part * (deadline - now) if deadline > now else deadline
+
+
+def _rebound(opened: StoredRun, entries: list[Entry], result: Result, deadline: float) -> None:
+    """Bound the margins at claimed radii again, those first that took the least time."""
+    current = []
+    for entry in entries:
+        try:
+            if entry.row.radius > 0 and entry.row.prediction != ABSTAIN and opened.certifier(entry):
+                current.append(entry)
+        except CertbenchError as error:  # another version, that may have proved more
+            result.bounds[entry.row.model, entry.row.certifier, entry.row.norm] = str(error)
+    groups = _groups(current)
+    for group in sorted(groups, key=lambda group: group[0].row.prepare_seconds + sum(e.row.seconds for e in group)):
+        first, rows = group[0].row, [entry.row for entry in group]
+        x = opened.inputs[[row.input for row in rows]]
+        radius, beside = torch.tensor([[row.radius, _gave_up(row)] for row in rows], dtype=torch.float64).T
+        key = first.model, first.certifier, first.norm
+        try:
+            found = rebound(
+                opened.certifier(group[0]), opened.models[first.model], x, group[0].threat, radius,
+                seed=opened.settings.seed, beside=beside, deadline=deadline,
+            )  # fmt: skip
+        except UnsupportedError as error:
+            result.bounds[key] = str(error)
+            continue
+        except Exception as error:  # the classifier is anybody's
+            result.failed[f"bounds of {first.certifier} on {first.model}, L{first.norm:g}"] = _reason(error)
+            continue
+        result.bounds[key] = found
+        (result.unproved if found.repeatable else result.unrepeated).extend(rows[i] for i in found.unproved)
+        result.skipped += [(rows[i], UNBOUND) for i in found.unreached]
+
+
+def _gave_up(row: Row) -> float:
+    """The radius at which the bounds failed, by the evidence; it is no more than one more radius to look at."""
+    bracket = row.evidence.get("bracket")
+    value = bracket[1] if isinstance(bracket, list) and len(bracket) == 2 else math.inf
+    return float(value) if isinstance(value, int | float) else math.inf
 
 
 def _round(opened: StoredRun, group: list[Entry], result: Result) -> None:
@@ -141,9 +204,13 @@ def _round(opened: StoredRun, group: list[Entry], result: Result) -> None:
         found: FloatAudit | str = float_audit(
             options.build(first.spec), opened.models[first.model], x, group[0].threat, radius
         )
-    except CertbenchError as error:
-        found = str(error)
+    except Exception as error:  # the classifier is anybody's
+        found = _reason(error)
     result.floats[first.model, first.certifier, first.norm] = found
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, CertbenchError) else f"{type(error).__name__}: {error}"
 
 
 def _groups(entries: list[Entry]) -> list[list[Entry]]:
@@ -156,7 +223,7 @@ def _groups(entries: list[Entry]) -> list[list[Entry]]:
 def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, seed: int, deadline: float) -> None:
     """Attack the certificates of one smoothed classifier inside their radii, and let PREDICT judge."""
     first = group[0]
-    claims = [entry for entry in group if entry.row.radius > 0]
+    claims = [entry for entry in group if entry.row.radius > 0 and entry.row.prediction != ABSTAIN]
     if not claims:
         return
 
@@ -173,7 +240,7 @@ def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, see
     classifier, level = opened.models[first.row.model], min(certifier.alpha, LEVEL)
     span = float(opened.inputs.max() - opened.inputs.min()) or 1.0
     most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away
-    labels, answers = [], []
+    labels, answers, hits = [], [], []
     for start in range(0, len(claims), SMOOTHED_BATCH):
         if time.monotonic() > deadline:
             skip(claims[start:], UNREACHED)
@@ -194,9 +261,12 @@ def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, see
             break
         labels.append(label)
         answers.append(answer)
-        hits = ((answer != label) & (answer != ABSTAIN)).tolist()
-        result.hits += [entry.row for entry, hit in zip(part, hits, strict=True) if hit]
+        wrong = ((answer != label) & (answer != ABSTAIN)).tolist()
+        hits += [entry.row for entry, hit in zip(part, wrong, strict=True) if hit]
     if labels:
-        tried = len(group) - len(claims) + sum(map(len, labels))
-        test = smoothed_attack.conclude(certifier, tried, torch.cat(labels), torch.cat(answers), level=level)
+        left = {entry.row.input for entry in claims[sum(map(len, labels)) :]}
+        tried = frozenset(entry.row.input for entry in group) - left
+        test = smoothed_attack.conclude(certifier, len(tried), torch.cat(labels), torch.cat(answers), level=level)
+        test = replace(test, inputs=tried, hits=frozenset(row.input for row in hits))
         result.tests[first.row.model, first.row.certifier, first.row.norm] = test
+        result.hits += hits

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from certbench.attacks import INSIDE, Counterexamples, Found, refute, replay, search
 from certbench.audit_output import UNREACHED, Result
+from certbench.classifier import Classifier
 from certbench.errors import StoreError
 from certbench.rows import Row
 from certbench.store import Counterexample, Store
@@ -45,34 +46,31 @@ class BaseAudit:
         # Without a domain a certificate speaks of all points, also of those that are no images.
         self.box = opened.settings.domain or (low - span, high + span)
 
-    def know(self, stored: Mapping[str, tuple[str, bytes]]) -> None:
-        """Take up the run's own counterexamples, those that are some."""
+    def know(self, stored: Mapping[str, tuple[str, bytes]], distances: Mapping[str, float]) -> None:
+        """Take up the run's own counterexamples, those that are some; none counts as closer than its point is."""
         for threat in self.threats:
-            points, names = self.x.clone(), [""] * len(self.x)
-            for i in range(len(self.x)):
-                attack, point = stored.get(self.keys.get((threat, i), ""), ("", b""))
-                if len(point) == 8 * self.x[i].numel():
-                    points[i] = torch.from_numpy(np.frombuffer(point, dtype=np.float64).copy()).view(self.x[i].shape)
-                    names[i] = attack
-            far = torch.full((len(self.x),), math.inf, dtype=torch.float64)
-            self.found |= replay(self.model, self.x, threat, Counterexamples(far, points, tuple(names)))
-            for i, name in enumerate(names):
-                if name and not self.found[threat].distance[i].isfinite():
+            keys = [self.keys.get((threat, i), "") for i in range(len(self.x))]
+            self.found[threat] = _replayed(self.model, self.x, threat, keys, stored)
+            for i, key in enumerate(keys):
+                if distances.get(key, math.inf) * (1 + 1e-9) < self.found[threat].distance[i]:
                     self.result.unconfirmed.append((self.model.name, threat.p, self.indices[i]))
 
     def sweep(self, deadline: float) -> None:
-        """The whole battery, once for every input."""
-        for start in range(0, len(self.x), BATCH):
+        """The whole battery, once for every input that has not had it yet."""
+        left = [i for i in range(len(self.x)) if i not in self.reached]
+        for start in range(0, len(left), BATCH):
             if time.monotonic() > deadline:
                 return
-            rows = list(range(start, min(start + BATCH, len(self.x))))
+            rows = left[start : start + BATCH]
             known = {threat: found.at(rows) for threat, found in self.found.items()}
             found, failed = search(
-                self.model, self.x[rows], self.threats, self.box, steps=self.steps, seed=self.seed, known=known
-            )
+                *(self.model, self.x[rows], self.threats, self.box),
+                steps=self.steps, seed=self.seed, known=known, deadline=deadline,
+            )  # fmt: skip
             self.result.failed |= {f"{name} on {self.model.name}": reason for name, reason in failed.items()}
             self.take(rows, found)
-            self.reached |= set(rows)
+            if time.monotonic() <= deadline:  # else some attacks were left out
+                self.reached |= set(rows)
 
     def claims(self, threat: ThreatModel) -> dict[str, Tensor]:
         """What each certifier claims in a norm: radii by input, 0 where it says nothing."""
@@ -111,6 +109,7 @@ class BaseAudit:
                 found = refute(
                     self.model, self.x[part], threat, eps, self.box,
                     steps=self.steps, restarts=4 + 2 * self.rounds, seed=self.seed + self.rounds, known=known,
+                    deadline=deadline,
                 )  # fmt: skip
                 gain |= self.take(part, {threat: found})
         return gain
@@ -142,6 +141,8 @@ class BaseAudit:
             distance = float(self.found[entry.threat].distance[i])
             if row.upper > distance:
                 raise StoreError(f"a counterexample of {row.model}, input {row.input}, was not read again as stored")
+            if (row.model, row.norm, row.input) in self.result.unconfirmed:
+                row = replace(row, upper=distance)
             self.result.rows.append(row)
             if i not in self.reached:
                 self.result.skipped.append((row, UNREACHED))
@@ -151,6 +152,34 @@ class BaseAudit:
                 self.result.refuted.append(row)
         for found in self.found.values():
             self.result.credits.update(name for name in found.attack if name)
+
+
+def distances(opened: StoredRun, entries: Iterable[Entry], store: Store) -> dict[str, float]:
+    """How far the stored counterexamples of these rows are, replayed, by their keys; inf for one that is none."""
+    stored, found = store.counterexamples(), dict[str, float]()
+    groups: dict[tuple[str, ThreatModel], dict[str, int]] = defaultdict(dict)
+    for entry in entries:
+        if entry.row.model in opened.models and 0 <= entry.row.input < len(opened.inputs):
+            groups[entry.row.model, entry.threat][entry.attack] = entry.row.input
+    for (model, threat), inputs in groups.items():
+        x = opened.inputs[list(inputs.values())]
+        again = _replayed(opened.models[model], x, threat, list(inputs), stored)
+        found |= dict(zip(inputs, again.distance.tolist(), strict=True))
+    return found
+
+
+def _replayed(
+    model: Classifier, x: Tensor, threat: ThreatModel, keys: Sequence[str], stored: Mapping[str, tuple[str, bytes]]
+) -> Counterexamples:
+    """The points that are stored under these keys, one for each input, as far as they are counterexamples."""
+    points, names = x.clone(), [""] * len(x)
+    for i, key in enumerate(keys):
+        attack, point = stored.get(key, ("", b""))
+        if len(point) == 8 * x[i].numel():
+            points[i] = torch.from_numpy(np.frombuffer(point, dtype=np.float64).copy()).view(x[i].shape)
+            names[i] = attack
+    far = torch.full((len(x),), math.inf, dtype=torch.float64)
+    return replay(model, x, threat, Counterexamples(far, points, tuple(names)))[threat]
 
 
 def press(audits: list[BaseAudit], deadline: float) -> None:

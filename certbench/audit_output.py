@@ -12,14 +12,18 @@ from rich.table import Table
 
 from certbench.cross_audit import Finding
 from certbench.float_audit import FloatAudit
+from certbench.rebound import Rebound
 from certbench.rows import Row
-from certbench.smoothed_attack import Test
+from certbench.smoothed_attack import Test, pooled
 from certbench.store import plain
 
 OK, VIOLATED, UNSOUND, INCOMPLETE = 0, 1, 3, 5
 SIGNIFICANT = 1e-3
-"""Probability that sound smoothed certificates are called unsound, in one audit; its tests share it."""
+"""Probability that sound smoothed certificates are called unsound, in one audit; half of it is shared by the tests of
+each classifier, the other half is that of the test of all together."""
 UNREACHED = "the budget was spent before"
+UNBOUND = "the budget was spent before its bounds were computed again"
+UNPROVED = "by its key, the row is of another model, input or version of the certifier"
 
 
 @dataclass
@@ -29,13 +33,18 @@ class Result:
     Attributes:
         refuted: rows with a counterexample inside their ball, as read again from the store.
         misnamed: rows that certify a class which is not the base classifier's.
+        recounted: smoothed rows that their own counts do not prove, and why.
+        unproved: rows whose radius the certifier, whose bounds are the same each time, does not prove.
+        unrepeated: likewise, of certifiers whose bounds may be looser another time.
+        bounds: by model, certifier and norm, what came of bounding margins again, or why that was not done.
+        missing: rows of the run that have not been computed.
         rows: base rows that were audited, as read again.
         credits: which attack found the closest counterexample, and how often.
         closer: counterexamples stored because they were closer than what was known.
         tests: of smoothed certificates, by model, certifier and norm.
         hits: smoothed rows where PREDICT named another class inside the radius.
-        failed: attacks that failed, with the reason.
-        unconfirmed: stored counterexamples that are none when replayed: model, norm, input.
+        failed: attacks and bounds that failed, with the reason.
+        unconfirmed: stored counterexamples that are none when replayed, or farther away: model, norm, input.
         skipped: what was not audited, with the reason.
         crossed: rows that contradict one another, or an order that is a theorem.
         floats: by model, certifier and norm, what rounding does to bounds, or why that is not known.
@@ -43,6 +52,11 @@ class Result:
 
     refuted: list[Row] = field(default_factory=list)
     misnamed: list[Row] = field(default_factory=list)
+    recounted: list[tuple[Row, str]] = field(default_factory=list)
+    unproved: list[Row] = field(default_factory=list)
+    unrepeated: list[Row] = field(default_factory=list)
+    bounds: dict[tuple[str, str, float], Rebound | str] = field(default_factory=dict)
+    missing: int = 0
     rows: list[Row] = field(default_factory=list)
     credits: Counter[str] = field(default_factory=Counter)
     closer: int = 0
@@ -56,15 +70,32 @@ class Result:
 
     @property
     def inconsistent(self) -> list[tuple[str, str, float]]:
-        """Tests whose refutations chance does not explain; the significance is shared by all of them."""
-        return [key for key, test in self.tests.items() if test.p_value < SIGNIFICANT / len(self.tests)]
+        """Tests whose refutations chance does not explain."""
+        return [key for key, test in self.tests.items() if test.p_value < SIGNIFICANT / 2 / len(self.tests)]
+
+    @property
+    def together(self) -> float:
+        """The p-value of all tests together."""
+        return pooled([*self.tests.values()])
+
+    @property
+    def unsound(self) -> bool:
+        """Whether a certificate is refuted, or not proved by its own method."""
+        alone = self.refuted or self.misnamed or self.recounted or self.unproved
+        return bool(alone) or any(found.unsound for found in self.crossed) or self.chance
+
+    @property
+    def chance(self) -> bool:
+        """Whether more smoothed certificates are refuted than chance explains."""
+        return bool(self.inconsistent) or self.together < SIGNIFICANT / 2
 
     @property
     def code(self) -> int:
         """The exit code."""
-        if self.refuted or self.misnamed or self.inconsistent or any(found.unsound for found in self.crossed):
+        if self.unsound:
             return UNSOUND
-        if any(reason == UNREACHED for _, reason in self.skipped) or self.failed or self.unconfirmed:
+        left_out = any(reason in (UNREACHED, UNBOUND, UNPROVED) for _, reason in self.skipped)
+        if left_out or self.failed or self.unconfirmed or self.unrepeated or self.missing:
             return INCOMPLETE
         return VIOLATED if self.crossed else OK
 
@@ -108,11 +139,20 @@ def record(result: Result, **settings: Any) -> dict[str, Any]:
     whole = {
         "version": 1,
         **settings,
-        "unsound": result.code == UNSOUND,
+        "unsound": result.unsound,
         "base": base,
         "refuted": [{**named(row), "radius": row.radius, "upper": row.upper} for row in result.refuted],
         "another class": [{**named(row), "radius": row.radius} for row in result.misnamed],
+        "counts": [{**named(row), "radius": row.radius, "reason": reason} for row, reason in result.recounted],
+        "not proved": [{**named(row), "radius": row.radius} for row in result.unproved],
+        "not proved again": [{**named(row), "radius": row.radius} for row in result.unrepeated],
+        "bounds": [
+            {**key(pair), **({"reason": found} if isinstance(found, str) else {"proved": found.proved})}
+            for pair, found in result.bounds.items()
+        ],
+        "missing": result.missing,
         "smoothed": smoothed,
+        "smoothed, together": result.together,
         "smoothed refutations": [{**named(row), "radius": row.radius} for row in result.hits],
         "cross-audit": [
             {**named(found.row), "other": named(found.other), "law": found.law, "unsound": found.unsound}
@@ -184,27 +224,38 @@ def show(result: Result, written: Mapping[str, Any], out: Console) -> None:
         out.print(shown)
     lines: list[str] = [f"{result.closer} counterexamples are closer than those known before"]
     for row in result.refuted[:10]:
-        lines.append(
-            f"UNSOUND: {row.certifier} on {row.model}, L{row.norm:g}, input {row.input}: radius {row.radius:.6g}, "
-            f"but a counterexample lies at {row.upper:.6g}"
-        )
+        lines.append(f"UNSOUND: {_place(row)}: radius {row.radius:.6g}, but a counterexample lies at {row.upper:.6g}")
     for row in result.misnamed[:10]:
-        lines.append(
-            f"UNSOUND: {row.certifier} on {row.model}, L{row.norm:g}, input {row.input}: certifies class "
-            f"{row.prediction}, which is not the classifier's"
-        )
+        lines.append(f"UNSOUND: {_place(row)}: certifies class {row.prediction}, which is not the classifier's")
     for model, name, p in result.inconsistent:
         test = result.tests[model, name, p]
         lines.append(
             f"UNSOUND: {name} on {model}, L{p:g}: {test.refuted} of {test.tested} smoothed certificates are refuted, "
             f"at most {test.expected:.2g} by chance on average (p-value {test.p_value:.2g})"
         )
+    if result.chance and not result.inconsistent:
+        lines.append(
+            f"UNSOUND: smoothed certificates of {len(result.tests)} classifiers and norms: together, more are refuted "
+            f"than by chance (p-value {result.together:.2g}); see the table"
+        )
+    for mark, what, rows in (
+        ("UNSOUND", "its bounds do not prove", result.unproved),
+        ("not proved again", "its bounds, which an optimiser chooses, do not prove", result.unrepeated),
+    ):
+        lines += [f"{mark}: {_place(row)}: {what} the radius {row.radius:.6g}" for row in rows[:10]]
+        lines += [f"{len(rows)} such rows in all; see audit.json"] if len(rows) > 10 else []
+    lines += [f"UNSOUND: {_place(row)}: its counts do not prove it: {why}" for row, why in result.recounted[:10]]
+    if len(result.recounted) > 10:
+        lines.append(f"{len(result.recounted)} such rows in all; see audit.json")
     lines += [f"{'UNSOUND' if crossed.unsound else 'ORDER'}: {crossed}" for crossed in result.crossed[:10]]
     if len(result.crossed) > 10:
         lines.append(f"{len(result.crossed)} contradictions between rows in all; see audit.json")
     for (model, name, p), rounding in result.floats.items():
         if isinstance(rounding, str):
             lines.append(f"no float audit of {name} on {model}, {_norm(p)}: {rounding}")
+    for (model, name, p), again in result.bounds.items():
+        if isinstance(again, str):
+            lines.append(f"bounds of {name} on {model}, {_norm(p)}, not computed again: {again}")
     for part in written["not audited"]:
         lines.append(
             f"not audited: {part['rows']} rows of {part['certifier']} on {part['model']}, {_norm(part['norm'])}: "
@@ -212,9 +263,16 @@ def show(result: Result, written: Mapping[str, Any], out: Console) -> None:
         )
     lines += [f"failed: {name}: {reason}" for name, reason in result.failed.items()]
     if result.unconfirmed:
-        lines.append(f"{len(result.unconfirmed)} stored counterexamples are none when replayed; see audit.json")
+        text = "stored counterexamples are none when replayed, or farther away than is stored; see audit.json"
+        lines.append(f"unconfirmed: {len(result.unconfirmed)} {text}")
+    if result.missing:
+        lines.append(f"missing: {result.missing} rows of this run have not been computed yet")
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
+
+
+def _place(row: Row) -> str:
+    return f"{row.certifier} on {row.model}, L{row.norm:g}, input {row.input}"
 
 
 def _norm(p: float | str) -> str:

@@ -2,10 +2,7 @@
 
 import copy
 import hashlib
-import inspect
-import pickle
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from certbench import content
 from certbench.errors import ConfigError
 
 
@@ -90,12 +88,12 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Where the parameters are; the CPU if there are none."""
-        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
+        return next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the parameters; float32 if there are none."""
-        return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.float32)
+        return next((tensor.dtype for tensor in self.tensors() if tensor.is_floating_point()), torch.float32)
 
     def double(self) -> "Classifier":
         """A copy in float64: the network in which bounds are computed, with exactly the same parameters."""
@@ -105,24 +103,18 @@ class Classifier:
         """Sha256 over everything that decides the logits: code, settings, parameters. Never over the name.
 
         Raises:
-            ConfigError: if a setting of a submodule cannot be read reliably.
+            ConfigError: if a setting of a submodule cannot be read reliably. What is not seen at all: see `content`.
         """
         digest = hashlib.sha256(repr((self.input_shape, self.num_classes)).encode())
-        for path, module in self.module.named_modules(remove_duplicate=False):
-            digest.update(f"{path}:{type(module).__module__}.{type(module).__qualname__}".encode())
-            for kind in type(module).__mro__:
-                if not kind.__module__.startswith(("torch.", "builtins")):
-                    digest.update(_code(kind, path))
-            for key, value in sorted(vars(module).items()):
-                if key not in _PLUMBING or (key in ("_forward_hooks", "_forward_pre_hooks") and value):
-                    digest.update(key.encode() + _content(value, f"{path}.{key}"))
-        tensors: list[tuple[str, Tensor]] = [*self.module.named_parameters(remove_duplicate=False)]
-        tensors += self.module.named_buffers(remove_duplicate=False)
-        for path, tensor in tensors:
-            digest.update(path.encode() + _content(tensor, path))
+        try:
+            for part in content.of(self.module):
+                digest.update(part)
+        except RecursionError:
+            raise ConfigError(f"{self.name} refers to itself, and cannot be read into a fingerprint") from None
         return digest.hexdigest()
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters, then buffers."""
         yield from self.module.parameters()
         yield from self.module.buffers()
 
@@ -133,84 +125,3 @@ class Regressor(Classifier):
 
     name: str = "regressor"
     least: ClassVar[int] = 1
-
-
-_PLUMBING = frozenset(vars(nn.Module())) - {"training"}
-
-
-def _source(thing: Any) -> bytes:
-    try:
-        return inspect.getsource(thing).encode()
-    except (OSError, TypeError):  # typed in at a prompt
-        return b""
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
-def _code(kind: type, where: str) -> bytes:
-    """A class's source and attributes, and what its methods have caught or use of what stands around it."""
-    source = _source(kind)
-    found = [source]
-    for name, value in vars(kind).items():
-        function = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of properties and the like
-        if inspect.isfunction(function):
-            found += [_content(function, where), _around(function, where)]
-            found += [] if source else [_compiled(function.__code__, where)]
-        elif not name.startswith("__") and isinstance(value, bool | int | float | str | tuple | list | dict | Tensor):
-            found.append(name.encode() + _content(value, where))
-    return b"".join(found)
-
-
-def _compiled(code: types.CodeType, where: str) -> bytes:
-    """What a function does, where its source cannot be read; it depends on the release of Python."""
-    consts = code.co_consts
-    inner = [_compiled(part, where) if isinstance(part, types.CodeType) else _content(part, where) for part in consts]
-    return code.co_code + repr(code.co_names).encode() + b"".join(inner)
-
-
-def _around(function: Any, where: str, seen: frozenset[str] = frozenset()) -> bytes:
-    """The numbers, texts, tensors and functions of its module that a function uses, and what those use."""
-    found = []
-    for name in sorted(set(function.__code__.co_names) & function.__globals__.keys() - seen):
-        value = function.__globals__[name]
-        if inspect.isfunction(value) and not value.__module__.startswith("torch"):
-            found += [name.encode(), _source(value) or _compiled(value.__code__, where)]
-            found.append(_around(value, where, seen | {name}))
-        elif isinstance(value, bool | int | float | str | tuple | Tensor):
-            found.append(name.encode() + _content(value, where))
-    return b"".join(found)
-
-
-def _content(value: Any, where: str) -> bytes:
-    if isinstance(value, Tensor):
-        array = value.detach().cpu().contiguous()
-        return repr((array.dtype, tuple(array.shape))).encode() + array.reshape(-1).view(torch.uint8).numpy().tobytes()
-    if isinstance(value, nn.Module):  # registered ones are read elsewhere, too; those in a plain list only here
-        state = [(path, part) for path, part in [*value.named_parameters(), *value.named_buffers()]]
-        inner = [f"{path}:{type(part).__module__}.{type(part).__qualname__}" for path, part in value.named_modules()]
-        return repr(inner).encode() + b"".join(path.encode() + _content(part, where) for path, part in state)
-    if inspect.isroutine(value):
-        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _filled(cell)]
-        settled = [cells, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]
-        return getattr(value, "__qualname__", repr(value)).encode() + _source(value) + _content(settled, where)
-    if inspect.isclass(value):
-        return f"{value.__module__}.{value.__qualname__}".encode()
-    if isinstance(value, Mapping):
-        value = [*value.items()]
-    if isinstance(value, set | frozenset):
-        return b"set" + b"".join(sorted(_content(element, where) for element in value))
-    if isinstance(value, list | tuple):
-        parts = [_content(element, where) for element in value]
-        return type(value).__name__.encode() + b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-    try:
-        return pickle.dumps(value, protocol=4)
-    except Exception as error:
-        raise ConfigError(
-            f"{where}, a {type(value).__name__}, cannot be read into a fingerprint ({error}); "
-            "keep settings of a module as numbers, text, tuples or tensors"
-        ) from error

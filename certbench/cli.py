@@ -59,6 +59,11 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        silent = end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt)
+        if silent:  # typer makes an exit of an interruption
+            err.print("interrupted")
+        raise
     except CertbenchError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(STORE if isinstance(error, StoreError) else USAGE)
@@ -365,7 +370,7 @@ def _stored(folder: Path) -> tuple[dict[str, Any], "list[Row]", "list[Estimate]"
         _radii(manifest)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"cannot read {folder / 'manifest.json'}: {type(error).__name__}: {error}") from error
-    store = Store(folder / "results.db")
+    store = Store(folder / "results.db", create=False)
     try:
         rows, estimates, missing = store.rows(), store.estimates(), store.missing()
     finally:

@@ -1,6 +1,8 @@
 """The commands that judge: audits, logs of others, comparison, baselines, certificates as files."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,8 @@ import typer
 from rich.console import Console
 
 app = typer.Typer()
-out = Console(highlight=False)
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+INTERRUPTED = 130
 
 
 @app.command("audit-log")
@@ -58,18 +61,25 @@ def audit(
     ] = 1,
     only: Annotated[str | None, typer.Option(help="One certifier, by its name or its label in tables.")] = None,
     seconds: Annotated[
-        float, typer.Option(help="Budget of the attacks; what they do not reach is listed.", min=0)
+        float, typer.Option(help="Budget of bounds and attacks; what they do not reach is listed.", min=0)
     ] = 600.0,
     floats: Annotated[
         bool, typer.Option("--floats", help="Also bound margins in float32, one by one, and with two threads.")
     ] = False,
 ) -> None:
-    """Attack every certificate of a run and hold rows against one another; closer counterexamples are stored."""
+    """Attack every certificate of a run, bound it again, hold it against the others; what is found is stored."""
     from certbench import audit as auditing
 
-    raise typer.Exit(
-        auditing.run(folder, out, inputs=inputs, steps=steps, seed=seed, only=only, seconds=seconds, floats=floats)
-    )
+    try:
+        code = auditing.run(
+            folder, out, inputs=inputs, steps=steps, seed=seed, only=only, seconds=seconds, floats=floats
+        )
+    except KeyboardInterrupt:
+        again = shlex.join(["certbench", *sys.argv[1:]])
+        text = f"interrupted; the counterexamples that were found are stored. To go on: {again}"
+        err.print(text, markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(code)
 
 
 @app.command("export-certificates")

@@ -2,7 +2,7 @@
 
 What smoothing certifies is random, so its rows are compared by their counts: Fisher's exact test, and Holm's correction
 over all rows tested. With a new seed and 200 inputs, "a radius fell by 5 %" is true in every run; a significant
-difference of counts is not.
+difference of counts is not. What the counts of the new row prove is computed anew, and its radius held to that.
 """
 
 import json
@@ -12,21 +12,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from certbench import recount
 from certbench.policy import WRONG, Kind, Policy, Rule, Terms, Tolerance
-from certbench.rows import Row
+from certbench.rows import Row, refuted
 from certbench.significance import holm, p_value, same_draws, strongest
 from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
 
-__all__ = ["Change", "Comparison", "Kind", "Known", "Side", "Tolerance", "classify", "compare", "distances", "merge"]
-
-SLACK = 1e-9
-"""How far, relatively, a radius may exceed a counterexample's distance: rounding of the distance."""
+__all__ = ["Change", "Comparison", "Kind", "Known", "Side", "Tolerance"]
+__all__ += ["classify", "compare", "distances", "identities", "merge", "wrong"]
 
 ROUNDING = Tolerance()
 """What moves radii that did not change."""
 
 EXACT_SLACK = 1e-6
-"""Likewise for a complete certifier's answer, which rests on a solver's tolerances."""
+"""How far, relatively, a complete certifier's answer may be off, which rests on a solver's tolerances."""
+
+SHORT = Tolerance(1e-9, 1e-6)
+"""How far a radius may fall short of what its own counts prove, which is rounding."""
 
 Place = tuple[str, float, tuple[float, float] | None, int]
 """Model, norm, domain and input."""
@@ -124,6 +126,7 @@ class Comparison:
         policy: what fails.
         changes: in the order of the new side, then what is missing; known issues excepted.
         known: changes that a file of known issues names, with what it says.
+        notes: what else a reader should be told.
     """
 
     old: Side
@@ -131,10 +134,11 @@ class Comparison:
     policy: Policy
     changes: Sequence[Change]
     known: Sequence[tuple[Change, str]] = ()
+    notes: Sequence[str] = ()
 
     def terms(self, change: Change) -> Terms:
         """The policy's terms for the certifier of a change."""
-        return self.policy.of(change.row.certifier, str(change.row.spec.get("name", change.row.certifier)))
+        return self.policy.of(*_names(change.row))
 
     @cached_property
     def counted(self) -> Mapping[tuple[str, Kind], list[Change]]:
@@ -157,10 +161,12 @@ class Comparison:
                 yield pattern, kind, rule, changes
 
     @property
-    def unused(self) -> list[str]:
-        """Patterns of the policy that fit no certifier."""
-        met = {self.terms(change).pattern for change in self.changes}
-        return [terms.pattern for terms in self.policy.patterns if terms.pattern not in met]
+    def unused(self) -> dict[str, bool]:
+        """Patterns of the policy that hold for no certifier, and whether they fit one that an earlier one fits, too."""
+        names = {_names(change.row) for change in (*self.changes, *(change for change, _ in self.known))}
+        met = {self.policy.of(*pair).pattern for pair in names}
+        unmet = [terms for terms in self.policy.patterns if terms.pattern not in met]
+        return {terms.pattern: any(terms.fits(*pair) for pair in names) for terms in unmet}
 
     @property
     def slower(self) -> list[tuple[str, float]]:
@@ -198,7 +204,7 @@ def classify(old: float, new: float, tolerance: Tolerance = ROUNDING, upper: flo
     """
     if math.isnan(new) or new < 0 or (new == math.inf and old != math.inf):
         return Kind.NON_FINITE
-    if new > upper * (1 + SLACK):
+    if refuted(new, upper, math.inf):
         return Kind.UNSOUND
     if new == old:
         return Kind.SAME
@@ -231,19 +237,15 @@ def compare(old: Side, new: Side, policy: Policy | None = None) -> Comparison:
     significant = dict(zip(tests, holm(list(tests.values()), policy.significance), strict=True))
     changes = []
     for key, o, n in pairs:
-        tolerance = policy.of(n.certifier, str(n.spec.get("name", n.certifier))).tolerance
-        kind, detail = _wrong(n, o, known.get(_place(n)))
-        if kind is None and o is None:
-            kind = Kind.NEW
-        elif kind is None and o is not None:
-            if mismatch[n.model]:
-                kind, detail = Kind.INCOMPARABLE, mismatch[n.model]
-            elif key in tests:
-                kind, detail = _statistical(o, n, significant[key])
-            else:
-                kind, detail = _exact(o, n, tolerance)
-        assert kind is not None
-        changes.append(Change(kind, o, n, detail, tests.get(key)))
+        tolerance = policy.of(*_names(n)).tolerance
+        found = wrong(n, known, o)
+        if found is None and o is None:
+            found = Kind.NEW, ""
+        elif found is None and o is not None:
+            found = (Kind.INCOMPARABLE, mismatch[n.model]) if mismatch[n.model] else _meaning(o, n)
+            found = found or (_statistical(o, n, significant[key]) if key in tests else _exact(o, n, tolerance))
+        assert found is not None
+        changes.append(Change(found[0], o, n, found[1], tests.get(key)))
     changes += [Change(Kind.MISSING, row, None) for key, row in olds.items() if key not in news]
     return Comparison(old, new, policy, changes)
 
@@ -281,9 +283,23 @@ def _place(row: Row) -> Place:
     return row.model, row.norm, row.domain, row.input
 
 
+def _names(row: Row) -> tuple[str, str]:
+    """The certifier's label, and its name alone."""
+    return row.certifier, str(row.spec.get("name", row.certifier))
+
+
+def _text(row: Row) -> str:
+    return json.dumps(row.spec or {"name": row.certifier}, sort_keys=True)
+
+
+def identities(rows: Iterable[Row]) -> list[tuple[str, Place]]:
+    """What makes each row another row than the rest: the certifier with its options, and the place."""
+    return [(_text(row), _place(row)) for row in rows]
+
+
 def _matched(old: Sequence[Row], new: Sequence[Row]) -> tuple[dict[Any, Row], dict[Any, Row]]:
     """Both sides' rows by identity. A new option of a certifier is no new certifier if the rest of it fits just one."""
-    texts = [[json.dumps(row.spec or {"name": row.certifier}, sort_keys=True) for row in rows] for rows in (old, new)]
+    texts = [[_text(row) for row in rows] for rows in (old, new)]
     specs = [{text: row.spec for text, row in zip(*pair, strict=True)} for pair in zip(texts, (old, new), strict=True)]
     names: dict[str, str] = {}
     for text in specs[1].keys() - specs[0].keys():
@@ -301,37 +317,56 @@ def _fits(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return "name" in common and all(old[key] == new[key] for key in common)
 
 
-def _wrong(new: Row, old: Row | None, known: Known | None) -> tuple[Kind | None, str]:
+def wrong(new: Row, known: Mapping[Place, Known], old: Row | None = None) -> tuple[Kind, str] | None:
+    """Whether a row is wrong whatever it was before: its class, and why.
+
+    Args:
+        new: the row.
+        known: distances, by place.
+        old: the row as it was; a radius that was infinite may stay so.
+    """
     radius = new.radius
     if math.isnan(radius) or radius < 0 or (radius == math.inf and old is not None and old.radius != math.inf):
         return Kind.NON_FINITE, f"the radius is {radius:g}"
-    if new.subject is Subject.BASE and known is not None and radius > known.distance * (1 + SLACK):
-        return Kind.UNSOUND, f"{known.source} at {known.distance:.6g}"
-    return None, ""
+    if new.prediction == ABSTAIN and radius > 0:
+        return Kind.UNSOUND, "it names no class, but has a radius"
+    found = known.get(_place(new)) if new.subject is Subject.BASE else None
+    if found is not None and refuted(radius, found.distance, new.norm):
+        return Kind.UNSOUND, f"{found.source} at {found.distance:.6g}"
+    unproved = recount.wrong(new)
+    return None if unproved is None else (Kind.UNSOUND, f"its own counts do not prove it: {unproved}")
 
 
-def _exact(old: Row, new: Row, tolerance: Tolerance) -> tuple[Kind, str]:
+def _meaning(old: Row, new: Row) -> tuple[Kind, str] | None:
+    """What has changed beside the radius: the claim, the class, or that there is an answer."""
+    for name in ("subject", "guarantee"):
+        was, now = getattr(old, name).value, getattr(new, name).value
+        if was != now:
+            return Kind.INCOMPARABLE, f"the {name} {was} became {now}"
     if old.label != new.label:
         return Kind.LABEL_FLIP, f"the true class {old.label} became {new.label}"
     if ABSTAIN not in (old.prediction, new.prediction) and old.prediction != new.prediction:
         return Kind.LABEL_FLIP, f"the prediction {old.prediction} became {new.prediction}"
+    if old.outcome.answered and not new.outcome.answered:
+        return Kind.LOST, f"{new.outcome.value}: {new.reason}".rstrip(": ")
+    return None
+
+
+def _exact(old: Row, new: Row, tolerance: Tolerance) -> tuple[Kind, str]:
     if new.guarantee is Guarantee.PROBABILISTIC and not same_draws(old, new):
-        return Kind.INCOMPARABLE, "the seeds differ, and its evidence has no counts to test"
-    if old.outcome.answered != new.outcome.answered and max(old.radius, new.radius) == 0:
-        if new.outcome.answered:
-            return Kind.GAINED, f"{old.outcome.value} became {new.outcome.value}"
-        return Kind.LOST, f"{new.outcome.value}: {new.reason}"
+        return Kind.INCOMPARABLE, "the draws differ, and the evidence has no counts to test"
     kind = classify(old.radius, new.radius, tolerance)
+    if new.outcome.answered and not old.outcome.answered and kind in (Kind.SAME, Kind.NOISE, Kind.TIGHTER):
+        return Kind.GAINED, f"{old.outcome.value} became {new.outcome.value}"
     return kind, "" if new.outcome is old.outcome else f"{new.outcome.value}: {new.reason}".rstrip(": ")
 
 
 def _statistical(old: Row, new: Row, significant: bool) -> tuple[Kind, str]:
-    if old.label != new.label:
-        return Kind.LABEL_FLIP, f"the true class {old.label} became {new.label}"
+    proved = recount.largest(new)
+    if proved is not None and new.radius < proved and not SHORT.covers(proved, new.radius):
+        return Kind.LOST if new.radius == 0 else Kind.LOOSER, f"its own counts prove {proved:.6g}"
     if not significant:
         return (Kind.SAME if old.radius == new.radius else Kind.NOISE), ""
-    if ABSTAIN not in (old.prediction, new.prediction) and old.prediction != new.prediction:
-        return Kind.LABEL_FLIP, f"the prediction {old.prediction} became {new.prediction}"
     top, _ = strongest(old, new)
     shares = [row.evidence["counts"][top] / row.evidence["n"] for row in (old, new)]
     detail = f"the share of class {top} went from {shares[0]:.4g} to {shares[1]:.4g}"

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -27,10 +28,14 @@ SHOWN = 20
 QUIET = (Kind.SAME, Kind.NOISE, Kind.NEW)
 """Classes whose rows are counted, not listed."""
 
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML may have, not even as references."""
+
 VERDICTS = {
     0: "No difference that the policy minds.",
     1: "The policy is violated.",
-    3: "A radius is unsound, or no number.",
+    3: "A radius is unsound, or no number: use none of that certifier; `certbench audit RUN` looks into it, and only a "
+    "change of the code mends it, no new baseline.",
     4: "The two sides do not speak of the same thing.",
     5: "The new run is incomplete.",
 }
@@ -73,7 +78,7 @@ def run(
             raise ConfigError(f"{side.name} holds no rows, so that there is nothing to compare")
     comparison = compare(before, after, rules)
     if known is not None:
-        comparison = _excuse(comparison, known, console)
+        comparison = _excuse(comparison, known)
     if out is not None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,25 +92,29 @@ def run(
     return comparison.exit_code
 
 
-def _excuse(comparison: Comparison, path: Path, console: Console) -> Comparison:
-    """The comparison without what the file knows; an entry that meets nothing any more is reported."""
+def _excuse(comparison: Comparison, path: Path) -> Comparison:
+    """The comparison without what the file knows, with notes about entries that meet nothing."""
     from certbench import known_issues
 
     issues = known_issues.load(path)
     entries = [(change, issues.of(change.row, change.kind.value)) for change in comparison.changes]
     kinds = {kind.value for kind in Kind}
     used = {entry for _, entry in entries if entry is not None}
+    notes = []
     for entry in issues.entries:
         meant = any(
             entry.concerns(row.certifier, str(row.spec.get("name", row.certifier)), row.model, row.norm, row.input)
             for row in (change.row for change in comparison.changes)
         )
-        if entry.kind in kinds and entry not in used and meant:
-            console.print(f"known issue that is none any more: {entry}", markup=False, soft_wrap=True)
+        if not meant:
+            notes.append(f"note: known issue that matches no row: {entry}")
+        elif entry.kind in kinds and entry not in used:
+            notes.append(f"note: known issue that is none any more: {entry}")
     return replace(
         comparison,
         changes=[change for change, entry in entries if entry is None],
         known=[(change, entry.reason) for change, entry in entries if entry is not None],
+        notes=notes,
     )
 
 
@@ -177,9 +186,11 @@ def junit(comparison: Comparison) -> str:
     if comparison.exit_code in (4, 5) or comparison.slower:
         failures += 1
         ElementTree.SubElement(whole, "failure", message=" ".join(_verdict(comparison)), type="run")
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(_verdict(comparison))
     suite.attrib |= {"tests": str(len(groups) + 1), "failures": str(failures), "errors": "0"}
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    written = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{NO_XML.sub(chr(0xFFFD), written)}\n'
 
 
 SHAPES: Mapping[str, Callable[[Comparison], str]] = {
@@ -251,7 +262,10 @@ def _verdict(comparison: Comparison) -> list[str]:
         lines.append(f"note: {len(moved)} rows moved by noise, by {mean:+.3g} % on average")
     versions = [(name, comparison.old.versions.get(name), version) for name, version in comparison.new.versions.items()]
     lines += [f"note: {name} {old} -> {new}" for name, old, new in versions if old is not None and old != new]
-    lines += [f"note: the policy's pattern {pattern!r} fits no certifier" for pattern in comparison.unused]
+    for pattern, fits in comparison.unused.items():
+        why = "never gets its turn: an earlier one fits all that it fits" if fits else "fits no certifier"
+        lines.append(f"note: the policy's pattern {pattern!r} {why}")
+    lines += comparison.notes
     for side in (comparison.old, comparison.new):
         if side.uncomputed:
             lines.append(f"note: {side.uncomputed} rows of {side.name} have not been computed")

@@ -191,7 +191,7 @@ def _run(path: Path) -> list[CountTable]:
 
     if not path.is_file():
         raise ConfigError(f"{path.parent} is not the folder of a run: there is no results.db in it")
-    store = Store(path)
+    store = Store(path, create=False)
     try:
         rows = store.rows()
     finally:

@@ -7,6 +7,9 @@ Theorems about radii, of which one violation proves that one of the two sides is
   every larger exponent too, since |d|_inf <= |d|_2 <= |d|_1;
 - two certificates of one input name the same class, the base classifier's.
 
+Of any row, also of a smoothed classifier: a radius is a number, at least 0; who abstains has none; and from samples
+none is infinite, but where the features that are smoothed do not depend on the input.
+
 Theorems about bounds, which hold for radii as far as the search of the greater side looks (`ORDERS`): a violation says
 that a bound is looser than its method promises, or that the smaller one is wrong.
 
@@ -21,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from certbench.rows import Row
-from certbench.terms import ABSTAIN, Subject
+from certbench.terms import ABSTAIN, Guarantee, Subject
 
 Spec = Mapping[str, Any]
 Where = tuple[str, int]
@@ -56,6 +59,8 @@ class Finding:
     def __str__(self) -> str:
         """One sentence."""
         place = f"{self.row.model}, L{self.row.norm:g}, input {self.row.input}"
+        if self.other is self.row:
+            return f"{place}: {self.row.certifier} ({_says(self.row)}): {self.law}"
         return f"{place}: {self.row.certifier} ({_says(self.row)}) against {self.other.certifier} " + (
             f"({_says(self.other)}): {self.law}"
         )
@@ -99,10 +104,28 @@ def examine(rows: Iterable[Row]) -> list[Finding]:
         rows: of one run, in any order; a model's name stands for one classifier.
     """
     groups: dict[Where, list[Row]] = {}
+    findings = []
     for row in rows:
+        findings += [Finding(row, row, law, True) for law in _broken(row)]
         if row.subject is Subject.BASE and row.prediction != ABSTAIN:
             groups.setdefault((row.model, row.input), []).append(row)
-    return [finding for group in groups.values() for finding in _examine(group)]
+    return findings + [finding for group in groups.values() for finding in _examine(group)]
+
+
+def _broken(row: Row) -> Iterator[str]:
+    """The laws that a row breaks by itself."""
+    if not row.radius >= 0:
+        yield "a radius is a number, at least 0"
+    elif row.prediction == ABSTAIN and row.radius > 0:
+        yield "who abstains certifies no radius"
+    elif row.guarantee is Guarantee.PROBABILISTIC and math.isinf(row.radius) and not _constant(row.evidence):
+        yield "samples prove no infinite radius"
+
+
+def _constant(evidence: Mapping[str, Any]) -> bool:
+    """Whether noise is added to features that the input does not move."""
+    places = [evidence, *evidence.get("also", ())]
+    return any(bound == 0 for place in places for bound in place.get("constants", {}).values())
 
 
 def _examine(group: list[Row]) -> Iterator[Finding]:
@@ -113,8 +136,6 @@ def _examine(group: list[Row]) -> Iterator[Finding]:
         if nearest is not None and replace(row, upper=nearest.upper).unsound:
             law = f"a counterexample is known at L{nearest.norm:g} distance {nearest.upper:.6g}"
             yield Finding(row, nearest, law, True)
-        if math.isnan(row.radius) or row.radius < 0:
-            yield Finding(row, row, "a radius is a number, at least 0", True)
     answered = [row for row in group if row.radius > 0]
     for row in answered[1:]:
         if row.prediction != answered[0].prediction:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,11 +68,13 @@ def run(
         ConfigError: the published table cannot be read, or an option makes no sense.
         StoreError: `json_file` cannot be written.
     """
-    bad = [
-        name for name, value in (("sigma", sigma), ("n", n), ("classes", classes)) if value is not None and value <= 0
-    ]
-    if bad or not (alpha is None or 0 < alpha < 1):
-        raise ConfigError(f"{(bad or ['alpha'])[0]} makes no sense", ((bad or ["alpha"])[0],))
+    for name, value in (("sigma", sigma), ("n", n), ("classes", classes)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be positive and finite, not {value}", (name,))
+    if not all(0 <= radius < math.inf for radius in radii):
+        raise ConfigError("a radius must be finite, and at least 0", ("radius",))
+    if not (alpha is None or 0 < alpha < 1):
+        raise ConfigError(f"alpha lies between 0 and 1, and is not {alpha}", ("alpha",))
     cells = [] if published is None else read_cells(published)
     logs, results, instances, unreadable = _read(files)
     audited = [_audit(log, cells, Claim(n, alpha), sigma, classes) for log in logs]
@@ -109,7 +112,9 @@ def _read(files: Sequence[Path]) -> tuple[list[Log], list[Verdicts], list[Instan
     results: list[Verdicts] = []
     instances: list[Instances] = []
     errors: list[str] = []
-    for path, chosen in _expanded(files):
+    found = dict.fromkeys((path for path in files if path.is_dir()), 0)
+    for path, folder in _expanded(files):
+        chosen = folder is None
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -117,6 +122,8 @@ def _read(files: Sequence[Path]) -> tuple[list[Log], list[Verdicts], list[Instan
                 errors.append(f"{path}: {error}")
             continue
         first = text.partition("\n")[0]
+        if folder is not None:
+            found[folder] += verdicts.is_results(first) or smoothing_logs.is_log(first)
         try:
             if verdicts.is_results(first):
                 read = verdicts.read(path, text)
@@ -125,16 +132,17 @@ def _read(files: Sequence[Path]) -> tuple[list[Log], list[Verdicts], list[Instan
                 logs.append(smoothing_logs.read(path, text))
         except (ConfigError, csv.Error) as error:
             errors.append(str(error))
+    errors += [f"{folder}: no logs in it" for folder, count in found.items() if count == 0]
     return logs, results, instances, errors
 
 
-def _expanded(files: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
-    """Every file, and whether it was named; what lies in a folder may be something else."""
+def _expanded(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
+    """Every file, and the folder that was named instead of it; what lies there may be something else."""
     for path in files:
         if path.is_dir():
-            yield from ((inner, False) for inner in sorted(path.rglob("*")) if inner.is_file())
+            yield from ((inner, path) for inner in sorted(path.rglob("*")) if inner.is_file())
         else:
-            yield path, True
+            yield path, None
 
 
 def _audit(log: Log, cells: Sequence[Cell], claim: Claim, sigma: float | None, classes: int | None) -> Audited:

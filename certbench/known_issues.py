@@ -5,13 +5,13 @@ A YAML list:
     - {certifier: "lipsdp*", model: mlp-ibp, kind: failed, reason: "the solver gives up; see issue 17"}
     - {model: cnn-plain, input: [3, 17], norm: 2, kind: unsound, reason: "fixed upstream, not released"}
 
-`certifier` and `model` may hold `*` and `?`; what is left out matches everything, but one of certifier, model and input
-has to be there. An entry makes the rows that it matches, and that have the problem, known: they are shown as what they
-are and do not decide the exit code. An entry that matches rows of which none has the problem any more is stale.
+`certifier` and `model` may hold `*` and `?`, and a norm is 2, inf, L2 or Linf. What is left out matches everything, but
+one of certifier, model and input has to be there. An entry makes the rows that it matches, and that have the problem,
+known: they are shown as what they are and do not decide the exit code. An entry that matches rows of which none has the
+problem any more is stale.
 """
 
 import fnmatch
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,23 @@ from certbench.yaml_file import at, read
 Kind = Literal["unsound", "failed", "timed out", "out of memory", "lost", "looser", "missing", "tighter", "label-flip"]
 """What may be known: of a row of one run, or of a row against an older one (`certbench compare`)."""
 
+NORMS = ("L0", "L1", "L2", "Linf", "inf")
+
 
 def _norm(value: object) -> object:
-    return math.inf if value in ("inf", "Linf") else value
+    if isinstance(value, bool):
+        raise ValueError(f"a norm is a number, inf, or a word such as L2, not {value}")
+    return float(value.removeprefix("L")) if isinstance(value, str) and value in NORMS else value
 
 
 def _list(value: object) -> object:
     return [value] if isinstance(value, int) else value
+
+
+def _index(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"an input is named by its index, not {value}")
+    return value
 
 
 class KnownIssue(BaseModel):
@@ -47,7 +57,7 @@ class KnownIssue(BaseModel):
     certifier: str | None = None
     model: str | None = None
     norm: Annotated[float | None, BeforeValidator(_norm)] = None
-    input: Annotated[tuple[int, ...] | None, BeforeValidator(_list)] = None
+    input: Annotated[tuple[Annotated[int, BeforeValidator(_index)], ...] | None, BeforeValidator(_list)] = None
 
     @model_validator(mode="after")
     def _somewhere(self) -> "KnownIssue":

@@ -20,6 +20,9 @@ DRAWS = (100, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 5
 ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001, 0.00001)
 """The alpha that are tried beside a claimed one; 0.0005 is a two-sided 0.001."""
 
+USUAL = 0.001
+"""The alpha of most papers."""
+
 SIGMAS = (0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """The sigma that are tried where the log does not state its own."""
 
@@ -259,6 +262,13 @@ class Claim:
     alpha: float | None = None
 
 
+def fewest(radius: Printed, sigma: float, alpha: float) -> int:
+    """The least number of draws at which a radius can be proved at this level: all n agree, so that p^n = alpha."""
+    from scipy.special import log_ndtr
+
+    return math.ceil(math.log(alpha) / float(log_ndtr((radius.value - radius.half) / sigma)) * (1 - 1e-9))
+
+
 def judge(radii: Sequence[Printed], inference: Inference, claim: Claim) -> Iterator[Finding]:
     """What the radii say about a claim of n and alpha.
 
@@ -276,7 +286,10 @@ def judge(radii: Sequence[Printed], inference: Inference, claim: Claim) -> Itera
     if claim == Claim():
         if not inference.explained:
             text = f"no usual n and alpha gives these radii at sigma {sigma:g}: another sigma, noise, norm or rule?"
-            yield Finding("ladder", Severity.WARNING, text)
+            least = fewest(largest, sigma, USUAL)
+            if least > 1:
+                text += f" The largest, {largest.value:g}, takes {least} draws or more at alpha = {USUAL:g}"
+            yield Finding("ladder", Severity.WARNING, text, largest.lines if least > DRAWS[-1] else ())
         return
     worse = claim.alpha is not None and bool(inference.alphas) and min(inference.alphas) > claim.alpha
     lines: tuple[int, ...] = ()

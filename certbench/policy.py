@@ -90,6 +90,10 @@ class Terms:
     tolerance: Tolerance = Tolerance()
     rules: Mapping[Kind, Rule] = field(default_factory=lambda: DEFAULTS)
 
+    def fits(self, label: str, name: str) -> bool:
+        """Whether a certifier is meant, by its label with options, or by its name alone."""
+        return any(fnmatch.fnmatchcase(text, self.pattern) for text in (label, name))
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -109,10 +113,7 @@ class Policy:
 
     def of(self, label: str, name: str) -> Terms:
         """The terms for a certifier, by its label with options, or by its name alone."""
-        for terms in self.patterns:
-            if any(fnmatch.fnmatchcase(text, terms.pattern) for text in (label, name)):
-                return terms
-        return self.rest
+        return next((terms for terms in self.patterns if terms.fits(label, name)), self.rest)
 
 
 def load(path: Path) -> Policy:
@@ -156,7 +157,7 @@ def _terms(pattern: str, values: Any, where: tuple[str, ...], rest: Terms) -> Te
     numbers = _mapping(given.get("tolerance", {}), there, ("absolute", "relative"))
     tolerance = Tolerance(
         _number(numbers, "absolute", there, rest.tolerance.absolute),
-        _number(numbers, "relative", there, rest.tolerance.relative),
+        _share(numbers, "relative", there, rest.tolerance.relative),
     )
     classes = _mapping(given.get("classes", {}), (*where, "classes"), tuple(kind.value for kind in Kind))
     rules = {Kind(name): _rule(Kind(name), value, (*where, "classes", name)) for name, value in classes.items()}
@@ -173,7 +174,7 @@ def _rule(kind: Kind, value: Any, where: tuple[str, ...]) -> Rule:
         if not isinstance(at_most, int) or isinstance(at_most, bool) or at_most < 0:
             raise ConfigError(f"write a whole number of rows, at least 0, not {at_most!r}", (*where, "at_most"))
         action = _action(given.get("action", "fail"), (*where, "action"))
-        return Rule(action, _number(given, "more_than", where, 0.0), at_most)
+        return Rule(action, _share(given, "more_than", where, 0.0), at_most)
     return Rule(_action(value, where))
 
 
@@ -203,4 +204,11 @@ def _number(values: Mapping[str, Any], key: str, where: tuple[str, ...], default
         number = math.nan
     if not 0 <= number < math.inf:
         raise ConfigError(f"write a number, at least 0, not {value!r}", (*where, key))
+    return number
+
+
+def _share(values: Mapping[str, Any], key: str, where: tuple[str, ...], default: float) -> float:
+    number = _number(values, key, where, default)
+    if number >= 1:
+        raise ConfigError(f"write a share of the radius, below 1 (0.05 is 5 %), not {values[key]!r}", (*where, key))
     return number

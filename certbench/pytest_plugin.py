@@ -13,13 +13,15 @@ import json
 import math
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from certbench.comparison import SLACK, Kind, Tolerance, classify
+from certbench.comparison import Kind, Tolerance, classify
+from certbench.rows import refuted
 
 FAILING = frozenset(Kind) - {Kind.SAME, Kind.NOISE, Kind.GAINED, Kind.TIGHTER}
 """Classes that fail a test; `gained` and `tighter` only warn."""
@@ -51,11 +53,14 @@ class CertifiedRadii:
         """Fail unless no radius is wrong, lost or looser than in the baseline; warn about those that grew.
 
         Args:
-            radii: one number per input: a sequence, an array, a tensor, or a `certbench.Certificate`.
+            radii: one number per input: a sequence, an array or tensor of one axis, or a `certbench.Certificate`.
             name: of the baseline; that of the test, if None. Needed by a test that checks twice.
             upper: for each input the distance of the closest counterexample known; the certificate's, if None.
             absolute: how far two radii may be apart and count as the same.
             relative: likewise, as a share of the older one.
+
+        Raises:
+            ValueError: radii or distances are no such numbers.
         """
         __tracebackhide__ = True
         values, uppers = _read(radii, upper)
@@ -63,14 +68,14 @@ class CertifiedRadii:
         wrong = _described((i, radius, radius, uppers[i], Kind.SAME) for i, radius in enumerate(values))
         bad = [line for kind, line in wrong if kind in (Kind.NON_FINITE, Kind.UNSOUND)]
         if bad:
-            pytest.fail(_message(bad, "wrong, whatever the baseline says"), pytrace=False)
+            pytest.fail(_message(bad, "wrong, whatever the baseline says; no renewal mends that"), pytrace=False)
         check = _regressions()
         renewing = bool(self._request.config.getoption("force_regen"))
 
         def compare(obtained: Path, expected: Path) -> None:
             __tracebackhide__ = True
             del obtained
-            old = [float(radius) for radius in json.loads(expected.read_text(encoding="utf-8"))["radii"]]
+            old = _stored(expected)
             if len(old) != len(values):
                 raise AssertionError(f"{len(values)} radii, but the baseline {expected.name} has {len(old)}")
             pairs = zip(old, values, uppers, strict=True)
@@ -135,8 +140,8 @@ def _read(radii: Any, upper: Any) -> tuple[list[float], list[float]]:
     """Radii, and the distances of counterexamples, as lists of floats."""
     if hasattr(radii, "radius"):
         radii, upper = radii.radius, radii.upper if upper is None else upper
-    values = _floats(radii)
-    uppers = [math.inf] * len(values) if upper is None else _floats(upper)
+    values = _floats(radii, "radii")
+    uppers = [math.inf] * len(values) if upper is None else _floats(upper, "distances of counterexamples")
     if len(uppers) != len(values):
         raise ValueError(f"{len(values)} radii, but {len(uppers)} distances of counterexamples")
     if any(math.isnan(distance) for distance in uppers):
@@ -144,8 +149,40 @@ def _read(radii: Any, upper: Any) -> tuple[list[float], list[float]]:
     return values, uppers
 
 
-def _floats(values: Any) -> list[float]:
-    return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+def _floats(values: Any, what: str) -> list[float]:
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, str | bytes | Mapping) or not isinstance(listed, Iterable):
+        raise ValueError(f"{what} are one number per input, in a sequence, not {str(listed)[:50]!r}")
+    numbers = [value.item() if getattr(value, "shape", None) == () else value for value in listed]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, Real):
+            shape = getattr(values, "shape", None)
+            told = f"an array of shape {tuple(shape)}; flatten it" if shape is not None else f"{str(number)[:50]!r}"
+            raise ValueError(f"{what} are one number per input, which this is not: {told}")
+    if not numbers:
+        raise ValueError(f"there are no {what}, so that nothing is held to anything")
+    return [float(number) for number in numbers]
+
+
+def _stored(path: Path) -> list[float]:
+    """The radii of a baseline.
+
+    Raises:
+        AssertionError: it is none, which `--force-regen` mends.
+    """
+    try:
+        radii = json.loads(path.read_text(encoding="utf-8"))["radii"]
+        if not isinstance(radii, list):
+            raise ValueError("its radii are no list")
+        numbers = _floats([math.inf if radius == "inf" else radius for radius in radii], "radii")
+        for i, number in enumerate(numbers):
+            if not number >= 0:
+                raise ValueError(f"the radius of input {i} is {number:g}")
+    except (ValueError, TypeError, LookupError) as error:
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        text = f"{path.name} is no whole baseline of radii ({said}); --force-regen writes it anew"
+        raise AssertionError(text) from error
+    return numbers
 
 
 def _described(rows: Any) -> list[tuple[Kind, str]]:
@@ -155,7 +192,7 @@ def _described(rows: Any) -> list[tuple[Kind, str]]:
         alone = classify(new, new, upper=upper)
         kind = kind if alone is Kind.SAME else alone
         change = f" ({100 * (new / old - 1):+.2f} %)" if 0 < old < math.inf and old != new else ""
-        beyond = f", but a counterexample lies at {upper:.6g}" if new > upper * (1 + SLACK) else ""
+        beyond = f", but a counterexample lies at {upper:.6g}" if refuted(new, upper, math.inf) else ""
         found.append((kind, f"input {i}: {kind.value}, {old:.9g} -> {new:.9g}{change}{beyond}"))
     return found
 

@@ -7,6 +7,17 @@ from typing import Any
 
 from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
 
+ROUNDING = 1e-9
+"""How far, relatively, a radius may exceed a counterexample's distance: rounding of the distance."""
+
+
+def refuted(radius: float, distance: float, norm: float) -> bool:
+    """Whether a counterexample at a distance contradicts a radius, beyond rounding of the distance.
+
+    A ball is open; but in L0 a radius of r says that r changes are tolerated, so that one of r changes refutes it.
+    """
+    return radius > distance * (1 + ROUNDING) or (norm == 0 and 0 < distance <= radius)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -57,13 +68,11 @@ class Row:
 
     @property
     def unsound(self) -> bool:
-        """Whether a known counterexample lies inside the certified ball (beyond rounding of the distance).
+        """Whether a known counterexample refutes the radius.
 
-        Counterexamples are of the base classifier, and say nothing of a smoothed one. A ball is open; but in L0 a
-        radius of r says that r changes are tolerated, so that a counterexample of r changes refutes it.
+        Counterexamples are of the base classifier, and say nothing of a smoothed one.
         """
-        refuted = self.radius > self.upper * (1 + 1e-9) or (self.norm == 0 and 0 < self.upper <= self.radius)
-        return self.subject is Subject.BASE and refuted
+        return self.subject is Subject.BASE and refuted(self.radius, self.upper, self.norm)
 
     def certified(self, eps: float) -> bool:
         """Whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
@@ -97,4 +106,4 @@ class Estimate:
     @property
     def refuted(self) -> bool:
         """Whether a known counterexample lies closer (beyond rounding of the distance): it is no bound."""
-        return self.value > self.upper * (1 + 1e-9)
+        return self.value > self.upper * (1 + ROUNDING)

@@ -44,11 +44,10 @@ def p_value(old: Row, new: Row) -> float | None:
     Which classes are tested is read off the sum of both counts, on which Fisher's test conditions. The rule that bounds
     the runner-up by its own count depends on that too, and so there are two tests.
     """
-    if not (_counted(old) and _counted(new)) or same_draws(old, new):
+    before, after = counted(old), counted(new)
+    if before is None or after is None or len(before[0]) != len(after[0]) or same_draws(old, new):
         return None
-    (a, n), (b, m) = ((row.evidence["counts"], row.evidence["n"]) for row in (old, new))
-    if len(a) != len(b):
-        return None
+    (a, n), (b, m) = before, after
     top, second = strongest(old, new)
     p = fisher(a[top], n, b[top], m)
     return min(1.0, 2 * min(p, fisher(a[second], n, b[second], m))) if new.evidence.get("rule") == "two-class" else p
@@ -66,9 +65,14 @@ def strongest(old: Row, new: Row) -> tuple[int, int]:
     return first, second
 
 
-def _counted(row: Row) -> bool:
+def counted(row: Row) -> tuple[list[int], int] | None:
+    """Counts of classes and of draws, if the row has them: whole numbers, of which at most all draws are votes."""
     counts, n = row.evidence.get("counts"), row.evidence.get("n")
-    return row.guarantee is Guarantee.PROBABILISTIC and isinstance(counts, list) and len(counts) > 1 and bool(n)
+    if row.guarantee is not Guarantee.PROBABILISTIC or not isinstance(counts, list) or len(counts) < 2:
+        return None
+    if any(type(count) is not int or count < 0 for count in counts) or type(n) is not int:
+        return None
+    return (counts, n) if max(1, sum(counts)) <= n < 2**53 else None
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -8,6 +8,7 @@ those of n independent inputs more often than a binomial count only if something
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -130,6 +131,8 @@ class Test:
         p_value: so many refutations or more happen with this probability at most, if the certificates hold.
         shared: whether the certificates rest on the same draws, so that they fail together: then the p-value is
             Markov's bound, and no binomial's.
+        inputs: those that were tried.
+        hits: those of them where a certificate was refuted.
     """
 
     tried: int
@@ -140,6 +143,8 @@ class Test:
     level: float
     p_value: float
     shared: bool
+    inputs: frozenset[int] = frozenset()
+    hits: frozenset[int] = frozenset()
 
     __test__ = False
 
@@ -159,6 +164,23 @@ def chance(tried: int, refuted: int, rate: float, shared: bool) -> float:
     if shared:
         return min(1.0, tried * rate / refuted)
     return float(binom.sf(refuted - 1, tried, min(1.0, rate)))
+
+
+def pooled(tests: Sequence[Test]) -> float:
+    """Probability that so many inputs or more have a refutation in any of several tests, at most, if all is as claimed.
+
+    Certificates of one input may fail together: classifiers, norms and radii meet the same noise there. Those of two
+    inputs do not, unless draws are shared. So inputs are counted, each of which is refuted anywhere with the sum of the
+    probabilities at most. Tests of either kind have half of the say.
+    """
+    value = 1.0
+    for shared in (False, True):
+        part = [test for test in tests if test.shared == shared]
+        inputs = frozenset[int]().union(*(test.inputs for test in part))
+        hits = frozenset[int]().union(*(test.hits for test in part))
+        rate = sum(test.alpha + test.level for test in part)
+        value = min(value, 2 * chance(len(inputs), len(hits), rate, shared))
+    return value
 
 
 def judge(

@@ -253,9 +253,7 @@ def _radii(log: Log) -> Iterator[Finding]:
     infinite = [e for e in log.entries if e.radius is not None and not math.isfinite(e.radius)]
     negative = [e for e in log.entries if e.radius is not None and e.radius < 0]
     yield from _found("radius", Severity.REFUTED, "radii that are infinite or NaN: {n}", infinite)
-    yield from _found(
-        "radius", Severity.WARNING, "radii that are negative, so of a class certified below 1/2: {n}", negative
-    )
+    yield from _found("radius", Severity.REFUTED, "radii that are negative, which proves no class: {n}", negative)
 
 
 def _by_rounding(log: Log) -> Iterator[Finding]:

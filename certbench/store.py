@@ -10,11 +10,11 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from certbench.errors import StoreError
 from certbench.rows import Estimate, Row
@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS estimate_plan (
 CREATE TABLE IF NOT EXISTS estimates (key TEXT PRIMARY KEY, value REAL);
 """
 VERSION = 1
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,30 @@ class Store:
         StoreError: from every method, if the file cannot be read or written (a full disk, say).
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, and make it if need be."""
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open the file.
+
+        Args:
+            path: of the file.
+            create: whether to make it if need be; if not, the file is only read, and must be a run's.
+        """
         self.path = path
         with self._guard(), ExitStack() as undo:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, isolation_level=None)
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = sqlite3.connect(path, isolation_level=None)
+            else:  # "ro" could not roll back what a killed writer left
+                uri = f"{path.absolute().as_uri()}?mode=rw"
+                self._connection = sqlite3.connect(uri, isolation_level=None, uri=True)
             undo.callback(self._connection.close)
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
                 raise StoreError(f"{path} was written by another version of certbench (format {version})")
-            if version == 0:  # new; one that is only read is not touched
+            if not create:
+                if version == 0:
+                    raise StoreError(f"{path} is empty, or not the store of a run")
+                self._connection.execute("PRAGMA query_only = 1")
+            elif version == 0:  # new
                 self._connection.executescript(
                     f"BEGIN; {_SCHEMA} {_ESTIMATES} PRAGMA user_version = {VERSION}; COMMIT;"
                 )
@@ -203,7 +217,7 @@ class Store:
         with self._guard():
             if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'estimates'").fetchone():
                 return []  # written before there were estimates
-            return [_estimate(*values) for values in self._connection.execute(query)]
+            return [_named(_estimate, values) for values in self._connection.execute(query)]
 
     def rows(self) -> list[Row]:
         """The rows of the plan that have been computed, in the plan's order."""
@@ -218,7 +232,8 @@ class Store:
             "ORDER BY p.position"
         )
         with self._guard():
-            return [(_row(values), key, attack) for key, attack, *values in self._connection.execute(query)]
+            found = self._connection.execute(query)
+            return [(_named(_row, values), key, attack) for key, attack, *values in found]
 
     def counterexamples(self) -> dict[str, tuple[str, bytes]]:
         """The stored counterexamples by key: which attack found each, and its float64 bytes."""
@@ -253,14 +268,29 @@ class Store:
             raise StoreError(f"cannot read or write {self.path}: {error}; what was stored before is intact") from error
 
 
+def _named(read: Callable[[Sequence[Any]], _T], values: Sequence[Any]) -> _T:
+    """What a line of the file says; ValueError where it says what no version wrote."""
+    try:
+        return read(values)
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise ValueError(f"the row {', '.join(map(str, values[:2]))} is no row of a run: {error}") from error
+
+
 def _row(values: Sequence[Any]) -> Row:
     (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
     (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, distance) = values[9:]
     known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
+    options, found = json.loads(spec), json.loads(evidence)
+    for part, kind in ((model, str), (certifier, str), (reason, str), (options, dict), (found, dict)):
+        _check(part, kind)
+    for part in (index, label, prediction):
+        _check(part, int)
+    for part in (norm, radius, seconds, prepare, *known):
+        _check(part, (int, float))
     return Row(
         model=model,
         certifier=certifier,
-        spec=json.loads(spec),
+        spec=options,
         guarantee=Guarantee(guarantee),
         subject=Subject(subject),
         norm=norm,
@@ -274,13 +304,16 @@ def _row(values: Sequence[Any]) -> Row:
         prepare_seconds=prepare,
         outcome=Outcome(outcome),
         reason=reason,
-        evidence=json.loads(evidence),
+        evidence=found,
     )
 
 
-def _estimate(
-    model: str, method: str, norm: float, domain: str, index: int, value: float | None, cap: float, upper: float | None
-) -> Estimate:
+def _estimate(values: Sequence[Any]) -> Estimate:
+    model, method, norm, domain, index, value, cap, upper = values
+    for part, kind in ((model, str), (method, str), (index, int)):
+        _check(part, kind)
+    for part in (norm, cap, *(part for part in (value, upper) if part is not None)):
+        _check(part, (int, float))
     return Estimate(
         model=model,
         method=method,
@@ -295,7 +328,17 @@ def _estimate(
 
 def _box(text: str) -> tuple[float, float] | None:
     box = json.loads(text)
-    return None if box is None else (box[0], box[1])
+    if box is None:
+        return None
+    low, high = box
+    for end in box:
+        _check(end, (int, float))
+    return low, high
+
+
+def _check(value: Any, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{str(value)[:100]!r} is of type {type(value).__name__}")
 
 
 def plain(value: Any) -> Any:

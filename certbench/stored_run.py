@@ -81,7 +81,14 @@ class StoredRun:
             )
 
     def proves(self, entry: Entry) -> bool:
-        """Whether a row's own key is that of this model, input and certifier, today's version or an earlier one."""
+        """Whether a row's own key is that of this model, input and certifier, today's version or an earlier one.
+
+        What the row says of the certifier beside its options, which the key does not know, has to be so.
+        """
+        with suppress(CertbenchError):
+            certifier = options.build(entry.row.spec)
+            if (certifier.guarantee, certifier.subject) != (entry.row.guarantee, entry.row.subject):
+                return False
         common = self._common(entry)
         return entry.key in (benchmark.row_key(*common, entry.row.spec, v) for v in _versions(entry.row.spec))
 
@@ -126,7 +133,7 @@ def load(folder: Path) -> StoredRun:
             )
     if dataset.fingerprint() != sha256:
         raise ConfigError(f"the data {settings.data!r} are not those of this run; run the suite again")
-    store = Store(folder / "results.db")
+    store = Store(folder / "results.db", create=False)
     try:
         entries = [Entry(*found) for found in store.keyed_rows()]
     finally:

@@ -146,7 +146,7 @@ def test_another_radius_or_alpha_looks_at_known_draws_first(monkeypatch: pytest.
         """The evidence, and how many rows it took."""
         certifier = AdaptiveSmoothing(Gaussian(0.1), radius, n=n, n0=50, alpha=alpha, step=10)
         state = certifier.prepare(classifier, L2)
-        state = replace(state, counter=replace(state.counter, key="content"))  # as outside of the tests
+        state = replace(state, counter=replace(state.counter, key="content", content=False))  # of what is not watched
         watched.rows.zero_()  # type: ignore[operator]
         return list(certifier.certify(state, x, SEEDS[:3]).evidence), int(watched.rows)  # type: ignore[arg-type]
 

@@ -1,4 +1,5 @@
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,17 @@ def test_an_attack_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) ->
     found, failed = search(network("linear"), inputs(4), (L2,), BOX, steps=10)
     assert failed == {"L-BFGS": "RuntimeError: no such thing"}
     assert found[L2].distance.isfinite().all()
+
+
+def test_no_attack_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[Any] = []
+    monkeypatch.setattr(attacks._Hunt, "offer", lambda hunt, name, points, walk=True: offered.append(name))
+    search(network("linear"), inputs(4), (L2,), BOX, steps=2, deadline=time.monotonic())
+    assert offered == ["nearest input"]
+    offered.clear()
+    eps = torch.full((4,), 0.1, dtype=torch.float64)
+    refute(network("linear"), inputs(4), L2, eps, BOX, steps=2, deadline=time.monotonic() - 1)
+    assert offered == []
 
 
 def test_global_generators_are_left_as_they_were_by_the_whole_battery() -> None:

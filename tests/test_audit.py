@@ -2,7 +2,10 @@
 
 import json
 import math
+import sqlite3
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from certbench import audit, audit_base, benchmark, registry, smoothed_attack, stored_run
-from certbench.audit_output import UNREACHED
+from certbench import audit, audit_base, benchmark, rebound, registry, smoothed_attack, stored_run
+from certbench.audit_output import UNREACHED, Result
 from certbench.certificate import Certificate
 from certbench.certifier import Certifier, clean_margin
 from certbench.classifier import Classifier
@@ -25,6 +28,7 @@ from certbench.suite import load
 from certbench.terms import Guarantee
 from certbench.threat import ThreatModel
 from certbench.verifiers.integer_noise import IntegerGaussian
+from certbench.verifiers.lipschitz import LipschitzMargin
 from certbench.verifiers.noise import Gaussian
 from certbench.verifiers.smoothing import Smoothing, SmoothingState
 
@@ -122,6 +126,17 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path)
 
 
+def change(bench: Bench, *statements: str) -> None:
+    """Change what is stored, as nobody should."""
+    with closing(sqlite3.connect(bench.run_folder / "results.db", isolation_level=None)) as connection:
+        for statement in statements:
+            assert connection.execute(statement).rowcount, statement
+
+
+def of(certifier: str, more: str = "1") -> str:
+    return f"WHERE key IN (SELECT key FROM plan WHERE certifier LIKE '{certifier}%' AND {more})"
+
+
 def scaled(factor: float, **options: Any) -> dict[str, Any]:
     return {"name": "scaled", "factor": factor, **options}
 
@@ -213,7 +228,7 @@ def test_a_row_of_another_key_is_not_audited_and_said_to_be(bench: Bench, monkey
     bench.run(scaled(2.0))
     monkeypatch.setattr(Scaled, "version", 1)
     code, record, _ = bench.audit()
-    assert (code, record["base"]) == (0, [])
+    assert (code, record["base"]) == (5, [])
     assert {part["rows"] for part in record["not audited"]} == {10}
 
 
@@ -262,11 +277,101 @@ def test_rounding_is_audited_where_it_is_asked_for(bench: Bench) -> None:
     assert bench.audit()[1]["float audit"] == []
 
 
+def test_a_radius_that_its_own_bounds_do_not_prove_is_unsound(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run("ibp", "crown", {"name": "lipschitz", "rule": "naive"}, "best-of", norms=[2])
+    code, record, _ = bench.audit()
+    assert (code, record["not proved"], record["not proved again"]) == (0, [], [])
+    assert [part["proved"] for part in record["bounds"]] == [10, 10, 10, 10]
+    change(bench, f"UPDATE results SET radius = 1.002 * radius {of('lipschitz', 'input < 2')}")
+    code, record, text = bench.audit()
+    assert (code, record["refuted"], record["unsound"]) == (3, [], True)
+    assert [part["input"] for part in record["not proved"]] == [0, 1]
+    assert "UNSOUND: lipschitz(rule=naive) on plane, L2, input 0: its bounds do not prove the radius" in text
+    monkeypatch.setattr(rebound, "OPTIMISED", frozenset({"lipschitz"}))
+    code, record, text = bench.audit()
+    assert (code, record["not proved"]) == (5, [])
+    assert [part["input"] for part in record["not proved again"]] == [0, 1]
+    assert "not proved again: lipschitz(rule=naive) on plane, L2, input 0" in text
+
+
+def test_bounds_that_fail_are_a_reason_and_no_verdict(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("shapes")
+
+    bench.run("crown", norms=[2])
+    monkeypatch.setattr(audit, "rebound", broken)
+    monkeypatch.setattr(audit, "float_audit", broken)
+    code, record, text = bench.audit(floats=True)
+    assert code == 5
+    assert record["attacks that failed"] == {"bounds of crown on plane, L2": "RuntimeError: shapes"}
+    assert record["float audit"][0]["reason"] == "RuntimeError: shapes"
+    assert "no float audit of crown on plane, L2: RuntimeError: shapes" in text
+
+
+def test_bounds_of_another_version_are_not_computed_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run({"name": "lipschitz", "rule": "naive"}, norms=[2])
+    change(bench, f"UPDATE results SET radius = 1.002 * radius {of('lipschitz', 'input < 2')}")
+    monkeypatch.setattr(LipschitzMargin, "version", LipschitzMargin.version + 1)
+    code, record, text = bench.audit()
+    assert (code, record["not proved"]) == (0, [])
+    assert "another version of the certifier" in record["bounds"][0]["reason"]
+    assert "bounds of lipschitz(rule=naive) on plane, L2, not computed again" in text
+
+
+def test_a_row_that_misnames_its_guarantee_is_not_audited(bench: Bench) -> None:
+    bench.run(scaled(2.0), norms=[2])
+    change(bench, "UPDATE plan SET subject = 'smoothed', guarantee = 'probabilistic'")
+    assert bench.audit()[0] == 5
+
+
+def test_rows_that_are_missing_are_said_to_be(bench: Bench) -> None:
+    bench.run(scaled(0.5), "lipschitz", norms=[2])
+    change(bench, f"DELETE FROM results {of('lipschitz')}")
+    code, record, text = bench.audit()
+    assert (code, record["missing"]) == (5, 10)
+    assert "missing: 10 rows of this run have not been computed yet" in text
+    change(bench, "DELETE FROM results")
+    with pytest.raises(ConfigError, match="none of the rows"):
+        bench.audit()
+
+
+@pytest.mark.parametrize("statement", ["distance = 1e-4", "distance = 1e-4, point = NULL"])
+def test_a_distance_that_no_point_bears_out_accuses_nobody(bench: Bench, statement: str) -> None:
+    bench.run(scaled(0.5), "crown", norms=[2, "inf"])
+    bench.audit()
+    change(bench, f"UPDATE attacks SET {statement} WHERE point IS NOT NULL")
+    code, record, text = bench.audit()
+    assert (code, record["refuted"], record["cross-audit"]) == (5, [], [])
+    assert len(record["stored counterexamples that are none"]) == 20
+    assert "unconfirmed: 20 stored counterexamples" in text
+    assert bench.audit(only="crown", inputs=2)[1]["cross-audit"] == []
+
+
 def test_a_budget_that_is_spent_is_said_so(bench: Bench) -> None:
     bench.run(scaled(2.0), {"name": "smoothing", **SMOOTHING})
     code, record, _ = bench.audit(seconds=0)
     assert code == 5
     assert {part["reason"] for part in record["not audited"]} == {UNREACHED}
+
+
+def test_a_budget_ends_between_attacks_and_leaves_some_to_smoothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(scaled(0.5), {"name": "smoothing", **SMOOTHING}, norms=[2])
+    search = audit_base.search
+
+    def slow(*args: Any, **options: Any) -> Any:
+        while time.monotonic() <= options["deadline"]:
+            time.sleep(0.01)
+        return search(*args, **options)
+
+    monkeypatch.setattr(audit_base, "search", slow)
+    start = time.monotonic()
+    code, record, _ = bench.audit(seconds=4)
+    assert time.monotonic() - start < 8
+    assert code == 5
+    assert {part["certifier"] for part in record["not audited"]} == {"scaled(factor=0.5)"}
+    assert record["smoothed"][0]["tested"] > 0
 
 
 def test_inputs_and_certifiers_can_be_chosen(bench: Bench) -> None:
@@ -302,6 +407,31 @@ def test_smoothing_that_overclaims_is_unsound_and_smoothing_is_not(bench: Bench)
     assert bench.audit(only="smoothing")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("change_", "law"),
+    [
+        ("radius = -9", "a radius is a number, at least 0"),
+        ("radius = 9e999", "samples prove no infinite radius"),
+        ("prediction = -1", "who abstains certifies no radius"),
+    ],
+)
+def test_a_smoothed_radius_that_is_none_is_unsound(bench: Bench, change_: str, law: str) -> None:
+    bench.run({"name": "soft-smoothing", "n": 1000}, {"name": "smoothing", **SMOOTHING}, norms=[2])
+    change(bench, f"UPDATE results SET {change_} {of('soft', 'input = 1')} AND radius > 0")
+    code, record, _ = bench.audit()
+    assert (code, [part["law"] for part in record["cross-audit"]]) == (3, [law])
+
+
+def test_a_smoothed_radius_is_held_against_its_own_counts(bench: Bench) -> None:
+    bench.run({"name": "smoothing", **SMOOTHING}, norms=[2])
+    code, record, _ = bench.audit()
+    assert (code, record["counts"]) == (0, [])
+    change(bench, f"UPDATE results SET radius = 1.01 * radius {of('smoothing', 'input = 1')} AND radius > 0")
+    code, record, text = bench.audit(seconds=0)
+    assert (code, [part["input"] for part in record["counts"]]) == (3, [1])
+    assert "UNSOUND: smoothing" in text and "its counts do not prove it" in text
+
+
 def test_smoothing_without_predict_is_not_audited(bench: Bench) -> None:
     bench.run({"name": "soft-smoothing", "n": 100}, norms=[2])
     code, record, _ = bench.audit()
@@ -314,6 +444,26 @@ def test_chance_is_a_binomial_or_markovs_bound() -> None:
     assert smoothed_attack.chance(1, 1, 0.01, False) == pytest.approx(0.01)
     assert smoothed_attack.chance(10, 2, 0.002, False) == pytest.approx(1.78e-4, rel=0.01)
     assert smoothed_attack.chance(10, 2, 0.002, True) == pytest.approx(0.01)
+
+
+def test_refutations_of_several_tests_are_counted_together_by_input() -> None:
+    def test(hits: set[int], shared: bool = False) -> smoothed_attack.Test:
+        value = smoothed_attack.chance(2, len(hits), 0.002, shared)
+        return smoothed_attack.Test(
+            *(2, 2, len(hits), 0, 0.001, 0.001, value, shared), frozenset({0, 1}), frozenset(hits)
+        )
+
+    def unsound(*tests: smoothed_attack.Test) -> bool:
+        return Result(tests={("m", "s", float(i)): test for i, test in enumerate(tests)}).unsound
+
+    assert not unsound(test({0}), test({0}), test({0}), test({0}))  # one input, whose draws are the same in each
+    assert unsound(test({0}), test({0}), test({1}), test({1}))
+    assert not unsound(test(set()), test({1}), test(set()), test({0}, True))
+    assert not unsound(*(test({0, 1}, True) for _ in range(4)))  # what shares draws fails together
+    assert smoothed_attack.pooled([test({0}), test({1})]) == pytest.approx(2 * 0.004**2)
+    assert smoothed_attack.pooled([]) == 1
+    quiet = Result(tests={("m", "s", 2.0): test({0}), ("m", "s", 1.0): test({1})})
+    assert quiet.inconsistent == [] and quiet.code == 3
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])

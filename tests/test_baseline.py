@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,135 @@ def test_files_of_another_kind_are_refused(content: str, words: str, tmp_path: P
         read(tmp_path / "b.json")
 
 
+def put(place: list[Any], value: Any) -> Any:
+    """An edit of a baseline: the value at a path, or its removal."""
+
+    def edit(values: Any) -> None:
+        for step in place[:-1]:
+            values = values[step]
+        if value is REMOVED:
+            del values[place[-1]]
+        else:
+            values[place[-1]] = value
+
+    return edit
+
+
+REMOVED: Any = object()
+FIRST: list[Any] = ["groups", 0, "rows", 0]
+COUNTS = ["groups", 1, "rows", 0, 4, "counts"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ([*FIRST, 3], math.nan, "row 1 of crown on net, L2: nan is no number"),
+        ([*FIRST, 3], "nan", "row 1 of crown on net, L2: 'nan' is no number"),
+        ([*FIRST, 3], "0.5", "row 1 of crown"),
+        ([*FIRST, 3], -1, "row 1 of crown on net, L2: -1 is no number"),
+        ([*FIRST, 3], None, "row 1 of crown"),
+        ([*FIRST, 3], math.inf, "row 1 of crown"),
+        ([*FIRST, 0], "0", "row 1 of crown"),
+        ([*FIRST, 2], None, "row 1 of crown"),
+        (FIRST, "abcd", "row 1 of crown"),
+        (FIRST, [0, 1], "row 1 of crown"),
+        (FIRST, [0, 1, 1, 0.5, [1]], "row 1 of crown"),
+        (FIRST, [1, 1, 1, 0.5], "has a row twice: crown on net, L2, input 1"),
+        (COUNTS, ["a", "b"], "row 1 of smoothing on net, L2: its counts"),
+        (COUNTS, [900, 900], "its counts are not those of n draws"),
+        (COUNTS, [-1, 900], "its counts"),
+        ([*COUNTS[:-1], "n"], "1000", "its counts"),
+        ([*COUNTS[:-1], "n"], 10**30, "its counts"),
+        (["groups", 0, "spec"], "crown", "'spec' is no object"),
+        (["groups", 0, "domain"], [], "not a whole baseline"),
+        (["groups", 0, "domain"], ["a", "b"], "domain"),
+        (["groups", 0, "norm"], "two", "'two' is no number"),
+        (["groups", 0], [], "not a whole baseline"),
+        (["distances", 0, 4], "0.5", "'0.5' is no number"),
+        (["distances", 0, 4], math.nan, "nan is no number"),
+        (["distances", 0], [1], "not a whole baseline"),
+        (["history"], REMOVED, "'history' is missing"),
+        (["history"], "x", "'history' is no list"),
+        (["history", 0], "x", "'date' is missing"),
+        (["history", 0, "reason"], REMOVED, "'reason' is missing"),
+        (["content", "models"], [], "'models' is no object"),
+        (["content", "models"], {"net": 3}, "'net' is no text"),
+        (["content", "versions"], ["x"], "'versions' is no object"),
+        (["content", "data"], 5, "'data' is no text"),
+        (["content"], REMOVED, "'content' is missing"),
+    ],
+)
+def test_what_is_no_whole_baseline_is_refused_by_all_commands(
+    place: list[Any], value: Any, words: str, tmp_path: Path, console: Console
+) -> None:
+    folder, path = write(tmp_path / "run", crown=[0.5, 0.25], smoothing=[0.25]), tmp_path / "b.json"
+    update(folder, "first", console, path)
+    values = json.loads(path.read_text())
+    put(place, value)(values)
+    path.write_text(json.dumps(values))
+    for command in (
+        lambda: run(path, folder, console),
+        lambda: show(path, console),
+        lambda: update(folder, "again", console, path),
+    ):
+        with pytest.raises(ConfigError) as error:
+            command()
+        assert words in str(error.value) and "b.json" in str(error.value)
+
+
+def test_rows_that_a_run_has_twice_are_refused(tmp_path: Path, console: Console) -> None:
+    folder = write(tmp_path / "run", crown=[0.5])
+    with closing(sqlite3.connect(folder / "results.db")) as connection:
+        connection.execute(f"INSERT INTO plan SELECT 9, {', '.join(PLAN)} FROM plan")
+        connection.commit()
+    with pytest.raises(ConfigError, match="has a row twice: crown on net, L2, input 0"):
+        read(folder)
+
+
+PLAN = ["key", "attack", "model", "certifier", "spec", "guarantee", "subject", "norm", "domain", "input", "label"]
+
+
+def test_a_run_of_nothing_is_no_baseline(tmp_path: Path, console: Console) -> None:
+    folder = write(tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds no rows"):
+        update(folder, "first", console, tmp_path / "b.json")
+    (folder / "results.db").write_bytes(b"")
+    for command in (
+        lambda: update(folder, "first", console, tmp_path / "b.json"),
+        lambda: run(folder, folder, console),
+    ):
+        with pytest.raises(StoreError, match=r"results\.db is empty"):
+            command()
+    assert (folder / "results.db").read_bytes() == b"" and not (tmp_path / "b.json").exists()
+
+
+def test_show_and_update_want_a_baseline(tmp_path: Path, console: Console) -> None:
+    folder = write(tmp_path / "run", crown=[0.5])
+    with pytest.raises(ConfigError, match="certbench show"):
+        show(folder, console)
+    with pytest.raises(ConfigError, match="is a folder"):
+        update(folder, "first", console, folder)
+    for content in ("[]", "3", "{}"):
+        (tmp_path / "b.json").write_text(content)
+        with pytest.raises(ConfigError, match="is no baseline"):
+            show(tmp_path / "b.json", console)
+        with pytest.raises(ConfigError, match="is no baseline"):
+            update(folder, "first", console, tmp_path / "b.json")
+    (tmp_path / "b.json").write_bytes(b"\0\xff")
+    with pytest.raises(ConfigError, match="neither"):
+        show(tmp_path / "b.json", console)
+
+
+def test_an_l0_radius_at_a_counterexample_becomes_no_baseline(tmp_path: Path, console: Console) -> None:
+    folder = write(tmp_path / "run", crown=[0.8], attack=0.8)
+    assert update(folder, "a ball is open", console, tmp_path / "b.json") == 0
+    with closing(sqlite3.connect(folder / "results.db")) as connection:
+        connection.execute("UPDATE plan SET norm = 0")
+        connection.commit()
+    assert update(folder, "no", console, tmp_path / "b.json") == 3
+    assert "certbench audit" in said(console)
+
+
 def test_what_is_not_there_is_said(tmp_path: Path, console: Console) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ConfigError, match="folder of a run"):
@@ -191,7 +322,7 @@ def test_one_file_of_pytest_benchmark_gates_time_and_tightness(tmp_path: Path, c
     old = benchmarks(tmp_path / "old.json")
     cases: list[tuple[dict[str, Any], int]] = [
         ({}, 0), ({"median": 1.2}, 0), ({"median": 1.3}, 1), ({"radius": 0.4}, 1), ({"radius": 0.6}, 0),
-        ({"radius": 0.8}, 3), ({"node": "there"}, 4), ({"content": "e"}, 4),
+        ({"radius": 0.8}, 3), ({"radius": 0.7}, 0), ({"node": "there"}, 4), ({"content": "e"}, 4),
     ]  # fmt: skip
     for changes, code in cases:
         assert run(old, benchmarks(tmp_path / "new.json", **changes), console) == code, changes

@@ -570,4 +570,5 @@ def test_what_a_file_says_stays_on_its_line(tmp_path: Path) -> None:
 
     (tmp_path / "a.json").write_text(json.dumps({"x\nb.json: accepted\n\x1b[1m\ud800": 1}))
     assert checker.run([tmp_path / "a.json"], Out()) == 2
+    assert said[1] == "0 of 1 accepted"
     assert len(said) == 2 and said[0].isprintable() and r"x\nb.json: accepted\n\x1b[1m\ud800" in said[0]

@@ -162,6 +162,19 @@ def test_every_part_of_the_claim_counts(sample: tuple[Claim, dict[str, Any]]) ->
     assert refused(replace(claim, radius=math.nextafter(claim.radius * (1 + 1e-9), math.inf)), evidence)
 
 
+def test_the_largest_radius_is_the_largest_that_is_accepted(sample: tuple[Claim, dict[str, Any]]) -> None:
+    claim, evidence = sample
+    bound = counts.largest(claim, evidence, *counts.probabilities(claim, evidence))
+    below = float(bound) if Fraction(float(bound)) <= Fraction(bound) else math.nextafter(float(bound), 0)
+    assert claim.radius <= below
+    assert refused(replace(claim, radius=below), evidence) == "" and refused(
+        replace(claim, radius=math.nextafter(below, 9)), evidence
+    )
+    found = counts.read_votes(evidence)
+    assert found.top == claim.prediction and found.n == evidence["n"]
+    assert found.votes == evidence["counts"][found.top] and found.votes + found.rivals <= found.n
+
+
 def test_probability_one_ulp_too_high_is_refused_where_nothing_was_left() -> None:
     """p = 0.001^(1/1000) rounded up is no bound; rounded down it is one."""
     exact = Fraction(0.001)

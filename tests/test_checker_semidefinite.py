@@ -52,7 +52,7 @@ def test_agrees_with_the_certifier(cuts: bool, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_agrees_on_a_thousand(tmp_path: Path) -> None:
-    """But for a few, where the solver, asked again at the very radius, ends elsewhere; the exporter then claims less."""
+    """But for a few, where the solver, asked again at the radius, ends elsewhere; the exporter then claims less."""
     classifier, count, lost = checking.perceptron(4, 5, 3), 0, 0
     read = checking.read(classifier, tmp_path)
     for threat in THREATS:

@@ -1,13 +1,23 @@
+import functools
 import os
 import subprocess
 import sys
+import threading
+import types
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from certbench import Classifier, ConfigError
+import certbench
+from certbench import L2, Classifier, ConfigError
+from certbench.models import zoo
+from certbench.models.architectures import Normalise
+from certbench.verifiers.counting import Counter
+from certbench.verifiers.noise import Gaussian
 
 
 def linear() -> nn.Linear:
@@ -162,3 +172,208 @@ def test_the_order_of_a_set_in_the_code_does_not_matter() -> None:
         for seed in ("1", "2", "3")
     }  # fmt: skip
     assert len(prints) == 1
+
+
+def half(sign: float) -> nn.Linear:
+    layer = nn.Linear(1, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[sign], [-sign]]))
+        layer.bias.zero_()
+    return layer
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+class Multiply:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+    def __get__(self, instance: object, owner: object) -> "Multiply":
+        return self
+
+
+class Negate(Multiply):
+    def __call__(self, x: Tensor) -> Tensor:
+        return -super().__call__(x)
+
+
+class Through(nn.Module):
+    """Applies what it keeps in a plain attribute, and a linear layer."""
+
+    def __init__(self, kept: Any, linear: bool = True) -> None:
+        super().__init__()
+        self.kept = [kept]
+        self.layer = half(1.0) if linear else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.kept[0](x))  # type: ignore[no-any-return]
+
+
+def times(factor: float, x: Tensor) -> Tensor:
+    return factor * x
+
+
+def twice(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    @functools.wraps(function)
+    def decorated(x: Tensor) -> Tensor:
+        return 2 * function(x)
+
+    return decorated
+
+
+def negated(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    @functools.wraps(function)
+    def decorated(x: Tensor) -> Tensor:
+        return -function(x)
+
+    return decorated
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def by_attribute(factor: float) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        return function.factor * x  # type: ignore[attr-defined, no-any-return]
+
+    function.factor = factor  # type: ignore[attr-defined]
+    return function
+
+
+def made_of(attribute: Any) -> nn.Module:
+    class Kind(nn.Module):
+        kept = attribute
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.kept * torch.cat([x, -x], dim=1)
+
+    return Kind()
+
+
+def in_a_loop(factor: float) -> nn.Module:
+    keeps = Through(same)
+    keeps.kept += [keeps.kept[0], factor, keeps]
+    return keeps
+
+
+MAKERS: dict[str, Callable[[float], nn.Module]] = {
+    "method of a module": lambda sign: Through(half(sign).forward, linear=False),
+    "method of an object": lambda sign: Through(Multiply(sign).__call__),
+    "object": lambda sign: Through(Multiply(sign)),
+    "code of an object": lambda sign: Through((Multiply if sign > 0 else Negate)(1.0)),
+    "setting of a module in a list": lambda sign: Through(Times(sign)),
+    "partial": lambda sign: Through(functools.partial(times, sign)),
+    "function in a partial": lambda sign: Through(functools.partial(twice(same) if sign > 0 else negated(same))),
+    "decorator": lambda sign: Through((twice if sign > 0 else negated)(same)),
+    "cache": lambda sign: Through(functools.cache((twice if sign > 0 else negated)(same))),
+    "attribute of a function": lambda sign: Through(by_attribute(sign)),
+    "lambdas in a line": lambda sign: Through([lambda x: -x, lambda x: x][sign > 0]),
+    "array in a class": lambda sign: made_of(np.float32(sign)),
+    "partial in a class": lambda sign: made_of(functools.partial(times, sign).args[0]),
+    "function that refers to its module": lambda sign: in_a_loop(sign),
+}
+
+
+@pytest.mark.parametrize("how", MAKERS)
+def test_two_classifiers_that_differ_anywhere_have_two_fingerprints(how: str) -> None:
+    def print_of(sign: float) -> str:
+        torch.manual_seed(0)
+        return Classifier(MAKERS[how](sign).eval(), (1,), 2).fingerprint()
+
+    assert print_of(1.0) == print_of(1.0) != print_of(-1.0)
+
+
+SETTINGS: dict[str, float] = {"sign": 1.0}
+ARRAY = np.ones(1, dtype=np.float32)
+BEHIND = half(1.0).eval()
+ONE = Multiply(1.0)
+own = types.ModuleType("own")
+own.inner = types.ModuleType("own.inner")  # type: ignore[attr-defined]
+own.inner.sign = 1.0  # type: ignore[attr-defined]
+
+
+class InsideAnother(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], dim=1) * sum(FACTOR for _ in range(1))
+
+
+class InADict(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], dim=1) * SETTINGS["sign"]
+
+
+class InAnArray(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], dim=1) * float(ARRAY[0])
+
+
+class InAModule(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return BEHIND(x)  # type: ignore[no-any-return]
+
+
+class InAnObject(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ONE(torch.cat([x, -x], dim=1))
+
+
+class InAnotherFile(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], dim=1) * own.inner.sign  # type: ignore[no-any-return]
+
+
+class MakesAnother(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return InADict()(x)  # type: ignore[no-any-return]
+
+
+def test_globals_of_any_kind_are_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = (InsideAnother, InADict, InAnArray, InAModule, InAnObject, InAnotherFile, MakesAnother)
+
+    def prints() -> list[str]:
+        return [Classifier(kind().eval(), (1,), 2).fingerprint() for kind in kinds]
+
+    before = prints()
+    assert prints() == before and len(set(before)) == len(kinds)
+    monkeypatch.setattr(f"{__name__}.FACTOR", -1.0)
+    monkeypatch.setitem(SETTINGS, "sign", -1.0)
+    monkeypatch.setattr(f"{__name__}.ARRAY", -ARRAY)
+    monkeypatch.setitem(BEHIND._parameters, "weight", nn.Parameter(-BEHIND.weight))
+    monkeypatch.setattr(ONE, "factor", -1.0)
+    monkeypatch.setattr(own.inner, "sign", -1.0)
+    assert not set(prints()) & set(before)
+
+
+def test_what_cannot_be_read_has_no_fingerprint_and_is_smoothed_all_the_same() -> None:
+    torch.manual_seed(0)
+    kept = (threading.Lock(), (i for i in range(3)), types.ModuleType("unknown"))
+    modules: list[nn.Module] = [torch.jit.trace(half(1.0), torch.zeros(1, 1))]  # type: ignore[no-untyped-call]
+    for unreadable in kept:
+        modules.append(half(1.0))
+        modules[-1].kept = unreadable  # type: ignore[assignment]
+    for module in modules:
+        classifier = Classifier(module.eval(), (1,), 2)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            classifier.fingerprint()
+        x = torch.ones(1, 1, dtype=torch.float64)
+        assert certbench.certify({"name": "smoothing", "n": 100}, classifier, x, L2).prediction == 0
+        assert Counter.of(classifier, Gaussian(0.25)).key is None
+
+
+def test_checks_of_annotations_leave_the_fingerprint_as_it_is() -> None:
+    """The tests run with them, the command line without."""
+    program = "from certbench.models import zoo; print(zoo.load('mlp-small').fingerprint())"
+    plain = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    assert hasattr(Normalise.forward, "__wrapped__")
+    assert zoo.load("mlp-small").fingerprint() == plain

@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from certbench import benchmark, cli, registry
+from certbench import audit, benchmark, cli, registry
 from certbench.models import zoo
 from certbench.store import Store
 from certbench.verifiers.lirpa_shims import INSTALL
@@ -311,7 +311,20 @@ def test_ctrl_c_at_another_moment_is_one_word(certbench: Run, monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(registry, "summary", interrupt)
-    assert certbench("list")[0] == cli.INTERRUPTED
+    code, _, err = certbench("list")
+    assert (code, err) == (cli.INTERRUPTED, "interrupted\n")
+
+
+def test_ctrl_c_during_an_audit_says_how_to_go_on(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "run", interrupt)
+    code, _, err = certbench("audit", "my run", "--steps", "9")
+    assert code == cli.INTERRUPTED
+    assert err == (
+        "interrupted; the counterexamples that were found are stored. To go on: certbench audit 'my run' --steps 9\n"
+    )
 
 
 def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:

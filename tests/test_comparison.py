@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from scipy.stats import fisher_exact
+from scipy.stats import beta, fisher_exact
 
 from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, StoreError, Subject
 from certbench import baseline as baselines
@@ -147,6 +147,38 @@ def test_outcomes_without_an_answer_are_lost_even_at_radius_0() -> None:
     assert change.kind is Kind.LOST and "timed out: the limit was spent" in change.detail
     assert kind(failed, row(0.0)) is Kind.GAINED
     assert kind(failed, failed) is Kind.SAME
+    timed_out = row(0.5, outcome=Outcome.TIMED_OUT, reason="slow")
+    (change,) = compare(side(row(0.5)), side(timed_out)).changes
+    assert (change.kind, change.detail) == (Kind.LOST, "timed out: slow")
+    assert kind(timed_out, row(0.5)) is Kind.GAINED and kind(timed_out, row(0.4)) is Kind.LOOSER
+    assert kind(timed_out, timed_out) is Kind.SAME and kind(row(0.5), row(0.5, outcome=Outcome.FAILED)) is Kind.LOST
+    assert kind(counted([10, 984, 6], 0.4), counted([11, 983, 6], 0.4, "1", outcome=Outcome.FAILED)) is Kind.LOST
+
+
+def test_another_claim_is_incomparable() -> None:
+    for change in (
+        {"guarantee": Guarantee.COMPLETE},
+        {"guarantee": Guarantee.PROBABILISTIC},
+        {"subject": Subject.SMOOTHED},
+    ):
+        comparison = compare(side(row(0.5)), side(row(0.5, **change)))
+        assert [one.kind for one in comparison.changes] == [Kind.INCOMPARABLE] and comparison.exit_code == 4
+
+
+def test_whoever_names_no_class_has_no_radius() -> None:
+    both = row(0.5, prediction=ABSTAIN)
+    assert kind(both, both) is Kind.UNSOUND and kind(row(0.5), both) is Kind.UNSOUND
+    draws = counted([10, 984, 6], 0.4, prediction=ABSTAIN)
+    assert kind(draws, draws) is Kind.UNSOUND
+
+
+def test_in_l0_a_counterexample_at_the_radius_refutes_it() -> None:
+    assert kind(row(3.0, norm=0.0), row(3.0, norm=0.0, upper=3.0)) is Kind.UNSOUND
+    assert kind(row(3.0, norm=0.0, upper=4.0), row(3.0, norm=0.0)) is Kind.SAME
+    assert kind(row(3.0), row(3.0, upper=3.0)) is Kind.SAME
+    place = ("net", 0.0, None, 0)
+    known = side(row(3.0, norm=0.0), known={place: Known(3.0, "counterexample")})
+    assert compare(known, side(row(3.0, norm=0.0))).exit_code == 3
 
 
 def test_a_new_option_makes_no_new_certifier() -> None:
@@ -192,6 +224,65 @@ def test_counts_are_compared_as_counts() -> None:
     # the runner-up alone: 500 of 1000 as before, but against 490 in place of 100
     spread = counted([500, 100, 100, 100, 100, 100], 0.3)
     assert kind(spread, counted([500, 490, 3, 3, 2, 2], 0.0, "1")) is Kind.LOST
+
+
+def drawn(counts: list[int], seed: str = "1", **more: Any) -> Row:
+    """A row of gaussian smoothing whose radius is what its counts prove, with all of its evidence."""
+    n = sum(counts)
+    evidence = {
+        "counts": counts, "selection": [0, 9, 1], "n": n, "alpha": 0.001, "rule": "one-vs-rest", "p_upper": 0.0,
+        "p_lower": 0.0, "noise": {"name": "gaussian", "sigma": 0.25}, "sigma": 0.25, "scale": 0.25, "dimension": 6,
+        "seed": seed.zfill(32),
+    }  # fmt: skip
+    p = float(beta.ppf(0.001, counts[1], n - counts[1] + 1)) * (1 - 1e-9)
+    evidence |= {"p_lower": p, "p_upper": 1 - p}
+    radius = 0.25 * NormalDist().inv_cdf(p) * (1 - 1e-9)
+    return counted([], **({"radius": max(radius, 0.0), "evidence": evidence} | more))
+
+
+def test_a_radius_is_what_its_own_counts_prove() -> None:
+    old, new = drawn([10, 984, 6], "0"), drawn([15, 978, 7])
+    assert kind(old, new) is kind(drawn([15, 978, 7], "0"), drawn([10, 984, 6])) is Kind.NOISE
+    kept = {name: old.evidence[name] for name in ("counts", "n", "rule", "seed")}
+    for before in (old, replace(old, evidence=kept)):  # a run, and a baseline
+        assert kind(before, new) is Kind.NOISE
+        assert kind(before, replace(new, radius=new.radius * 1.5)) is Kind.UNSOUND
+        assert kind(before, replace(new, radius=new.radius * 0.3)) is Kind.LOOSER
+        assert kind(before, replace(new, radius=new.radius * (1 - 1e-4))) is Kind.LOOSER
+        assert kind(before, replace(new, radius=0.0, prediction=ABSTAIN)) is Kind.LOST
+        assert kind(before, replace(new, prediction=2)) is Kind.UNSOUND
+        assert kind(before, replace(new, prediction=ABSTAIN)) is Kind.UNSOUND
+        assert kind(before, replace(new, outcome=Outcome.FAILED)) is Kind.LOST
+        weak = replace(new, radius=0.1, evidence={**new.evidence, "p_lower": 0.75, "p_upper": 0.25})
+        (change,) = compare(side(before), side(weak)).changes
+        assert change.kind is Kind.LOOSER and change.detail.startswith("its own counts prove 0.4")
+    assert kind(drawn([480, 500, 20], "0"), drawn([470, 510, 20])) is Kind.SAME  # both abstain, as they must
+    other = replace(new, radius=0.0, prediction=ABSTAIN, evidence={**new.evidence, "selection": [9, 1, 0]})
+    assert kind(old, other) is Kind.NOISE  # the draws of the selection named another class, and so nothing is proved
+    unknown = {**new.evidence, "layer": "0", "constants": {"2": 1.0}}  # noise that is not re-checked
+    assert kind(old, replace(new, evidence=unknown, prediction=2)) is Kind.LABEL_FLIP
+
+
+def test_other_counts_of_the_same_seed_are_tested_too() -> None:
+    old, new = drawn([10, 984, 6], "0"), drawn([10, 983, 7], "0")  # another processor
+    assert kind(old, new) is Kind.NOISE
+    assert kind(old, replace(new, radius=old.radius * 0.95)) is Kind.LOOSER
+    assert kind(old, drawn([60, 900, 40], "0")) is Kind.LOOSER
+
+
+def test_counts_that_are_none_are_no_tracebacks() -> None:
+    old = drawn([10, 984, 6], "0")
+    for change in (
+        {"counts": ["a", 2, 3]},
+        {"counts": [-1, 984, 6]},
+        {"n": "1000"},
+        {"n": 3},
+        {"n": 10**30},
+    ):
+        odd = replace(old, evidence={**old.evidence, **change})
+        assert kind(old, odd) is Kind.UNSOUND  # its own evidence does not prove it
+        assert kind(odd, old) is Kind.INCOMPARABLE
+        assert kind(old, replace(odd, radius=0.0, prediction=ABSTAIN)) is Kind.INCOMPARABLE
 
 
 def test_randomness_without_counts_is_incomparable_unless_the_seed_is_the_same() -> None:
@@ -295,7 +386,12 @@ certifiers:
     assert verdict(rules, (1, 0.0), certifier="milp(seconds=3)") == 0
     assert verdict(rules, (1, 0.5), certifier="crown(steps=5)") == 0
     assert compare(side(row(1.0), row(1.0, input=1)), side(row(1.0)), rules).exit_code == 0
-    assert compare(side(row(1.0)), side(row(1.0)), rules).unused == ["milp*", "crown(steps=*", "sdp"]
+    assert [*compare(side(row(1.0)), side(row(1.0)), rules).unused] == ["milp*", "crown(steps=*", "sdp"]
+    shadowed = policy('certifiers: {"*": {classes: {looser: warn}}, crown: {}, milp: {}}', tmp_path)
+    comparison = compare(side(row(1.0)), side(row(0.5)), shadowed)
+    assert comparison.unused == {"crown": True, "milp": False} and comparison.exit_code == 0
+    assert "'crown' never gets its turn" in SHAPES["text"](comparison)
+    assert "'milp' fits no certifier" in SHAPES["text"](comparison)
     one = policy("significance: 1e-12", tmp_path)
     assert compare(side(counted([10, 984, 6], 0.5)), side(counted([60, 934, 6], 0.3, "1")), one).exit_code == 0
 
@@ -315,6 +411,8 @@ certifiers:
         ("classes: {unsound: warn}", ["classes.unsound", "always fail"]),
         ("tolerance: {relative: -1}", ["tolerance.relative", "at least 0"]),
         ("tolerance: {relative: .inf}", ["tolerance.relative"]),
+        ("tolerance: {relative: 1}", ["tolerance.relative", "below 1"]),
+        ("classes: {looser: {more_than: 20}}", ["classes.looser.more_than", "0.05 is 5 %", "not 20"]),
         ("tolerance: {absolute: yes}", ["tolerance.absolute", "True"]),
         ("significance: 1", ["significance", "between 0 and 1"]),
         ("certifiers:\n  crown:\n    classes: {lost: no}", ["line 3", "certifiers.crown.classes.lost"]),
@@ -369,7 +467,7 @@ def test_text_names_every_row_that_matters(sides: Mapping[str, Side]) -> None:
     for line in (
         "net, crown, L2, input 2   0.5 -> 0.4 (-20.00 %)", "fail: 2 rows are looser; 0 may be",
         "warn: 1 rows are tighter; 0 may be", "fail: 1 rows are non-finite", "the radius is nan", "x[1]|<b>_*",
-        "note: 1 rows moved by noise, by +0.002 % on average", "A radius is unsound, or no number.",
+        "note: 1 rows moved by noise, by +0.002 % on average", "A radius is unsound, or no number: use none of that",
     ):  # fmt: skip
         assert " ".join(line.split()) in " ".join(text.split())
     assert called("fine", "fine")[0] == 0
@@ -410,6 +508,29 @@ def test_known_issues_do_not_fail(sides: Mapping[str, Side], tmp_path: Path) -> 
     code, text = called("old", "new", known=tmp_path / "known.yaml", shape="text")
     assert "fail: 1 rows are looser" in text and "slower search" in text and code == 3
     assert "known issue that is none any more: lost: certifier crown, input (4,)" in text
+
+
+def test_what_is_said_of_known_issues_is_part_of_the_document(sides: Mapping[str, Side], tmp_path: Path) -> None:
+    (tmp_path / "known.yaml").write_text(
+        "- {certifier: crown, input: 4, kind: lost, reason: none any more}\n"
+        "- {certifier: crwn, kind: lost, reason: typo}\n"
+    )
+    for shape in SHAPES:
+        _, text = called("old", "new", known=tmp_path / "known.yaml", shape=shape)
+        assert "known issue that is none any more: lost" in text.replace("\\_", "_")
+        assert "known issue that matches no row: lost: certifier crwn" in text
+        if shape == "json":
+            json.loads(text)
+        if shape == "junit":
+            ElementTree.fromstring(text.encode())
+
+
+def test_junit_is_xml_whatever_a_reason_holds() -> None:
+    reason = "a\0\x1b[31mred\x0b<&>\ufffe"
+    new = side(row(0.0, outcome=Outcome.FAILED, reason=reason, prediction=ABSTAIN))
+    suite = ElementTree.fromstring(SHAPES["junit"](compare(side(row(0.5)), new)).encode())
+    (failure,) = suite.iter("failure")
+    assert failure.text is not None and "failed: a\ufffd\ufffd[31mred\ufffd<&>\ufffd" in failure.text
 
 
 def test_what_cannot_be_compared_or_written_is_said(sides: dict[str, Side], tmp_path: Path) -> None:

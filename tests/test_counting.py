@@ -1,6 +1,8 @@
 """Counts do not depend on order, batches or interruptions, and are not made twice; shared noise; noise on a grid."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from certbench.verifiers.integer_noise import IntegerGaussian, variation
 from certbench.verifiers.noise import Gaussian, Laplace, Uniform
 from certbench.verifiers.noise_base import Noise
 from certbench.verifiers.smoothing import Smoothing
+from certbench.verifiers.splitting import Splitting
 
 from .test_contract import inputs, network
 from .test_smoothing import halfspace, points
@@ -266,3 +269,116 @@ def test_uniform_noise_certifies_more_in_l1_where_inputs_lie_in_the_unit_box() -
     small = [certbench.certify(Smoothing(Uniform(0.25), n=1000), network("mlp"), inputs(4), threat).radius
              for threat in (L1, L1.within(0, 1))]  # fmt: skip
     torch.testing.assert_close(small[0], small[1])
+
+
+@pytest.mark.parametrize("share", [None, 5])
+def test_what_is_remembered_of_other_noise_seeds_or_classifiers_is_not_taken(share: int | None) -> None:
+    """All looks share a memory; each must be what it is with a memory of its own."""
+    runs = [
+        (Counter.of(classifier, noise, share), seed, phase)
+        for classifier in (network("mlp"), network("cnn"))
+        for noise in (Gaussian(0.2), Gaussian(0.9), Laplace(0.9))
+        for seed in (3, 4)
+        for phase in (SELECTION, ESTIMATION)
+    ]
+    x = inputs(1)
+    together = [counter.count(x, 1500, [seed], phase).tolist() for counter, seed, phase in runs]
+    assert len(counting._COUNTED) == 2 * len(runs)
+    for (counter, seed, phase), counts in zip(runs, together, strict=True):
+        counting._COUNTED.clear()
+        alone = counter.count(x, 1500, [seed], phase).tolist()
+        assert counter.count(x, 1500, [seed], phase).tolist() == alone == counts
+
+    assert len({str(counts) for counts in together}) == len(runs) // (1 if share is None else 2)
+
+
+def test_votes_of_other_seeds_or_noise_are_not_taken_nor_part_of_a_chunk_for_all_of_it() -> None:
+    classifier, point = network("mlp"), inputs(1)[0]
+
+    def votes(sigma: float, seed: int, draws: int) -> list[int]:
+        return list(Counter.of(classifier, Gaussian(sigma)).votes(point, draws, seed, ESTIMATION, 50, 1))
+
+    looks = [(sigma, seed, draws) for draws in (130, 500) for sigma in (0.2, 0.9) for seed in (3, 4)]
+    together = [votes(*look) for look in looks]
+    for look, found in zip(looks, together, strict=True):
+        counting._COUNTED.clear()
+        assert votes(*look) == found
+    assert len({str(found) for found in together}) == len(looks)
+
+
+def test_two_looks_at_once_see_the_same_votes_and_leave_them_as_they_are() -> None:
+    counter, point = Counter.of(network("mlp"), Gaussian(0.9)), inputs(1)[0]
+
+    def look(draws: int = 1000) -> Iterator[int]:
+        return counter.votes(point, draws, 3, ESTIMATION, 50, 1)
+
+    true = list(replace(counter, key=None).votes(point, 1000, 3, ESTIMATION, 50, 1))
+    assert len(true) == 20 and len(set(true)) > 5
+    list(look(100))
+    pairs = list(zip(look(), look(), strict=True))
+    assert pairs == list(zip(true, true, strict=True)) and list(look()) == true
+    counting._COUNTED.clear()
+    opened = look()
+    assert [next(opened) for _ in range(5)] == true[:5]
+    assert list(look()) == true
+    opened.close()  # it has seen less
+    (entry,) = counting._COUNTED.values()
+    assert entry == (20, tuple(true))
+
+
+def test_what_a_caller_does_with_counts_does_not_reach_the_memory() -> None:
+    counter, point = Counter.of(network("mlp"), Gaussian(0.5)), inputs(1)[0]
+    nothing = torch.zeros(4, dtype=torch.int64)
+    for draws in (1000, 1500):
+        first = counter.fold(point, draws, 3, SELECTION, 1000, (), nothing, counting.add_votes)
+        kept = first.clone()
+        first += 100
+        again = counter.fold(point, draws, 3, SELECTION, 1000, (), nothing, counting.add_votes)
+        assert torch.equal(again, kept)
+        again += 100
+        assert torch.equal(counter.count(point[None], draws, [3], SELECTION)[0], kept)
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize("share", [None, 5])
+def test_a_state_of_other_weights_leaves_no_counts_behind(share: int | None) -> None:
+    """Prepared, trained, used, and back to the checkpoint: once a false certificate by what was remembered."""
+    classifier, x = halfspace(), points(1, 1.0)
+    certifier = Smoothing(Gaussian(0.25), n=1000, share=share)
+    alone = certbench.certify(certifier, classifier, x, L2)
+    counting._COUNTED.clear()
+    state = certifier.prepare(classifier, L2)
+    with torch.no_grad():
+        classifier.module.weight.mul_(-1)  # type: ignore[operator, union-attr]
+        between = certifier.certify(state, x, [0])
+        assert between.prediction == 0 and not counting._COUNTED
+        classifier.module.weight.mul_(-1)  # type: ignore[operator, union-attr]
+    assert certbench.certify(certifier, classifier, x, L2).evidence == alone.evidence
+
+
+def test_a_state_of_a_layer_stays_the_network_that_its_constants_are_of() -> None:
+    first = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(4))
+    classifier = Classifier(nn.Sequential(first, nn.Identity(), halfspace().module).eval(), (4,), 2)
+    certifier, x = Smoothing(Gaussian(0.25), n=1000, layer="0"), points(1, 0.05)
+    state = certifier.prepare(classifier, L2)
+    before = certifier.certify(state, x, [0])
+    with torch.no_grad():
+        first.weight.mul_(20)  # features 20 times as far from the border, and as fast
+    counting._COUNTED.clear()
+    after = certifier.certify(state, x, [0])
+    assert after.evidence == before.evidence and (after.radius <= 0.05).all()
+
+
+def test_counts_of_a_gpu_and_of_the_cpu_are_two_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of noise that NumPy draws for both: logits differ in the last bits."""
+    counter, point = Counter.of(network("mlp"), Splitting(0.5)), inputs(1)[0]
+    here = counter._now()
+    assert here is not None and counter.device is None
+    monkeypatch.setattr(Classifier, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    there = replace(counter, content=False)._now()
+    assert there is not None and there != here
+    names = {counting._name(now, point, 3, ESTIMATION, 1000) for now in (here, there)}
+    assert len(names) == 2 and counting._name(None, point, 3, ESTIMATION, 1000) is None

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -75,8 +76,24 @@ def test_another_input_or_model_says_nothing() -> None:
     assert unsound(row("crown", 1.0), replace(attacked, input=1), replace(attacked, model="n")) == []
 
 
-def test_radii_that_are_no_numbers_are_found() -> None:
-    assert unsound(row("crown", math.nan)) == [True]
+SAMPLED: dict[str, Any] = {"subject": Subject.SMOOTHED, "guarantee": Guarantee.PROBABILISTIC}
+
+
+@pytest.mark.parametrize("more", [{}, SAMPLED], ids=["base", "smoothed"])
+def test_radii_that_are_no_numbers_are_found(more: dict[str, Any]) -> None:
+    assert unsound(row("crown", math.nan, **more)) == [True]
+    assert unsound(row("crown", -0.1, **more)) == [True]
+    assert unsound(row("crown", -math.inf, **more)) == [True]
+    assert unsound(row("crown", 0.1, prediction=ABSTAIN, **more)) == [True]
+    assert unsound(row("crown", 0.0, prediction=ABSTAIN, **more)) == []
+
+
+def test_samples_prove_no_infinite_radius() -> None:
+    assert unsound(row("crown", math.inf)) == []
+    assert unsound(row("smoothing", math.inf, **SAMPLED)) == [True]
+    assert unsound(row("smoothing", math.inf, **SAMPLED, evidence={"constants": {"2": 0.0}})) == []
+    assert unsound(row("smoothing", math.inf, **SAMPLED, evidence={"also": [{"constants": {"2": 0.0}}]})) == []
+    assert unsound(row("smoothing", math.inf, **SAMPLED, evidence={"constants": {"2": 1.0}})) == [True]
 
 
 @pytest.mark.parametrize(

@@ -221,3 +221,34 @@ def test_options_that_no_run_could_use_are_refused() -> None:
         certbench.options.build({"name": "smoothing", "precision": "float16"})
     with pytest.raises(ConfigError, match="round the noise"):
         Smoothing(precision="bfloat16", also=(("1", 0.5),))
+
+
+@pytest.mark.parametrize("share", [None, 3])
+def test_the_twelfth_classifier_is_compiled_like_the_first(share: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch compiles one code object for eight functions, and runs all others as they are without a word."""
+    ran = []
+
+    def backend(graph: torch.fx.GraphModule, example: object) -> object:
+        return lambda *arguments: ran.append(graph) or graph.forward(*arguments)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    alive = []
+    for width in range(5, 17):
+        module = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 3)).eval()
+        counter = Counter.of(Classifier(module, (3,), 3), Gaussian(0.5), share, compiled=True)
+        ran.clear()
+        counter.count(torch.rand(1, 3, dtype=torch.float64), 1000, [1], ESTIMATION)
+        assert len(ran) == 1, width
+        alive.append(counter)
+
+
+def test_a_classifier_that_compiles_in_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Prints(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return x
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    classifier = Classifier(nn.Sequential(Prints(), nn.Linear(3, 3)).eval(), (3,), 3)
+    with pytest.raises(UnsupportedError, match="cannot compile the classifier"):
+        Counter.of(classifier, Gaussian(0.5), compiled=True)

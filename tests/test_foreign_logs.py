@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -310,7 +312,7 @@ DEFECTS: dict[str, tuple[Spoil, str, Severity, tuple[int, ...]]] = {
     "time adds up": (every(5, lambda i, row: f"{14.2 * (i + 1):.1f}"), "cumulative", Severity.WARNING, ()),
     "abstained with a radius": (one(5, 3, "0.3"), "abstention", Severity.REFUTED, (5,)),
     "predicted without a radius": (one(2, 3, "0.0"), "abstention", Severity.WARNING, (2,)),
-    "negative radius": (one(2, 3, "-0.1"), "radius", Severity.WARNING, (2,)),
+    "negative radius": (one(2, 3, "-0.1"), "radius", Severity.REFUTED, (2,)),
     "infinite radius": (one(2, 3, "inf"), "radius", Severity.REFUTED, (2,)),
     "radius is NaN": (one(2, 3, "nan"), "radius", Severity.REFUTED, (2,)),
     "radius above the top": (one(2, 3, "0.954"), "ladder", Severity.REFUTED, (2,)),
@@ -356,6 +358,23 @@ def test_a_small_radius_may_be_printed_as_zero() -> None:
     ]
 
 
+def test_a_folder_without_logs_is_an_error(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), record=True, width=300)
+    (tmp_path / "stdout.txt").write_text("started\n")
+    assert run([tmp_path], console) == 2
+    assert f"{tmp_path}: no logs in it" in console.export_text()
+
+
+def test_radii_beyond_usual_draws_say_how_many_they_take(audit: Audit) -> None:
+    rows = [[*row] for row in honest()]
+    for row in rows:
+        row[3] = f"{1.25 * float(row[3]):.3}"
+    _, _, document = audit({"sigma_0.25": text(rows)})
+    (found,) = [f for f in document["logs"][0]["findings"] if f["check"] == "ladder"]
+    draws = re.search(r"takes (\d+) draws or more at alpha = 0.001", found["message"])
+    assert draws is not None and int(draws[1]) > 1_000_000 and found["lines"]
+
+
 def test_a_line_without_an_end() -> None:
     assert [f.check for f in check(read(Path("a"), text(honest())[:-1])) if f.severity is Severity.WARNING] == [
         "truncated"
@@ -373,9 +392,12 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_audited(audit: Audit, tmp_
     console = Console(file=io.StringIO())
     assert run([tmp_path / "folder"], console) == 0  # what is no log is passed over in a folder
     assert run([tmp_path / "folder" / "stdout.txt"], console) == run([tmp_path / "nowhere"], console) == 2
-    for options in ({"alpha": 1.0}, {"n": 0}, {"sigma": -1.0}, {"published": tmp_path / "nowhere"}):
+    bad: list[dict[str, Any]] = [{"n": 0}, {"sigma": -1.0}, {"sigma": math.nan}, {"radii": [math.nan]}]
+    for options in (*bad, {"radii": [0.5, math.inf]}, {"alpha": math.nan}, {"published": tmp_path / "nowhere"}):
         with pytest.raises(ConfigError):
             run([tmp_path / "folder"], console, **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="alpha lies between 0 and 1"):
+        run([tmp_path / "folder"], console, alpha=1.0)
     with pytest.raises(StoreError):
         run([tmp_path / "folder"], console, json_file=tmp_path / "no" / "out.json")
 

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,10 @@ def test_an_entry_is_stale_where_its_rows_are_fine_and_not_where_they_are_absent
         ("- {modell: a, kind: failed, reason: x}", r"unknown key 'modell'; did you mean 'model'"),
         ("model: a", "a list"),
         ("- [", "not valid YAML"),
+        ("- {input: true, kind: failed, reason: x}", r"input.*index, not True"),
+        ("- {input: [1, false], kind: failed, reason: x}", r"input.*index, not False"),
+        ("- {model: a, norm: true, kind: failed, reason: x}", r"norm.*not True"),
+        ("- {model: a, norm: L3x, kind: failed, reason: x}", r"norm"),
     ],
 )
 def test_mistakes_are_named_with_their_line(text: str, message: str, tmp_path: Path) -> None:
@@ -68,6 +73,15 @@ def test_mistakes_are_named_with_their_line(text: str, message: str, tmp_path: P
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"(?s)known.yaml.*{message}"):
         known_issues.load(path)
+
+
+@pytest.mark.parametrize(
+    ("word", "norm"), [("L1", 1.0), ("L2", 2.0), ("2", 2.0), ("Linf", math.inf), ("inf", math.inf), ("L0", 0.0)]
+)
+def test_norms_have_names(word: str, norm: float, tmp_path: Path) -> None:
+    (tmp_path / "known.yaml").write_text(f"- {{model: mlp-a, norm: {word}, kind: failed, reason: x}}")
+    (entry,) = known_issues.load(tmp_path / "known.yaml").entries
+    assert entry.norm == norm
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

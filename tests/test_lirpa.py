@@ -101,6 +101,14 @@ def test_dropout_and_missing_biases_change_nothing() -> None:
     assert first.bias is None
 
 
+def test_a_dropout_that_stands_in_two_places_is_left_out_of_both() -> None:
+    drop = nn.Dropout(0.5)
+    layers = nn.Linear(16, 8), drop, nn.ReLU(), drop, nn.Linear(8, 4)
+    rewritten = ours._as_expected(nn.Sequential(*layers).eval())
+    assert not any(isinstance(layer, nn.Dropout) for layer in rewritten.modules())
+    assert len(rewritten) == 5  # type: ignore[arg-type]
+
+
 def test_the_default_precision_of_torch_is_restored() -> None:
     certbench.certify(AlphaCrownLirpa(iterations=1), network("mlp"), inputs(1), L2)
     assert torch.get_default_dtype() is torch.float32

@@ -112,6 +112,59 @@ def test_tolerances_and_names_are_the_test_s(suite: Suite) -> None:
     assert not passed and "is NaN" in text
 
 
+@pytest.mark.parametrize(
+    ("radii", "more", "words"),
+    [
+        ("0.5", "", "one number per input, in a sequence, not '0.5'"),
+        ("__import__('numpy').array(0.5)", "", "in a sequence, not '0.5'"),
+        ("__import__('numpy').ones((2, 2))", "", "an array of shape (2, 2); flatten it"),
+        ("[[0.5, 0.3], [0.0, 1.0]]", "", "which this is not: '[0.5, 0.3]'"),
+        ("'123'", "", "in a sequence, not '123'"),
+        ("['0.5']", "", "which this is not: '0.5'"),
+        ("[None, 0.1]", "", "which this is not: 'None'"),
+        ("[True]", "", "which this is not: 'True'"),
+        ("None", "", "in a sequence, not 'None'"),
+        ("{0: 0.5}", "", "in a sequence"),
+        ("[]", "", "there are no radii"),
+        ("[0.5]", "upper=0.9", "distances of counterexamples are one number per input"),
+    ],
+)
+def test_what_is_no_sequence_of_radii_is_refused(suite: Suite, radii: str, more: str, words: str) -> None:
+    suite.baseline.unlink()
+    passed, text = suite.run(radii, more)
+    assert not passed and words in text and not suite.baseline.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("garbage", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("null", "TypeError"),
+        ("{}", "KeyError: 'radii'"),
+        ('{"radii": "123"}', "its radii are no list"),
+        ('{"radii": ["0.5", 0.3, 0.0, "inf"]}', "which this is not: '0.5'"),
+        ('{"radii": [NaN, 0.3, 0.0, "inf"]}', "the radius of input 0 is nan"),
+        ('{"radii": [0.5, -1, 0.0, "inf"]}', "the radius of input 1 is -1"),
+    ],
+)
+def test_what_is_no_baseline_fails_and_can_be_renewed(suite: Suite, content: str, words: str) -> None:
+    suite.baseline.write_text(content)
+    passed, text = suite.run(RADII)
+    assert not passed and "test_radii.radii.json is no whole baseline of radii" in text and words in text
+    suite.run(RADII, "", "--force-regen")
+    assert suite.run(RADII)[0]
+
+
+def test_numbers_of_many_kinds_are_radii(suite: Suite) -> None:
+    for radii in (
+        "__import__('numpy').array([0.5, 0.3, 0.0, float('inf')], dtype='float32')",
+        "list(__import__('numpy').array([0.5, 0.3, 0.0, float('inf')], dtype='float32'))",
+        "(radius for radius in (0.5, __import__('fractions').Fraction(3, 10), 0, float('inf')))",
+    ):
+        assert suite.run(radii)[0], radii
+
+
 def test_certificates_bring_their_counterexamples(suite: Suite) -> None:
     found = "type('C', (), dict(radius=[0.5, 0.3, 0.0, float('inf')], upper=[{}, 1, 1, float('inf')]))"
     assert suite.run(found.format(0.5))[0]

@@ -17,7 +17,7 @@ from certbench.verifiers.injections import Noises
 from certbench.verifiers.integer_noise import IntegerGaussian
 from certbench.verifiers.noise import NOISES, Gaussian, Laplace, Uniform
 from certbench.verifiers.noise_base import Noise
-from certbench.verifiers.smoothing import Smoothing
+from certbench.verifiers.smoothing import Smoothing, cut
 
 from .test_contract import inputs, network
 from .test_smoothing import points
@@ -257,3 +257,47 @@ def test_every_noise_has_the_concave_rate_that_a_later_layer_needs(name: str) ->
         rates = np.diff(p[1:]) / np.diff(heights)
         assert (np.diff(rates, 2) <= 1e-6 * rates.max()).all()
         assert (np.diff(rates) <= 1e-6 * rates.max()).all()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_layer_that_stands_in_two_places_is_in_both_parts(nested: bool) -> None:
+    """Where everything is cut off below 0 twice, the second time nothing is left: class 1, always."""
+    relu, eye = nn.ReLU(), torch.eye(2)
+    layers = [affine(eye.tolist()), relu, affine((-eye).tolist()), relu, affine([[-1.0, 0.0], [0.0, 0.0]])]
+    with torch.no_grad():
+        layers[-1].bias.copy_(torch.tensor([0.0, 0.5]))  # type: ignore[operator, union-attr]
+    module = nn.Sequential(layers[0], nn.Sequential(*layers[1:4]), layers[4]) if nested else nn.Sequential(*layers)
+    classifier = Classifier(module.eval(), (2,), 2)
+    assert [len(part) for part in cut(classifier, "0")] == [1, 4]
+    x = torch.full((1, 2), 3.0, dtype=torch.float64)
+    for settings in ({"layer": "0"}, {"also": (("0", 0.25),)}):
+        found = certbench.certify(Smoothing(n=200, **settings), classifier, x, L2)  # type: ignore[arg-type]
+        assert found.prediction == classifier(x).argmax(dim=1) == 1
+        assert found.evidence[0]["counts"] == [0, 200]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_numbers_before_a_noise_are_refused(dtype: torch.dtype) -> None:
+    """Their roundings move features by more than a Lipschitz constant says."""
+    classifier = Classifier(linear().module.to(dtype), (4,), 2)  # type: ignore[arg-type]
+    try:
+        for settings in ({"layer": "1"}, {"also": (("1", 0.3),)}):
+            certifier = Smoothing(n=100, **settings)  # type: ignore[arg-type]
+            for use in (certbench.certify, lambda made, f, x, threat: made.predict(f, x)):
+                with pytest.raises(UnsupportedError, match=r"float16, whose roundings .* convert it to float32"):
+                    use(certifier, classifier, points(1, 0.3), L2)
+        assert certbench.certify(Smoothing(n=100), classifier, points(1, 3.0), L2).prediction == 1
+    finally:
+        classifier.module.float()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_layers_before_a_noise_leave_the_callers_inputs_alone_and_need_no_parameters(inplace: bool) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.ReLU(inplace), affine([[1.0, 0.0], [0.0, 1.0]])).eval()
+    x = torch.tensor([[-1.0, 2.0], [0.3, -0.1]], dtype=torch.float64)
+    for classifier in (Classifier(module, (2,), 2), Classifier(module, (2,), 2).double()):
+        for settings in ({"layer": "1"}, {"layer": "0", "also": (("1", 0.3),)}):
+            certifier, mine = Smoothing(n=100, **settings), x.clone()  # type: ignore[arg-type]
+            found = certbench.certify(certifier, classifier, mine, L2)
+            certifier.predict(classifier, mine)
+            assert torch.equal(mine, x) and found.prediction.tolist() == [1, 0]

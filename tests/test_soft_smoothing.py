@@ -225,7 +225,7 @@ def test_another_bound_alpha_or_norm_costs_no_forward_pass(monkeypatch: pytest.M
 
     def passes(certifier: SoftSmoothing, threat: certbench.ThreatModel) -> int:
         state = certifier.prepare(classifier, threat)
-        state = replace(state, counter=replace(state.counter, key="content"))  # as outside of the tests
+        state = replace(state, counter=replace(state.counter, key="content", content=False))  # of what is not watched
         watched.rows.zero_()  # type: ignore[operator]
         certificate = certifier.certify(state, x, SEEDS[:3])
         rows = int(watched.rows)  # type: ignore[arg-type]
@@ -241,3 +241,12 @@ def test_another_bound_alpha_or_norm_costs_no_forward_pass(monkeypatch: pytest.M
     assert passes(SoftSmoothing(n=3000, bound="sampled"), L2) == 3 * 3000
     assert passes(SoftSmoothing(n=3000, bound="sampled", alpha=0.5), L1) == 0
     assert passes(SoftSmoothing(n=3000, beta=2.0), L2) == 3 * 4000  # another function
+
+
+def test_sums_that_were_rounded_for_another_class_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_COUNTED", counting.OrderedDict())
+    counter, certifier = Counter.of(network("mlp"), Gaussian(0.25)), SoftSmoothing(n=1500)
+    first, second = (certifier.sum(counter, inputs(1)[0], 1, top) for top in (0, 1))
+    assert first.sums[0] < second.sums[0] and first.sums[1] > second.sums[1]
+    counting._COUNTED.clear()
+    assert certifier.sum(counter, inputs(1)[0], 1, 1) == second

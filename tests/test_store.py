@@ -194,6 +194,65 @@ def test_a_word_that_no_version_wrote_is_refused(store: Store) -> None:
             read()
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("results", "radius", "'nan'"),
+        ("results", "radius", "x'00'"),
+        ("results", "prediction", "'three'"),
+        ("results", "upper", "'nan'"),
+        ("results", "reason", "x'00'"),
+        ("results", "evidence", "'[1]'"),
+        ("results", "evidence", "'{'"),
+        ("results", "evidence", "x'ff'"),
+        ("attacks", "distance", "'near'"),
+        ("plan", "norm", "'L2'"),
+        ("plan", "input", "0.5"),
+        ("plan", "spec", "'[1]'"),
+        ("plan", "spec", "'\"crown\"'"),
+        ("plan", "domain", "'3'"),
+        ("plan", "domain", "'[0]'"),
+        ("plan", "domain", '\'["a", "b"]\''),
+        ("plan", "guarantee", "'perhaps'"),
+    ],
+)
+def test_a_row_that_no_version_wrote_is_refused(store: Store, table: str, column: str, value: str) -> None:
+    store.plan([PLANNED])
+    store.put([RESULT])
+    store.put_attacks([FOUND])
+    store._connection.execute(f"UPDATE {table} SET {column} = {value}")
+    with pytest.raises(StoreError, match=r"results\.db: the row net, crown is no row of a run: "):
+        store.rows()
+
+
+def test_an_estimate_that_no_version_wrote_is_refused(store: Store) -> None:
+    store.plan([PLANNED], [GUESS])
+    store.put_estimates({"guess": 0.5})
+    store._connection.execute("UPDATE estimates SET value = 'half'")
+    with pytest.raises(StoreError, match="half"):
+        store.estimates()
+
+
+def test_a_file_that_is_only_read_must_be_a_run_s_and_stays_as_it_is(store: Store, tmp_path: Path) -> None:
+    store.plan([PLANNED])
+    store.put([RESULT])
+    before = store.path.read_bytes()
+    reader = Store(store.path, create=False)
+    assert [row.radius for row in reader.rows()] == [0.5]
+    with pytest.raises(StoreError, match="readonly"):
+        reader.put([RESULT])
+    reader.close()
+    assert store.path.read_bytes() == before
+    empty = tmp_path / "a folder?" / "results.db"
+    with pytest.raises(StoreError, match="cannot read"):
+        Store(empty, create=False)
+    empty.parent.mkdir()
+    empty.touch()
+    with pytest.raises(StoreError, match="is empty, or not the store of a run"):
+        Store(empty, create=False)
+    assert empty.read_bytes() == b""
+
+
 def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.db").mkdir()

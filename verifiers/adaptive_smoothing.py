@@ -7,7 +7,7 @@ probability may be looked at after any number of draws, and mostly few decide.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,7 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
     @torch.no_grad()
     def certify(self, state: AdaptiveState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select on n0 draws, then look at others until they decide, run out, or can no longer certify."""
+        state = replace(state, counter=state.counter.settled())
         predictions, evidence, classes = [], [], state.counter.classifier.num_classes
         for point, seed in zip(x, seeds, strict=True):
             size, nothing = min(self.n0, rows_of(point.numel())), torch.zeros(classes, dtype=torch.int64)

@@ -13,7 +13,10 @@ are no longer independent.
 import contextlib
 import copy
 import hashlib
+import itertools
 import math
+import threading
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +47,10 @@ REMEMBERED = 2**16
 Value = TypeVar("Value")
 
 _COUNTED: "OrderedDict[Hashable, tuple[int, Any]]" = OrderedDict()
-"""How many chunks, and their counts, sums or votes."""
+"""How many chunks, and their counts, sums or votes; none of it is ever changed, only replaced."""
+
+_LOCK = threading.Lock()
+_NUMBERS = itertools.count()
 
 
 @runtime_checkable
@@ -75,6 +81,8 @@ class Counter:
         device: where torch draws the noise; None: NumPy does, on the CPU, for any other kind of mechanism, too. The
             draws are other ones, and torch's differ between kinds of GPU.
         compiled: whether `torch.compile` runs the classifier, whose roundings then are others.
+        content: whether the key is the classifier's fingerprint. Then nothing is looked up or remembered while the
+            classifier is another one than it was, by a training step, say.
     """
 
     classifier: Classifier
@@ -83,6 +91,7 @@ class Counter:
     key: str | None
     device: torch.device | None = None
     compiled: bool = False
+    content: bool = False
 
     @staticmethod
     def of(classifier: Classifier, noise: Mechanism, share: int | None = None, *, compiled: bool = False) -> "Counter":
@@ -91,11 +100,9 @@ class Counter:
         Raises:
             UnsupportedError: the classifier is to be compiled, and there is no compiler.
         """
-        key = None
-        with contextlib.suppress(ConfigError):
-            key = classifier.fingerprint()
+        key = _fingerprint(classifier)
         device = generator_of(classifier.device) if isinstance(noise, Noise) else None
-        counter = Counter(classifier, noise, share, key, device, compiled)
+        counter = Counter(classifier, noise, share, key, device, compiled, content=True)
         if compiled:
             counter.try_once()
         return counter
@@ -132,15 +139,16 @@ class Counter:
         where = self.classifier.device
         total = torch.zeros(len(x), self.classifier.num_classes, dtype=torch.int64, device=where)
         if self.share is None:
+            settled = self.settled()
             for i, (point, seed) in enumerate(zip(x, seeds, strict=True)):
                 size = rows_of(point.numel())
-                total[i] = self.fold(point, draws, seed, phase, size, (), total[i].clone(), add_votes)
+                total[i] = settled.fold(point, draws, seed, phase, size, (), total[i].clone(), add_votes)
             return total.cpu()
-        size = rows_of(x[0].numel()) if len(x) else ROWS
-        keys = [self._name(point, seed, phase, size) for point, seed in zip(x, seeds, strict=True)]
+        size, now = rows_of(x[0].numel()) if len(x) else ROWS, self._now()
+        keys = [_name(now, point, seed, phase, size) for point, seed in zip(x, seeds, strict=True)]
         starts = []
         for i, key in enumerate(keys):
-            start, total[i] = self._recall(key, size, draws, total[i])
+            start, total[i] = _recall(key, size, draws, total[i])
             starts.append(start)
         head, after = self._halves
         with torch.no_grad():
@@ -156,7 +164,7 @@ class Counter:
                 for i, image in enumerate(images):
                     if chunk >= starts[i]:
                         total[i] += _tally(after(image, moved, both)[: draws - chunk * size])
-                        self._remember(keys[i], size, draws, chunk, total[i].clone())
+                        _remember(keys[i], size, draws, chunk, total[i].clone())
         return total.cpu()
 
     @property
@@ -180,18 +188,14 @@ class Counter:
         rectified = len(tail) > 0 and type(tail[0]) is nn.ReLU
         rest = nn.Sequential(*list(tail)[1:]) if rectified else tail
 
-        def fused(image: Tensor, moved: Tensor) -> Tensor:
-            both = image + moved
-            found: Tensor = rest((both.relu() if rectified else both).to(dtype))
-            return found
-
         def after(image: Tensor, moved: Tensor, both: Tensor) -> Tensor:
             torch.add(image, moved, out=both)
             found: Tensor = rest((both.relu_() if rectified else both).to(dtype))
             return found
 
         if self.compiled:
-            run = _compile(fused)
+            first = nn.ReLU() if rectified else nn.Identity()
+            run = _compile(lambda image, moved: rest(first(image + moved).to(dtype)))
             return head, lambda image, moved, both: run(image, moved)
         return head, after
 
@@ -225,12 +229,12 @@ class Counter:
             start: of nothing.
             add: the sum so far, the logits of a chunk and its number to a new sum.
         """
-        key = self._name(point, seed, phase, size, *what)
-        chunks, value = self._recall(key, size, draws, start)
+        key = _name(self._now(), point, seed, phase, size, *what)
+        chunks, value = _recall(key, size, draws, start)
         for chunk, logits in enumerate(self.logits(point, draws, seed, phase, size, chunks), chunks):
             value = add(value, logits, chunk)
-            self._remember(key, size, draws, chunk, value)
-        return value
+            _remember(key, size, draws, chunk, value)
+        return copy.deepcopy(value)  # what is remembered stays as it is, whatever becomes of this
 
     def logits(
         self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, start: int = 0
@@ -253,43 +257,74 @@ class Counter:
         self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, c: int
     ) -> Iterator[int]:
         """How many draws of each chunk are for class c, up to so many draws; looked up as far as they are known."""
-        key = self._name(point, seed, phase, size, "votes", c)
-        known: list[int] = _COUNTED.get(key, (0, []))[1]
-        yield from known[: draws // size]
-        start = min(len(known), draws // size)
-        for logits in self.logits(point, draws, seed, phase, size, start):
-            votes = int(tally(logits)[c])
-            if len(logits) == size and self.key is not None:
-                known.append(votes)
-                _keep(key, len(known), known)
-            yield votes
+        key = _name(self._now(), point, seed, phase, size, "votes", c)
+        found = list(_COUNTED.get(key, (0, ()))[1][: draws // size])
+        yield from tuple(found)
+        try:
+            for logits in self.logits(point, draws, seed, phase, size, len(found)):
+                votes = int(tally(logits)[c])
+                if len(logits) == size:
+                    found.append(votes)
+                yield votes
+        finally:  # however many were looked at
+            _keep(key, len(found), tuple(found))
 
-    def _name(self, point: Tensor, seed: int, phase: int, size: int, *what: Hashable) -> tuple[Hashable, ...]:
-        content = hashlib.sha256(point.detach().cpu().contiguous().numpy().tobytes()).digest()
-        run = (self.key, self.compiled, None if self.device is None else _place(self.device))
-        return run, self.noise, self.share, seed, phase, content, size, *what
+    def settled(self) -> "Counter":
+        """The same, for a batch: that the key is still the classifier's is looked at now, which takes milliseconds."""
+        found = copy.copy(self)
+        if self.content:
+            object.__setattr__(found, "key", None if self._now() is None else self.key)
+            object.__setattr__(found, "content", False)
+        return found
 
-    def _recall(self, key: tuple[Hashable, ...], size: int, draws: int, start: Value) -> tuple[int, Value]:
-        """As many chunks as are known and wanted, and their sum."""
-        for known, most in (((*key, draws), draws + size), (key, draws)):
-            chunks, value = _COUNTED.get(known, (0, None)) if self.key is not None else (0, None)
-            if value is not None and chunks * size <= most:
-                return chunks, value
-        return 0, start
-
-    def _remember(self, key: tuple[Hashable, ...], size: int, draws: int, chunk: int, value: Any) -> None:
-        """The sum up to a chunk; where only a part of that was wanted, for this number of draws alone."""
-        whole = (chunk + 1) * size <= draws
-        if self.key is not None and not (whole and _COUNTED.get(key, (0, None))[0] > chunk):
-            _keep(key if whole else (*key, draws), chunk + 1, value)
+    def _now(self) -> tuple[Hashable, ...] | None:
+        """What is counted here, under which noise; None: nobody knows, and nothing is remembered."""
+        if self.key is None or (self.content and self.key != _fingerprint(self.classifier)):
+            return None
+        stream = None if self.device is None else _place(self.device)
+        return self.key, self.compiled, _place(self.classifier.device), stream, self.noise, self.share
 
 
-def _keep(key: Hashable, much: int, what: Any) -> None:
-    """Remember it in place of what was there, until `REMEMBERED` others came later."""
-    _COUNTED[key] = (much, what)
-    _COUNTED.move_to_end(key)
-    while len(_COUNTED) > REMEMBERED:
-        _COUNTED.popitem(last=False)
+Key = tuple[Hashable, ...] | None
+"""What draws were counted at which input; None: nothing of it is remembered."""
+
+
+def _fingerprint(classifier: Classifier) -> str | None:
+    with contextlib.suppress(ConfigError):
+        return classifier.fingerprint()
+    return None
+
+
+def _name(now: Key, point: Tensor, seed: int, phase: int, size: int, *what: Hashable) -> Key:
+    content = hashlib.sha256(point.detach().cpu().contiguous().numpy().tobytes()).digest()
+    return None if now is None else (*now, seed, phase, content, size, *what)
+
+
+def _recall(key: Key, size: int, draws: int, start: Value) -> tuple[int, Value]:
+    """As many chunks as are known and wanted, and their sum."""
+    for known, most in () if key is None else (((*key, draws), draws + size), (key, draws)):
+        chunks, value = _COUNTED.get(known, (0, None))
+        if value is not None and chunks * size <= most:
+            return chunks, value
+    return 0, start
+
+
+def _remember(key: Key, size: int, draws: int, chunk: int, value: Any) -> None:
+    """The sum up to a chunk; where only a part of that was wanted, for this number of draws alone."""
+    whole = (chunk + 1) * size <= draws
+    _keep(key if whole or key is None else (*key, draws), chunk + 1, value)
+
+
+def _keep(key: Key, much: int, what: Any) -> None:
+    """Remember it in place of less, until `REMEMBERED` others came later."""
+    if key is None or much == 0:
+        return
+    with _LOCK:
+        if _COUNTED.get(key, (0, None))[0] <= much:
+            _COUNTED[key] = (much, what)
+        _COUNTED.move_to_end(key)
+        while len(_COUNTED) > REMEMBERED:
+            _COUNTED.popitem(last=False)
 
 
 def add_votes(
@@ -368,13 +403,19 @@ def _numpy(seed: int, phase: int, chunk: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(phase, chunk))))
 
 
+def _apart(function: Any) -> Any:
+    """The function with code of its own: torch compiles one code for a few functions, and runs the others as is."""
+    code = function.__code__.replace(co_name=f"counted_{next(_NUMBERS)}")
+    return types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+
+
 def _compile(function: Any) -> Callable[..., Tensor]:
-    """The function by `torch.compile`.
+    """The function by `torch.compile`: all of it, or none.
 
     Raises:
         UnsupportedError: when it is called first, and it cannot be compiled here.
     """
-    run: Callable[..., Any] = torch.compile(function, dynamic=False)
+    run: Callable[..., Any] = torch.compile(_apart(lambda *rows: function(*rows)), dynamic=False, fullgraph=True)
 
     def call(*arguments: Tensor) -> Tensor:
         try:

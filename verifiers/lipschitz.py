@@ -245,7 +245,7 @@ def _propagated(classifier: Classifier, p: float) -> "_Propagation":
         raise
     except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
         raise UnsupportedError(f"{classifier.name}: {str(error).partition(chr(10))[0]}") from error
-    if not _same_logits(traced, classifier(x)):
+    if not _same_logits(traced, classifier.module(x.clone())):
         raise UnsupportedError(
             f"the trace of {classifier.name} computes other logits than its module; does it add in place to a tensor "
             "that is used again?"

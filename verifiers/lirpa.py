@@ -729,8 +729,9 @@ def _as_expected(module: nn.Module) -> nn.Module:
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.dim() == 3 and buffer.shape[1:] == (1, 1):
                 setattr(module, name, buffer[None])
-    for name, child in module.named_children():
-        setattr(module, name, _as_expected(child))
+    for name, child in [*module._modules.items()]:  # `named_children` leaves out what came before
+        if child is not None:
+            setattr(module, name, _as_expected(child))
     return module
 
 

@@ -195,7 +195,7 @@ class Smoothing(Certifier[SmoothingState]):
             return x
         tensors = itertools.chain(prefix.parameters(), prefix.buffers())
         dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), counter.precision)
-        rows = x.to(counter.classifier.device, dtype)
+        rows = x.to(counter.classifier.device, dtype, copy=True)  # a prefix may work in place
         features = torch.cat([prefix(row[None]) for row in rows])
         if not self.also:
             return features
@@ -255,13 +255,20 @@ def cut(classifier: Classifier, *layers: str) -> list[nn.Sequential]:
 
     Raises:
         UnsupportedError: a submodule is no part of nested sequences that make up the module, is the last, or does not
-            come after the one before.
+            come after the one before; or the module's precision is shorter than float32, so that its roundings move
+            features further than any Lipschitz constant says.
     """
+    short = {str(t.dtype) for t in classifier.tensors() if t.is_floating_point() and t.dtype.itemsize < 4}
+    if short:
+        raise UnsupportedError(
+            f"{classifier.name} is in {min(short)}, whose roundings no Lipschitz constant covers; convert it to "
+            "float32, or add noise at the input alone"
+        )
     hidden = classifier.hidden_code()
     if hidden is not None:
         raise UnsupportedError(f"{hidden}, which a cut would lose")
-    parts = dict(_leaves("", classifier.module))
-    names, leaves = list(parts), list(parts.values())
+    found = _leaves("", copy.deepcopy(classifier.module))  # so that what is found out of a part stays true of it
+    names, leaves = [name for name, _ in found], [leaf for _, leaf in found]
     ends = [0]
     for layer in layers:
         if layer not in names[:-1]:
@@ -277,4 +284,5 @@ def _leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     if type(module) is not nn.Sequential:
         return [(name, module)]
     prefix = f"{name}." if name else ""
-    return [leaf for key, part in module.named_children() for leaf in _leaves(prefix + key, part)]
+    parts = module._modules.items()  # `named_children` leaves out what came before
+    return [leaf for key, part in parts if part is not None for leaf in _leaves(prefix + key, part)]

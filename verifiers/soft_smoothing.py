@@ -7,7 +7,7 @@ radius is $\frac\sigma2(\Phi^{-1}(\hat f_A) - \Phi^{-1}(\hat f_B))$, from bounds
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -116,6 +116,7 @@ class SoftSmoothing(Certifier[SoftState]):
     @torch.no_grad()
     def certify(self, state: SoftState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select on n0 draws, bound the scores on n others, and abstain if the bounds cross."""
+        state = replace(state, counter=state.counter.settled())
         predictions, radii, evidence = [], [], []
         for point, seed in zip(x, seeds, strict=True):
             top, selection = self.select(state.counter, point, seed)

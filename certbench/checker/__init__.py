@@ -63,17 +63,17 @@ def check(path: Path | str) -> Verdict:
 
 def run(files: Sequence[Path | str], out: Any) -> int:
     """Check files, and those in folders, and print a line for each; the exit code is that of the worst one."""
-    worst, count = 0 if files else 2, 0
+    worst, count, total = 0 if files else 2, 0, 0
     for path in map(Path, files):
         found = sorted(part for part in path.glob("*.json") if not part.name.startswith("network-"))
         for file in found if path.is_dir() else [path]:
             verdict = check(file)
             out.print(_one_line(f"{file}: {verdict.status}: {verdict.reason}"))
-            worst, count = max(worst, EXITS[verdict.status]), count + verdict.accepted
+            worst, count, total = max(worst, EXITS[verdict.status]), count + verdict.accepted, total + 1
         if path.is_dir() and not found:
             out.print(_one_line(f"{path}: unreadable: a folder without certificates"))
             worst = max(worst, EXITS["unreadable"])
-    out.print(f"{count} accepted")
+    out.print(f"{count} of {total} accepted")
     return worst
 
 

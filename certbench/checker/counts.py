@@ -7,6 +7,7 @@ the noise is what no file can prove, and the claim takes it for granted.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from statistics import NormalDist
@@ -32,8 +33,7 @@ SAMPLED = ("kind", "counts", "selection", "n", "alpha", "rule", "p_lower", "p_up
 def check(claim: Claim, evidence: Mapping[str, Any], network: object) -> str | None:
     """Whether counts prove a claim about a smoothed classifier: None, or why not."""
     del network
-    d = len(claim.input)
-    if claim.subject != "smoothed" or d > LARGEST:
+    if claim.subject != "smoothed" or len(claim.input) > LARGEST:
         return f"counts prove a claim about a smoothed classifier of at most {LARGEST} inputs"
     if claim.guarantee != ("sound" if "grid" in evidence else "probabilistic"):
         return "sampled counts prove a probabilistic claim, and all votes a sound one"
@@ -41,48 +41,73 @@ def check(claim: Claim, evidence: Mapping[str, Any], network: object) -> str | N
         return _all_shifts(claim, evidence)
     if evidence.keys() & {"layer", "constants", "also"}:
         return "the noise is at a hidden layer: the constants of what comes before it are no matter of counts"
-    if "lam" in evidence:
-        fields(evidence, (*SAMPLED, "lam"), "evidence")
-        radii = _splitting(d, _positive(evidence, "lam"), *probabilities(claim, evidence))
-    else:
-        shared = ("shared",) if "shared" in evidence else ()
-        fields(evidence, (*SAMPLED, "noise", "sigma", "scale", "dimension", *shared), "evidence")
-        if evidence["dimension"] != d or (shared and evidence["shared"] is not True):
-            return "the noise has another dimension than the input"
-        name, scale = _noise(evidence)
-        radii = NOISES[name][1](*probabilities(claim, evidence), scale, claim)
-    for norm, radius in radii.items():  # |v|_a <= d^max(0, 1/a - 1/p) |v|_p, and the probability exceeds p_lower
-        factor = {0.0: ONE, 0.5: _root(Fraction(d), UP), 1.0: Decimal(d)}[max(0.0, 1 / norm - 1 / claim.norm)]
-        if UP.multiply(Decimal(claim.radius), factor) <= radius:
-            return None
+    if Decimal(claim.radius) <= largest(claim, evidence, *probabilities(claim, evidence)):
+        return None
     return "the radius is larger than the probabilities prove"
 
 
-def probabilities(claim: Claim, evidence: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
-    """The bounds p_lower and p_upper of the file, if the counts prove both together at confidence 1 - alpha.
+def largest(claim: Claim, evidence: Mapping[str, Any], p_lower: Fraction, p_upper: Fraction) -> Decimal:
+    """The largest radius that bounds of probabilities prove in the norm of the claim, rounded down."""
+    d = len(claim.input)
+    if "lam" in evidence:
+        radii = _splitting(d, _positive(evidence, "lam"), p_lower, p_upper)
+    else:
+        if evidence["dimension"] != d or evidence.get("shared", True) is not True:
+            raise Refused("the noise has another dimension than the input")
+        name, scale = _noise(evidence)
+        radii = NOISES[name][1](p_lower, p_upper, scale, claim)
+    # |v|_a <= d^max(0, 1/a - 1/p) |v|_p, and the probability exceeds p_lower
+    factors = {0.0: ONE, 0.5: _root(Fraction(d), UP), 1.0: Decimal(d)}
+    return max(DOWN.divide(r, factors[max(0.0, 1 / norm - 1 / claim.norm)]) for norm, r in radii.items())
 
-    Draws that voted for no class count as one more rival. No union over classes is needed: a bound is monotone in the
-    count, and the true runner-up's count is at most the largest.
+
+@dataclass(frozen=True)
+class Votes:
+    """What draws said: `votes` of n for the class `top` that others had selected, at most `rivals` for any other.
+
+    Each bound of a probability must hold at confidence 1 - share. Draws that voted for no class count as one more
+    rival. No union over classes is needed: a bound is monotone in the count, and the true runner-up's count is at most
+    the largest.
     """
+
+    top: int
+    votes: int
+    rivals: int
+    n: int
+    share: Decimal
+    rule: str
+
+
+def read_votes(evidence: Mapping[str, Any]) -> Votes:
+    """The counts of the file, if its evidence is whole and they are counts."""
+    noise = ("lam",) if "lam" in evidence else ("noise", "sigma", "scale", "dimension")
+    shared = ("shared",) if "shared" in evidence and "lam" not in evidence else ()
+    fields(evidence, (*SAMPLED, *noise, *shared), "evidence")
     counts, selection = ([whole(count, name) for count in items(evidence[name], name)] for name in SAMPLED[1:3])
     n, rule = whole(evidence["n"], "n", 1), text(evidence["rule"], "rule", ("one-vs-rest", "two-class"))
-    alpha, p_lower = _positive(evidence, "alpha"), _positive(evidence, "p_lower")
-    p_upper = Fraction(number(evidence["p_upper"], "p_upper"))
-    seed = text(evidence["seed"], "seed")
+    alpha, seed = _positive(evidence, "alpha"), text(evidence["seed"], "seed")
     if len(seed) != 32 or not set(seed) <= set("0123456789abcdef"):
         raise Refused("the seed is not written in 32 hexadecimal digits")
     if alpha >= 1 or len(counts) < 2 or len(counts) != len(selection) or sum(counts) > n or sum(selection) < 1:
         raise Refused("alpha is no probability, or the counts are not those of n draws")
     top = selection.index(max(selection))
-    if claim.prediction != top:
-        raise Refused(f"the draws of the selection name class {top}, not class {claim.prediction}")
+    rivals = max(*(count for label, count in enumerate(counts) if label != top), n - sum(counts))
+    share = _decimal(alpha if rule == "one-vs-rest" else alpha / 2, DOWN)
+    return Votes(top, counts[top], rivals, n, share, rule)
+
+
+def probabilities(claim: Claim, evidence: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
+    """The bounds p_lower and p_upper of the file, if the counts prove both together at confidence 1 - alpha."""
+    found, p_lower = read_votes(evidence), _positive(evidence, "p_lower")
+    p_upper = Fraction(number(evidence["p_upper"], "p_upper"))
+    if claim.prediction != found.top:
+        raise Refused(f"the draws of the selection name class {found.top}, not class {claim.prediction}")
     if not SMALLEST <= p_upper < p_lower <= 1 - SMALLEST or p_upper >= HALF:
         raise Refused("p_upper must lie below p_lower and below 1/2, both between 1e-25 and 1 - 1e-25")
-    share = _decimal(alpha if rule == "one-vs-rest" else alpha / 2, DOWN)
-    if tail(counts[top], n, p_lower) > share:
+    if tail(found.votes, found.n, p_lower) > found.share:
         raise Refused("p_lower is larger than the counts prove")
-    rivals = max(*(count for label, count in enumerate(counts) if label != top), n - sum(counts))
-    if p_upper < 1 - p_lower and (rule == "one-vs-rest" or tail(n - rivals, n, 1 - p_upper) > share):
+    single = found.rule == "one-vs-rest"
+    if p_upper < 1 - p_lower and (single or tail(found.n - found.rivals, found.n, 1 - p_upper) > found.share):
         raise Refused("p_upper is smaller than the counts prove")
     return p_lower, p_upper
 

@@ -1,0 +1,257 @@
+"""What decides what a module computes, as bytes: its code, settings and tensors, and what its code uses around it.
+
+Read are functions and classes with what they have caught, and the globals that they name: numbers, text, containers,
+tensors, other functions, classes, modules of torch, objects; of a Python module those attributes that the code names.
+The standard library, torch, NumPy and SciPy go by their names, and of other installed packages' globals only functions,
+numbers, text and tensors are read. Not seen is what a function imports while it runs, and what it finds by text
+(`getattr(x, name)`, files, the environment).
+"""
+
+import contextlib
+import functools
+import inspect
+import io
+import pickle
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certbench.errors import ConfigError
+
+GIVEN = frozenset((*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy"))
+"""Packages whose code goes by its name."""
+
+CHECKS = frozenset(("jaxtyping", "beartype"))
+"""Packages whose decorators check annotations, and change nothing."""
+
+PLUMBING = frozenset(vars(nn.Module())) - {"training"}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def of(module: nn.Module) -> Iterator[bytes]:
+    """All of a module's content.
+
+    Raises:
+        ConfigError: a part of it cannot be read reliably.
+    """
+    return _module(module, None)
+
+
+def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
+    for path, part in module.named_modules(remove_duplicate=False):
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ConfigError(f"{path or 'the module'} is compiled by torch.jit, and its code cannot be read")
+        yield f"{path}:{type(part).__module__}.{type(part).__qualname__}".encode()
+        for kind in type(part).__mro__:
+            if not kind.__module__.startswith(("torch.", "builtins")):
+                yield (reader or _Reader(path)).code(kind)
+        for key, value in sorted(vars(part).items()):
+            if key not in PLUMBING or (key in HOOKS and value):
+                yield key.encode() + (reader or _Reader(f"{path}.{key}".lstrip("."))).content(value)
+    tensors: list[tuple[str, Tensor]] = [*module.named_parameters(remove_duplicate=False)]
+    tensors += module.named_buffers(remove_duplicate=False)
+    for path, tensor in tensors:
+        yield path.encode() + _tensor(tensor)
+
+
+class _Reader:
+    """Reads objects; one that it meets again, perhaps inside of itself, goes by the number that it got."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.met: dict[int, tuple[int, object]] = {}
+        self.inside: list[type] = []
+
+    def content(self, value: Any) -> bytes:
+        """Any object."""
+        if isinstance(value, Tensor):
+            return _tensor(value)
+        if isinstance(value, nn.Module):
+            return self.again(value) or b"".join(_module(value, self))
+        if isinstance(value, _ROUTINES) or (inspect.isroutine(value) and _given(type(value).__module__)):
+            return self.again(value) or self.function(value)
+        if inspect.isclass(value):
+            name = f"{value.__module__}.{value.__qualname__}".encode()
+            kinds = [kind for kind in value.__mro__ if _own(kind.__module__)]
+            if not kinds or value in self.inside[-1:]:
+                return name
+            return name + (self.again(value) or b"".join(self.code(kind) for kind in kinds))
+        if isinstance(value, types.ModuleType) and _given(value.__name__):
+            return value.__name__.encode()
+        if isinstance(value, Mapping):
+            value = [*value.items()]
+        if isinstance(value, set | frozenset):
+            return b"set" + b"".join(sorted(self.content(element) for element in value))
+        if isinstance(value, list | tuple):
+            parts = [self.content(element) for element in value]
+            return type(value).__name__.encode() + b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+        return self.object(value)
+
+    def again(self, value: object) -> bytes | None:
+        """The number of an object that was met before; else it gets one."""
+        if id(value) in self.met:
+            return b"again %d" % self.met[id(value)][0]
+        self.met[id(value)] = len(self.met), value
+        return None
+
+    def object(self, value: Any) -> bytes:
+        """State, by pickle, and the code of its class."""
+        file = io.BytesIO()
+        try:
+            _Pickler(file, self, value).dump(value)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{self.where}, a {type(value).__name__}, cannot be read into a fingerprint ({error}); "
+                "keep settings of a module as numbers, text, tuples or tensors"
+            ) from error
+        return file.getvalue() + (b"" if _given(type(value).__module__) else self.content(type(value)))
+
+    def function(self, value: Any) -> bytes:
+        """Code, and all that it has caught, is bound to, or uses of what stands around it."""
+        value = _unchecked(value)
+        found = [getattr(value, "__qualname__", repr(value)).encode()]
+        owner = getattr(value, "__self__", None)
+        if owner is not None and not isinstance(owner, types.ModuleType):
+            found.append(self.content(owner))
+        value = getattr(value, "__func__", value)
+        if not inspect.isfunction(value):
+            return b"".join([*found, self.content([[], None, None, *_wrapped(value)])])
+        value = _unchecked(value)
+        source = _source(value.__code__)  # of a decorator's function, not of what it decorates
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        found += [source, self.content([cells, value.__defaults__, value.__kwdefaults__])]
+        if not source or value.__name__ == "<lambda>":  # several may stand in a line
+            found.append(self.compiled(value.__code__))
+        if set(vars(value)) - {"__wrapped__"}:
+            found.append(self.content({key: part for key, part in vars(value).items() if key != "__wrapped__"}))
+        return b"".join(found) + (b"" if _given(_package(value)) else self.around(value))
+
+    def compiled(self, code: types.CodeType) -> bytes:
+        """What a function does, where its source does not tell; it depends on the release of Python."""
+        inner = [self.compiled(part) if isinstance(part, types.CodeType) else self.content(part)
+                 for part in code.co_consts]  # fmt: skip
+        return code.co_code + repr(code.co_names).encode() + b"".join(inner)
+
+    def around(self, function: Any) -> bytes:
+        """The globals that a function uses, and what those use."""
+        names, own = _names(function.__code__), _own(_package(function))
+        found = []
+        for name in sorted(names & function.__globals__.keys()):
+            value = function.__globals__[name]
+            if own:
+                found.append(self.used(name, value, names))
+            elif inspect.isfunction(value) or isinstance(value, bool | int | float | str | tuple | Tensor):
+                with contextlib.suppress(ConfigError):
+                    found.append(self.used(name, value, names))
+        return b"".join(found)
+
+    def used(self, name: str, value: Any, names: set[str], outer: tuple[types.ModuleType, ...] = ()) -> bytes:
+        """A global, or of a module those attributes that are named."""
+        if not isinstance(value, types.ModuleType):
+            return b"" if _named(value) else name.encode() + self.content(value)
+        if value in outer or not _own(value.__name__):
+            return b""
+        parts = [(key, vars(value)[key]) for key in sorted(names & vars(value).keys())]
+        return b"".join(self.used(f"{name}.{key}", part, names, (*outer, value)) for key, part in parts)
+
+    def code(self, kind: type) -> bytes:
+        """A class's source and attributes, with all that its methods use."""
+        found = [_source(kind)]
+        self.inside.append(kind)
+        for name, value in vars(kind).items():
+            if isinstance(value, property):
+                value = value.fget
+            elif isinstance(value, functools.cached_property):
+                value = value.func
+            elif isinstance(value, classmethod | staticmethod):
+                value = value.__func__
+            if inspect.isfunction(value):
+                found.append(self.content(value))
+            elif not name.startswith(("__", "_abc_")) and not isinstance(value, _SLOTS):
+                found.append(name.encode() + self.content(value))
+        self.inside.pop()
+        return b"".join(found)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles state; functions, classes and modules, which pickle knows by their names alone, are read."""
+
+    def __init__(self, file: io.BytesIO, reader: _Reader, top: object) -> None:
+        super().__init__(file, protocol=4)
+        self.reader = reader
+        self.top = top
+
+    def persistent_id(self, value: Any) -> bytes | None:
+        if value is self.top or not isinstance(value, Tensor | nn.Module | type | set | frozenset | _ROUTINES):
+            return None
+        return None if _named(value) else self.reader.content(value)
+
+
+_ROUTINES = types.FunctionType | types.MethodType
+_SLOTS = types.MemberDescriptorType | types.GetSetDescriptorType
+
+
+def _wrapped(value: Any) -> list[Any]:
+    """What a cache, say, is of."""
+    return [value.__wrapped__] if hasattr(value, "__wrapped__") else []
+
+
+def _named(value: Any) -> bool:
+    """Whether it is a function or a class that goes by its name."""
+    bound = inspect.isroutine(value) and getattr(value, "__self__", None) is not None
+    known = (inspect.isroutine(value) or inspect.isclass(value)) and not bound
+    return known and _given(getattr(value, "__module__", None))
+
+
+def _given(module: str | None) -> bool:
+    return module is not None and module.partition(".")[0] in GIVEN
+
+
+def _own(module: str | None) -> bool:
+    """Whether a module is no installed package, and all that its code uses must be readable."""
+    file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
+    if _given(module) or (module or "").partition(".")[0] == "certbench":
+        return not _given(module)
+    return "site-packages" not in file and "dist-packages" not in file
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that code looks up, and that code inside of it does."""
+    inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _unchecked(function: Any) -> Any:
+    """A function without decorators that check its annotations."""
+    while hasattr(function, "__wrapped__") and _package(function) in CHECKS:
+        function = function.__wrapped__
+    return function
+
+
+def _package(function: Any) -> str:
+    return str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
+
+
+def _source(thing: Any) -> bytes:
+    try:
+        return inspect.getsource(thing).encode()
+    except (OSError, TypeError):  # typed in at a prompt
+        return b""
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _tensor(value: Tensor) -> bytes:
+    array = value.detach().cpu().contiguous()
+    return repr((array.dtype, tuple(array.shape))).encode() + array.reshape(-1).view(torch.uint8).numpy().tobytes()
