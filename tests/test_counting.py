@@ -324,6 +324,7 @@ def test_two_looks_at_once_see_the_same_votes_and_leave_them_as_they_are() -> No
     opened.close()  # it has seen less
     (entry,) = counting._COUNTED.values()
     assert entry == (20, tuple(true))
+    assert torch.is_grad_enabled()
 
 
 def test_what_a_caller_does_with_counts_does_not_reach_the_memory() -> None:

@@ -250,8 +250,9 @@ class Counter:
                 noisy = self.noise.perturb(flat, _stream(seed, phase, chunk, self.device), size)
             else:
                 noisy = self.noise.perturb(flat, _numpy(seed, phase, chunk), size)
-            with torch.no_grad():
-                yield self._run(noisy.view(size, *point.shape))[: draws - chunk * size]
+            with torch.no_grad():  # never around a yield: whoever reads two of these in turn would be left without
+                found = self._run(noisy.view(size, *point.shape))[: draws - chunk * size]
+            yield found
 
     def votes(
         self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, c: int
