@@ -95,7 +95,7 @@ def float_audit(
     def together(at: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
         return certifier.lower(state, x, rows, at).lower
 
-    with _threads(1):
+    with threads(1):
         usual = together(eps)
         alone = torch.cat(
             [certifier.lower(state, x[i : i + 1], rows[i : i + 1], eps[i : i + 1]).lower for i in range(len(x))]
@@ -108,7 +108,7 @@ def float_audit(
         rough = single(eps)
         beyond = _edge(together, eps)
         tempted = (single(beyond).amin(dim=1) > 0) & (together(beyond).amin(dim=1) <= 0)
-    with _threads(2):
+    with threads(2):
         threaded = together(eps)
     moved = torch.maximum(_off(usual, alone, scale), _off(usual, threaded, scale))
     room = usual.amin(dim=1) / scale
@@ -143,7 +143,8 @@ def _edge(bound: Callable[[Tensor], Tensor], eps: Float[Tensor, " n"]) -> Float[
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """Torch with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

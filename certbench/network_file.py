@@ -117,6 +117,8 @@ def _linear(layer: nn.Linear, before: tuple[int, ...]) -> Parts:
 
 def _conv2d(layer: nn.Conv2d, before: tuple[int, ...]) -> Parts:
     """Groups and dilation are written as zeros in the kernel."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise UnsupportedError(f"{layer} has no place in a network file: write its padding as zeros, in numbers")
     outputs, inner, *window = layer.weight.shape
     spread = [layer.dilation[i] * (window[i] - 1) + 1 for i in range(2)]
     kernel = np.zeros((outputs, before[0], *spread))

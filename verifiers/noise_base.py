@@ -136,7 +136,7 @@ def odd_integral(integral: Callable[[float, float], float], p_lower: float, p_up
 
 
 def normal(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-    """Standard normals. On a device they are drawn in float64: torch's float32 ones end at 5.77, or 6.76 on a GPU."""
+    """Standard normals. On a device they are drawn in float64: torch's float32 ones end early (on the CPU at 5.77)."""
     if isinstance(stream, np.random.Generator):
         return torch.from_numpy(stream.standard_normal((n, d), dtype=np.float32))
     return _empty(stream, n, d).normal_(generator=stream).float()
