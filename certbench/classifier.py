@@ -100,7 +100,9 @@ class Classifier:
         return replace(self, module=copy.deepcopy(self.module).double().requires_grad_(False))
 
     def fingerprint(self) -> str:
-        """Sha256 over everything that decides the logits: code, settings, parameters. Never over the name.
+        """Sha256 over everything that decides the logits: code, settings, parameters.
+
+        Neither the classifier's name nor the place, the formatting and the comments of its code count.
 
         Raises:
             ConfigError: if a setting of a submodule cannot be read reliably. What is not seen at all: see `content`.
@@ -108,7 +110,7 @@ class Classifier:
         digest = hashlib.sha256(repr((self.input_shape, self.num_classes)).encode())
         try:
             for part in content.of(self.module):
-                digest.update(part)
+                digest.update(len(part).to_bytes(8, "little") + part)
         except RecursionError:
             raise ConfigError(f"{self.name} refers to itself, and cannot be read into a fingerprint") from None
         return digest.hexdigest()

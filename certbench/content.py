@@ -3,10 +3,12 @@
 Read are functions and classes with what they have caught, and the globals that they name: numbers, text, containers,
 tensors, other functions, classes, modules of torch, objects; of a Python module those attributes that the code names.
 The standard library, torch, NumPy and SciPy go by their names, and of other installed packages' globals only functions,
-numbers, text and tensors are read. Not seen is what a function imports while it runs, and what it finds by text
+numbers, text and tensors are read. Code is read as its syntax tree: formatting, comments, docstrings and the file in
+which it lies do not count. Not seen is what a function imports while it runs, and what it finds by text
 (`getattr(x, name)`, files, the environment).
 """
 
+import ast
 import contextlib
 import functools
 import inspect
@@ -45,9 +47,10 @@ def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
     for path, part in module.named_modules(remove_duplicate=False):
         if isinstance(part, torch.jit.ScriptModule):
             raise ConfigError(f"{path or 'the module'} is compiled by torch.jit, and its code cannot be read")
-        yield f"{path}:{type(part).__module__}.{type(part).__qualname__}".encode()
+        yield path.encode()
         for kind in type(part).__mro__:
-            if not kind.__module__.startswith(("torch.", "builtins")):
+            yield b":" + _name(kind)
+            if not _given(kind.__module__):
                 yield (reader or _Reader(path)).code(kind)
         for key, value in sorted(vars(part).items()):
             if key not in PLUMBING or (key in HOOKS and value):
@@ -75,11 +78,11 @@ class _Reader:
         if isinstance(value, _ROUTINES) or (inspect.isroutine(value) and _given(type(value).__module__)):
             return self.again(value) or self.function(value)
         if inspect.isclass(value):
-            name = f"{value.__module__}.{value.__qualname__}".encode()
+            names = b":".join(_name(kind) for kind in value.__mro__)
             kinds = [kind for kind in value.__mro__ if _own(kind.__module__)]
             if not kinds or value in self.inside[-1:]:
-                return name
-            return name + (self.again(value) or b"".join(self.code(kind) for kind in kinds))
+                return names
+            return names + (self.again(value) or b"".join(self.code(kind) for kind in kinds))
         if isinstance(value, types.ModuleType) and _given(value.__name__):
             return value.__name__.encode()
         if isinstance(value, Mapping):
@@ -123,11 +126,9 @@ class _Reader:
         if not inspect.isfunction(value):
             return b"".join([*found, self.content([[], None, None, *_wrapped(value)])])
         value = _unchecked(value)
-        source = _source(value.__code__)  # of a decorator's function, not of what it decorates
         cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-        found += [source, self.content([cells, value.__defaults__, value.__kwdefaults__])]
-        if not source or value.__name__ == "<lambda>":  # several may stand in a line
-            found.append(self.compiled(value.__code__))
+        found.append(_tree(value.__code__) or self.compiled(value.__code__))
+        found.append(self.content([cells, value.__defaults__, value.__kwdefaults__]))
         if set(vars(value)) - {"__wrapped__"}:
             found.append(self.content({key: part for key, part in vars(value).items() if key != "__wrapped__"}))
         return b"".join(found) + (b"" if _given(_package(value)) else self.around(value))
@@ -136,7 +137,7 @@ class _Reader:
         """What a function does, where its source does not tell; it depends on the release of Python."""
         inner = [self.compiled(part) if isinstance(part, types.CodeType) else self.content(part)
                  for part in code.co_consts]  # fmt: skip
-        return code.co_code + repr(code.co_names).encode() + b"".join(inner)
+        return repr(_shape(code)).encode() + b"".join(inner)
 
     def around(self, function: Any) -> bytes:
         """The globals that a function uses, and what those use."""
@@ -161,8 +162,8 @@ class _Reader:
         return b"".join(self.used(f"{name}.{key}", part, names, (*outer, value)) for key, part in parts)
 
     def code(self, kind: type) -> bytes:
-        """A class's source and attributes, with all that its methods use."""
-        found = [_source(kind)]
+        """A class's syntax and attributes, with all that its methods use."""
+        found = [_tree(kind)]
         self.inside.append(kind)
         for name, value in vars(kind).items():
             if isinstance(value, property):
@@ -238,11 +239,88 @@ def _package(function: Any) -> str:
     return str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
 
 
-def _source(thing: Any) -> bytes:
+def _name(kind: type) -> bytes:
+    """A class's name; its module's too where that is a package whose code goes by its name."""
+    return (f"{kind.__module__}." if _given(kind.__module__) else "").encode() + kind.__qualname__.encode()
+
+
+def _tree(thing: types.CodeType | type) -> bytes:
+    """The syntax tree of a function or a class, as text that is the same under every release of Python.
+
+    Empty where the source is not at hand, is not what runs (a file that was edited after its import, code that a tool
+    has rewritten), or does not tell which code is meant (a lambda: several may stand in a line).
+    """
     try:
-        return inspect.getsource(thing).encode()
-    except (OSError, TypeError):  # typed in at a prompt
+        lines, start = inspect.findsource(thing)
+        tree, compiled = _parsed("".join(lines))
+    except (OSError, TypeError, SyntaxError, ValueError):  # typed in at a prompt, say
         return b""
+    name = thing.co_name if isinstance(thing, types.CodeType) else thing.__name__
+    node = tree.get((name, start + 1))
+    if node is None or (isinstance(thing, types.CodeType) and not _alike(compiled.get((name, start + 1)), thing)):
+        return b""
+    return _canonical(node).encode()
+
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_Place = tuple[str, int]
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(source: str) -> tuple[dict[_Place, _Definition], dict[_Place, types.CodeType]]:
+    """The definitions in a file and what they compile to, by name and first line, decorators included."""
+    tree = ast.parse(source)
+    nodes = {
+        (node.name, min([node.lineno, *(one.lineno for one in node.decorator_list)])): node
+        for node in ast.walk(tree)
+        if isinstance(node, _Definition)
+    }
+    codes, inner = [compile(source, "", "exec", dont_inherit=True)], dict[_Place, types.CodeType]()
+    while codes:
+        code = codes.pop()
+        inner[code.co_name, code.co_firstlineno] = code
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return nodes, inner
+
+
+def _shape(code: types.CodeType) -> tuple[object, ...]:
+    """What a function does, without its constants."""
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    names = (code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)
+    return (code.co_code, counts, names, getattr(code, "co_exceptiontable", b""))
+
+
+def _alike(one: types.CodeType | None, two: types.CodeType) -> bool:
+    """Whether two functions are compiled alike, wherever they lie."""
+    if one is None or _shape(one) != _shape(two) or len(one.co_consts) != len(two.co_consts):
+        return False
+    for a, b in zip(one.co_consts, two.co_consts, strict=True):
+        if isinstance(a, types.CodeType) and isinstance(b, types.CodeType):
+            if not _alike(a, b):
+                return False
+        elif isinstance(a, frozenset) and isinstance(b, frozenset):
+            if a != b:  # their order is no part of them
+                return False
+        elif repr(a) != repr(b):
+            return False
+    return True
+
+
+def _canonical(node: object) -> str:
+    """A syntax tree without places, docstrings and what releases of Python add to it."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_canonical, node))}]"
+    if not isinstance(node, ast.AST):
+        return f"{type(node).__name__}:{node!r}"
+    values = dict(ast.iter_fields(node))
+    if isinstance(node, _Definition) and ast.get_docstring(node, clean=False) is not None:
+        values["body"] = node.body[1:]
+    shown = (
+        f"{key}={_canonical(value)}"
+        for key, value in values.items()
+        if key not in ("ctx", "kind", "type_comment") and ((value is not None and value != []) or key == "value")
+    )
+    return f"{type(node).__name__}({','.join(shown)})"
 
 
 def _filled(cell: Any) -> bool:

@@ -203,6 +203,32 @@ def test_changed_weights_compute_everything_again(bench: Bench) -> None:
     assert [row.radius for row in changed.rows] != [row.radius for row in old]
 
 
+PLANE = """
+from torch import nn
+
+class Plane(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(2, 3))
+"""
+TIDY = PLANE.replace("__init__(self): super()", "__init__(self):\n        # Three classes.\n        super()")
+
+
+def test_a_module_that_moved_and_was_reformatted_finds_its_rows_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(bench.folder)
+    (bench.folder / "package").mkdir()
+    for name, text in {"old_place": PLANE, "package/new_place": TIDY, "changed": TIDY + "    sign = -1\n"}.items():
+        (bench.folder / f"{name}.py").write_text(text, encoding="utf-8")
+
+    def run(module: str) -> int:
+        model = {"name": "plane", "factory": f"{module}:Plane", "weights": str(bench.folder / "linear.safetensors")}
+        return bench.run("fake", "lipschitz", models=[model], attacks={"steps": 3}).computed
+
+    assert run("old_place") == 9
+    assert run("package.new_place") == 0
+    assert run("changed") == 9
+
+
 def test_names_are_no_content(bench: Bench) -> None:
     bench.run("fake", SMOOTHING)
     renamed = bench.run("fake", SMOOTHING, model="another", name="other")

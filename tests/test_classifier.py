@@ -1,10 +1,12 @@
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
 import threading
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +174,146 @@ def test_the_order_of_a_set_in_the_code_does_not_matter() -> None:
         for seed in ("1", "2", "3")
     }  # fmt: skip
     assert len(prints) == 1
+
+
+WRITTEN = """
+import torch
+from torch import nn
+
+SCALE = 2.0
+
+class Base(nn.Module):
+    def shift(self, x): return x - 0.5
+
+class Net(Base):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 3)
+        self.act = lambda x: x.relu()
+    def forward(self, x):
+        if x.dim() not in {1, 2, 3}: raise ValueError(f"{x.dim():d} axes")
+        return SCALE * self.act(self.layer(self.shift(x)))
+"""
+
+REFORMATTED = '''"""A network, moved and tidied."""
+
+# Comments do not count.
+import torch
+from torch import nn
+
+SCALE = 2.0  # nor here
+
+
+class Base(nn.Module):
+    """Shifts."""
+
+    def shift(self, x):
+        """Move it."""
+        return (
+            x
+            - 0.5
+        )
+
+
+class Net(Base):
+    """Docstrings do not count
+either."""
+
+    def __init__(self):
+        super().__init__()
+
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 3)
+        self.act = lambda x: (
+            x.relu()
+        )
+
+    def forward(self, x):
+        # What it does:
+        if x.dim() not in {1, 2, 3}:
+            raise ValueError(f'{x.dim():d} axes')
+        return SCALE * self.act(
+            self.layer(self.shift(x)),
+        )
+'''
+
+
+def print_of_file(path: Path, text: str) -> str:
+    """The fingerprint of the class Net in a file with this text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+        return Classifier(module.Net().eval(), (4,), 3).fingerprint()
+    finally:
+        del sys.modules[path.stem]
+
+
+def test_neither_the_file_nor_its_formatting_is_in_the_fingerprint(tmp_path: Path) -> None:
+    before = print_of_file(tmp_path / "mine.py", WRITTEN)
+    assert print_of_file(tmp_path / "elsewhere" / "tidied.py", REFORMATTED) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("x - 0.5", "x + 0.5"),
+        ("x - 0.5", "0.5 - x"),
+        ("x - 0.5", "x - 0.25"),
+        ("SCALE = 2.0", "SCALE = -2.0"),
+        ("x.relu()", "x.tanh()"),
+        ("manual_seed(0)", "manual_seed(1)"),
+        ("{1, 2, 3}", "{1, 2}"),
+        ("class Base(nn.Module)", "class Base(nn.Flatten)"),
+        ("return SCALE * self.act(self.layer(self.shift(x)))", "return SCALE * self.act(self.shift(self.layer(x)))"),
+    ],
+)
+def test_what_a_file_computes_is_in_the_fingerprint(old: str, new: str, tmp_path: Path) -> None:
+    assert old in WRITTEN
+    before = print_of_file(tmp_path / "mine.py", WRITTEN)
+    assert print_of_file(tmp_path / "other.py", WRITTEN.replace(old, new)) != before
+
+
+ALIAS = """
+import torch
+from torch import nn
+
+Base = nn.{kind}
+
+class Alias(Base):
+    pass
+
+def Net():
+    torch.manual_seed(0)
+    return nn.Sequential(Alias(), nn.Linear(4, 3))
+"""
+
+
+def test_a_base_class_under_an_alias_is_in_the_fingerprint(tmp_path: Path) -> None:
+    one, two = (print_of_file(tmp_path / f"{kind}.py", ALIAS.format(kind=kind)) for kind in ("ReLU", "Tanh"))
+    assert one != two
+
+
+def test_a_file_that_was_edited_after_its_import_does_not_stand_for_the_code_that_runs(tmp_path: Path) -> None:
+    """In a notebook the old code goes on running."""
+    path = tmp_path / "edited.py"
+    new = print_of_file(path, WRITTEN.replace("x - 0.5", "x + 0.5"))
+    path.write_text(WRITTEN, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("edited", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["edited"] = module
+    try:
+        spec.loader.exec_module(module)
+        path.write_text(WRITTEN.replace("x - 0.5", "x + 0.5"), encoding="utf-8")
+        assert Classifier(module.Net().eval(), (4,), 3).fingerprint() != new
+    finally:
+        del sys.modules["edited"]
 
 
 def half(sign: float) -> nn.Linear:
