@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L2, Classifier
-from certbench.models import data, zoo
-from certbench.verifiers import norms
-from certbench.verifiers.lipsdp import LipSDP
+from certbench.models import zoo
+from certbench.models.data import digits
+from certbench.verifiers.lipschitz import operator_norms as norms
+from certbench.verifiers.lipschitz.lipsdp import LipSDP
 
 MODELS = ("mlp-plain", "mlp-small", "mlp-pgd", "mlp-gaussian", "mlp-ibp", "mlp-lipschitz", "cnn-plain", "cnn-ibp")
 ZONOTOPES: tuple[dict[str, Any], ...] = (
@@ -39,7 +40,7 @@ def best(work: Callable[[], Any], rounds: int) -> float:
 def radii(inputs: int, rounds: int) -> None:
     """The zonotope against CROWN, in L2 without a domain and within [0, 1]."""
     print(f"L2, {inputs} inputs a model, one thread: time and mean radius, in units of CROWN's")
-    x = data.load("digits").inputs[:inputs]
+    x = digits.load("digits").inputs[:inputs]
     for threat in (L2, L2.within(0, 1)):
         for name in MODELS:
             classifier = zoo.load(name)
@@ -52,7 +53,7 @@ def radii(inputs: int, rounds: int) -> None:
                     state.network.shared.clear()
                     start = time.process_time()
                     radius = certbench.certify(certifier, classifier, x, threat, state=state).radius
-                    label = certbench.options.label(certifier)
+                    label = certbench.core.options.label(certifier)
                     times.setdefault(label, []).append(time.process_time() - start)
                     means[label] = float(radius.mean())
             crown = min(times["crown"][1:])

@@ -16,10 +16,11 @@ from torch import Tensor
 
 import certbench
 from certbench import ABSTAIN, L2, Classifier
-from certbench.models import data, zoo
-from certbench.smoothed_attack import perturb
-from certbench.verifiers.noise import Gaussian
-from certbench.verifiers.smoothing import Smoothing
+from certbench.auditing.smoothed_classifiers import perturb
+from certbench.models import zoo
+from certbench.models.data import digits
+from certbench.verifiers.smoothing.noise.families import Gaussian
+from certbench.verifiers.smoothing.smoothing import Smoothing
 
 MODELS = ("mlp-gaussian", "cnn-gaussian")
 FACTORS = (1.0, 1.5, 2.0, 3.0)
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=64, help="of the attack")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    x = data.load("digits").inputs[: given.inputs]
+    x = digits.load("digits").inputs[: given.inputs]
     smoothing = Smoothing(Gaussian(given.sigma), n=given.n, alpha=given.alpha)
     for name in given.models:
         results = attack(smoothing, zoo.load(name), x, judge=given.n, steps=given.steps, draws=given.draws)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from certbench import Classifier
-from certbench.verifiers.counting import ESTIMATION, ROWS, Counter
-from certbench.verifiers.noise import Gaussian
-from certbench.verifiers.smoothing import Smoothing
+from certbench.verifiers.smoothing.counting import ESTIMATION, ROWS, Counter
+from certbench.verifiers.smoothing.noise.families import Gaussian
+from certbench.verifiers.smoothing.smoothing import Smoothing
 
 SIGMA, ALPHA, INPUTS, DRAWS, ROUNDS = 0.25, 0.001, 64, 1000, 5
 SHARED = "ours, shared noise"

@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+from certbench.core.threat import L0, L1, L2, Linf, ThreatModel
 from certbench.errors import (
     CertbenchError,
     CertificationError,
@@ -14,40 +16,38 @@ from certbench.errors import (
     TimeLimitError,
     UnsupportedError,
 )
-from certbench.terms import ABSTAIN, Guarantee, Outcome, Subject
-from certbench.threat import L0, L1, L2, Linf, ThreatModel
 
 if TYPE_CHECKING:
-    from certbench.certificate import Certificate
-    from certbench.certification import certify
-    from certbench.certifier import Bounds, Certifier, MarginCertifier, MarginState
-    from certbench.classifier import Classifier, Regressor
-    from certbench.options import build, describe
-    from certbench.outputs import margins, output_bounds, output_radius
-    from certbench.recertification import recertify
-    from certbench.search import Bisection, Ladder, RadiusSearch, Secant
+    from certbench.core.certificate import Certificate
+    from certbench.core.certification import certify
+    from certbench.core.certifier import Bounds, Certifier, MarginCertifier, MarginState
+    from certbench.core.classifier import Classifier, Regressor
+    from certbench.core.options import build, describe
+    from certbench.core.outputs import margins, output_bounds, output_radius
+    from certbench.core.search import Bisection, Ladder, RadiusSearch, Secant
+    from certbench.external.recertify import recertify
 
 __version__ = "0.1.0"
 
 _LAZY = {  # these import torch, which the command line and the reports do not need
-    "Certificate": "certbench.certificate",
-    "certify": "certbench.certification",
-    "Bounds": "certbench.certifier",
-    "Certifier": "certbench.certifier",
-    "MarginCertifier": "certbench.certifier",
-    "MarginState": "certbench.certifier",
-    "Classifier": "certbench.classifier",
-    "Regressor": "certbench.classifier",
-    "margins": "certbench.outputs",
-    "output_bounds": "certbench.outputs",
-    "output_radius": "certbench.outputs",
-    "recertify": "certbench.recertification",
-    "build": "certbench.options",
-    "describe": "certbench.options",
-    "Bisection": "certbench.search",
-    "Ladder": "certbench.search",
-    "RadiusSearch": "certbench.search",
-    "Secant": "certbench.search",
+    "Certificate": "certbench.core.certificate",
+    "certify": "certbench.core.certification",
+    "Bounds": "certbench.core.certifier",
+    "Certifier": "certbench.core.certifier",
+    "MarginCertifier": "certbench.core.certifier",
+    "MarginState": "certbench.core.certifier",
+    "Classifier": "certbench.core.classifier",
+    "Regressor": "certbench.core.classifier",
+    "margins": "certbench.core.outputs",
+    "output_bounds": "certbench.core.outputs",
+    "output_radius": "certbench.core.outputs",
+    "recertify": "certbench.external.recertify",
+    "build": "certbench.core.options",
+    "describe": "certbench.core.options",
+    "Bisection": "certbench.core.search",
+    "Ladder": "certbench.core.search",
+    "RadiusSearch": "certbench.core.search",
+    "Secant": "certbench.core.search",
 }
 
 

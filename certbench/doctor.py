@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from certbench import registry
-from certbench.verifiers.lirpa_shims import INSTALL
+from certbench.core import registry
+from certbench.verifiers.linear.lirpa.release_0_3 import INSTALL
 
 _ROOT = Path(__file__).resolve().parents[1]
 

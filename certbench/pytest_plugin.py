@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from certbench.comparison import Kind, Tolerance, classify
-from certbench.rows import refuted
+from certbench.comparison.compare import Kind, Tolerance, classify
+from certbench.results.rows import refuted
 
 FAILING = frozenset(Kind) - {Kind.SAME, Kind.NOISE, Kind.GAINED, Kind.TIGHTER}
 """Classes that fail a test; `gained` and `tighter` only warn."""

@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 import certbench
-from certbench import Certificate, Classifier, black_box
-from certbench.models import data, zoo
+from certbench import Certificate, Classifier
+from certbench.formats import black_box
+from certbench.models import zoo
+from certbench.models.data import digits as data
 
 
 def handler(classifier: Classifier) -> type[BaseHTTPRequestHandler]:

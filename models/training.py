@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from certbench.core.threat import L2, Linf, ThreatModel
 from certbench.errors import ConfigError
-from certbench.models.architectures import Normalise
-from certbench.models.data import Dataset
-from certbench.threat import L2, Linf, ThreatModel
+from certbench.models.architectures.plain import Normalise
+from certbench.models.data.digits import Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,11 +23,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from certbench.classifier import Classifier
+from certbench.core.classifier import Classifier
+from certbench.core.registry import unknown
 from certbench.errors import ConfigError
-from certbench.models import data
-from certbench.models.architectures import ARCHITECTURES, Normalise
-from certbench.models.denoising import (
+from certbench.models.architectures.plain import ARCHITECTURES, Normalise
+from certbench.models.data import digits
+from certbench.models.recipes.denoising import (
     ConvolutionalDenoiser,
     Denoiser,
     Denoising,
@@ -47,7 +48,6 @@ from certbench.models.training import (
     Recipe,
 )
 from certbench.models.training import train as train_network
-from certbench.registry import unknown
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the shipped weights and cards are."""
@@ -183,7 +183,7 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
         ConfigError: no model has this name.
     """
     entry, folder = _entry(name), Path(folder)
-    training, test = data.load(entry.data, "train"), data.load(entry.data)
+    training, test = digits.load(entry.data, "train"), digits.load(entry.data)
     shape, classes = training.input_shape, training.num_classes
     pixels = training.inputs.transpose(0, 1).flatten(1)
     normalise = Normalise(pixels.mean(dim=1).tolist(), pixels.std(dim=1).tolist(), len(shape))
@@ -317,13 +317,13 @@ def _unit(input_shape: tuple[int, ...]) -> Normalise:
     return Normalise([0.0] * input_shape[0], [1.0] * input_shape[0], len(input_shape))
 
 
-def _accuracy(module: nn.Module, dataset: data.Dataset) -> float:
+def _accuracy(module: nn.Module, dataset: digits.Dataset) -> float:
     parts = torch.split(dataset.inputs, 2000)  # all of MNIST at once would take gigabytes
     found = [module(part).argmax(dim=1) for part in parts]
     return _share(torch.cat(found) == dataset.labels)
 
 
-def _certified(module: nn.Sequential, objective: Objective, test: data.Dataset) -> dict[str, Any] | None:
+def _certified(module: nn.Sequential, objective: Objective, test: digits.Dataset) -> dict[str, Any] | None:
     """What the objective's own certificate proves, on inputs whose label it is; nothing if it has none."""
     if not isinstance(objective, CertifiedObjective):
         return None

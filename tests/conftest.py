@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-from . import shapes
+from tests.support import shapes
 
 install_import_hook(["certbench"], f"{shapes.__name__}.check")
 
@@ -37,7 +37,7 @@ def bundle() -> ModuleType:
 def lirpa() -> ModuleType:
     """auto-LiRPA; missing, it skips a test, or fails it where every backend is required."""
     from certbench.errors import MissingBackendError
-    from certbench.verifiers.lirpa_shims import auto_lirpa
+    from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 
     try:
         return auto_lirpa()

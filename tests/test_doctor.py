@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from certbench import doctor, registry
+from certbench import doctor
+from certbench.core import registry
 from certbench.doctor import Check, examine
 
 
@@ -70,7 +71,7 @@ def _wrong_attack(*args: Any, epsilons: list[float], **kwargs: Any) -> Any:
         ("foolbox", "foolbox.attacks.FGSM.__call__", _wrong_attack),
         ("highspy", "highspy.Highs.addRow", lambda *args: None),
         ("cvxpy", "cvxpy.Problem.solve", lambda self, solver: 3.0),
-        ("certbench", "certbench.registry.table", dict),
+        ("certbench", "certbench.core.registry.table", dict),
     ],
 )
 def test_a_part_that_answers_wrongly_is_not_ok(

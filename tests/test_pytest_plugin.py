@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from certbench import pytest_plugin
-from certbench.baseline import read
-from certbench.comparison import Kind, compare
+from certbench.comparison.baseline import read
+from certbench.comparison.compare import Kind, compare
 
 pytest.importorskip("pytest_regressions.common")
 assert pytest_plugin  # what is imported before the inner runs is not imported again in each
@@ -203,4 +203,6 @@ def test_the_plugin_is_light() -> None:
     code = "import sys, certbench.pytest_plugin; print(*(name for name in sys.modules if name.startswith('certbench')))"
     heavy = "; assert not {'torch', 'numpy', 'scipy', 'yaml', 'pydantic', 'rich', 'sqlite3'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code + heavy], check=True, capture_output=True, text=True, timeout=60)
-    assert not {"certbench.certifier", "certbench.certificate", "certbench.store"} & set(done.stdout.split())
+    assert not {"certbench.core.certifier", "certbench.core.certificate", "certbench.results.store"} & set(
+        done.stdout.split()
+    )

@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from certbench import options
-from certbench.certificate import Certificate
-from certbench.certifier import FLOOR, SLACK, Certifier, MarginCertifier
-from certbench.classifier import Classifier
+from certbench.core import options
+from certbench.core.certificate import Certificate
+from certbench.core.certifier import FLOOR, SLACK, Certifier, MarginCertifier
+from certbench.core.claims import Guarantee, Outcome, Subject
+from certbench.core.classifier import Classifier
+from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
-from certbench.terms import Guarantee, Outcome, Subject
-from certbench.threat import ThreatModel
-from certbench.verifiers.crown import Crown
-from certbench.verifiers.jacobian_zonotope import JacobianZonotope
-from certbench.verifiers.lipschitz import LipschitzMargin
+from certbench.verifiers.linear.crown import Crown
+from certbench.verifiers.lipschitz.jacobian_zonotope import JacobianZonotope
+from certbench.verifiers.lipschitz.margin import LipschitzMargin
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Counterexamples, and estimates that prove nothing."""

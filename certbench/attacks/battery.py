@@ -1,0 +1,410 @@
+"""Attacks on base classifiers: counterexamples, each of which bounds the robust radius of its input from above.
+
+foolbox (Rauber et al., 2020) and `attack_methods` find the points; none is believed before it has been replayed in
+float64. Every point counts in every norm, so an L2 attack may tighten the Linf bound. `attack` is what every run
+affords; `search` and `refute` are what the audit of a run adds.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import foolbox
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from certbench.attacks.gradient import differs, distance, greedy, lbfgs, pgd, restore, shape, walk_back
+from certbench.core.certification import out_of_memory
+from certbench.core.classifier import Classifier
+from certbench.core.threat import ThreatModel
+
+VERSION = 1
+"""Raised when the battery of `attack` changes, so that its counterexamples are looked for again."""
+
+INSIDE = 1 - 1e-7
+"""The share of a claimed radius in which it is attacked; balls are open."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counterexamples:
+    """The closest counterexamples that were found, for n inputs and one norm.
+
+    Attributes:
+        distance: float64, rounded up; inf where none was found.
+        point: the counterexamples, float64; the input itself where none was found.
+        attack: which attack found it.
+    """
+
+    distance: Float[Tensor, " n"]
+    point: Float[Tensor, "n ..."]
+    attack: tuple[str, ...]
+
+    @staticmethod
+    def none(x: Float[Tensor, "n ..."]) -> "Counterexamples":
+        """No counterexample yet, for these inputs."""
+        unknown = torch.full((len(x),), math.inf, dtype=torch.float64)
+        return Counterexamples(unknown, x.to("cpu", torch.float64).clone(), ("",) * len(x))
+
+    def at(self, rows: list[int]) -> "Counterexamples":
+        """Those of some inputs."""
+        return Counterexamples(self.distance[rows], self.point[rows], tuple(self.attack[i] for i in rows))
+
+    def closer(
+        self, names: tuple[str, ...], distance: Tensor, points: Float[Tensor, "n ..."], wrong: Bool[Tensor, " n"]
+    ) -> "Counterexamples":
+        """With these points, where they are wrong and closer."""
+        distance, points, wrong = distance.cpu(), points.cpu(), wrong.cpu()
+        better = wrong & (distance < self.distance)
+        return Counterexamples(
+            distance=torch.where(better, distance, self.distance),
+            point=torch.where(better.view(shape(points)), points, self.point),
+            attack=tuple(n if b else old for n, b, old in zip(names, better.tolist(), self.attack, strict=True)),
+        )
+
+
+Found = dict[ThreatModel, Counterexamples]
+
+
+def attack(
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threats: tuple[ThreatModel, ...],
+    bounds: tuple[float, float],
+    *,
+    steps: int = 100,
+    seed: int = 0,
+) -> Found:
+    """Attack the classifier's own prediction at each input: FMN, DDN, C&W and PGD, then a walk back to the input.
+
+    Args:
+        classifier: a base classifier.
+        x: inputs, within `bounds`.
+        threats: the norms in which distances are wanted.
+        bounds: the box in which counterexamples may lie; the threat model's domain, or the range of the data.
+        steps: of each attack.
+        seed: of the attacks' random starts; torch's global generator is left as it was.
+    """
+    hunt = _Hunt.of(classifier, x, threats, bounds)
+    if len(x) == 0:
+        return hunt.found
+    with _seeded(seed, classifier):
+        for name, points in _battery(classifier, hunt.x, hunt.label, threats, bounds, steps):
+            hunt.offer(name, points)
+    return hunt.found
+
+
+def search(
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threats: tuple[ThreatModel, ...],
+    bounds: tuple[float, float],
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    known: Mapping[ThreatModel, Counterexamples] | None = None,
+    deadline: float = math.inf,
+) -> tuple[Found, dict[str, str]]:
+    """Attack with everything: what `attack` has; FGSM, DeepFool, EAD, FMN in L0, the boundary attack, L-BFGS, greedy.
+
+    Args:
+        classifier: a base classifier.
+        x: inputs, within `bounds`.
+        threats: the norms in which distances are wanted.
+        bounds: the box in which counterexamples may lie.
+        steps: of each attack.
+        seed: of the attacks' random starts; torch's and numpy's global generators are left as they were.
+        known: points to begin with; they are replayed, too.
+        deadline: of `time.monotonic`, after which no attack begins.
+
+    Returns:
+        What was found, and why attacks failed, if any did: the others go on.
+    """
+    hunt = _Hunt.of(classifier, x, threats, bounds)
+    for threat in known or {}:
+        hunt.offer(known[threat].attack, known[threat].point.to(hunt.x), walk=False)  # type: ignore[index]
+    failed: dict[str, str] = {}
+    if len(x) == 0:
+        return hunt.found, failed
+    with _seeded(seed, classifier):
+        try:
+            for name, points in _battery(classifier, hunt.x, hunt.label, threats, bounds, steps):
+                hunt.offer(name, points)
+                if time.monotonic() > deadline:
+                    break
+        except Exception as error:
+            _note(failed, "FMN, DDN, C&W, PGD", error)
+        for name, method in _more(classifier, hunt, steps):
+            if time.monotonic() > deadline:
+                break
+            try:
+                hunt.offer(name, method())
+            except Exception as error:  # one attack that does not work here stops no other
+                _note(failed, name, error)
+        hunt.set_back()
+    return hunt.found, failed
+
+
+def refute(
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threat: ThreatModel,
+    eps: Float[Tensor, " n"],
+    bounds: tuple[float, float],
+    *,
+    steps: int = 100,
+    restarts: int = 4,
+    seed: int = 0,
+    known: Mapping[ThreatModel, Counterexamples] | None = None,
+    deadline: float = math.inf,
+) -> Counterexamples:
+    """Look for counterexamples within a radius of each input's own: PGD on the margin to one rival after another.
+
+    Starts are the input, what is known in other norms, and noise. In L0: greedily, and what is known with as many
+    coordinates set back as the class bears.
+
+    Args:
+        classifier: a base classifier.
+        x: inputs, within `bounds`.
+        threat: the norm.
+        eps: radii to look in; in L0 so many coordinates may change.
+        bounds: the box in which counterexamples may lie.
+        steps: of each descent.
+        restarts: descents.
+        seed: of starts.
+        known: points to begin with.
+        deadline: of `time.monotonic`, after which no descent begins.
+    """
+    hunt = _Hunt.of(classifier, x, (threat,), bounds)
+    points = [found.point.to(hunt.x) for found in (known or {}).values()]
+    if len(x) == 0:
+        return hunt.found[threat]
+    generator = torch.Generator(hunt.x.device).manual_seed(seed)
+    reach = eps.to(hunt.x)
+    others = hunt.exact(hunt.x).scatter(1, hunt.label[:, None], -math.inf).argsort(dim=1, descending=True)
+    rivals = others.shape[1] - 1
+    for restart in range(restarts):
+        if time.monotonic() > deadline:
+            break
+        rival = others[:, restart % rivals]
+        if threat.p == 0:
+            changes = int(reach.max().clamp(max=float(hunt.x[0].numel())))
+            hunt.offer("greedy", greedy(hunt.exact, hunt.x, hunt.label, bounds, changes=changes, rival=rival))
+            continue
+        start = None
+        if restart and restart % 2 and points:
+            start = points[restart // 2 % len(points)]
+        elif restart:
+            noise = torch.randn(hunt.x.shape, generator=generator, dtype=hunt.x.dtype, device=hunt.x.device)
+            start = hunt.x + noise * reach.view(shape(hunt.x))
+        found = pgd(
+            hunt.exact, hunt.x, hunt.label, threat, reach, bounds, steps=steps, generator=generator, start=start,
+            rival=rival if restart else None,
+        )  # fmt: skip
+        hunt.offer("PGD on the margin", found)
+    if threat.p == 0:
+        for point in points:
+            hunt.offer("set back", restore(hunt.exact, hunt.x, hunt.label, point, singly=256), walk=False)
+    hunt.set_back()
+    return hunt.found[threat]
+
+
+def replay(classifier: Classifier, x: Float[Tensor, "n ..."], threat: ThreatModel, found: Counterexamples) -> Found:
+    """Those of some claimed counterexamples that are: inside the domain, of another class in float64."""
+    hunt = _Hunt.of(classifier, x, (threat,), (-math.inf, math.inf) if threat.domain is None else threat.domain)
+    if len(x):
+        hunt.offer(found.attack, found.point.to(hunt.x), walk=False)
+    return hunt.found
+
+
+@dataclass(eq=False)
+class _Hunt:
+    """What was found so far: a point is offered, walks back to its input, is replayed, and kept where it is closer."""
+
+    exact: Classifier
+    x: Float[Tensor, "n ..."]
+    label: Int[Tensor, " n"]
+    answered: Bool[Tensor, " n"]
+    bounds: tuple[float, float]
+    found: Found = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        classifier: Classifier,
+        x: Float[Tensor, "n ..."],
+        threats: tuple[ThreatModel, ...],
+        bounds: tuple[float, float],
+    ) -> "_Hunt":
+        exact = classifier.double()
+        x = x.to(classifier.device, torch.float64)
+        logits = exact(x)
+        found = {threat: Counterexamples.none(x) for threat in threats}
+        return _Hunt(exact, x, logits.argmax(dim=1), logits.isfinite().all(dim=1), bounds, found)
+
+    def offer(self, name: str | tuple[str, ...], points: Float[Tensor, "n ..."], walk: bool = True) -> None:
+        names = (name,) * len(self.x) if isinstance(name, str) else name
+        points = points.to(torch.float64).clamp(*self.bounds)
+        if walk:
+            points = walk_back(self.exact, self.x, self.label, points)
+        wrong = differs(self.exact, points, self.label) & self.answered
+        for threat, before in self.found.items():
+            self.found[threat] = before.closer(names, distance(threat, self.x, points), points, wrong)
+
+    def best(self, p: float) -> Float[Tensor, "n ..."]:
+        """The closest points in a norm, of those that are known."""
+        closest, length = self.x, torch.full((len(self.x),), math.inf, dtype=torch.float64, device=self.x.device)
+        for found in self.found.values():
+            points, hit = found.point.to(self.x), found.distance.isfinite().to(self.x.device)
+            far = torch.linalg.vector_norm((points - self.x).flatten(1), ord=p, dim=1)
+            better = hit & (far < length)
+            closest = torch.where(better.view(shape(self.x)), points, closest)
+            length = torch.where(better, far, length)
+        return closest
+
+    def set_back(self) -> None:
+        """Coordinates that need not change, where those count."""
+        for threat, found in list(self.found.items()):
+            if threat.p < 2:
+                points = restore(self.exact, self.x, self.label, found.point.to(self.x))
+                names = tuple(f"{name}, set back" if name else "" for name in found.attack)
+                self.offer(names, points, walk=threat.p == 1)
+
+
+def _battery(
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    label: Int[Tensor, " n"],
+    threats: tuple[ThreatModel, ...],
+    bounds: tuple[float, float],
+    steps: int,
+) -> Iterator[tuple[str, Float[Tensor, "n ..."]]]:
+    """Candidate points of each attack; those that failed are weeded out by the replay."""
+    attacks = foolbox.attacks
+    model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
+    images = x.to(classifier.dtype).clamp(*bounds)
+    criterion = foolbox.criteria.Misclassification(label)
+    # The nearest of the other inputs that is classified differently: found without a gradient.
+    start = _other_class(images, label)
+    if start is not None:
+        yield "nearest input", start
+    norms = {threat.p for threat in threats}
+    minimal: dict[str, Any] = {}
+    if 1.0 in norms:
+        minimal["L1 FMN"] = attacks.L1FMNAttack(steps=steps)
+    if 2.0 in norms or 1.0 in norms:
+        minimal["L2 FMN"] = attacks.L2FMNAttack(steps=steps)
+        minimal["DDN"] = attacks.DDNAttack(steps=steps)
+        minimal["C&W"] = attacks.L2CarliniWagnerAttack(binary_search_steps=4, steps=steps, stepsize=0.05)
+    if math.inf in norms:
+        minimal["Linf FMN"] = attacks.LInfFMNAttack(steps=steps)
+    for name, method in minimal.items():
+        yield name, method.run(model, images, criterion)
+    fixed = {
+        1.0: ("L1 PGD", attacks.SparseL1DescentAttack(steps=steps)),
+        2.0: ("L2 PGD", attacks.L2PGD(steps=steps)),
+        math.inf: ("Linf PGD", attacks.LinfPGD(steps=steps)),
+    }
+    for threat in threats:
+        if threat.p not in fixed:  # L0 has no attack of its own; what the others find counts
+            continue
+        name, method = fixed[threat.p]
+        for fraction in (0.5, 0.25):
+            # PGD wants a radius: a share of the way to the nearest other class, shortened by the walk back; where
+            # all inputs are of one class, of the way to the middle of the box.
+            goal = torch.full_like(x, sum(bounds) / 2) if start is None else start
+            eps = fraction * distance(threat, x, goal).median().item()
+            if eps > 0:
+                yield name, method.run(model, images, criterion, epsilon=eps)
+
+
+def _more(classifier: Classifier, hunt: _Hunt, steps: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Candidate points of the attacks that a run does not afford; they know what was found before them."""
+    attacks, x, label, bounds = foolbox.attacks, hunt.x, hunt.label, hunt.bounds
+    model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
+    images = x.to(classifier.dtype).clamp(*bounds)
+    criterion = foolbox.criteria.Misclassification(label)
+    norms = {threat.p for threat in hunt.found}
+
+    def fast(method: Any, threat: ThreatModel, share: float) -> Callable[[], Tensor]:
+        known = hunt.found[threat].distance
+        finite = known[known.isfinite()]
+        span = (bounds[1] - bounds[0]) / 4
+        eps = share * (float(finite.median()) if len(finite) else span)
+        return lambda: method.run(model, images, criterion, epsilon=eps)
+
+    gradient = {
+        1.0: ("L1 fast gradient", attacks.L1FastGradientAttack()),
+        2.0: ("L2 fast gradient", attacks.FGM()),
+        math.inf: ("FGSM", attacks.FGSM()),
+    }
+    for threat in hunt.found:
+        if threat.p in gradient:
+            name, method = gradient[threat.p]
+            for share in (0.75, 1.5, 3.0):
+                yield name, fast(method, threat, share)
+    if 2.0 in norms:
+        yield "L2 DeepFool", lambda: attacks.L2DeepFoolAttack().run(model, images, criterion)
+    if math.inf in norms:
+        yield "Linf DeepFool", lambda: attacks.LinfDeepFoolAttack().run(model, images, criterion)
+    if norms & {0.0, 1.0}:
+        for const, pace, sparse in ((0.1, 0.01, 0.01), (1.0, 0.05, 0.1)):
+            ead = attacks.EADAttack(
+                binary_search_steps=4, steps=steps, initial_const=const, initial_stepsize=pace, regularization=sparse,
+                decision_rule="L1",
+            )  # fmt: skip
+            yield "EAD", lambda ead=ead: ead.run(model, images, criterion)  # type: ignore[misc]
+    others = hunt.exact(x).scatter(1, label[:, None], -math.inf).argsort(dim=1, descending=True)
+    if 0.0 in norms:
+        yield "L0 FMN", lambda: attacks.L0FMNAttack(steps=steps).run(model, images, criterion)
+        for rank in range(min(3, others.shape[1] - 1)):
+            yield (
+                "greedy",
+                lambda rank=rank: greedy(hunt.exact, x, label, bounds, changes=x[0].numel(), rival=others[:, rank]),  # type: ignore[misc]
+            )
+    yield "L-BFGS", lambda: lbfgs(hunt.exact, x, label, bounds, steps=min(steps, 50), searches=6, rival=others[:, 0])
+    if 2.0 in norms:
+        yield "boundary attack", lambda: _boundary(model, hunt, images, steps)
+
+
+def _boundary(model: Any, hunt: _Hunt, images: Tensor, steps: int) -> Tensor:
+    """A walk along the boundary that asks for decisions alone (Brendel et al., 2018), from the best points known."""
+    best = hunt.best(2.0)
+    start = (hunt.x + 1.05 * (best - hunt.x)).clamp(*hunt.bounds).to(images)  # well across, also in float32
+    across = model(start).argmax(dim=1) != hunt.label
+    if bool(across.any()):
+        method = foolbox.attacks.BoundaryAttack(steps=2 * steps)
+        criterion = foolbox.criteria.Misclassification(hunt.label[across])
+        best[across] = method.run(model, images[across], criterion, starting_points=start[across]).to(best)
+    return best
+
+
+def _other_class(x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Float[Tensor, "n ..."] | None:
+    if bool((label == label[0]).all()):
+        return None
+    distance = torch.cdist(x.flatten(1).double(), x.flatten(1).double())
+    distance[label[:, None] == label[None]] = math.inf
+    return x[distance.argmin(dim=1)]
+
+
+def _note(failed: dict[str, str], name: str, error: Exception) -> None:
+    if out_of_memory(error):
+        raise error
+    failed[name] = f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _seeded(seed: int, classifier: Classifier) -> Iterator[None]:
+    """The attacks' random numbers are those of the seed; the global generators are left as they were."""
+    devices = [classifier.device] if classifier.device.type == "cuda" else []
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        np.random.set_state(state)

@@ -1,0 +1,1 @@
+"""Is a run of ours right? Attacks, contradictions between rows, bounds and counts computed again, rounding."""

@@ -1,0 +1,275 @@
+"""The audit of a run: what a battery of attacks finds against each of its certificates.
+
+Keys prove that the model and the data at hand are those of the run. Radii that rest on bounds of margins are bounded
+again (`rebound`), those that rest on counts are held against these (`recount`). Every input then gets the battery of
+`attacks.search` in all norms at once; what is left of the budget goes where certificate and attack are close, first
+into a direct attempt to refute each claim inside its ball. Closer points are stored with the run, so that its rows,
+tables and reports show them. Smoothed classifiers have a test of their own, see `smoothed_attack`.
+"""
+
+import json
+import math
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from certbench.auditing import smoothed_classifiers
+from certbench.auditing.base_classifiers import BaseAudit, distances, press
+from certbench.auditing.contradictions import examine
+from certbench.auditing.output import UNBOUND, UNPROVED, UNREACHED, Result, record, show
+from certbench.auditing.recheck_bounds import rebound
+from certbench.auditing.rounding import FloatAudit, float_audit
+from certbench.core import options, registry
+from certbench.core.claims import ABSTAIN, Subject
+from certbench.errors import CertbenchError, ConfigError, UnsupportedError
+from certbench.results import recheck_counts
+from certbench.results.rows import Row
+from certbench.results.store import Store
+from certbench.runs import run as benchmark
+from certbench.runs.reopen import Entry, StoredRun, load
+from certbench.verifiers.smoothing.smoothing import Smoothing
+
+SMOOTHED_BATCH = 16
+BOUNDS_SHARE, SMOOTHED_SHARE = 0.25, 0.33
+"""Of the budget, at most, for bounds; of the rest, kept for attacks on smoothed classifiers, where there are any."""
+DRAWS, LEVEL = 10_000, 0.001
+"""Of PREDICT: its draws, and the largest level at which it names a class."""
+
+
+def run(
+    folder: Path,
+    out: Console,
+    *,
+    inputs: int | None = None,
+    steps: int = 200,
+    seed: int = 1,
+    only: str | None = None,
+    seconds: float = 600.0,
+    floats: bool = False,
+) -> int:
+    """The command `certbench audit`: attack a run's certificates, store what is closer, and write `audit.json`.
+
+    Args:
+        folder: of the run.
+        out: to print to.
+        inputs: the first so many inputs; None: all.
+        steps: of each attack.
+        seed: of the attacks' starts and of the draws that judge smoothed classifiers.
+        only: one certifier, by its name or by its label in tables.
+        seconds: budget of bounds and attacks; what was not reached within it is listed, and the exit code is then 5.
+            No attack or batch of bounds begins afterwards, but one that has begun is not cut off.
+        floats: also audit what rounding does to the bounds of margins, which takes some twenty bounds per row.
+
+    Returns:
+        0 fine; 1 an order of certifiers that is a theorem does not hold; 3 a certificate is refuted, or not proved by
+        its own method; 5 rows are missing, something was not reached or not confirmed, or an attack failed.
+
+    Raises:
+        ConfigError: no run, or none of its rows has been computed; or the model or data at hand are not those of it.
+        StoreError: the run cannot be read or written.
+    """
+    start = time.monotonic()
+    opened = load(folder)
+    entries = _chosen(opened, inputs, only)
+    keys = {entry.key for entry in entries if opened.proves(entry)}
+    result = Result(skipped=[(entry.row, UNPROVED) for entry in entries if entry.key not in keys])
+    entries = [entry for entry in entries if entry.key in keys]
+    smoothed = [entry for entry in entries if entry.row.subject is Subject.SMOOTHED]
+    base = [entry for entry in entries if entry.row.subject is Subject.BASE]
+    store = Store(folder / "results.db")
+    with out.status("attacks") as status:
+        try:
+            deadline = start + seconds
+            result.missing = store.missing()
+            for entry in smoothed:
+                reason = recheck_counts.wrong(entry.row, opened.inputs[entry.row.input].flatten().tolist())
+                result.recounted += [] if reason is None else [(entry.row, reason)]
+            status.update("bounds")
+            _rebound(opened, base, result, start + BOUNDS_SHARE * seconds)
+            audits = [
+                BaseAudit(
+                    opened, name, [entry for entry in base if entry.row.model == name], store, steps, seed, result
+                )
+                for name in dict.fromkeys(entry.row.model for entry in base)
+            ]
+            for audit in audits:
+                audit.know(store.counterexamples(), store.attacked())
+            attacked = _share(deadline, 1 - SMOOTHED_SHARE if smoothed and base else 1.0)
+            for audit in audits:
+                status.update(f"attacks on {audit.model.name}")
+                audit.sweep(attacked)
+            status.update("attacks where certificates are close")
+            press(audits, attacked)
+            groups = _groups(smoothed)
+            for number, group in enumerate(groups):
+                status.update(f"attacks on {group[0].row.certifier} of {group[0].row.model}")
+                _test(opened, group, result, steps, seed, _share(deadline, 1 / (len(groups) - number)))
+            keyed, stated = store.keyed_rows(), store.attacked()
+            known = distances(opened, (Entry(*one) for one in keyed if one[0].subject is Subject.BASE), store)
+        finally:
+            store.close()
+    fresh = {(row.model, row.certifier, row.norm, row.input): row for row, _, _ in keyed}
+    for audit in audits:
+        audit.conclude(fresh)
+    names = {row.certifier for row in fresh.values() if only in (None, row.certifier, row.spec.get("name"))}
+    refuting = (  # a point counts at its own distance; a certifier's own answer counts as stored
+        replace(row, upper=known.get(key, math.inf)) if row.upper >= stated.get(key, math.inf) else row
+        for row, _, key in keyed
+        if inputs is None or row.input < inputs
+    )
+    crossed = examine(refuting)
+    result.crossed = [found for found in crossed if names & {found.row.certifier, found.other.certifier}]
+    if floats:
+        for group in _groups(base):
+            _round(opened, group, result)
+    written = record(result, seed=seed, steps=steps, seconds=seconds, spent=time.monotonic() - start)
+    benchmark.write(folder / "audit.json", json.dumps(written, indent=2, allow_nan=False))
+    show(result, written, out)
+    out.print(f"Written: {folder / 'audit.json'}", markup=False, soft_wrap=True)
+    return result.code
+
+
+def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[Entry]:
+    """The rows that are asked for, of which at least the counterexamples are those of this model and these data."""
+    if not opened.entries:
+        raise ConfigError(f"none of the rows of {opened.folder} has been computed; run the suite first")
+    names = {entry.row.certifier for entry in opened.entries}
+    names |= {str(entry.row.spec.get("name")) for entry in opened.entries}
+    if only is not None and only not in names:
+        raise ConfigError(registry.unknown("certifier of this run", only, sorted(names)), ("only",))
+    entries = [
+        entry
+        for entry in opened.entries
+        if only in (None, entry.row.certifier, entry.row.spec.get("name"))
+        and (inputs is None or entry.row.input < inputs)
+    ]
+    if not entries:
+        raise ConfigError("none of the rows that are asked for has been computed", ("inputs",))
+    for entry in entries:
+        opened.check(entry)
+    return entries
+
+
+def _share(deadline: float, part: float) -> float:
+    """The time at which so much of what is left until a deadline is spent."""
+    now = time.monotonic()
+    return now + part * (deadline - now) if deadline > now else deadline
+
+
+def _rebound(opened: StoredRun, entries: list[Entry], result: Result, deadline: float) -> None:
+    """Bound the margins at claimed radii again, those first that took the least time."""
+    current = []
+    for entry in entries:
+        try:
+            if entry.row.radius > 0 and entry.row.prediction != ABSTAIN and opened.certifier(entry):
+                current.append(entry)
+        except CertbenchError as error:  # another version, that may have proved more
+            result.bounds[entry.row.model, entry.row.certifier, entry.row.norm] = str(error)
+    groups = _groups(current)
+    for group in sorted(groups, key=lambda group: group[0].row.prepare_seconds + sum(e.row.seconds for e in group)):
+        first, rows = group[0].row, [entry.row for entry in group]
+        x = opened.inputs[[row.input for row in rows]]
+        radius, beside = torch.tensor([[row.radius, _gave_up(row)] for row in rows], dtype=torch.float64).T
+        key = first.model, first.certifier, first.norm
+        try:
+            found = rebound(
+                opened.certifier(group[0]), opened.models[first.model], x, group[0].threat, radius,
+                seed=opened.settings.seed, beside=beside, deadline=deadline,
+            )  # fmt: skip
+        except UnsupportedError as error:
+            result.bounds[key] = str(error)
+            continue
+        except Exception as error:  # the classifier is anybody's
+            result.failed[f"bounds of {first.certifier} on {first.model}, L{first.norm:g}"] = _reason(error)
+            continue
+        result.bounds[key] = found
+        (result.unproved if found.repeatable else result.unrepeated).extend(rows[i] for i in found.unproved)
+        result.skipped += [(rows[i], UNBOUND) for i in found.unreached]
+
+
+def _gave_up(row: Row) -> float:
+    """The radius at which the bounds failed, by the evidence; it is no more than one more radius to look at."""
+    bracket = row.evidence.get("bracket")
+    value = bracket[1] if isinstance(bracket, list) and len(bracket) == 2 else math.inf
+    return float(value) if isinstance(value, int | float) else math.inf
+
+
+def _round(opened: StoredRun, group: list[Entry], result: Result) -> None:
+    """Bound the margins of one classifier at its certified radii again, in every way."""
+    first = group[0].row
+    x = opened.inputs[[entry.row.input for entry in group]]
+    radius = torch.tensor([entry.row.radius for entry in group], dtype=torch.float64)
+    try:
+        found: FloatAudit | str = float_audit(
+            options.build(first.spec), opened.models[first.model], x, group[0].threat, radius
+        )
+    except Exception as error:  # the classifier is anybody's
+        found = _reason(error)
+    result.floats[first.model, first.certifier, first.norm] = found
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, CertbenchError) else f"{type(error).__name__}: {error}"
+
+
+def _groups(entries: list[Entry]) -> list[list[Entry]]:
+    groups: dict[tuple[str, str, float], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.row.model, entry.row.certifier, entry.row.norm].append(entry)
+    return list(groups.values())
+
+
+def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, seed: int, deadline: float) -> None:
+    """Attack the certificates of one smoothed classifier inside their radii, and let PREDICT judge."""
+    first = group[0]
+    claims = [entry for entry in group if entry.row.radius > 0 and entry.row.prediction != ABSTAIN]
+    if not claims:
+        return
+
+    def skip(entries: list[Entry], reason: str) -> None:
+        result.skipped.extend((entry.row, reason) for entry in entries)
+
+    try:
+        certifier = options.build(first.row.spec)
+    except CertbenchError as error:
+        return skip(claims, f"the certifier cannot be built: {error}")
+    if not isinstance(certifier, Smoothing):
+        name = first.row.spec.get("name", type(certifier).__name__)
+        return skip(claims, f"{name} has no PREDICT of its own that could judge an attack")
+    classifier, level = opened.models[first.row.model], min(certifier.alpha, LEVEL)
+    span = float(opened.inputs.max() - opened.inputs.min()) or 1.0
+    most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away
+    labels, answers, hits = [], [], []
+    for start in range(0, len(claims), SMOOTHED_BATCH):
+        if time.monotonic() > deadline:
+            skip(claims[start:], UNREACHED)
+            break
+        part = claims[start : start + SMOOTHED_BATCH]
+        x = opened.inputs[[entry.row.input for entry in part]]
+        label = torch.tensor([entry.row.prediction for entry in part])
+        eps = torch.tensor([min(entry.row.radius, most) * (1 - 1e-6) for entry in part], dtype=torch.float64)
+        try:
+            attacked = smoothed_classifiers.perturb(
+                certifier, classifier, x, label, eps, first.threat, steps=max(20, steps // 5), seed=seed
+            )
+            answer = smoothed_classifiers.judge(certifier, classifier, attacked, level=level, draws=DRAWS, seed=seed)
+        except Exception as error:  # the classifier is anybody's; that it is not audited shows in the exit code
+            name = f"{first.row.certifier} on {first.row.model}, L{first.row.norm:g}"
+            result.failed[name] = f"{type(error).__name__}: {error}"
+            skip(claims[start:], "the attack failed")
+            break
+        labels.append(label)
+        answers.append(answer)
+        wrong = ((answer != label) & (answer != ABSTAIN)).tolist()
+        hits += [entry.row for entry, hit in zip(part, wrong, strict=True) if hit]
+    if labels:
+        left = {entry.row.input for entry in claims[sum(map(len, labels)) :]}
+        tried = frozenset(entry.row.input for entry in group) - left
+        test = smoothed_classifiers.conclude(certifier, len(tried), torch.cat(labels), torch.cat(answers), level=level)
+        test = replace(test, inputs=tried, hits=frozenset(row.input for row in hits))
+        result.tests[first.row.model, first.row.certifier, first.row.norm] = test
+        result.hits += hits

@@ -1,0 +1,196 @@
+"""The audit of one base classifier of a run: the whole battery for all, then what is left where it is close."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certbench.attacks.battery import INSIDE, Counterexamples, Found, refute, replay, search
+from certbench.auditing.output import UNREACHED, Result
+from certbench.core.claims import ABSTAIN
+from certbench.core.classifier import Classifier
+from certbench.core.threat import ThreatModel
+from certbench.errors import StoreError
+from certbench.results.rows import Row
+from certbench.results.store import Counterexample, Store
+from certbench.runs.reopen import Entry, StoredRun
+
+BATCH = 32
+ROUNDS = 12
+"""Of what is done where certificate and attack are close; three without any gain end it."""
+
+
+class BaseAudit:
+    """The audit of one base classifier."""
+
+    def __init__(
+        self, opened: StoredRun, name: str, entries: list[Entry], store: Store, steps: int, seed: int, result: Result
+    ) -> None:
+        self.model, self.entries, self.store, self.steps, self.seed = opened.models[name], entries, store, steps, seed
+        self.result = result
+        self.indices = sorted({entry.row.input for entry in entries})
+        self.at = {index: i for i, index in enumerate(self.indices)}
+        self.x = opened.inputs[self.indices]
+        self.threats = tuple(dict.fromkeys(entry.threat for entry in entries))
+        self.keys = {(entry.threat, self.at[entry.row.input]): entry.attack for entry in entries}
+        self.found: Found = {threat: Counterexamples.none(self.x) for threat in self.threats}
+        self.reached: set[int] = set()
+        self.rounds = 0
+        low, high = float(opened.inputs.min()), float(opened.inputs.max())
+        span = high - low or 1.0
+        # Without a domain a certificate speaks of all points, also of those that are no images.
+        self.box = opened.settings.domain or (low - span, high + span)
+
+    def know(self, stored: Mapping[str, tuple[str, bytes]], distances: Mapping[str, float]) -> None:
+        """Take up the run's own counterexamples, those that are some; none counts as closer than its point is."""
+        for threat in self.threats:
+            keys = [self.keys.get((threat, i), "") for i in range(len(self.x))]
+            self.found[threat] = _replayed(self.model, self.x, threat, keys, stored)
+            for i, key in enumerate(keys):
+                if distances.get(key, math.inf) * (1 + 1e-9) < self.found[threat].distance[i]:
+                    self.result.unconfirmed.append((self.model.name, threat.p, self.indices[i]))
+
+    def sweep(self, deadline: float) -> None:
+        """The whole battery, once for every input that has not had it yet."""
+        left = [i for i in range(len(self.x)) if i not in self.reached]
+        for start in range(0, len(left), BATCH):
+            if time.monotonic() > deadline:
+                return
+            rows = left[start : start + BATCH]
+            known = {threat: found.at(rows) for threat, found in self.found.items()}
+            found, failed = search(
+                *(self.model, self.x[rows], self.threats, self.box),
+                steps=self.steps, seed=self.seed, known=known, deadline=deadline,
+            )  # fmt: skip
+            self.result.failed |= {f"{name} on {self.model.name}": reason for name, reason in failed.items()}
+            self.take(rows, found)
+            if time.monotonic() <= deadline:  # else some attacks were left out
+                self.reached |= set(rows)
+
+    def claims(self, threat: ThreatModel) -> dict[str, Tensor]:
+        """What each certifier claims in a norm: radii by input, 0 where it says nothing."""
+        found: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(self.x), dtype=torch.float64))
+        span = self.box[1] - self.box[0]
+        d = self.x[0].numel()
+        most = {0.0: float(d), math.inf: span}.get(threat.p) or span * d ** (1 / threat.p)
+        for entry in self.entries:
+            if entry.threat == threat:
+                found[entry.row.certifier][self.at[entry.row.input]] = min(entry.row.radius, most)
+        return dict(found)
+
+    def press(self, threat: ThreatModel, deadline: float) -> bool:
+        """One more attempt where certificate and attack are close; whether it brought something."""
+        claims = self.claims(threat)
+        highest = torch.stack([*claims.values()]).amax(dim=0)
+        upper = self.found[threat].distance
+        open_ = [i for i in self.reached if 0 < highest[i] < upper[i]]
+        open_.sort(key=lambda i: -float(highest[i] / upper[i]))
+        if self.rounds == 0:
+            attempts = [(open_, radius) for radius in claims.values()]
+        else:
+            closest = open_[: max(BATCH, len(open_) // 4)]
+            between = (highest * upper).sqrt() if self.rounds % 3 == 0 else 0.99 * upper
+            attempts = [(closest, torch.where(between.isfinite(), between, highest))]
+            attempts += [(closest, highest)] if self.rounds % 3 == 1 else []
+        gain = False
+        for candidates, radius in attempts:
+            rows = [i for i in candidates if radius[i] > 0]
+            for start in range(0, len(rows), BATCH):
+                if time.monotonic() > deadline:
+                    return gain
+                part = rows[start : start + BATCH]
+                eps = radius[part] if threat.p == 0 else radius[part] * INSIDE
+                known = {other: found.at(part) for other, found in self.found.items()}
+                found = refute(
+                    self.model, self.x[part], threat, eps, self.box,
+                    steps=self.steps, restarts=4 + 2 * self.rounds, seed=self.seed + self.rounds, known=known,
+                    deadline=deadline,
+                )  # fmt: skip
+                gain |= self.take(part, {threat: found})
+        return gain
+
+    def take(self, rows: list[int], found: Found) -> bool:
+        """Keep and store what is closer; whether anything is closer by a thousandth."""
+        gain, new = False, []
+        for threat, examples in found.items():
+            before = self.found[threat]
+            distance, point, names = before.distance.clone(), before.point, list(before.attack)
+            for j, i in enumerate(rows):
+                there = float(examples.distance[j])
+                if there < distance[i] and (threat, i) in self.keys:
+                    gain |= there < 0.999 * float(distance[i])
+                    distance[i], point[i], names[i] = there, examples.point[j], examples.attack[j]
+                    blob = examples.point[j].contiguous().numpy().tobytes()
+                    new.append(Counterexample(self.keys[threat, i], there, names[i], blob))
+            self.found[threat] = Counterexamples(distance, point, tuple(names))
+        self.store.put_attacks(new)
+        self.result.closer += len(new)
+        return gain
+
+    def conclude(self, fresh: Mapping[tuple[str, str, float, int], Row]) -> None:
+        """Compare claims with what was found, as the store now has it."""
+        own = self.model.double()(self.x).argmax(dim=1)
+        for entry in self.entries:
+            i = self.at[entry.row.input]
+            row = fresh[entry.row.model, entry.row.certifier, entry.row.norm, entry.row.input]
+            distance = float(self.found[entry.threat].distance[i])
+            if row.upper > distance:
+                raise StoreError(f"a counterexample of {row.model}, input {row.input}, was not read again as stored")
+            if (row.model, row.norm, row.input) in self.result.unconfirmed:
+                row = replace(row, upper=distance)
+            self.result.rows.append(row)
+            if i not in self.reached:
+                self.result.skipped.append((row, UNREACHED))
+            if row.radius > 0 and row.prediction not in (ABSTAIN, int(own[i])):
+                self.result.misnamed.append(row)
+            elif replace(row, upper=distance).unsound:  # by points that were replayed alone
+                self.result.refuted.append(row)
+        for found in self.found.values():
+            self.result.credits.update(name for name in found.attack if name)
+
+
+def distances(opened: StoredRun, entries: Iterable[Entry], store: Store) -> dict[str, float]:
+    """How far the stored counterexamples of these rows are, replayed, by their keys; inf for one that is none."""
+    stored, found = store.counterexamples(), dict[str, float]()
+    groups: dict[tuple[str, ThreatModel], dict[str, int]] = defaultdict(dict)
+    for entry in entries:
+        if entry.row.model in opened.models and 0 <= entry.row.input < len(opened.inputs):
+            groups[entry.row.model, entry.threat][entry.attack] = entry.row.input
+    for (model, threat), inputs in groups.items():
+        x = opened.inputs[list(inputs.values())]
+        again = _replayed(opened.models[model], x, threat, list(inputs), stored)
+        found |= dict(zip(inputs, again.distance.tolist(), strict=True))
+    return found
+
+
+def _replayed(
+    model: Classifier, x: Tensor, threat: ThreatModel, keys: Sequence[str], stored: Mapping[str, tuple[str, bytes]]
+) -> Counterexamples:
+    """The points that are stored under these keys, one for each input, as far as they are counterexamples."""
+    points, names = x.clone(), [""] * len(x)
+    for i, key in enumerate(keys):
+        attack, point = stored.get(key, ("", b""))
+        if len(point) == 8 * x[i].numel():
+            points[i] = torch.from_numpy(np.frombuffer(point, dtype=np.float64).copy()).view(x[i].shape)
+            names[i] = attack
+    far = torch.full((len(x),), math.inf, dtype=torch.float64)
+    return replay(model, x, threat, Counterexamples(far, points, tuple(names)))[threat]
+
+
+def press(audits: list[BaseAudit], deadline: float) -> None:
+    """Attempts where certificate and attack are close, until the deadline or until they bring nothing any more."""
+    idle = 0
+    for number in range(ROUNDS):
+        gain = False
+        for audit in audits:
+            audit.rounds = number
+            for threat in audit.threats:
+                gain |= audit.press(threat, deadline)
+        idle = 0 if gain else idle + 1
+        if idle >= 3 or time.monotonic() > deadline:
+            break

@@ -1,0 +1,153 @@
+"""Bounds of margins once more: does the certifier itself prove the radius that a row claims?
+
+A radius counts where the bounds over its ball are positive, or where a linear function or cone below the margins on
+another ball is (`Bounds.crossing`); a search may have looked at either, and bounds are not monotone in the ball. So a
+claim is tried on its own ball, on some near it, and on the one at which the search gave up. What none of them carries
+is certified again from the start, by the very search of the certifier.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certbench.core.certification import input_seed
+from certbench.core.certifier import FLOOR, SLACK, Certifier, MarginCertifier
+from certbench.core.classifier import Classifier
+from certbench.core.threat import ThreatModel
+from certbench.errors import CertificationError, UnsupportedError
+from certbench.verifiers.best_of import BestOf
+
+BALLS = (1.0, 0.999, 1.001, 1.01, 1.05)
+"""In units of the claimed radius."""
+
+ENOUGH = 0.999
+"""The share of a radius that has to be proved: what is left is for the last bits, on which a search ends."""
+
+OPTIMISED = frozenset({"alpha-crown", "alpha-crown-lirpa", "lp", "sdp", "lipsdp"})
+"""Whose bounds come from an optimiser or solver: elsewhere, or in another batch, they may be looser."""
+
+
+BATCH = 16
+
+
+@dataclass
+class Rebound:
+    """What became of the claims of one certifier, by their position.
+
+    Attributes:
+        proved: how many radii were proved again.
+        unproved: those that were not.
+        unreached: those for which there was no time.
+        repeatable: whether bounds are the same each time, so that what is unproved now never was proved.
+    """
+
+    proved: int = 0
+    unproved: list[int] = field(default_factory=list)
+    unreached: list[int] = field(default_factory=list)
+    repeatable: bool = True
+
+
+def repeatable(certifier: Certifier[Any]) -> bool:
+    """Whether bounds are the same each time they are computed, but for rounding."""
+    from certbench.core import options
+
+    members = certifier.of if isinstance(certifier, BestOf) else (certifier,)
+    return not any(options.describe(member).get("name") in OPTIMISED for member in members)
+
+
+@torch.no_grad()
+def rebound(
+    certifier: Certifier[Any],
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threat: ThreatModel,
+    radius: Float[Tensor, " n"],
+    *,
+    seed: int = 0,
+    beside: Float[Tensor, " n"] | None = None,
+    deadline: float = math.inf,
+) -> Rebound:
+    """Bound the margins of claimed radii again.
+
+    Args:
+        certifier: of margins, or a `BestOf` such.
+        classifier: what was certified; the class is its own prediction.
+        x: inputs.
+        threat: norm and domain.
+        radius: claimed, positive.
+        seed: of the run.
+        beside: for each input, another radius to look at; where the search gave up, say.
+        deadline: of `time.monotonic`, after which no batch begins.
+
+    Raises:
+        UnsupportedError: there are no bounds of margins.
+    """
+    members = certifier.of if isinstance(certifier, BestOf) else (certifier,)
+    bounding = [member for member in members if isinstance(member, MarginCertifier)]
+    if len(bounding) < len(members):
+        raise UnsupportedError("it bounds no margins that could be computed again")
+    x, radius = x.to(classifier.device, torch.float64), radius.to(classifier.device, torch.float64)
+    beside = radius if beside is None else beside.to(radius)
+    states: list[tuple[MarginCertifier[Any], Any]] = []
+    reason = ""
+    for member in bounding:
+        try:
+            reason = member.unsupported(classifier, threat) or ""
+            states += [] if reason else [(member, member.prepare(classifier, threat))]
+        except (UnsupportedError, CertificationError) as error:
+            reason = str(error)
+    if not states:
+        raise UnsupportedError(reason)
+    result = Rebound(repeatable=repeatable(certifier))
+    for start in range(0, len(x), BATCH):
+        if time.monotonic() > deadline:
+            result.unreached += range(start, len(x))
+            break
+        part = slice(start, start + BATCH)
+        proved = torch.zeros_like(radius[part])
+        for member, state in states:
+            _bound(member, state, x[part], radius[part], beside[part], proved)
+        if left := _left(proved, radius[part]):
+            whole = certifier.prepare(classifier, threat) if isinstance(certifier, BestOf) else states[0][1]
+            points = x[part][left]
+            found = certifier.certify(whole, points, [input_seed(seed, point) for point in points])
+            proved[left] = torch.maximum(proved[left], found.radius.to(proved))
+        left = _left(proved, radius[part])
+        result.unproved += [start + i for i in left]
+        result.proved += len(proved) - len(left)
+    return result
+
+
+def _left(proved: Float[Tensor, " n"], radius: Float[Tensor, " n"]) -> list[int]:
+    indices: list[int] = (~(proved >= ENOUGH * radius)).nonzero().squeeze(1).tolist()
+    return indices
+
+
+def _bound(
+    certifier: MarginCertifier[Any],
+    state: Any,
+    x: Float[Tensor, "n ..."],
+    radius: Float[Tensor, " n"],
+    beside: Float[Tensor, " n"],
+    proved: Float[Tensor, " n"],
+) -> None:
+    """Raise `proved` to the radii that the balls carry."""
+    logits, scale = state.classifier.logits_and_scale(x)
+    label: Int[Tensor, " n"] = logits.argmax(dim=1)
+    for ball in (*(share * radius for share in BALLS), beside):
+        index = [i for i in _left(proved, radius) if 0 < ball[i] < math.inf]
+        if not index:
+            continue
+        eps = ball[index]
+        bounds = certifier.margins(state, x[index], label[index], eps)
+        floor = (SLACK * scale[index]).clamp(min=FLOOR)[:, None].expand_as(bounds.lower)
+        holds = (bounds.lower > floor).all(dim=1)  # NaN never certifies
+        crossing = bounds.crossing(state.threat, x[index].flatten(1), floor).nan_to_num(nan=0.0).clamp(min=0.0)
+        crossing = torch.where(bounds.lower.isfinite().all(dim=1), crossing, 0.0)
+        there = torch.where(holds, eps, torch.minimum(crossing, eps))
+        proved[index] = torch.maximum(proved[index], there)

@@ -1,0 +1,153 @@
+"""The float audit: the same bounds in float64 and float32, alone and in a batch, with one thread and with two.
+
+A bound is computed in floating point, and what is computed moves with precision, batch size and threads. Where a margin
+at the claimed radius is no larger than such movements, the certificate lives on rounding; where float32 proves a margin
+that float64 does not, a verifier in float32 would have certified it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.core.certification import check_inputs
+from certbench.core.certifier import Certifier, MarginCertifier, margin_rows
+from certbench.core.classifier import Classifier
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FloatAudit:
+    """What rounding does to one certifier's bounds of margins, on one classifier in one norm.
+
+    Sizes are relative to the largest number that a submodule of the network computes for the input.
+
+    Attributes:
+        inputs: how many had a radius to look at.
+        bounds: margins compared, one per input and rival class.
+        batch: by how much a float64 bound moves between batch size 1 and all inputs at once, at most.
+        threads: likewise between one thread and two.
+        single: likewise between float64 and float32.
+        exceed: how many float32 bounds exceed their float64 values.
+        claims: inputs for which float32 proves a radius, just beyond the claimed one, that float64 does not.
+        living: inputs whose least margin at the claimed radius is no larger than what batch and threads do to it.
+        room: the least margin at a claimed radius.
+        arithmetic: of which network the certificates speak: "real", or the float program by its precision.
+    """
+
+    inputs: int
+    bounds: int
+    batch: float
+    threads: float
+    single: float
+    exceed: int
+    claims: int
+    living: int
+    room: float
+    arithmetic: str
+
+
+STEPS, FARTHEST = 14, 1.01
+"""Of the bisection for the radius at which float64 proves no more, and how far beyond the claimed one it looks."""
+
+
+@torch.no_grad()
+def float_audit(
+    certifier: Certifier[Any],
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threat: ThreatModel,
+    radius: Float[Tensor, " n"],
+    *,
+    state: Any = None,
+) -> FloatAudit:
+    """Bound the margins at certified radii again, in every way.
+
+    Args:
+        certifier: bounds margins.
+        classifier: what was certified.
+        x: inputs, `(n, *input_shape)`.
+        threat: norm and domain.
+        radius: certified radii; inputs with radius 0 or infinity are left out.
+        state: what `certifier.prepare` returned, to pay for it once.
+
+    Raises:
+        ConfigError: the certifier bounds no margins, or no radius is left.
+        UnsupportedError: it has no bounds for this classifier.
+    """
+    if not isinstance(certifier, MarginCertifier):
+        raise ConfigError(f"{type(certifier).__name__} bounds no margins; there is nothing to compare")
+    check_inputs(classifier, x, threat)
+    wanted = (radius > 0) & radius.isfinite()
+    if not bool(wanted.any()):
+        raise ConfigError("no radius is positive and finite; there is nothing to look at")
+    x, eps = x[wanted].to(classifier.device, torch.float64), radius[wanted].to(classifier.device, torch.float64)
+    if state is None:
+        state = certifier.prepare(classifier, threat)
+    logits, scale = classifier.double().logits_and_scale(x)
+    rows = margin_rows(logits.argmax(dim=1), classifier.num_classes).to(x)
+
+    def together(at: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
+        return certifier.lower(state, x, rows, at).lower
+
+    with threads(1):
+        usual = together(eps)
+        alone = torch.cat(
+            [certifier.lower(state, x[i : i + 1], rows[i : i + 1], eps[i : i + 1]).lower for i in range(len(x))]
+        )
+        small = certifier.single(state)
+
+        def single(at: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
+            return certifier.lower(small, x.float(), rows.float(), at.float()).lower.double()
+
+        rough = single(eps)
+        beyond = _edge(together, eps)
+        tempted = (single(beyond).amin(dim=1) > 0) & (together(beyond).amin(dim=1) <= 0)
+    with threads(2):
+        threaded = together(eps)
+    moved = torch.maximum(_off(usual, alone, scale), _off(usual, threaded, scale))
+    room = usual.amin(dim=1) / scale
+    return FloatAudit(
+        inputs=len(x),
+        bounds=usual.numel(),
+        batch=float(_off(usual, alone, scale).max()),
+        threads=float(_off(usual, threaded, scale).max()),
+        single=float(_off(usual, rough, scale).max()),
+        exceed=int((rough > usual).sum()),
+        claims=int(tempted.sum()),
+        living=int((~(room > moved)).sum()),
+        room=float(room.min()),
+        arithmetic=certifier.arithmetic(state),
+    )
+
+
+def _off(a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], scale: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """NaN and infinity differ by infinity, unless both are the same."""
+    difference = torch.where(a == b, 0.0, (a - b).abs()).amax(dim=1) / scale
+    return difference.nan_to_num(nan=torch.inf)
+
+
+def _edge(bound: Callable[[Tensor], Tensor], eps: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Just beyond where the least float64 margin reaches zero, if it does so soon."""
+    low, high = eps, eps * FARTHEST
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        proved = bound(middle).amin(dim=1) > 0
+        low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
+    return high
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,5 @@
+"""`python -m certbench.cli`."""
+
+from certbench.cli import main
+
+main()

@@ -1,0 +1,316 @@
+"""Baselines: what a run found, as a small text file to commit; and all that `certbench compare` reads.
+
+A baseline is JSON with one line per row: index of the input, label, prediction, radius with as few digits as give the
+same double, and for smoothing the counts. Beside them stand the fingerprints of models and data, the versions, the
+distances of counterexamples, and the reason for every update.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from certbench.comparison.compare import Kind, Known, Place, Side, compare, distances, identities, merge, wrong
+from certbench.comparison.policy import Policy
+from certbench.core.claims import Guarantee, Outcome, Subject
+from certbench.errors import ConfigError, StoreError
+from certbench.results.rows import Row
+from certbench.results.significance import counted
+from certbench.results.store import Store, plain
+
+FORMAT = 1
+MARK = "certbench baseline"
+BENCHMARK = "benchmark"
+"""The certifier of rows that come from a file of pytest-benchmark, which knows neither certifier nor norm."""
+
+UNKNOWN = -1.0
+"""Their norm."""
+
+KEPT = {Guarantee.PROBABILISTIC: ("counts", "n", "rule", "seed"), Guarantee.COMPLETE: ("bracket",)}
+"""Evidence that comparisons need."""
+
+HEAD = ("model", "certifier", "spec", "norm", "domain", "guarantee", "subject")
+"""What the rows of a group share."""
+
+
+def read(path: Path) -> Side:
+    """A run, by its folder; a baseline; or a JSON file of pytest-benchmark.
+
+    Raises:
+        ConfigError: it is none of these.
+        StoreError: it cannot be read.
+    """
+    if path.is_dir():
+        return _run(path)[0]
+    values = _load(path)
+    if isinstance(values, dict) and MARK in values:
+        return _baseline(path, values)
+    if isinstance(values, dict) and "benchmarks" in values and "machine_info" in values:
+        return _benchmarks(path, values)
+    raise ConfigError(f"{path} is neither the folder of a run, nor a baseline, nor a file of pytest-benchmark")
+
+
+def update(run: Path, reason: str, console: Console, path: Path | None = None) -> int:
+    """The command `certbench baseline update`: make a run the baseline; refused for one that is wrong or incomplete.
+
+    Args:
+        run: its folder.
+        reason: why, for the file's history.
+        console: to print to.
+        path: of the baseline; `reports/NAME/baseline.json` if None.
+
+    Returns:
+        The exit code: 0; 3 if a radius is refuted or no number, 5 if rows of the run are missing.
+
+    Raises:
+        ConfigError: this is no run, or no reason is given.
+        StoreError: a file cannot be read or written.
+    """
+    if not reason.strip():
+        raise ConfigError("say why the baseline changes: --reason TEXT", ("reason",))
+    side, manifest = _run(run)
+    if not side.rows and not side.uncomputed:
+        raise ConfigError(f"{run} holds no rows, so that there is nothing to make a baseline of")
+    path = path or Path("reports") / str(manifest["suite"]["name"]) / "baseline.json"
+    known, said = distances(side.rows), f"{len(side.rows)} rows, new"
+    history: list[dict[str, Any]] = []
+    if path.exists():
+        before, history = _committed(path)
+        changes = compare(before, side, Policy()).changes
+        counts = Counter(change.kind for change in changes)
+        said = ", ".join(f"{counts[kind]} {kind.value}" for kind in Kind if counts[kind])
+        fits = {name: not before.mismatch(side, name) for name in side.models}
+        known = merge(known, {place: one for place, one in before.known.items() if fits.get(place[0])})
+    bad = [(row, found) for row in side.rows if (found := wrong(row, known, row)) is not None]
+    if bad or side.uncomputed:
+        for row, (kind, why) in bad[:10]:
+            where = f"{row.certifier} on {row.model}, L{row.norm:g}, input {row.input}"
+            console.print(f"{kind.value}: {where}: radius {row.radius:.6g}; {why}", markup=False, soft_wrap=True)
+        console.print(f"The baseline stays: {len(bad)} rows are wrong, {side.uncomputed} have not been computed.")
+        advice = f"certbench audit {run}" if bad else "run the suite again, which computes what is missing"
+        console.print(f"Next: {advice}.", markup=False, soft_wrap=True)
+        return 3 if bad else 5
+    entry = {"date": datetime.now(UTC).date().isoformat(), "reason": reason.strip(), "changed": said}
+    entry |= {"certbench": side.versions.get("certbench", ""), "commit": str(manifest.get("commit", ""))}
+    _write(path, "".join(_lines(side, known, [*history, entry])))
+    console.print(f"{path}: {said}", markup=False, soft_wrap=True)
+    return 0
+
+
+def show(path: Path, console: Console) -> int:
+    """The command `certbench baseline show`: what a baseline holds, and why it changed.
+
+    Raises:
+        ConfigError: this is no baseline.
+    """
+    side, history = _committed(path)
+    console.print(f"{path}: {len(side.rows)} rows of {len(side.models)} models", markup=False, soft_wrap=True)
+    versions = ", ".join(f"{name} {version}" for name, version in side.versions.items())
+    console.print(f"made with {versions}", markup=False, soft_wrap=True)
+    for (certifier, model, norm), group in groupby(side.rows, lambda row: (row.certifier, row.model, row.norm)):
+        radii = [row.radius for row in group]
+        finite = [radius for radius in radii if radius < math.inf]
+        mean = math.fsum(finite) / max(len(finite), 1)
+        place = f"{certifier} on {model}, L{norm:g}"
+        console.print(f"  {place}: {len(radii)} inputs, mean radius {mean:.6g}", markup=False, soft_wrap=True)
+    for entry in history:
+        console.print(f"{entry['date']}  {entry['reason']}  ({entry['changed']})", markup=False, soft_wrap=True)
+    return 0
+
+
+def _run(folder: Path) -> tuple[Side, dict[str, Any]]:
+    if not (folder / "results.db").exists():
+        raise ConfigError(f"{folder} is not the folder of a run: there is no results.db in it")
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        models, data, versions = dict(manifest["models"]), str(manifest["data"]["sha256"]), dict(manifest["versions"])
+        str(manifest["suite"]["name"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"cannot read {folder / 'manifest.json'}: {type(error).__name__}: {error}") from error
+    store = Store(folder / "results.db", create=False)
+    try:
+        rows, uncomputed = store.rows(), store.missing()
+    finally:
+        store.close()
+    _once(folder, rows)
+    return Side(str(folder), rows, models, data, uncomputed=uncomputed, versions=versions), manifest
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give the folder of a run, or a baseline") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is neither the folder of a run nor a baseline: {error}") from error
+
+
+def _committed(path: Path) -> tuple[Side, list[dict[str, Any]]]:
+    """A baseline, and its history."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, and no baseline; `certbench show {path}` shows a run")
+    values = _load(path)
+    if not isinstance(values, dict) or MARK not in values:
+        raise ConfigError(f"{path} is no baseline; make one with `certbench baseline update RUN --reason TEXT`")
+    return _baseline(path, values), values["history"]
+
+
+def _once(path: Path, rows: Sequence[Row]) -> None:
+    """Refuse rows that are there twice, of which a comparison would see one."""
+    times = Counter(identities(rows))
+    twice = next((row for row, key in zip(rows, identities(rows), strict=True) if times[key] > 1), None)
+    if twice is not None:
+        where = f"{twice.certifier} on {twice.model}, L{twice.norm:g}, input {twice.input}"
+        raise ConfigError(f"{path} has a row twice: {where}")
+
+
+def _baseline(path: Path, values: Mapping[str, Any]) -> Side:
+    if values[MARK] != FORMAT:
+        raise ConfigError(f"{path} was written by another version of certbench (format {values[MARK]})")
+    try:
+        content, history = _part(values, "content", dict), _part(values, "history", list)
+        models, versions = _part(content, "models", dict), _part(content, "versions", dict)
+        for words in (models, versions, *history):
+            for word in ("date", "reason", "changed") if words not in (models, versions) else words:
+                _part(words, word, str)
+        rows = [row for group in _part(values, "groups", list) for row in _rows(group)]
+        known = dict(map(_distance, _part(values, "distances", list)))
+        side = Side(str(path), rows, models, _part(content, "data", str), known, versions=versions)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path} is not a whole baseline: {said}") from error
+    _once(path, rows)
+    return side
+
+
+def _rows(group: Any) -> Iterator[Row]:
+    head = {name: _part(group, name, kind) for name, kind in zip(HEAD[:3], (str, str, dict), strict=True)}
+    head |= {"norm": _number(group["norm"]), "domain": _box(group["domain"])}
+    head |= {"guarantee": Guarantee(group["guarantee"]), "subject": Subject(group["subject"])}
+    for i, line in enumerate(_part(group, "rows", list), start=1):
+        try:
+            yield _row(head, line)
+        except (LookupError, TypeError, ValueError) as error:
+            where = f"row {i} of {head['certifier']} on {head['model']}, L{head['norm']:g}"
+            raise ValueError(f"{where}: {error}: {json.dumps(line)[:200]}") from error
+
+
+def _row(head: Mapping[str, Any], line: Any) -> Row:
+    if not isinstance(line, list) or len(line) not in (4, 5) or any(type(number) is not int for number in line[:3]):
+        raise ValueError("it is not [input, label, prediction, radius], and perhaps what else there is")
+    index, label, prediction, radius, *rest = line
+    more = dict(rest[0]) if rest else {}
+    outcome = Outcome(more.pop("outcome", Outcome.COMPLETED.value))
+    row = Row(
+        input=index, label=label, prediction=prediction, radius=_number(radius), outcome=outcome, evidence=more, **head
+    )
+    if row.guarantee is Guarantee.PROBABILISTIC and "counts" in more and counted(row) is None:
+        raise ValueError("its counts are not those of n draws")
+    return row
+
+
+def _distance(values: Any) -> tuple[Place, Known]:
+    model, norm, domain, index, distance, source = values
+    if not isinstance(model, str) or type(index) is not int or not isinstance(source, str):
+        raise ValueError(
+            f"a distance is not [model, norm, domain, input, distance, source]: {json.dumps(values)[:200]}"
+        )
+    return (model, _number(norm), _box(domain), index), Known(_number(distance), source)
+
+
+def _part(values: Any, name: str, kind: type) -> Any:
+    """A part of the file, which must be there and of this type."""
+    found = values.get(name) if isinstance(values, Mapping) else None
+    if not isinstance(found, kind):
+        words: dict[type, str] = {dict: "object", list: "list", str: "text"}
+        raise ValueError(f"{name!r} is missing" if found is None else f"{name!r} is no {words[kind]}")
+    return found
+
+
+def _number(value: Any) -> float:
+    """A number, at least 0; infinity is text, as `plain` writes it."""
+    if value == "inf":
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r} is no number that is at least 0")
+    return float(value)
+
+
+def _box(domain: Any) -> tuple[float, float] | None:
+    if domain is None:
+        return None
+    low, high = (float("nan" if isinstance(end, bool | str) else end) for end in domain)
+    if not low < high:
+        raise ValueError(f"the domain {domain!r} is no pair of numbers")
+    return low, high
+
+
+def _lines(side: Side, known: Mapping[Place, Known], history: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The file, in pieces: whoever changes one row changes one line."""
+    content = {"models": side.models, "data": side.data, "versions": side.versions}
+    yield f'{{\n"{MARK}": {FORMAT},\n"history": [\n{_list(history)}\n],\n"content": {_json(content)},\n'
+    yield f'"distances": [\n{_list([*map(plain, place), one.distance, one.source] for place, one in known.items())}\n'
+    yield '],\n"groups": [\n'
+    groups = groupby(side.rows, lambda row: {name: getattr(row, name) for name in HEAD})
+    for i, (head, rows) in enumerate(groups):
+        yield (",\n" if i else "") + _json(head)[:-1] + f', "rows": [\n{_list(map(_line, rows))}\n]}}'
+    yield "\n]\n}\n"
+
+
+def _line(row: Row) -> list[Any]:
+    more: dict[str, Any] = {} if row.outcome is Outcome.COMPLETED else {"outcome": row.outcome.value}
+    more |= {name: row.evidence[name] for name in KEPT.get(row.guarantee, ()) if name in row.evidence}
+    return [row.input, row.label, row.prediction, row.radius, *([more] if more else [])]
+
+
+def _list(values: Iterable[Any]) -> str:
+    return ",\n".join(map(_json, values))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step, so that no reader meets half of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(path.suffix + ".part")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}") from error
+
+
+def _benchmarks(path: Path, values: Mapping[str, Any]) -> Side:
+    """Radii that `certbench.pytest_plugin` left in a benchmark's `extra_info`, and its median time."""
+    rows: list[Row] = []
+    known: dict[Place, Known] = {}
+    models: dict[str, str] = {}
+    medians: dict[str, float] = {}
+    try:
+        for benchmark in values["benchmarks"]:
+            name = benchmark["fullname"]
+            medians[name] = float(benchmark["stats"]["median"])
+            held = benchmark.get("extra_info", {}).get("certbench")
+            if held is None:
+                continue
+            models[name] = held["content"]
+            head = {"model": name, "certifier": BENCHMARK, "spec": {"name": BENCHMARK}, "norm": UNKNOWN}
+            head |= {"guarantee": Guarantee.SOUND, "subject": Subject.BASE, "outcome": Outcome.COMPLETED}
+            for i, radius in enumerate(_part(held, "radii", list)):
+                rows.append(Row(input=i, label=0, prediction=0, radius=float(radius), **head))
+            for i, upper in enumerate(_part(held, "upper", list)):
+                known[name, UNKNOWN, None, i] = Known(_number(upper), "counterexample")
+        node = values["machine_info"]["node"]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is no file of pytest-benchmark: {type(error).__name__}: {error}") from error
+    _once(path, rows)
+    return Side(str(path), rows, models, "pytest-benchmark", known, medians=medians, machine=node)

@@ -1,0 +1,375 @@
+"""Two runs, row by row: what was lost, gained, became looser, tighter or wrong. Imports nothing heavy.
+
+What smoothing certifies is random, so its rows are compared by their counts: Fisher's exact test, and Holm's correction
+over all rows tested. With a new seed and 200 inputs, "a radius fell by 5 %" is true in every run; a significant
+difference of counts is not. What the counts of the new row prove is computed anew, and its radius held to that.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from certbench.comparison.policy import WRONG, Kind, Policy, Rule, Terms, Tolerance
+from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+from certbench.results import recheck_counts
+from certbench.results.rows import Row, refuted
+from certbench.results.significance import holm, p_value, same_draws, strongest
+
+__all__ = ["Change", "Comparison", "Kind", "Known", "Side", "Tolerance"]
+__all__ += ["classify", "compare", "distances", "identities", "merge", "wrong"]
+
+ROUNDING = Tolerance()
+"""What moves radii that did not change."""
+
+EXACT_SLACK = 1e-6
+"""How far, relatively, a complete certifier's answer may be off, which rests on a solver's tolerances."""
+
+SHORT = Tolerance(1e-9, 1e-6)
+"""How far a radius may fall short of what its own counts prove, which is rounding."""
+
+Place = tuple[str, float, tuple[float, float] | None, int]
+"""Model, norm, domain and input."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A distance that no certified radius of the base classifier may exceed, and how it is known."""
+
+    distance: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs, as it was read; see `certbench.comparison.baseline.read`.
+
+    Attributes:
+        name: for messages.
+        rows: what was computed.
+        models: fingerprint of each model, by its name.
+        data: fingerprint of the data set.
+        known: distances known beside those in the rows.
+        uncomputed: rows that were asked for but not computed.
+        versions: of packages.
+        medians: seconds of benchmarks, by name, if this is a file of pytest-benchmark.
+        machine: where they were measured.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    models: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    known: Mapping[Place, Known] = field(default_factory=dict)
+    uncomputed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    medians: Mapping[str, float] = field(default_factory=dict)
+    machine: str = ""
+
+    def mismatch(self, other: "Side", model: str) -> str:
+        """Why rows of a model do not speak of the same thing here and there; empty if they do."""
+        pairs = {f"classifier {model}": (self.models.get(model), other.models.get(model))}
+        pairs["data set"] = (self.data, other.data)
+        for what, (a, b) in pairs.items():
+            if not a or not b:
+                return f"no fingerprint of the {what} is recorded in {self.name if not a else other.name}"
+            if a != b:
+                return f"the {what} changed: fingerprint {a[:12]} became {b[:12]}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one row.
+
+    Attributes:
+        kind: the class.
+        old: the row as it was, None if there was none.
+        new: the row as it is, None if there is none.
+        detail: what a reader needs to know beside the radii.
+        p: p-value of the test on counts, before correction; None where nothing was tested.
+    """
+
+    kind: Kind
+    old: Row | None
+    new: Row | None
+    detail: str = ""
+    p: float | None = None
+
+    @property
+    def row(self) -> Row:
+        """The new row, or the old one where there is none."""
+        row = self.new or self.old
+        assert row is not None
+        return row
+
+    @property
+    def size(self) -> float:
+        """By which share of the old radius the new one differs; signed, and infinite where it is no share."""
+        if self.old is None or self.new is None or self.old.radius == self.new.radius:
+            return 0.0
+        change = self.new.radius - self.old.radius
+        if math.isnan(change):
+            return math.inf
+        return change / self.old.radius if 0 < self.old.radius < math.inf else math.copysign(math.inf, change)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All changes, and what the policy makes of them.
+
+    Attributes:
+        old: the one side.
+        new: the other.
+        policy: what fails.
+        changes: in the order of the new side, then what is missing; known issues excepted.
+        known: changes that a file of known issues names, with what it says.
+        notes: what else a reader should be told.
+    """
+
+    old: Side
+    new: Side
+    policy: Policy
+    changes: Sequence[Change]
+    known: Sequence[tuple[Change, str]] = ()
+    notes: Sequence[str] = ()
+
+    def terms(self, change: Change) -> Terms:
+        """The policy's terms for the certifier of a change."""
+        return self.policy.of(*_names(change.row))
+
+    @cached_property
+    def counted(self) -> Mapping[tuple[str, Kind], list[Change]]:
+        """The changes that the policy counts, by its pattern and by class."""
+        found: dict[tuple[str, Kind], list[Change]] = {}
+        for change in self.changes:
+            terms = self.terms(change)
+            rule = terms.rules[change.kind]
+            # Counts may fall where the radius is 0 before and after: that has no size, and counts.
+            if rule.action != "ignore" and (change.size == 0 or abs(change.size) > rule.more_than):
+                found.setdefault((terms.pattern, change.kind), []).append(change)
+        return found
+
+    def over(self, action: str) -> Iterator[tuple[str, Kind, Rule, list[Change]]]:
+        """Patterns and classes that have more rows than the policy allows, and bring this action."""
+        by_pattern = {terms.pattern: terms for terms in (self.policy.rest, *self.policy.patterns)}
+        for (pattern, kind), changes in self.counted.items():
+            rule = by_pattern[pattern].rules[kind]
+            if rule.action == action and len(changes) > rule.at_most:
+                yield pattern, kind, rule, changes
+
+    @property
+    def unused(self) -> dict[str, bool]:
+        """Patterns of the policy that hold for no certifier, and whether they fit one that an earlier one fits, too."""
+        names = {_names(change.row) for change in (*self.changes, *(change for change, _ in self.known))}
+        met = {self.policy.of(*pair).pattern for pair in names}
+        unmet = [terms for terms in self.policy.patterns if terms.pattern not in met]
+        return {terms.pattern: any(terms.fits(*pair) for pair in names) for terms in unmet}
+
+    @property
+    def slower(self) -> list[tuple[str, float]]:
+        """Benchmarks whose median grew by more than the policy allows, with the ratio."""
+        old, new = self.old.medians, self.new.medians
+        ratios = [(name, new[name] / old[name]) for name in old if name in new and old[name] > 0]
+        return [(name, ratio) for name, ratio in ratios if ratio > self.policy.slower]
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the timings are of two machines, so that they say nothing."""
+        return bool(self.old.medians and self.new.medians) and self.old.machine != self.new.machine
+
+    @property
+    def exit_code(self) -> int:
+        """0 fine, 1 policy violated, 3 unsound or non-finite, 4 incomparable, 5 incomplete; the gravest first."""
+        failing = {kind for _, kind, _, _ in self.over("fail")}
+        if failing & WRONG:
+            return 3
+        if Kind.INCOMPARABLE in failing or self.foreign:
+            return 4
+        if self.new.uncomputed:
+            return 5
+        return 1 if failing or self.slower else 0
+
+
+def classify(old: float, new: float, tolerance: Tolerance = ROUNDING, upper: float = math.inf) -> Kind:
+    """The class of one radius against another, of the same question; nothing random in it.
+
+    Args:
+        old: the radius as it was.
+        new: the radius as it is.
+        tolerance: what is noise.
+        upper: distance of the closest counterexample known.
+    """
+    if math.isnan(new) or new < 0 or (new == math.inf and old != math.inf):
+        return Kind.NON_FINITE
+    if refuted(new, upper, math.inf):
+        return Kind.UNSOUND
+    if new == old:
+        return Kind.SAME
+    if math.isnan(old) or old < 0:  # mended
+        return Kind.GAINED
+    if tolerance.covers(old, new):
+        return Kind.NOISE
+    if new == 0:
+        return Kind.LOST
+    if old == 0:
+        return Kind.GAINED
+    return Kind.LOOSER if new < old else Kind.TIGHTER
+
+
+def compare(old: Side, new: Side, policy: Policy | None = None) -> Comparison:
+    """Class every row of either side; see `Kind`.
+
+    Wrong rows come first, whatever else is the matter with them; then rows that one side lacks, then those that do not
+    speak of the same thing, and then the radii.
+    """
+    policy = policy or Policy()
+    olds, news = _matched(old.rows, new.rows)
+    mismatch = {name: old.mismatch(new, name) for name in {row.model for row in (*old.rows, *new.rows)}}
+    known = merge(distances(new.rows), new.known)
+    earlier = merge(distances(old.rows), old.known)
+    known = merge(known, {place: found for place, found in earlier.items() if mismatch.get(place[0]) == ""})
+
+    pairs = [(key, olds.get(key), row) for key, row in news.items()]
+    tests = {key: p for key, o, n in pairs if o and not mismatch[n.model] and (p := p_value(o, n)) is not None}
+    significant = dict(zip(tests, holm(list(tests.values()), policy.significance), strict=True))
+    changes = []
+    for key, o, n in pairs:
+        tolerance = policy.of(*_names(n)).tolerance
+        found = wrong(n, known, o)
+        if found is None and o is None:
+            found = Kind.NEW, ""
+        elif found is None and o is not None:
+            found = (Kind.INCOMPARABLE, mismatch[n.model]) if mismatch[n.model] else _meaning(o, n)
+            found = found or (_statistical(o, n, significant[key]) if key in tests else _exact(o, n, tolerance))
+        assert found is not None
+        changes.append(Change(found[0], o, n, found[1], tests.get(key)))
+    changes += [Change(Kind.MISSING, row, None) for key, row in olds.items() if key not in news]
+    return Comparison(old, new, policy, changes)
+
+
+def distances(rows: Iterable[Row]) -> dict[Place, Known]:
+    """What the rows of base classifiers know: counterexamples, and the answers of complete certifiers."""
+    found: dict[Place, Known] = {}
+    for row in rows:
+        if row.subject is Subject.BASE:
+            here = (Known(row.upper, "counterexample"), Known(_exact_radius(row), f"{row.certifier}, complete"))
+            nearest = min(*here, found.get(_place(row), here[0]), key=lambda known: known.distance)
+            if nearest.distance < math.inf:
+                found[_place(row)] = nearest
+    return found
+
+
+def _exact_radius(row: Row) -> float:
+    """From above, if a complete certifier came to its end: the upper end of its bracket, where it has one."""
+    if row.guarantee is not Guarantee.COMPLETE or row.outcome is not Outcome.COMPLETED or not row.radius > 0:
+        return math.inf
+    bracket = row.evidence.get("bracket", None if "search" in row.spec else (0.0, row.radius))
+    return math.inf if bracket is None else float(bracket[1]) * (1 + EXACT_SLACK)
+
+
+def merge(a: Mapping[Place, Known], b: Mapping[Place, Known]) -> dict[Place, Known]:
+    """The smaller distance at every place."""
+    merged = dict(a)
+    for place, known in b.items():
+        if place not in merged or known.distance < merged[place].distance:
+            merged[place] = known
+    return merged
+
+
+def _place(row: Row) -> Place:
+    return row.model, row.norm, row.domain, row.input
+
+
+def _names(row: Row) -> tuple[str, str]:
+    """The certifier's label, and its name alone."""
+    return row.certifier, str(row.spec.get("name", row.certifier))
+
+
+def _text(row: Row) -> str:
+    return json.dumps(row.spec or {"name": row.certifier}, sort_keys=True)
+
+
+def identities(rows: Iterable[Row]) -> list[tuple[str, Place]]:
+    """What makes each row another row than the rest: the certifier with its options, and the place."""
+    return [(_text(row), _place(row)) for row in rows]
+
+
+def _matched(old: Sequence[Row], new: Sequence[Row]) -> tuple[dict[Any, Row], dict[Any, Row]]:
+    """Both sides' rows by identity. A new option of a certifier is no new certifier if the rest of it fits just one."""
+    texts = [[_text(row) for row in rows] for rows in (old, new)]
+    specs = [{text: row.spec for text, row in zip(*pair, strict=True)} for pair in zip(texts, (old, new), strict=True)]
+    names: dict[str, str] = {}
+    for text in specs[1].keys() - specs[0].keys():
+        fits = [other for other in specs[0].keys() - specs[1].keys() if _fits(specs[0][other], specs[1][text])]
+        if len(fits) == 1:
+            names[text] = fits[0]
+    if len(set(names.values())) < len(names):  # one of them is the old one, and nobody can say which
+        names = {text: other for text, other in names.items() if [*names.values()].count(other) == 1}
+    olds = {(text, *_place(row)): row for text, row in zip(texts[0], old, strict=True)}
+    return olds, {(names.get(text, text), *_place(row)): row for text, row in zip(texts[1], new, strict=True)}
+
+
+def _fits(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    common = old.keys() & new.keys()
+    return "name" in common and all(old[key] == new[key] for key in common)
+
+
+def wrong(new: Row, known: Mapping[Place, Known], old: Row | None = None) -> tuple[Kind, str] | None:
+    """Whether a row is wrong whatever it was before: its class, and why.
+
+    Args:
+        new: the row.
+        known: distances, by place.
+        old: the row as it was; a radius that was infinite may stay so.
+    """
+    radius = new.radius
+    if math.isnan(radius) or radius < 0 or (radius == math.inf and old is not None and old.radius != math.inf):
+        return Kind.NON_FINITE, f"the radius is {radius:g}"
+    if new.prediction == ABSTAIN and radius > 0:
+        return Kind.UNSOUND, "it names no class, but has a radius"
+    found = known.get(_place(new)) if new.subject is Subject.BASE else None
+    if found is not None and refuted(radius, found.distance, new.norm):
+        return Kind.UNSOUND, f"{found.source} at {found.distance:.6g}"
+    unproved = recheck_counts.wrong(new)
+    return None if unproved is None else (Kind.UNSOUND, f"its own counts do not prove it: {unproved}")
+
+
+def _meaning(old: Row, new: Row) -> tuple[Kind, str] | None:
+    """What has changed beside the radius: the claim, the class, or that there is an answer."""
+    for name in ("subject", "guarantee"):
+        was, now = getattr(old, name).value, getattr(new, name).value
+        if was != now:
+            return Kind.INCOMPARABLE, f"the {name} {was} became {now}"
+    if old.label != new.label:
+        return Kind.LABEL_FLIP, f"the true class {old.label} became {new.label}"
+    if ABSTAIN not in (old.prediction, new.prediction) and old.prediction != new.prediction:
+        return Kind.LABEL_FLIP, f"the prediction {old.prediction} became {new.prediction}"
+    if old.outcome.answered and not new.outcome.answered:
+        return Kind.LOST, f"{new.outcome.value}: {new.reason}".rstrip(": ")
+    return None
+
+
+def _exact(old: Row, new: Row, tolerance: Tolerance) -> tuple[Kind, str]:
+    if new.guarantee is Guarantee.PROBABILISTIC and not same_draws(old, new):
+        return Kind.INCOMPARABLE, "the draws differ, and the evidence has no counts to test"
+    kind = classify(old.radius, new.radius, tolerance)
+    if new.outcome.answered and not old.outcome.answered and kind in (Kind.SAME, Kind.NOISE, Kind.TIGHTER):
+        return Kind.GAINED, f"{old.outcome.value} became {new.outcome.value}"
+    return kind, "" if new.outcome is old.outcome else f"{new.outcome.value}: {new.reason}".rstrip(": ")
+
+
+def _statistical(old: Row, new: Row, significant: bool) -> tuple[Kind, str]:
+    proved = recheck_counts.largest(new)
+    if proved is not None and new.radius < proved and not SHORT.covers(proved, new.radius):
+        return Kind.LOST if new.radius == 0 else Kind.LOOSER, f"its own counts prove {proved:.6g}"
+    if not significant:
+        return (Kind.SAME if old.radius == new.radius else Kind.NOISE), ""
+    top, _ = strongest(old, new)
+    shares = [row.evidence["counts"][top] / row.evidence["n"] for row in (old, new)]
+    detail = f"the share of class {top} went from {shares[0]:.4g} to {shares[1]:.4g}"
+    if old.radius != new.radius:
+        return classify(old.radius, new.radius, Tolerance(0.0, 0.0)), detail
+    return (Kind.LOOSER if shares[1] < shares[0] else Kind.TIGHTER), detail

@@ -1,0 +1,305 @@
+"""The command `certbench compare`: what became of each row, as text, Markdown, JSON or JUnit's XML."""
+
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from certbench.comparison import baseline
+from certbench.comparison.compare import Change, Comparison, Kind, compare
+from certbench.comparison.policy import Policy, load
+from certbench.core import registry
+from certbench.errors import ConfigError, StoreError
+from certbench.results.rows import Row
+from certbench.results.store import plain
+
+SHOWN = 20
+"""Rows listed for one class in text and Markdown; JSON and JUnit have all."""
+
+QUIET = (Kind.SAME, Kind.NOISE, Kind.NEW)
+"""Classes whose rows are counted, not listed."""
+
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML may have, not even as references."""
+
+VERDICTS = {
+    0: "No difference that the policy minds.",
+    1: "The policy is violated.",
+    3: "A radius is unsound, or no number: use none of that certifier; `certbench audit RUN` looks into it, and only a "
+    "change of the code mends it, no new baseline.",
+    4: "The two sides do not speak of the same thing.",
+    5: "The new run is incomplete.",
+}
+
+
+def run(
+    old: Path,
+    new: Path,
+    console: Console,
+    *,
+    policy: Path | None = None,
+    known: Path | None = None,
+    shape: str = "text",
+    out: Path | None = None,
+) -> int:
+    """Compare two runs, baselines or files of pytest-benchmark, and print or write the result.
+
+    Args:
+        old: what it was.
+        new: what it is.
+        console: to print to.
+        policy: see `certbench.comparison.policy`; its defaults, if None.
+        known: a file of known issues, see `certbench.results.known_issues`.
+        shape: a key of `SHAPES`.
+        out: where to write it; then the console gets the text.
+
+    Returns:
+        The exit code, see `Comparison.exit_code`.
+
+    Raises:
+        ConfigError: one of the files is not what it should be.
+        StoreError: a file cannot be read or written.
+    """
+    if shape not in SHAPES:
+        raise ConfigError(registry.unknown("format", shape, SHAPES), ("format",))
+    rules = Policy() if policy is None else load(policy)
+    before, after = baseline.read(old), baseline.read(new)
+    for side in (before, after):
+        if not side.rows and not side.medians:
+            raise ConfigError(f"{side.name} holds no rows, so that there is nothing to compare")
+    comparison = compare(before, after, rules)
+    if known is not None:
+        comparison = _excuse(comparison, known)
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(SHAPES[shape](comparison), encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"cannot write {out}: {error}") from error
+    if out is None and shape != "text":
+        console.print(SHAPES[shape](comparison), markup=False, highlight=False, soft_wrap=True, end="")
+    else:
+        render(comparison, console)
+    return comparison.exit_code
+
+
+def _excuse(comparison: Comparison, path: Path) -> Comparison:
+    """The comparison without what the file knows, with notes about entries that meet nothing."""
+    from certbench.results import known_issues
+
+    issues = known_issues.load(path)
+    entries = [(change, issues.of(change.row, change.kind.value)) for change in comparison.changes]
+    kinds = {kind.value for kind in Kind}
+    used = {entry for _, entry in entries if entry is not None}
+    notes = []
+    for entry in issues.entries:
+        meant = any(
+            entry.concerns(row.certifier, str(row.spec.get("name", row.certifier)), row.model, row.norm, row.input)
+            for row in (change.row for change in comparison.changes)
+        )
+        if not meant:
+            notes.append(f"note: known issue that matches no row: {entry}")
+        elif entry.kind in kinds and entry not in used:
+            notes.append(f"note: known issue that is none any more: {entry}")
+    return replace(
+        comparison,
+        changes=[change for change, entry in entries if entry is None],
+        known=[(change, entry.reason) for change, entry in entries if entry is not None],
+        notes=notes,
+    )
+
+
+def render(comparison: Comparison, console: Console) -> None:
+    """Tables on a console."""
+    console.print(f"{comparison.old.name} -> {comparison.new.name}", markup=False, soft_wrap=True)
+    for title, heads, rows in _tables(comparison):
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for head in heads:
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    for line in _verdict(comparison):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def text(comparison: Comparison) -> str:
+    """What `render` prints, without colours."""
+    file = io.StringIO()
+    render(comparison, Console(file=file, width=160))
+    return file.getvalue()
+
+
+def markdown(comparison: Comparison) -> str:
+    """For a job's summary or a comment on a pull request."""
+    parts = [f"### {_cell(comparison.old.name)} → {_cell(comparison.new.name)}\n"]
+    for title, heads, rows in _tables(comparison):
+        lines = [f"**{title}**\n", _line(heads), _line(["---"] * len(heads)), *map(_line, rows)]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join([*parts, *(f"- {_cell(line)}" for line in _verdict(comparison))]) + "\n"
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything but the rows that are the same, which are counted."""
+    counts = Counter(change.kind for change in comparison.changes)
+    values = {
+        "old": comparison.old.name,
+        "new": comparison.new.name,
+        "exit_code": comparison.exit_code,
+        "verdict": _verdict(comparison),
+        "counts": {kind.value: counts[kind] for kind in Kind},
+        "changes": [_values(change) for change in comparison.changes if change.kind is not Kind.SAME],
+        "known": [_values(change) | {"reason": reason} for change, reason in comparison.known],
+        "slower": [{"name": name, "ratio": ratio} for name, ratio in comparison.slower],
+    }
+    return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
+
+
+def junit(comparison: Comparison) -> str:
+    """One test case for each model, certifier and norm; one for the two sides as such."""
+    failing = {id(change): kind for _, kind, _, changes in comparison.over("fail") for change in changes}
+    suite = ElementTree.Element("testsuite", name="certbench compare")
+    groups: dict[tuple[str, str], list[Change]] = {}
+    for change in comparison.changes:
+        row = change.row
+        groups.setdefault((row.model, f"{row.certifier} {_norm(row)}".rstrip()), []).append(change)
+    failures = 0
+    for (model, name), changes in groups.items():
+        case = ElementTree.SubElement(suite, "testcase", classname=model, name=name)
+        wrong = [change for change in changes if id(change) in failing]
+        if wrong:
+            failures += 1
+            counts = Counter(change.kind.value for change in wrong)
+            message = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            failure = ElementTree.SubElement(case, "failure", message=message, type=wrong[0].kind.value)
+            failure.text = "\n".join(": ".join(filter(None, _described(change))) for change in wrong)
+    whole = ElementTree.SubElement(suite, "testcase", classname="certbench", name="both sides")
+    if comparison.exit_code in (4, 5) or comparison.slower:
+        failures += 1
+        ElementTree.SubElement(whole, "failure", message=" ".join(_verdict(comparison)), type="run")
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(_verdict(comparison))
+    suite.attrib |= {"tests": str(len(groups) + 1), "failures": str(failures), "errors": "0"}
+    ElementTree.indent(suite)
+    written = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{NO_XML.sub(chr(0xFFFD), written)}\n'
+
+
+SHAPES: Mapping[str, Callable[[Comparison], str]] = {
+    "text": text,
+    "markdown": markdown,
+    "json": as_json,
+    "junit": junit,
+}
+"""Formats of the result."""
+
+
+def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, heads and rows: the classes by certifier, and the rows that a reader should see, the largest first."""
+    kinds = [kind for kind in Kind if any(change.kind is kind for change in comparison.changes)]
+    groups: dict[tuple[str, str, str], Counter[Kind]] = {}
+    for change in comparison.changes:
+        row = change.row
+        groups.setdefault((row.model, row.certifier, _norm(row)), Counter())[change.kind] += 1
+    counts = [
+        [*names, *(str(found[kind] or "") for kind in kinds)]
+        for names, found in groups.items()
+        if found.keys() - {Kind.SAME}
+    ]
+    total = Counter(change.kind for change in comparison.changes)
+    counts.append(["all", "", "", *(str(total[kind]) for kind in kinds)])
+    tables = [("rows by class", ["model", "certifier", "norm", *(kind.value for kind in kinds)], counts)]
+    for kind in kinds:
+        changes = [change for change in comparison.changes if change.kind is kind]
+        if kind not in QUIET:
+            changes.sort(key=lambda change: -abs(change.size))
+            title = kind.value + (f", {SHOWN} of {len(changes)}" if len(changes) > SHOWN else "")
+            rows = [[*_described(change)] for change in changes[:SHOWN]]
+            tables.append((title, ["row", "radius", "detail"], rows))
+    if comparison.known:
+        rows = [[_described(change)[0], change.kind.value, reason] for change, reason in comparison.known]
+        tables.append(("known issues", ["row", "class", "reason"], rows))
+    return tables
+
+
+def _described(change: Change) -> tuple[str, str, str]:
+    row, old, new = change.row, change.old, change.new
+    place = ", ".join(filter(None, (row.model, row.certifier, _norm(row), f"input {row.input}")))
+    radii = " -> ".join("none" if side is None else f"{side.radius:.6g}" for side in (old, new))
+    if old is not None and new is not None and math.isfinite(change.size) and change.size:
+        radii += f" ({100 * change.size:+.2f} %)"
+    p = "" if change.p is None else f"p = {change.p:.2g}"
+    return place, radii, ", ".join(filter(None, (change.detail, p)))
+
+
+def _norm(row: Row) -> str:
+    return "" if row.certifier == baseline.BENCHMARK else f"L{row.norm:g}"
+
+
+def _verdict(comparison: Comparison) -> list[str]:
+    """What the policy says, then what else is to be known."""
+    lines = []
+    for action in ("fail", "warn"):
+        for pattern, kind, rule, changes in comparison.over(action):
+            sized = f" by more than {100 * rule.more_than:g} %" if rule.more_than else ""
+            where = "" if pattern == "*" else f" of {pattern}"
+            lines.append(f"{action}: {len(changes)} rows{where} are {kind.value}{sized}; {rule.at_most} may be")
+    for name, ratio in comparison.slower:
+        lines.append(f"fail: {name} takes {ratio:.2f} times as long; {comparison.policy.slower:g} may be")
+    if comparison.foreign:
+        lines.append(f"fail: times of {comparison.old.machine} and {comparison.new.machine} cannot be compared")
+    moved = [change.size for change in comparison.changes if change.kind is Kind.NOISE and math.isfinite(change.size)]
+    if moved:
+        mean = 100 * math.fsum(moved) / len(moved)
+        lines.append(f"note: {len(moved)} rows moved by noise, by {mean:+.3g} % on average")
+    versions = [(name, comparison.old.versions.get(name), version) for name, version in comparison.new.versions.items()]
+    lines += [f"note: {name} {old} -> {new}" for name, old, new in versions if old is not None and old != new]
+    for pattern, fits in comparison.unused.items():
+        why = "never gets its turn: an earlier one fits all that it fits" if fits else "fits no certifier"
+        lines.append(f"note: the policy's pattern {pattern!r} {why}")
+    lines += comparison.notes
+    for side in (comparison.old, comparison.new):
+        if side.uncomputed:
+            lines.append(f"note: {side.uncomputed} rows of {side.name} have not been computed")
+    return [*lines, VERDICTS[comparison.exit_code]]
+
+
+def _values(change: Change) -> dict[str, Any]:
+    row, old, new = change.row, change.old, change.new
+    return {
+        "class": change.kind.value,
+        **{name: getattr(row, name) for name in ("model", "certifier", "norm", "domain", "input")},
+        "old": None if old is None else old.radius,
+        "new": None if new is None else new.radius,
+        "change": change.size,
+        "p": change.p,
+        "detail": change.detail,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN either; infinities are text, as in the store."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return "nan" if isinstance(value, float) and math.isnan(value) else plain(value)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(content: str) -> str:
+    for mark in "\\|*_<[":
+        content = content.replace(mark, "\\" + mark)
+    return content

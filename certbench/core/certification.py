@@ -1,0 +1,132 @@
+"""The front door: checks, chunks, seeds, timing and failures, so that backends hold mathematics only."""
+
+import hashlib
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.core.certificate import Certificate
+from certbench.core.certifier import Certifier
+from certbench.core.claims import Outcome
+from certbench.core.classifier import Classifier, Regressor
+from certbench.core.options import Spec, build
+from certbench.core.threat import ThreatModel
+from certbench.errors import CertificationError, ConfigError, UnsupportedError
+
+
+def certify(
+    certifier: Certifier[Any] | Spec,
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threat: ThreatModel,
+    *,
+    state: Any = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    throw: bool = True,
+) -> Certificate:
+    """Certify the classifier's own prediction at each input.
+
+    Args:
+        certifier: a certifier, its name, or a mapping with its name and options.
+        classifier: what is certified (or, for smoothing, smoothed and then certified).
+        x: `(n, *input_shape)`, inside the threat model's domain if it has one.
+        threat: the norm, and the domain where one is meant.
+        state: what `certifier.prepare(classifier, threat)` returned, to pay for it once.
+        batch_size: inputs handed to the certifier at once. Radii do not depend on it, beyond float64 rounding.
+        seed: base of every random draw. The draws for an input depend on it and on the input alone.
+        throw: raise what fails; if False what failed becomes rows with radius 0, its outcome and the reason.
+
+    Returns:
+        One entry per input, in order.
+
+    Raises:
+        ConfigError: inputs of another shape, outside the domain, or not finite; a state of another threat model.
+        UnsupportedError: no certificate for this pair, with the reason.
+        MissingBackendError: an optional package is needed.
+        CertificationError: the computation failed, if `throw`.
+    """
+    if not isinstance(certifier, Certifier):
+        certifier = build(certifier)
+    check_inputs(classifier, x, threat)
+    if isinstance(classifier, Regressor):
+        raise ConfigError(f"{classifier.name} has no classes; ask for output_bounds or output_radius")
+    reason = certifier.unsupported(classifier, threat)
+    if reason is not None:
+        raise UnsupportedError(reason)
+    if getattr(state, "threat", threat) != threat:
+        raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    if len(x) == 0:
+        return Certificate.nothing(0, Outcome.COMPLETED, "")
+    if state is None:
+        try:
+            state = certifier.prepare(classifier, threat)
+        except CertificationError as error:
+            if throw:
+                raise
+            return Certificate.nothing(len(x), Outcome.FAILED, f"{type(error).__name__}: {error}")
+    x = x.to(classifier.device, torch.float64)
+    parts = [_batch(certifier, state, part, seed, throw) for part in torch.split(x, batch_size)]
+    return Certificate.concatenate(parts)
+
+
+def input_seed(seed: int, x: Tensor) -> int:
+    """128 bits that depend on the base seed and on the input's content, on nothing else."""
+    content = x.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+    digest = hashlib.sha256(f"{seed}:{tuple(x.shape)}:".encode() + content).digest()
+    return int.from_bytes(digest[:16], "little")
+
+
+def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: bool) -> Certificate:
+    """One batch, timed."""
+    start = time.perf_counter()
+    try:
+        certificate = certifier.certify(state, x, [input_seed(seed, row) for row in x])
+    except (CertificationError, MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            if len(x) > 1:
+                half = (len(x) + 1) // 2
+                return Certificate.concatenate(
+                    [_batch(certifier, state, part, seed, throw) for part in (x[:half], x[half:])]
+                )
+            failed = Certificate.nothing(1, Outcome.OUT_OF_MEMORY, f"out of memory at batch size 1: {error}")
+        elif isinstance(error, CertificationError):
+            failed = Certificate.nothing(len(x), Outcome.FAILED, f"{type(error).__name__}: {error}")
+        else:
+            raise
+        if throw:
+            raise
+        certificate = failed
+    each = (time.perf_counter() - start) / len(x)
+    return replace(certificate, seconds=torch.full((len(x),), each, dtype=torch.float64))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch reports a failed CPU allocation as a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def check_inputs(classifier: Classifier, x: Tensor, threat: ThreatModel) -> None:
+    """Refuse inputs that no certifier could mean.
+
+    Raises:
+        ConfigError: another shape, NaN or infinity, or outside the threat model's domain.
+    """
+    if tuple(x.shape[1:]) != classifier.input_shape:
+        raise ConfigError(
+            f"{classifier.name} takes inputs of shape {classifier.input_shape}, these have {tuple(x.shape[1:])}; "
+            "the first axis is the batch"
+        )
+    if not bool(x.isfinite().all()):
+        raise ConfigError("inputs hold NaN or infinity")
+    if threat.domain is not None and len(x) and (x.min() < threat.domain[0] or x.max() > threat.domain[1]):
+        raise ConfigError(
+            f"inputs lie between {float(x.min()):g} and {float(x.max()):g}, outside the domain {threat.domain}; "
+            "rescale them, or leave the domain out"
+        )

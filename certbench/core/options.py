@@ -1,0 +1,229 @@
+"""Options of certifiers: `build` makes one from a specification, `describe` is its inverse."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from certbench.core import registry
+from certbench.core.certifier import Certifier
+from certbench.core.search import SEARCHES, RadiusSearch
+from certbench.errors import ConfigError
+from certbench.verifiers.smoothing.noise.families import NOISES, Noise
+from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
+
+Spec = str | Mapping[str, Any]
+"""`"crown"`, or `{"name": "crown", "search": {"name": "ladder", "eps": [0.1]}}`."""
+
+Path = tuple[str | int, ...]
+
+FAMILIES: dict[type[Any], Mapping[str, type[Any]]] = {
+    RadiusSearch: SEARCHES,
+    Noise: {**NOISES, "integer-gaussian": IntegerGaussian},
+}
+"""Option types that are chosen by name, with their choices."""
+
+
+def build(spec: Spec) -> Certifier[Any]:
+    """The certifier that a specification describes.
+
+    Raises:
+        ConfigError: unknown name or option, or a value that no run could use; `path` leads to it.
+        MissingBackendError: the certifier's package is not installed.
+    """
+    name, given = _named(spec, ())
+    built = _fill(registry.find(name), given, ())
+    assert isinstance(built, Certifier)
+    return built
+
+
+def describe(certifier: Certifier[Any]) -> dict[str, Any]:
+    """Name and every option, defaults included, JSON-able; `build(describe(c)) == c`."""
+    return {"name": registry.name_of(type(certifier)), **_fields(certifier)}
+
+
+def versions(certifier: Certifier[Any]) -> int | list[Any]:
+    """Its version and, where it is made of other certifiers, theirs: what stored answers depend on."""
+    members: list[Certifier[Any]] = []
+    for field in dataclasses.fields(certifier):  # type: ignore[arg-type]
+        value = getattr(certifier, field.name)
+        members += [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, Certifier)]
+    return [certifier.version, *(versions(member) for member in members)] if members else certifier.version
+
+
+def choose(family: type[Any], spec: object, path: Path = ()) -> Any:
+    """The member of a family of `FAMILIES` that a specification describes.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    return _value(family, spec, path)
+
+
+def label(certifier: Certifier[Any], usual: Mapping[str, Any] | None = None) -> str:
+    """Name and the options that are not `usual` (their defaults, where it says nothing), as tables print it."""
+    return _labelled(registry.name_of(type(certifier)), certifier, usual or {})
+
+
+def describe_default(field: "dataclasses.Field[Any]") -> str:
+    """An option's default as text."""
+    default = _default(field)
+    return "required" if default is _REQUIRED else json.dumps(_plain(default))
+
+
+def number(value: object) -> float:
+    """A number as people write it: 3, 0.1, 1e-3, "8/255", "inf"; never NaN, never True.
+
+    YAML reads `1e-3` and `8/255` as text, which is why text is accepted here.
+
+    Raises:
+        ValueError: it is no number; the message says what to write.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number (YAML reads yes, no, on and off as true and false)")
+    try:
+        fraction = isinstance(value, str) and "/" in value
+        result = float(Fraction(str(value).replace(" ", "")) if fraction else value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        kind = "text" if isinstance(value, str) else type(value).__name__
+        raise ValueError(f"{value!r} is {kind}, not a number; write it like 0.1, 1e-3, 8/255 or inf") from None
+    if math.isnan(result):
+        raise ValueError("NaN is not a number that a run could use")
+    return result
+
+
+def whole(value: object) -> int:
+    """A whole number; `1e5` is one.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # no detour by float, which rounds large ones
+    result = number(value)
+    if not result.is_integer():
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(result)
+
+
+Number = Annotated[float, BeforeValidator(number)]
+Whole = Annotated[int, BeforeValidator(whole)]
+
+
+def _named(spec: object, path: Path) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        return spec["name"], {str(key): value for key, value in spec.items() if key != "name"}
+    raise ConfigError("write a name, or a mapping with a `name` and options", path)
+
+
+def _fill(cls: type[Any], given: Mapping[str, Any], path: Path) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    for key in given:
+        if key not in known:
+            raise ConfigError(registry.unknown("option", key, known), (*path, key))
+    values = {key: _value(known[key], value, (*path, key)) for key, value in given.items()}
+    missing = [
+        field.name for field in dataclasses.fields(cls) if _default(field) is _REQUIRED and field.name not in values
+    ]
+    if missing:
+        raise ConfigError(f"{cls.__name__} needs the option {missing[0]!r}", path)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(str(error), (*path, *error.path)) from error
+
+
+def _value(hint: Any, value: Any, path: Path) -> Any:
+    if hint in FAMILIES:
+        if isinstance(value, hint):
+            return value  # built by hand, in Python
+        name, given = _named(value, path)
+        if name not in FAMILIES[hint]:
+            raise ConfigError(registry.unknown(str(path[-1]) if path else "choice", name, FAMILIES[hint]), path)
+        return _fill(FAMILIES[hint][name], given, path)
+    if typing.get_origin(hint) is Certifier or hint is Certifier:
+        if isinstance(value, Certifier):
+            return value
+        name, given = _named(value, path)
+        return _fill(registry.find(name), given, path)
+    if hint == tuple[Certifier[Any], ...]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError("write a list of certifiers", path)
+        return tuple(_value(Certifier, part, (*path, i)) for i, part in enumerate(value))
+    try:
+        return TypeAdapter(_readable(hint)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(message, (*path, *(part for part in first["loc"] if isinstance(part, int)))) from error
+
+
+def _readable(hint: Any) -> Any:
+    """The hint with every float and int replaced by one that reads numbers as people write them."""
+    if hint is float:
+        return Number
+    if hint is int:
+        return Whole
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return tuple[tuple(_readable(part) for part in arguments)]  # type: ignore[misc]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_readable(part) for part in arguments)]  # noqa: UP007
+    return hint
+
+
+_REQUIRED = object()
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else _REQUIRED
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Certifier):
+        return describe(value)
+    for family in FAMILIES.values():
+        for name, choice in family.items():
+            if type(value) is choice:
+                return {"name": name, **_fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def _labelled(name: str, value: Any, usual: Mapping[str, Any]) -> str:
+    changed = [
+        f"{field.name}={_short(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != usual.get(field.name, _default(field))
+    ]
+    return name + (f"({', '.join(changed)})" if changed else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Certifier):
+        return label(value)
+    for family in FAMILIES.values():
+        for name, choice in family.items():
+            if type(value) is choice:
+                return _labelled(name, value, {})
+    if isinstance(value, tuple):
+        return "+".join(_short(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,145 @@
+"""Answers other than a radius: margins and outputs over a given ball, and the largest ball for given outputs."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.core.certification import check_inputs
+from certbench.core.certifier import LIMIT, SLACK, MarginCertifier, MarginState
+from certbench.core.classifier import Classifier
+from certbench.core.options import Spec, build
+from certbench.core.search import Start
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError, UnsupportedError
+
+
+def margins(
+    certifier: MarginCertifier[Any] | Spec,
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threat: ThreatModel,
+    eps: float | Tensor,
+    *,
+    state: Any = None,
+    batch_size: int = 64,
+) -> Float[Tensor, "n classes"]:
+    """Lower bounds of each margin f_c - f_j over the ball, c being the classifier's own prediction; 0 for c itself.
+
+    Class j cannot be reached inside the ball where its entry is positive.
+
+    Args:
+        certifier: one that bounds margins, its name, or a mapping with its name and options.
+        classifier: the classifier.
+        x: `(n, *input_shape)`, inside the domain.
+        threat: the norm, and the domain where one is meant.
+        eps: radius of the ball, one for all or one per input.
+        state: what `certifier.prepare(classifier, threat)` returned, to pay for it once.
+        batch_size: inputs at once.
+
+    Raises:
+        ConfigError: bad inputs or radii, or a certifier that bounds no margins.
+        UnsupportedError: no bound for this pair, with the reason.
+        CertificationError: the computation failed.
+    """
+    certifier, state, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
+    parts = [torch.zeros(0, classifier.num_classes, dtype=torch.float64)]
+    for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
+        logits, scale = state.classifier.logits_and_scale(inputs)
+        label = logits.argmax(dim=1)
+        lower = certifier.margins(state, inputs, label, r).lower - SLACK * scale[:, None]
+        own = torch.nn.functional.one_hot(label, classifier.num_classes).bool()
+        parts.append(torch.zeros_like(logits).masked_scatter(~own, _known(lower)).cpu())
+    return torch.cat(parts)
+
+
+def output_bounds(
+    certifier: MarginCertifier[Any] | Spec,
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threat: ThreatModel,
+    eps: float | Tensor,
+    *,
+    state: Any = None,
+    batch_size: int = 64,
+) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs"]]:
+    """Lower and upper bounds of every output over the ball, of a `Regressor` or of a classifier's logits.
+
+    Arguments and errors as for `margins`.
+    """
+    certifier, state, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
+    outputs = classifier.num_classes
+    lows, highs = [torch.zeros(0, outputs, dtype=torch.float64)], [torch.zeros(0, outputs, dtype=torch.float64)]
+    for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
+        _, scale = state.classifier.logits_and_scale(inputs)
+        lower = _known(certifier.lower(state, inputs, _both(inputs, outputs), r).lower - SLACK * scale[:, None])
+        lows.append(lower[:, :outputs].cpu())
+        highs.append(-lower[:, outputs:].cpu())
+    return torch.cat(lows), torch.cat(highs)
+
+
+def output_radius(
+    certifier: MarginCertifier[Any] | Spec,
+    classifier: Classifier,
+    x: Float[Tensor, "n ..."],
+    threat: ThreatModel,
+    low: Tensor,
+    high: Tensor,
+    *,
+    state: Any = None,
+    batch_size: int = 64,
+) -> Float[Tensor, " n"]:
+    """The largest radius found within which every output stays between `low` and `high`; 0 if nothing is proved.
+
+    Both are (n, outputs); bounds that do not matter may be infinite. Other arguments and errors as for `margins`.
+    """
+    certifier, state, x, _ = _prepared(certifier, classifier, x, threat, 1.0, state)
+    outputs = classifier.num_classes
+    if low.shape != (len(x), outputs) or high.shape != (len(x), outputs) or bool((low.isnan() | high.isnan()).any()):
+        raise ConfigError(f"low and high must be of shape {(len(x), outputs)}, without NaN")
+    far = torch.finfo(torch.float64).max / 4
+    floor = torch.cat([low, -high], dim=1).to(x).clamp(min=-far, max=far)
+    parts = [torch.zeros(0, dtype=torch.float64)]
+    for inputs, floors in zip(torch.split(x, batch_size), torch.split(floor, batch_size), strict=True):
+        _, scale = state.classifier.logits_and_scale(inputs)
+        rows, unknown = _both(inputs, outputs), torch.full_like(scale, torch.nan)
+        found = certifier.reach(state, inputs, rows, floors, SLACK * scale, Start(unknown, unknown))
+        parts.append(found.certified.cpu())
+    return torch.cat(parts)
+
+
+def _prepared(
+    certifier: MarginCertifier[Any] | Spec,
+    classifier: Classifier,
+    x: Tensor,
+    threat: ThreatModel,
+    eps: float | Tensor,
+    state: Any,
+) -> tuple[MarginCertifier[Any], MarginState, Tensor, Tensor]:
+    built = certifier if isinstance(certifier, MarginCertifier) else build(certifier)
+    if not isinstance(built, MarginCertifier):
+        raise ConfigError(f"{type(built).__name__} does not bound margins over a given ball; choose crown, say")
+    check_inputs(classifier, x, threat)
+    radius = torch.as_tensor(eps, dtype=torch.float64, device=classifier.device)
+    radius = radius.expand(len(x)) if radius.dim() == 0 else radius
+    if radius.shape != (len(x),) or not bool(((radius > 0) & (radius <= LIMIT)).all()):
+        raise ConfigError(f"eps must be positive and at most {LIMIT:g}, one number or {len(x)} of them")
+    reason = built.unsupported(classifier, threat)
+    if reason is not None:
+        raise UnsupportedError(reason)
+    if getattr(state, "threat", threat) != threat:
+        raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
+    state = built.prepare(classifier, threat) if state is None else state
+    return built, state, x.to(classifier.device, torch.float64), radius
+
+
+def _both(x: Tensor, outputs: int) -> Float[Tensor, "n rows outputs"]:
+    """Every output, and minus every output."""
+    identity = torch.eye(outputs, dtype=x.dtype, device=x.device)
+    return torch.cat([identity, -identity]).expand(len(x), -1, -1)
+
+
+def _known(lower: Tensor) -> Tensor:
+    """A bound that is NaN is no bound."""
+    return torch.where(lower.isnan(), -torch.inf, lower)

@@ -1,0 +1,94 @@
+"""What there is to find by name: the one table of certifiers, ours and other packages'; suites; cards of models."""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, cast
+
+from certbench.errors import ConfigError, MissingBackendError
+
+GROUP = "certbench.verifiers"
+"""Entry-point group: each entry leads to a dict like `certbench.verifiers.TABLE`."""
+
+
+@cache
+def table() -> dict[str, str]:
+    """Every known certifier, name to `module:Class`; imports no backend.
+
+    Raises:
+        ConfigError: two packages claim one name, or a package's table cannot be imported.
+    """
+    merged: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            entries = dict(entry.load())
+        except Exception as error:
+            raise ConfigError(f"the table of certifiers {entry.value} cannot be imported: {error}") from error
+        for name, target in entries.items():
+            if merged.setdefault(name, target) != target:
+                raise ConfigError(f"certifier {name!r} is claimed twice: {merged[name]} and {target}")
+    return merged
+
+
+def find(name: str) -> type[Any]:
+    """The certifier class of that name; imports its module.
+
+    Raises:
+        ConfigError: no certifier has this name, or its line in the table leads nowhere.
+        MissingBackendError: its package is not installed.
+    """
+    if name not in table():
+        raise ConfigError(unknown("certifier", name, table()), ("name",))
+    module, _, attribute = table()[name].partition(":")
+    try:
+        return cast("type[Any]", getattr(importlib.import_module(module), attribute))
+    except MissingBackendError:
+        raise
+    except ImportError as error:
+        raise MissingBackendError(f"certifier {name!r} needs a package that does not import: {error}") from error
+    except AttributeError as error:
+        raise ConfigError(f"certifier {name!r}: {error}", ("name",)) from error
+
+
+def name_of(certifier: type[Any]) -> str:
+    """The name under which a class stands in the table; `module:Class` if it stands in none."""
+    target = f"{certifier.__module__}:{certifier.__qualname__}"
+    return next((name for name, entry in table().items() if entry == target), target)
+
+
+def summary(name: str) -> str:
+    """First line of the class's docstring, read from the source so that no backend is imported."""
+    module, _, attribute = table()[name].partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        return "(not importable)"
+    with open(spec.origin, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def suites() -> dict[str, Path]:
+    """The suites that come with the package, name to file."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "runs" / "suites").glob("*.yaml"))}
+
+
+def cards() -> dict[str, Path]:
+    """The cards of the models that come with the package, name to file."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "models" / "weights").glob("*.json"))}
+
+
+def unknown(kind: str, name: str, known: Any) -> str:
+    """A message for a name that is not known, with the nearest ones."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"

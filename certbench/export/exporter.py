@@ -1,0 +1,336 @@
+"""Certificates as files that `certbench check` verifies: the claim of a stored row and the evidence for it.
+
+The certifier gives a witness at the stored radius; here the checker's own functions find what it proves, so that a
+bound which the checker could not reproduce is noticed now. Where a witness does not carry the stored radius, because
+the search had it from a larger ball, the claim is lowered, to no less than `LEAST` of it; the file says so.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from certbench import __version__
+from certbench.checker import check, reading
+from certbench.checker.network import Network, read
+from certbench.checker.reading import Claim, Refused, Unreadable, written
+from certbench.checker.relaxation import Prover, Region
+from certbench.core.certifier import Certifier, MarginCertifier
+from certbench.core.claims import Subject
+from certbench.core.classifier import Classifier
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError, NumericalError, StoreError, UnsupportedError
+from certbench.export import network_file
+from certbench.results.rows import Row
+from certbench.results.store import plain
+from certbench.runs import reopen
+from certbench.verifiers.bounds.proof import Relaxation
+
+LEAST = 0.999
+"""The least part of a stored radius that is exported."""
+
+REGIONS = (1.0, 1.001, 1.01, 1.05, 0.9999, LEAST)
+"""Radii, relative to the stored one, of the balls for which a witness is asked, until one carries the stored radius."""
+
+LOWER = (1.0, 0.9999, LEAST)
+"""Likewise, the radii that are claimed of a witness of another kind, until it carries one."""
+
+WIDER = 1e-11
+"""By how much claimed bounds stand off those proved here, relatively: another machine rounds otherwise."""
+
+DIFFERENCE = 1e-6
+"""How far a certifier's bounds may exceed what is proved here, relatively, before that is an error of the certifier."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exporter:
+    """Writes certificates of one classifier.
+
+    Attributes:
+        classifier: of which they are.
+        folder: for the files.
+    """
+
+    classifier: Classifier
+    folder: Path
+
+    @cached_property
+    def network(self) -> tuple[Network, str]:
+        """The network file, written and read again, and its sha256.
+
+        Raises:
+            UnsupportedError: there is none for this classifier.
+        """
+        content = network_file.write(self.classifier)
+        digest = hashlib.sha256(content).hexdigest()
+        path = self.folder / f"network-{digest[:16]}.json"
+        _write(path, content)
+        network = read(path, digest)
+        double = self.classifier.double()
+        generator = torch.Generator().manual_seed(0)
+        for size in (0.1, 1.0, 10.0):
+            x = size * torch.randn(1, *double.input_shape, generator=generator, dtype=torch.float64)
+            logits = double(x)[0].cpu().numpy()
+            if not np.abs(network.evaluate(x.flatten().numpy()) - logits).max() <= 1e-9 * np.abs(logits).max() + 1e-300:
+                raise UnsupportedError(f"the network file of {double.name} would compute other logits")
+        return network, digest
+
+    def write(self, certifier: Certifier[Any], state: Any, row: Row, x: torch.Tensor) -> tuple[Path, float]:
+        """Write the certificate of a row about the input x, and check it; the file, and the radius that it claims.
+
+        Raises:
+            UnsupportedError: there is no evidence that the checker could verify, or it does not carry the claim.
+        """
+        smoothed = row.subject is Subject.SMOOTHED
+        domain = None if row.domain is None else (float(row.domain[0]), float(row.domain[1]))
+        values = x.double().cpu().numpy()
+        claim = Claim(
+            *(values.reshape(-1), float(row.norm), domain, row.prediction, row.radius),
+            *(row.subject.value, row.guarantee.value),
+            network=None if smoothed else self.network[1],
+            logits=None if smoothed else self.network[0].evaluate(values.reshape(-1)),
+            shape=values.shape,
+        )
+        first = ""
+        for lowered, evidence in self.candidates(certifier, state, claim, x, row):
+            path = self.put(lowered, evidence, row)
+            verdict = check(path)
+            if verdict.accepted:
+                return path, lowered.radius
+            path.unlink()
+            first = first or verdict.reason
+        raise UnsupportedError(f"its evidence does not carry the claim: {first}")
+
+    def candidates(
+        self, certifier: Certifier[Any], state: Any, claim: Claim, x: torch.Tensor, row: Row
+    ) -> Iterator[tuple[Claim, dict[str, Any]]]:
+        """The claim, lowered where its evidence carries less, and that evidence.
+
+        Raises:
+            UnsupportedError: there is none.
+        """
+        if claim.subject == "smoothed":
+            yield claim, {"kind": "counts", **row.evidence}
+            return
+        if not isinstance(certifier, MarginCertifier):
+            raise UnsupportedError(f"{row.certifier} has no evidence that certbench check could verify")
+        for factor in LOWER:  # a solver asked again may not find again what it found in the search
+            lowered = replace(claim, radius=claim.radius * factor)
+            at = torch.tensor([lowered.radius], dtype=torch.float64)
+            witness = certifier.witness(state, x[None].double(), torch.tensor([claim.prediction]), at)
+            if isinstance(witness, Relaxation):
+                yield self.proved(certifier, state, claim, x)
+                return
+            yield lowered, dict(witness)
+
+    def put(self, claim: Claim, evidence: Mapping[str, Any], row: Row) -> Path:
+        """Write a file, sealed."""
+        values = claim.input.reshape(claim.shape)
+        content = {
+            "format": "certbench-certificate",
+            "version": reading.VERSION,
+            "claim": {
+                "classifier": {
+                    "fingerprint": self.classifier.fingerprint(),
+                    "network": claim.network,
+                    "name": self.classifier.name,
+                },
+                "input": {"array": written(values), "sha256": reading.input_hash(values.shape, values)},
+                "norm": f"{claim.norm:g}",
+                "domain": None if claim.domain is None else list(claim.domain),
+                "prediction": claim.prediction,
+                "radius": claim.radius,
+                "guarantee": claim.guarantee,
+                "subject": claim.subject,
+                "logits": None if claim.logits is None else written(claim.logits),
+                "statement": reading.statement(claim),
+            },
+            "made_by": {
+                "certifier": plain(row.spec),
+                "certbench": __version__,
+                "versions": {"torch": torch.__version__, "numpy": np.__version__},
+                "stored_radius": row.radius,
+            },
+            "evidence": plain(evidence),
+        }
+        content["seal"] = reading.seal(content)
+        name = f"{row.model}-{row.certifier}-L{row.norm:g}-{row.input}-{content['seal'][:8]}"
+        path = self.folder / ("".join(c if c.isalnum() or c in "-+=.," else "_" for c in name) + ".json")
+        _write(path, json.dumps(content, indent=1, allow_nan=False).encode())
+        return path
+
+    def proved(
+        self, certifier: MarginCertifier[Any], state: Any, claim: Claim, x: torch.Tensor
+    ) -> tuple[Claim, dict[str, Any]]:
+        """The claim, lowered if need be, and its evidence.
+
+        Raises:
+            UnsupportedError: no witness carries it.
+        """
+        point, label = x[None].double(), torch.tensor([claim.prediction])
+        best: tuple[float, dict[str, Any]] = (0.0, {})
+        for factor in REGIONS:
+            region = claim.radius * factor
+            witness = certifier.witness(state, point, label, torch.tensor([region], dtype=torch.float64))
+            best = max(best, relaxation(self.network[0], claim, witness, region), key=lambda found: found[0])
+            if best[0] == claim.radius:
+                break
+        if best[0] < LEAST * claim.radius:
+            raise UnsupportedError(f"its evidence carries radius {best[0]:g} alone, not {claim.radius:g}")
+        return replace(claim, radius=best[0]), best[1]
+
+
+@np.errstate(all="ignore")
+def relaxation(network: Network, claim: Claim, witness: Relaxation, region: float) -> tuple[float, dict[str, Any]]:
+    """What a witness over the ball of radius `region` proves: a radius, at most that of the claim, and the evidence.
+
+    Raises:
+        NumericalError: the witness has tighter bounds than can be proved with its slopes.
+    """
+    prover = Prover(network, Region.of(claim, region))
+    inner = None if witness.inner is None else [_numbers(s)[None] for s in witness.inner]
+    layers = []
+    for i, at in enumerate(network.relus):
+        prover.advance()
+        source = network.nodes[at].inputs[0]
+        ends = [_numbers(side[i][0]) for side in (witness.bounds.lower, witness.bounds.upper)]
+        given = ends[0], -ends[1]
+        every = np.arange(len(ends[0]))
+        proved = [prover.least(source, every, sign, None) for sign in (1.0, -1.0)]
+        # The bounds of neurons whose sign intervals tell do not matter, so that those of intervals will do.
+        open_ = (proved[0] < 0) & (proved[1] < 0)
+        scale = max(float(np.abs(end).max(initial=0.0)) for end in (*ends, *proved))
+        chosen = []
+        for side, sign in enumerate((1.0, -1.0)):
+            chosen.append(np.flatnonzero(open_ & (given[side] > proved[side])) if inner is not None else every[:0])
+            if inner is not None:
+                found = prover.least(source, chosen[side], sign, inner[:i])
+                proved[side][chosen[side]] = np.maximum(proved[side][chosen[side]], found)
+            if not (given[side] <= proved[side] + DIFFERENCE * scale)[open_].all():
+                raise NumericalError("the certifier claims tighter bounds of a layer than are proved with its slopes")
+        kept = [np.where(open_, np.minimum(given[side], proved[side]), proved[side]) for side in range(2)]
+        low, high = (side - WIDER * scale for side in kept)
+        high = -high
+        prover.bounds[at] = low, high
+        backward = None
+        if any(len(side) for side in chosen) and inner is not None:
+            backward = {
+                "lower": chosen[0].tolist(),
+                "upper": chosen[1].tolist(),
+                "slopes": [written(s) for s in inner[:i]],
+            }
+        layers.append({"node": at, "lower": written(low), "upper": written(high), "backward": backward})
+    prover.advance()
+    others = [j for j in range(network.outputs) if j != claim.prediction]
+    rows = np.eye(network.outputs)
+    rows = rows[[claim.prediction]] - rows[others]
+    slopes = None if witness.slopes is None else [_numbers(s) for s in witness.slopes]
+    a, constants = prover.below(len(network.nodes) - 1, rows, slopes)
+    constants = constants - WIDER * (np.abs(constants) + np.abs(a) @ prover.sizes[0])
+    radius = _largest(claim, a, constants, min(region, claim.radius))
+    lower = Region.of(claim, radius).minimum(a, constants)
+    margins: dict[str, Any] = {"rivals": others, "lower": written(lower - WIDER * np.abs(lower))}
+    if slopes is not None:
+        margins |= {
+            "slopes": [written(s) for s in slopes],
+            "coefficients": written(a),
+            "constants": written(constants),
+        }
+    kind = "interval" if slopes is None else "relaxation"
+    return radius, {"kind": kind, "region": region, "layers": layers, "margins": margins}
+
+
+def _largest(claim: Claim, a: np.ndarray, constants: np.ndarray, radius: float) -> float:
+    """The largest radius up to `radius` at which the functions are positive, 0 if there is none worth its name."""
+
+    def holds(eps: float) -> bool:
+        return bool((Region.of(claim, eps).minimum(a, constants) > 0).all())
+
+    if holds(radius):
+        return radius
+    low, high = LEAST * radius * 0.99, radius
+    if not holds(low):
+        return 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _numbers(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}") from error
+
+
+def run(
+    folder: Path,
+    into: Path,
+    out: Console,
+    *,
+    certifier: str | None = None,
+    model: str | None = None,
+    norm: float | None = None,
+    inputs: Sequence[int] | None = None,
+) -> int:
+    """Write the certificates of a run's rows that have a radius, and say which have no checkable evidence.
+
+    Args:
+        folder: of the run.
+        into: for the files.
+        out: where the result is told.
+        certifier: only those of this one, by name or with its options.
+        model: only those of this one.
+        norm: only in this one.
+        inputs: only those about these.
+
+    Returns:
+        The exit code: 0 if a file was written for every row, 2 if there is no such row, 5 if some have none.
+    """
+    opened = reopen.load(folder)
+    entries = [
+        entry
+        for entry in opened.entries
+        if entry.row.radius > 0
+        and certifier in (None, entry.row.certifier, entry.row.spec.get("name"))
+        and model in (None, entry.row.model)
+        and norm in (None, entry.row.norm)
+        and (inputs is None or entry.row.input in inputs)
+    ]
+    if not entries:
+        raise ConfigError(f"{folder} has no row with a radius that was asked for")
+    exporters = {name: Exporter(classifier, into) for name, classifier in opened.models.items()}
+    states: dict[tuple[str, str, ThreatModel], Any] = {}
+    count, lowered, refused = 0, 0, dict[str, int]()
+    for entry in entries:
+        row, made = entry.row, opened.certifier(entry)
+        key = row.model, row.certifier, entry.threat
+        try:
+            if row.subject is Subject.BASE and key not in states:
+                states = {key: made.prepare(opened.models[row.model], key[2])}  # one at a time: they can be large
+            _, radius = exporters[row.model].write(made, states.get(key), row, opened.inputs[row.input])
+        except (UnsupportedError, NumericalError, Refused, Unreadable) as error:
+            reason = f"{row.certifier} on {row.model}, L{row.norm:g}: {error}"
+            refused[reason] = refused.get(reason, 0) + 1
+            continue
+        count, lowered = count + 1, lowered + (radius < row.radius)
+    out.print(f"{count} certificates written to {escape(str(into))}")
+    if lowered:
+        out.print(f"{lowered} of them claim a little less than the run does (at least {LEAST:g} of it)")
+    for reason, number in refused.items():
+        out.print(f"{number} not written: {escape(reason)}")
+    return 5 if refused else 0

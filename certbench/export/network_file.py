@@ -1,0 +1,172 @@
+"""ReLU networks written as `certbench.checker` reads them: one node per layer, parameters exact."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from certbench.checker.reading import written
+from certbench.core.classifier import Classifier
+from certbench.errors import UnsupportedError
+from certbench.networks.relu import ReluNetwork
+from certbench.networks.tracing import asks_shape, trace
+
+Parts = list[tuple[str, dict[str, Any]]]
+"""Operations one after the other, each with its parameters."""
+
+
+@torch.no_grad()
+def write(classifier: Classifier) -> bytes:
+    """The network file of a classifier.
+
+    Average pooling becomes a convolution, and batch normalisation a division by the square root of its variance, both
+    with these numbers rounded to float64; everything else keeps its numbers.
+
+    Raises:
+        UnsupportedError: it is no ReLU network; the message names the layer.
+    """
+    ReluNetwork.of(classifier)  # which refuses what a trace does not show
+    double = classifier.double()
+    graph = trace(Classifier(nn.Sequential(double.module).eval(), double.input_shape, double.num_classes, double.name))
+    writer = _Writer(graph)
+    writer.run(torch.zeros(2, *double.input_shape, dtype=torch.float64, device=double.device))
+    content = {
+        "format": "certbench-network",
+        "version": 1,
+        "shape": list(double.input_shape),
+        "nodes": writer.nodes,
+    }
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+class _Writer(fx.Interpreter):
+    """Runs the graph for its shapes and writes a node for every layer."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.nodes: list[dict[str, Any]] = []
+        self.places: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        moving = [source for source in n.all_input_nodes if source in self.places]
+        if n.op == "placeholder":
+            self.places[n] = 0
+        elif moving and n.op != "output" and not asks_shape(n):
+            self.places[n] = self.follow(n, moving, result)
+        elif n.op == "output" and self.places[moving[0]] != len(self.nodes):
+            self.add("scale", [self.places[moving[0]]], _diagonal(np.ones(result[0].numel())))  # the last is the output
+        return result
+
+    def add(self, op: str, inputs: list[int], parameters: Mapping[str, Any]) -> int:
+        """A node; its number."""
+        self.nodes.append({"op": op, "inputs": inputs, "parameters": dict(parameters)})
+        return len(self.nodes)
+
+    def follow(self, n: fx.Node, moving: list[fx.Node], result: Tensor) -> int:
+        """The rule of one node of the graph."""
+        layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        first = self.places[moving[0]]
+        before = tuple(self.env[moving[0]].shape[1:])
+        rule = _RULES.get(type(layer))
+        if rule is not None:
+            at = first
+            for op, parameters in rule(layer, before):
+                at = self.add(op, [at], parameters)
+            return at
+        name = str(getattr(n.target, "__name__", n.target)).strip("_") if layer is None else ""
+        if name == "relu":
+            return self.add("relu", [first], {})
+        if isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout | nn.Dropout2d | nn.Unflatten) or name in _VIEWS:
+            return first
+        sign = _ARITHMETIC.get(name)
+        if sign is None:
+            raise UnsupportedError(f"{n.target} has no place in a network file")
+        terms = [self.places.get(arg) if isinstance(arg, fx.Node) else None for arg in n.args]
+        size = result[0].numel()
+        if terms[0] is not None and terms[1] is not None:
+            if sign == "-":
+                terms[1] = self.add("scale", [terms[1]], _diagonal(-np.ones(size)))
+            return self.add("add", [terms[0], terms[1]], {})
+        constant = n.args[1 if terms[0] is not None else 0]
+        value = self.env[constant] if isinstance(constant, fx.Node) else constant
+        flat = torch.as_tensor(value, dtype=torch.float64).expand(result.shape)[0].flatten().cpu().numpy()
+        if sign == "/":
+            return self.add("normalise", [first], {"mean": written(np.zeros(size)), "deviation": written(flat)})
+        if sign == "*":
+            return self.add("scale", [first], _diagonal(flat))
+        ones = -np.ones(size) if sign == "-" and terms[0] is None else np.ones(size)
+        return self.add("scale", [first], _diagonal(ones, -flat if sign == "-" and terms[0] is not None else flat))
+
+
+def _array(tensor: Tensor | None) -> dict[str, Any] | None:
+    return None if tensor is None else written(tensor.detach().double().cpu().numpy())
+
+
+def _diagonal(weight: np.ndarray, bias: np.ndarray | None = None) -> dict[str, Any]:
+    return {"weight": written(weight), "bias": None if bias is None else written(bias)}
+
+
+def _linear(layer: nn.Linear, before: tuple[int, ...]) -> Parts:
+    return [("dense", {"weight": _array(layer.weight), "bias": _array(layer.bias)})]
+
+
+def _conv2d(layer: nn.Conv2d, before: tuple[int, ...]) -> Parts:
+    """Groups and dilation are written as zeros in the kernel."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise UnsupportedError(f"{layer} has no place in a network file: write its padding as zeros, in numbers")
+    outputs, inner, *window = layer.weight.shape
+    spread = [layer.dilation[i] * (window[i] - 1) + 1 for i in range(2)]
+    kernel = np.zeros((outputs, before[0], *spread))
+    weight = layer.weight.detach().double().cpu().numpy()
+    for group in range(layer.groups):
+        rows = slice(group * outputs // layer.groups, (group + 1) * outputs // layer.groups)
+        columns = slice(group * inner, (group + 1) * inner)
+        kernel[rows, columns, :: layer.dilation[0], :: layer.dilation[1]] = weight[rows]
+    return [_convolution(kernel, _array(layer.bias), before, layer.stride, layer.padding)]
+
+
+def _average(layer: nn.AvgPool2d, before: tuple[int, ...]) -> Parts:
+    window = _two(layer.kernel_size)
+    kernel = np.zeros((before[0], before[0], *window))
+    kernel[np.arange(before[0]), np.arange(before[0])] = 1 / math.prod(window)
+    return [_convolution(kernel, None, before, layer.stride, layer.padding)]
+
+
+def _convolution(kernel: np.ndarray, bias: Any, before: tuple[int, ...], stride: Any, padding: Any) -> tuple[str, Any]:
+    places = {"shape": list(before), "stride": list(_two(stride)), "padding": list(_two(padding))}
+    return "conv2d", {**places, "kernel": written(kernel), "bias": bias}
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...]) -> Parts:
+    assert layer.running_mean is not None and layer.running_var is not None
+
+    def flat(tensor: Tensor) -> dict[str, Any]:
+        shape = (-1, *[1] * (len(before) - 1))
+        return written(tensor.detach().double().reshape(shape).expand(before).flatten().cpu().numpy())
+
+    deviation = (layer.running_var.double() + layer.eps).sqrt()
+    parts: Parts = [("normalise", {"mean": flat(layer.running_mean), "deviation": flat(deviation)})]
+    if layer.weight is not None:
+        parts.append(("scale", {"weight": flat(layer.weight), "bias": flat(layer.bias)}))
+    return parts
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+_RULES: Mapping[type[Any], Callable[[Any, tuple[int, ...]], Parts]] = {
+    nn.ReLU: lambda layer, before: [("relu", {})],
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+    nn.AvgPool2d: _average,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+}
+_VIEWS = ("flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze")
+_ARITHMETIC = {"add": "+", "iadd": "+", "sub": "-", "isub": "-", "mul": "*", "truediv": "/", "div": "/"}

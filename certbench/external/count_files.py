@@ -1,0 +1,237 @@
+"""Files of class counts, one row per input: text, NumPy archives, JSON, and the runs of certbench."""
+
+import csv
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from certbench.errors import ConfigError, StoreError
+
+LABELS = ("auto", "none", "first", "last")
+
+IGNORED = ("", "#", "idx", "index", "input", "id", "time", "seconds")
+"""Columns of a header that say nothing about counts."""
+
+NAMED = {"label": "label", "labels": "label", "selected": "selected", "n": "draws", "draws": "draws"}
+"""Columns of a header with a meaning; every other is the count of a class."""
+
+
+@dataclass(frozen=True, eq=False)
+class CountTable:
+    """Counts of sampled classes at n inputs.
+
+    Attributes:
+        name: what tables call it.
+        counts: int64, (n, classes).
+        labels: the true classes, if they are known.
+        selection: counts of the draws that chose the classes, if they were kept.
+        selected: the classes that were chosen on other draws, if only that is known.
+        draws: per input, if some of them voted for no class; else the sums of the counts.
+        sigma: of the noise, if the file says so.
+        noise: `name` of its family and options of its shape, likewise.
+        dimension: of the inputs, likewise.
+        alpha: of the certificates in the file, if it has some.
+    """
+
+    name: str
+    counts: np.ndarray
+    labels: np.ndarray | None = None
+    selection: np.ndarray | None = None
+    selected: np.ndarray | None = None
+    draws: np.ndarray | None = None
+    sigma: float | None = None
+    noise: Mapping[str, Any] | None = None
+    dimension: int | None = None
+    alpha: float | None = None
+
+
+def read(path: Path, labels: str = "auto") -> list[CountTable]:
+    """The tables of counts in a file: one, or one per model and certifier for the folder of a run.
+
+    - Text (any suffix not below): numbers apart by commas, tabs or blanks, one row per input. A header names columns:
+      `label`, `selected` and `n` are what they say, `idx` and the like are passed over, the others are counts in the
+      order of the classes. Without a header, all are counts but for a first or last column of labels.
+    - `.npz`: arrays `counts` and, where there are, `labels`, `selection`, `selected`, `draws`.
+    - `.json`, `.jsonl`: objects with `counts` and, where there are, `label`, `selection`, `selected`, `n`, `sigma`,
+      `noise`, `dimension`, `alpha`; in `evidence`, too.
+    - The folder of a run, or its `results.db`: rows of the certifier `smoothing`, whose noise is on the input.
+
+    Args:
+        path: of the file.
+        labels: in text without a header, where the labels are: `none`, `first`, `last`; `auto` finds out by the rows'
+            sums, which without the labels are all the same.
+
+    Raises:
+        ConfigError: the file is missing, is no such table, or leaves open what is meant.
+    """
+    if labels not in LABELS:
+        raise ConfigError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}", ("labels",))
+    if path.is_dir() or path.suffix == ".db":
+        return _run(path / "results.db" if path.is_dir() else path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        if path.suffix == ".npz":
+            return [_npz(path)]
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            return [_records(path.name, [json.loads(line) for line in text.splitlines() if line.strip()])]
+        if path.suffix == ".json":
+            return [_records(path.name, json.loads(text))]
+        return [_text(path.name, text, labels)]
+    except (ConfigError, StoreError):
+        raise
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"cannot read counts from {path}: {type(error).__name__}: {error}") from error
+    except (zipfile.BadZipFile, csv.Error) as error:
+        raise ConfigError(f"cannot read counts from {path}: {error}") from error
+
+
+def _text(name: str, text: str, labels: str) -> CountTable:
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ConfigError(f"{name} is empty")
+    first = lines[0][1]
+    mark = next((mark for mark in ",;\t" if mark in first), None)
+    split = [(number, next(csv.reader([line], delimiter=mark)) if mark else line.split()) for number, line in lines]
+    header = None
+    if not all(_is_integer(cell) for cell in split[0][1]):
+        header, split = [cell.strip().lower() for cell in split[0][1]], split[1:]
+        if not split or any(_is_number(cell) for cell in header):
+            raise ConfigError(f"{name} has no counts below its first line, or numbers there that are no counts")
+    width = len(header) if header is not None else len(split[0][1])
+    skipped = {j for j, column in enumerate(header or ()) if column in IGNORED}
+    rows = []
+    for number, cells in split:
+        if len(cells) != width:
+            raise ConfigError(f"{name}, line {number}: {len(cells)} columns where there should be {width}")
+        bad = next((cell for j, cell in enumerate(cells) if j not in skipped and not _is_integer(cell)), None)
+        if bad is not None:
+            raise ConfigError(f"{name}, line {number}: {bad.strip()!r} is not a whole number")
+        rows.append([0 if j in skipped else int(cell) for j, cell in enumerate(cells)])
+    table = np.array(rows, dtype=np.int64).reshape(len(rows), width)
+    if header is None:
+        return _headless(name, table, labels)
+    named = {NAMED[column]: table[:, j] for j, column in enumerate(header) if column in NAMED}
+    votes = [j for j, column in enumerate(header) if column not in NAMED and j not in skipped]
+    return CountTable(name, table[:, votes], named.get("label"), None, named.get("selected"), named.get("draws"))
+
+
+def _headless(name: str, table: np.ndarray, labels: str) -> CountTable:
+    parts = {"none": (table, None), "first": (table[:, 1:], table[:, 0]), "last": (table[:, :-1], table[:, -1])}
+    if labels == "auto":
+        fitting = [place for place, (counts, column) in parts.items() if _fits(counts, column)]
+        if len(fitting) != 1:
+            raise ConfigError(
+                f"{name} does not tell whether a column holds labels; say which: none, first or last", ("labels",)
+            )
+        labels = fitting[0]
+    counts, column = parts[labels]
+    return CountTable(name, counts, column)
+
+
+def _fits(counts: np.ndarray, labels: np.ndarray | None) -> bool:
+    """Whether all rows are of as many draws, and the labels name classes."""
+    classes = counts.shape[1]
+    return classes > 0 and len(set(counts.sum(axis=1))) == 1 and (labels is None or bool((labels < classes).all()))
+
+
+def _npz(path: Path) -> CountTable:
+    with np.load(path, allow_pickle=False) as file:
+        if "counts" not in file:
+            raise ConfigError(f"{path.name} has no array `counts`, but {', '.join(file) or 'nothing'}")
+        arrays = {key: file[key] for key in ("counts", "labels", "selection", "selected", "draws") if key in file}
+    return CountTable(path.name, **arrays)
+
+
+def _records(name: str, records: Any) -> CountTable:
+    if not (isinstance(records, list) and records and all(isinstance(record, Mapping) for record in records)):
+        raise ConfigError(f"{name} must hold a list of objects, one per input")
+    flat = [{**record, **record.get("evidence", {})} for record in records]
+    if any("constants" in record or record.get("layer") is not None for record in flat):
+        raise ConfigError(f"{name} holds counts of noise behind a hidden layer, which only their certifier can certify")
+    return _columns(name, [{**record, **_noise(record)} for record in flat])
+
+
+def _columns(name: str, records: Sequence[Mapping[str, Any]]) -> CountTable:
+    def column(key: str) -> np.ndarray | None:
+        return np.array([record[key] for record in records]) if all(key in record for record in records) else None
+
+    def common(key: str) -> Any:
+        values = {record[key] for record in records if key in record}
+        if len(values) > 1:
+            raise ConfigError(f"{name} mixes rows of different {key}: {', '.join(map(str, values))}")
+        return values.pop() if values else None
+
+    for key in ("table", "rule"):
+        common(key)  # our own output may list an input once per rule
+    counts = column("counts")
+    if counts is None:
+        raise ConfigError(f"{name}: an object has no `counts`")
+    selected = column("selected")
+    if selected is not None and selected.dtype.kind not in "iu":
+        selected = None  # the word by which our own output says how the class was chosen
+    labels = column("label")
+    if labels is not None and labels.dtype.kind not in "iu":
+        labels = None
+    noise = common("noise")
+    return CountTable(
+        *(name, counts, labels, column("selection"), selected, column("n"), common("sigma")),
+        *(noise and json.loads(noise), common("dimension"), common("alpha")),
+    )
+
+
+def _run(path: Path) -> list[CountTable]:
+    from certbench.results.store import Store
+
+    if not path.is_file():
+        raise ConfigError(f"{path.parent} is not the folder of a run: there is no results.db in it")
+    store = Store(path, create=False)
+    try:
+        rows = store.rows()
+    finally:
+        store.close()
+    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        usual = row.spec.get("name") == "smoothing" and row.spec.get("layer") is None
+        if usual and "counts" in row.evidence:  # the same for every norm
+            group = groups.setdefault((row.model, row.certifier), {})
+            group[row.input] = {"label": row.label, **_noise(row.spec), **_noise(row.evidence)} | {
+                key: row.evidence[key]
+                for key in ("counts", "selection", "n", "alpha", "dimension")
+                if key in row.evidence
+            }
+    if not groups:
+        raise ConfigError(
+            f"no row of {path} has counts of draws around the input, as the certifier smoothing makes them"
+        )
+    return [_columns(f"{model} {certifier}", [*inputs.values()]) for (model, certifier), inputs in groups.items()]
+
+
+def _noise(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Family and shape, as text, and sigma, wherever a row or a certifier's options state them."""
+    noise = said.get("noise")
+    stated = dict(noise) if isinstance(noise, Mapping) else {"name": noise} if noise else {}
+    sigma = stated.pop("sigma", said.get("sigma"))
+    return ({"noise": json.dumps(stated, sort_keys=True)} if stated else {}) | ({"sigma": sigma} if sigma else {})
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_integer(cell: str) -> bool:
+    try:
+        int(cell)
+    except ValueError:
+        return False
+    return True

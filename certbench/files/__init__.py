@@ -1,0 +1,1 @@
+"""Reading and writing: YAML with lines, numbers as people write them, JSON, atomic writes."""

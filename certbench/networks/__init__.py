@@ -1,0 +1,1 @@
+"""What a module computes, read once: traces, linear maps, ReLU networks."""

@@ -1,0 +1,1 @@
+"""Arithmetic in float64 with its rounding enclosed."""

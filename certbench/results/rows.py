@@ -1,0 +1,109 @@
+"""Rows: what a run knows of one (classifier, certifier, norm, input), and estimates. Imports nothing heavy."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+
+ROUNDING = 1e-9
+"""How far, relatively, a radius may exceed a counterexample's distance: rounding of the distance."""
+
+
+def refuted(radius: float, distance: float, norm: float) -> bool:
+    """Whether a counterexample at a distance contradicts a radius, beyond rounding of the distance.
+
+    A ball is open; but in L0 a radius of r says that r changes are tolerated, so that one of r changes refutes it.
+    """
+    return radius > distance * (1 + ROUNDING) or (norm == 0 and 0 < distance <= radius)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One certificate, or the reason why there is none.
+
+    Attributes:
+        model: name of the classifier.
+        certifier: the certifier's name and the options that differ from their defaults.
+        spec: its name and every option.
+        guarantee: what its radii mean.
+        subject: which function is certified.
+        norm: 1, 2 or inf.
+        domain: the box that inputs live in, or None for all of R^d.
+        input: index of the input in its data set.
+        label: the true class.
+        prediction: the class certified, or `ABSTAIN`.
+        radius: certified radius, in units of the input; 0 says that nothing was proved.
+        upper: distance of the closest counterexample known, inf if none; of the base classifier only.
+        seconds: time for this input.
+        prepare_seconds: time for the preparation that this row shares with others of its pair.
+        outcome: how the computation ended.
+        reason: why there is no answer, empty if there is one.
+        evidence: what a reader needs to re-check the claim.
+    """
+
+    model: str
+    certifier: str
+    guarantee: Guarantee
+    subject: Subject
+    norm: float
+    input: int
+    label: int
+    prediction: int
+    radius: float
+    outcome: Outcome
+    seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    upper: float = math.inf
+    domain: tuple[float, float] | None = None
+    reason: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the certified prediction is the true class."""
+        return self.prediction != ABSTAIN and self.prediction == self.label
+
+    @property
+    def unsound(self) -> bool:
+        """Whether a known counterexample refutes the radius.
+
+        Counterexamples are of the base classifier, and say nothing of a smoothed one.
+        """
+        return self.subject is Subject.BASE and refuted(self.radius, self.upper, self.norm)
+
+    def certified(self, eps: float) -> bool:
+        """Whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
+        return self.correct and self.radius >= eps
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A guess at the distance of the closest counterexample, which proves nothing; it never becomes a `Row`.
+
+    Attributes:
+        model: name of the classifier, a base classifier.
+        method: the method's name and its settings.
+        norm: 1, 2 or inf.
+        domain: the box that inputs live in, or None for all of R^d.
+        input: index of the input in its data set.
+        value: the guess, in units of the input; NaN if none came out.
+        cap: the largest guess that the method can make.
+        upper: distance of the closest counterexample known, inf if none.
+    """
+
+    model: str
+    method: str
+    norm: float
+    domain: tuple[float, float] | None
+    input: int
+    value: float
+    cap: float
+    upper: float = math.inf
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a known counterexample lies closer (beyond rounding of the distance): it is no bound."""
+        return self.value > self.upper * (1 + ROUNDING)

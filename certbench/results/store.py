@@ -1,0 +1,352 @@
+"""The store of a run: SQLite, one writer, rows as they come, keyed by content. Imports nothing heavy.
+
+Three tables. `plan` says which rows the suite asked for last, with the names it gave them. `results` and `attacks`
+hold what was computed, under keys made of content alone (parameters, code, input, options, seed), so a changed model
+never meets an old answer, and a renamed one finds its own. Estimates, which prove nothing, have two tables of their
+own, so that none is ever read as a certificate; a file of the same format may lack them.
+"""
+
+import hashlib
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from certbench.core.claims import Guarantee, Outcome, Subject
+from certbench.errors import StoreError
+from certbench.results.rows import Estimate, Row
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS plan (
+    position INTEGER PRIMARY KEY, key TEXT NOT NULL, attack TEXT NOT NULL, model TEXT NOT NULL,
+    certifier TEXT NOT NULL, spec TEXT NOT NULL, guarantee TEXT NOT NULL, subject TEXT NOT NULL,
+    norm REAL NOT NULL, domain TEXT NOT NULL, input INTEGER NOT NULL, label INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS results (
+    key TEXT PRIMARY KEY, prediction INTEGER NOT NULL, radius REAL NOT NULL, upper REAL NOT NULL,
+    seconds REAL NOT NULL, prepare_seconds REAL NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    evidence TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS attacks (
+    key TEXT PRIMARY KEY, distance REAL NOT NULL, attack TEXT NOT NULL, point BLOB);
+"""
+_ESTIMATES = """
+CREATE TABLE IF NOT EXISTS estimate_plan (
+    position INTEGER PRIMARY KEY, key TEXT NOT NULL, attack TEXT NOT NULL, model TEXT NOT NULL, method TEXT NOT NULL,
+    norm REAL NOT NULL, domain TEXT NOT NULL, input INTEGER NOT NULL, cap REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS estimates (key TEXT PRIMARY KEY, value REAL);
+"""
+VERSION = 1
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row that a suite asks for, before it is computed; `attack` is the key of its counterexample."""
+
+    key: str
+    attack: str
+    model: str
+    certifier: str
+    spec: Mapping[str, Any]
+    guarantee: Guarantee
+    subject: Subject
+    norm: float
+    domain: tuple[float, float] | None
+    input: int
+    label: int
+
+
+@dataclass(frozen=True)
+class PlannedEstimate:
+    """One estimate that a suite asks for, before it is computed; `attack` is the key of its counterexample."""
+
+    key: str
+    attack: str
+    model: str
+    method: str
+    norm: float
+    domain: tuple[float, float] | None
+    input: int
+    cap: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was computed for one key."""
+
+    key: str
+    prediction: int
+    radius: float
+    upper: float
+    seconds: float
+    prepare_seconds: float
+    outcome: Outcome
+    reason: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """The closest counterexample known for one key; `point` is its float64 bytes, None if there is none."""
+
+    key: str
+    distance: float
+    attack: str
+    point: bytes | None
+
+
+def content_key(**parts: Any) -> str:
+    """Sha256 of the parts, whatever their order; infinities are kept apart from NaN, which is refused."""
+    text = json.dumps(plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """A run's database; one process writes it.
+
+    Raises:
+        StoreError: from every method, if the file cannot be read or written (a full disk, say).
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open the file.
+
+        Args:
+            path: of the file.
+            create: whether to make it if need be; if not, the file is only read, and must be a run's.
+        """
+        self.path = path
+        with self._guard(), ExitStack() as undo:
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = sqlite3.connect(path, isolation_level=None)
+            else:  # "ro" could not roll back what a killed writer left
+                uri = f"{path.absolute().as_uri()}?mode=rw"
+                self._connection = sqlite3.connect(uri, isolation_level=None, uri=True)
+            undo.callback(self._connection.close)
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                raise StoreError(f"{path} was written by another version of certbench (format {version})")
+            if not create:
+                if version == 0:
+                    raise StoreError(f"{path} is empty, or not the store of a run")
+                self._connection.execute("PRAGMA query_only = 1")
+            elif version == 0:  # new
+                self._connection.executescript(
+                    f"BEGIN; {_SCHEMA} {_ESTIMATES} PRAGMA user_version = {VERSION}; COMMIT;"
+                )
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def plan(self, planned: Sequence[Planned], estimates: Sequence[PlannedEstimate] = ()) -> None:
+        """Replace what the suite asks for; results stay."""
+        values = [
+            (
+                *(i, p.key, p.attack, p.model, p.certifier, json.dumps(plain(p.spec)), p.guarantee.value),
+                *(p.subject.value, p.norm, json.dumps(p.domain), p.input, p.label),
+            )
+            for i, p in enumerate(planned)
+        ]
+        with self._transaction():
+            self._connection.execute("DELETE FROM plan")
+            self._connection.executemany(f"INSERT INTO plan VALUES ({','.join('?' * 12)})", values)
+            for statement in _ESTIMATES.split(";")[:-1]:
+                self._connection.execute(statement)
+            self._connection.execute("DELETE FROM estimate_plan")
+            self._connection.executemany(
+                "INSERT INTO estimate_plan VALUES (?,?,?,?,?,?,?,?,?)",
+                [
+                    (i, e.key, e.attack, e.model, e.method, e.norm, json.dumps(e.domain), e.input, e.cap)
+                    for i, e in enumerate(estimates)
+                ],
+            )
+
+    def put(self, results: Iterable[Result]) -> None:
+        """Write results in one transaction; a later answer replaces an earlier one."""
+        values = [
+            (
+                *(r.key, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome.value, r.reason),
+                json.dumps(plain(r.evidence)),
+            )
+            for r in results
+        ]
+        with self._transaction():
+            self._connection.executemany(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 9)})", values)
+
+    def put_attacks(self, found: Iterable[Counterexample]) -> None:
+        """Write counterexamples in one transaction; a closer one replaces a farther one, never the reverse."""
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT INTO attacks VALUES (?,?,?,?) ON CONFLICT (key) DO UPDATE SET distance = excluded.distance, "
+                "attack = excluded.attack, point = excluded.point WHERE excluded.distance < distance",
+                [(c.key, c.distance, c.attack, c.point) for c in found],
+            )
+
+    def put_estimates(self, values: Mapping[str, float]) -> None:
+        """Write estimates by key in one transaction; NaN says that none came out."""
+        with self._transaction():
+            self._connection.executemany("INSERT OR REPLACE INTO estimates VALUES (?,?)", values.items())
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """How each stored result ended, by key."""
+        with self._guard():
+            return {key: Outcome(text) for key, text in self._connection.execute("SELECT key, outcome FROM results")}
+
+    def attacked(self) -> dict[str, float]:
+        """Distance of each stored counterexample, by key."""
+        with self._guard():
+            return dict(self._connection.execute("SELECT key, distance FROM attacks"))
+
+    def estimated(self) -> set[str]:
+        """Keys of the stored estimates."""
+        with self._guard():
+            return {key for (key,) in self._connection.execute("SELECT key FROM estimates")}
+
+    def estimates(self) -> list[Estimate]:
+        """The estimates of the plan that have been computed, in the plan's order."""
+        query = (
+            "SELECT p.model, p.method, p.norm, p.domain, p.input, e.value, p.cap, a.distance FROM estimate_plan p "
+            "JOIN estimates e ON e.key = p.key LEFT JOIN attacks a ON a.key = p.attack ORDER BY p.position"
+        )
+        with self._guard():
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'estimates'").fetchone():
+                return []  # written before there were estimates
+            return [_named(_estimate, values) for values in self._connection.execute(query)]
+
+    def rows(self) -> list[Row]:
+        """The rows of the plan that have been computed, in the plan's order."""
+        return [row for row, _, _ in self.keyed_rows()]
+
+    def keyed_rows(self) -> list[tuple[Row, str, str]]:
+        """Likewise, each with its key and that of its counterexample."""
+        query = (
+            "SELECT p.key, p.attack, p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, p.input, "
+            "p.label, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, r.evidence, "
+            "a.distance FROM plan p JOIN results r ON r.key = p.key LEFT JOIN attacks a ON a.key = p.attack "
+            "ORDER BY p.position"
+        )
+        with self._guard():
+            found = self._connection.execute(query)
+            return [(_named(_row, values), key, attack) for key, attack, *values in found]
+
+    def counterexamples(self) -> dict[str, tuple[str, bytes]]:
+        """The stored counterexamples by key: which attack found each, and its float64 bytes."""
+        query = "SELECT key, attack, point FROM attacks WHERE point IS NOT NULL"
+        with self._guard():
+            return {key: (attack, point) for key, attack, point in self._connection.execute(query)}
+
+    def missing(self) -> int:
+        """How many planned rows have not been computed."""
+        with self._guard():
+            query = "SELECT count(*) FROM plan WHERE key NOT IN (SELECT key FROM results)"
+            (count,) = self._connection.execute(query).fetchone()
+        return int(count)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._guard():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a word that no version wrote
+            raise StoreError(f"cannot read or write {self.path}: {error}; what was stored before is intact") from error
+
+
+def _named(read: Callable[[Sequence[Any]], _T], values: Sequence[Any]) -> _T:
+    """What a line of the file says; ValueError where it says what no version wrote."""
+    try:
+        return read(values)
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise ValueError(f"the row {', '.join(map(str, values[:2]))} is no row of a run: {error}") from error
+
+
+def _row(values: Sequence[Any]) -> Row:
+    (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
+    (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, distance) = values[9:]
+    known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
+    options, found = json.loads(spec), json.loads(evidence)
+    for part, kind in ((model, str), (certifier, str), (reason, str), (options, dict), (found, dict)):
+        _check(part, kind)
+    for part in (index, label, prediction):
+        _check(part, int)
+    for part in (norm, radius, seconds, prepare, *known):
+        _check(part, (int, float))
+    return Row(
+        model=model,
+        certifier=certifier,
+        spec=options,
+        guarantee=Guarantee(guarantee),
+        subject=Subject(subject),
+        norm=norm,
+        domain=_box(domain),
+        input=index,
+        label=label,
+        prediction=prediction,
+        radius=radius,
+        upper=min(known),
+        seconds=seconds,
+        prepare_seconds=prepare,
+        outcome=Outcome(outcome),
+        reason=reason,
+        evidence=found,
+    )
+
+
+def _estimate(values: Sequence[Any]) -> Estimate:
+    model, method, norm, domain, index, value, cap, upper = values
+    for part, kind in ((model, str), (method, str), (index, int)):
+        _check(part, kind)
+    for part in (norm, cap, *(part for part in (value, upper) if part is not None)):
+        _check(part, (int, float))
+    return Estimate(
+        model=model,
+        method=method,
+        norm=norm,
+        domain=_box(domain),
+        input=index,
+        value=math.nan if value is None else value,  # SQLite has no NaN
+        cap=cap,
+        upper=math.inf if upper is None else upper,
+    )
+
+
+def _box(text: str) -> tuple[float, float] | None:
+    box = json.loads(text)
+    if box is None:
+        return None
+    low, high = box
+    for end in box:
+        _check(end, (int, float))
+    return low, high
+
+
+def _check(value: Any, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{str(value)[:100]!r} is of type {type(value).__name__}")
+
+
+def plain(value: Any) -> Any:
+    """JSON without infinities: they are written as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value

@@ -1,0 +1,196 @@
+"""Suites: what to run, as a short YAML file that is validated before anything runs."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from certbench.core import registry
+from certbench.core.certifier import Certifier, MarginCertifier
+from certbench.core.options import Number, Whole, build, choose, number
+from certbench.core.search import RadiusSearch
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError
+from certbench.files.yaml_lines import Lines, at, read
+
+Made = TypeVar("Made")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+def _as_model(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ModelSpec(_Strict):
+    """A model of the zoo by its name; or one's own, by `module:factory` and a safetensors file."""
+
+    name: str
+    factory: str | None = None
+    weights: str | None = None
+
+
+class Attacks(_Strict):
+    """How hard the audit tries: steps of each attack; 0 turns it off, and the run then says so."""
+
+    steps: Whole = Field(default=100, ge=0)
+
+
+class Clever(_Strict):
+    """Estimates beside the attacks, which prove nothing: the `radius` sampled in each norm that wants them, and how."""
+
+    radius: dict[Number, Number] = Field(min_length=1)
+    batches: Whole = Field(default=50, gt=0)
+    samples: Whole = Field(default=100, gt=0)
+
+
+class Limits(_Strict):
+    """What one (model, norm, certifier) may take; it is checked between batches."""
+
+    seconds: Number = Field(default=math.inf, gt=0)
+
+
+class SuiteFile(_Strict):
+    """A suite as it is written."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    data: str = "digits"
+    inputs: Whole = Field(gt=0)
+    models: list[Annotated[ModelSpec, BeforeValidator(_as_model)]] = Field(min_length=1)
+    norms: list[Number] = Field(min_length=1)
+    domain: tuple[Number, Number] | None = None
+    certifiers: list[Any] = Field(min_length=1)
+    radii: dict[Number, list[Number]] = Field(default_factory=dict)
+    search: Any = None
+    batch: Whole = Field(default=64, gt=0)
+    seed: Whole = 0
+    attacks: Attacks = Attacks()
+    clever: Clever | None = None
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """A suite that has been validated: its settings, its threat models and its certifiers.
+
+    Attributes:
+        settings: the file's values.
+        threats: one per norm.
+        certifiers: built, with the suite's `search` where they have one and do not say otherwise.
+        usual: option values that every certifier of the suite has, unless it says otherwise.
+        source: where it was read.
+        lines: where its values stand in there.
+    """
+
+    settings: SuiteFile
+    threats: tuple[ThreatModel, ...]
+    certifiers: tuple[Certifier[Any], ...]
+    usual: Mapping[str, Any]
+    source: Path
+    lines: Lines = field(default_factory=dict)
+
+    def error(self, where: tuple[str | int, ...], message: str) -> ConfigError:
+        """An error that names the file and the line of the value at `where`."""
+        return ConfigError(at(self.source, self.lines, where, message), where)
+
+    def located(self, where: tuple[str | int, ...], make: Callable[[], Made]) -> Made:
+        """What `make` returns; a `ConfigError` that it raises gets the file and the line of the value at `where`."""
+        try:
+            return make()
+        except ConfigError as error:
+            raise self.error(where, str(error)) from error
+
+
+def load(name: str) -> Suite:
+    """A shipped suite by its name, or any by the path of its file.
+
+    Raises:
+        ConfigError: there is no such suite, or it asks for something that cannot be run; the message
+            names file and line.
+        MissingBackendError: a certifier's module needs a package that is not installed.
+    """
+    path = registry.suites().get(name) or Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(registry.unknown("suite", name, registry.suites()) + "; or write the path of a .yaml file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the suite {path}: {error}") from error
+    values, lines = read(text, path)
+    try:
+        return _validate(values, path, lines)
+    except ConfigError as error:
+        raise ConfigError(at(path, lines, error.path, str(error)), error.path) from error
+
+
+def _validate(values: Any, path: Path, lines: Lines) -> Suite:
+    if not isinstance(values, dict):
+        raise ConfigError("a suite is a mapping: name, data, inputs, models, norms, certifiers, ...")
+    try:
+        settings = SuiteFile.model_validate(values)
+    except ValidationError as error:
+        # A misspelt setting comes first: the one it was meant for is missing too.
+        first = min(error.errors(), key=lambda found: found["type"] not in ("extra_forbidden", "invalid_key"))
+        where = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+        if first["type"] == "extra_forbidden":
+            inner: dict[str, type[_Strict]] = {"attacks": Attacks, "clever": Clever, "limits": Limits}
+            inner["models"] = ModelSpec
+            place = inner.get(str(where[0]), SuiteFile) if len(where) > 1 else SuiteFile
+            raise ConfigError(registry.unknown("setting", str(where[-1]), place.model_fields), where) from error
+        raise ConfigError(first["msg"].removeprefix("Value error, "), where) from error
+
+    for i, model in enumerate(settings.models):
+        if model.factory is None and model.name not in registry.cards():
+            raise ConfigError(registry.unknown("model", model.name, registry.cards()), ("models", i))
+    if settings.domain is not None and not all(math.isfinite(end) for end in settings.domain):
+        raise ConfigError("a domain has finite ends; leave it out if inputs have no bounds", ("domain",))
+    ThreatModel(1.0, settings.domain)  # an empty domain is no mistake of the norms
+    threats = tuple(
+        _located(("norms", i), lambda p=p: ThreatModel(p, settings.domain)) for i, p in enumerate(settings.norms)
+    )
+    usual = {} if settings.search is None else {"search": choose(RadiusSearch, settings.search, ("search",))}
+    certifiers = tuple(
+        _located(("certifiers", i), lambda spec=spec: _certifier(spec, usual))
+        for i, spec in enumerate(settings.certifiers)
+    )
+    for name, parts in (("norms", threats), ("certifiers", certifiers)):
+        for i, part in enumerate(parts):
+            if part in parts[:i]:
+                raise ConfigError("this is there twice", (name, i))
+    for i, threat in enumerate(threats):
+        if not any(threat.p in certifier.norms for certifier in certifiers):
+            raise ConfigError(f"no certifier of this suite offers {threat.name}", ("norms", i))
+    for p in settings.radii:
+        if p not in settings.norms:
+            where = ("radii", *(key for key in values["radii"] if number(key) == p))
+            raise ConfigError(f"radii are given for norm {p:g}, which is not among the norms", where)
+        if not all(eps > 0 for eps in settings.radii[p]):
+            raise ConfigError(f"radii must be positive, not {min(settings.radii[p]):g}", ("radii",))
+    for p, radius in settings.clever.radius.items() if settings.clever else ():
+        if p not in settings.norms:
+            raise ConfigError(f"a radius is given for norm {p:g}, which is not among the norms", ("clever", "radius"))
+        if not 0 < radius < math.inf:
+            raise ConfigError(f"a radius to sample is positive and finite, not {radius:g}", ("clever", "radius"))
+    return Suite(settings, threats, certifiers, usual, path, lines)
+
+
+def _certifier(spec: Any, usual: Mapping[str, Any]) -> Certifier[Any]:
+    if not isinstance(spec, str | dict):
+        raise ConfigError("write a name, or a mapping with a `name` and options")
+    given = {"name": spec} if isinstance(spec, str) else spec
+    if isinstance(given.get("name"), str) and issubclass(registry.find(given["name"]), MarginCertifier):
+        given = {**usual, **given}
+    return build(given)
+
+
+def _located(where: tuple[str | int, ...], make: Any) -> Any:
+    try:
+        return make()
+    except ConfigError as error:
+        raise ConfigError(str(error), (*where, *error.path)) from error

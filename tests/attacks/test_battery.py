@@ -1,0 +1,314 @@
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from certbench import L1, L2, Classifier, Linf, ThreatModel
+from certbench.attacks import battery, gradient
+from certbench.attacks.battery import Counterexamples, attack, refute, replay, search
+from certbench.core.threat import L0
+from certbench.verifiers.smoothing.patches import PatchSmoothing
+from tests.laws.test_contract import closed_form, inputs, network
+
+
+@pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
+def test_distances_are_those_of_points_that_are_classified_differently(threat: ThreatModel) -> None:
+    classifier, x = network("mlp"), inputs(10)
+    found = attack(classifier, x, (threat,), (0.0, 1.0), steps=30)[threat]
+    hit = found.distance.isfinite()
+    assert hit.any()
+    assert (found.point >= 0).all() and (found.point <= 1).all()
+    exact = classifier.double()
+    assert (exact(found.point).argmax(1) != exact(x).argmax(1))[hit].all()
+    length = torch.linalg.vector_norm((found.point - x).flatten(1), ord=threat.p, dim=1)
+    assert (found.distance >= length)[hit].all()
+    torch.testing.assert_close(found.distance[hit], length[hit])
+
+
+@pytest.mark.parametrize("threat", [L2, Linf], ids=str)
+def test_attacks_come_near_the_closed_form_and_never_below_it(threat: ThreatModel) -> None:
+    classifier, x = network("linear"), inputs(10)
+    exact = closed_form(classifier, x, threat)
+    distance = attack(classifier, x, (threat,), (-5.0, 6.0), steps=100)[threat].distance
+    assert (distance >= exact * (1 - 1e-9)).all()
+    assert (distance <= 1.15 * exact).all()
+
+
+def test_the_global_generator_is_left_as_it_was_and_the_seed_decides() -> None:
+    classifier, x = network("mlp"), inputs(6)
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    one = attack(classifier, x, (L2,), (0.0, 1.0), steps=10)[L2].distance
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert torch.equal(attack(classifier, x, (L2,), (0.0, 1.0), steps=10)[L2].distance, one)
+
+
+def test_one_class_only_and_no_input_give_no_counterexample() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    with torch.no_grad():
+        module[1].weight.zero_()
+        module[1].bias.copy_(torch.tensor([1.0, 0, 0, 0]))
+    classifier = Classifier(module.eval(), (1, 4, 4), 4)
+    for n in (0, 3):
+        assert attack(classifier, inputs(n), (L2,), (0.0, 1.0), steps=3)[L2].distance.tolist() == [math.inf] * n
+
+
+class Hole(nn.Module):
+    """NaN wherever the first pixel is above a half: no class wins there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.layer(x).masked_fill(x[:, :1] > 0.5, math.nan)
+
+
+def test_nan_logits_are_no_counterexample() -> None:
+    torch.manual_seed(0)
+    classifier, x = Classifier(Hole().eval(), (1, 4, 4), 4), inputs(8)
+    found = attack(classifier, x, (L2,), (0.0, 1.0), steps=10)[L2]
+    hit = found.distance.isfinite()
+    assert classifier.double()(found.point)[hit].isfinite().all()
+    assert classifier.double()(x)[hit].isfinite().all()
+
+
+# what the audit adds
+
+BOX = (-5.0, 6.0)
+
+NEAR = {
+    "L1 FMN": (L1, 1.02),
+    "EAD": (L1, 1.5),
+    "L2 FMN": (L2, 1.02),
+    "DDN": (L2, 1.3),
+    "C&W": (L2, 1.4),
+    "L2 PGD": (L2, 1.4),
+    "L2 fast gradient": (L2, 1.4),
+    "L2 DeepFool": (L2, 1.02),
+    "L-BFGS": (L2, 1.3),
+    "boundary attack": (L2, 1.02),
+    "Linf FMN": (Linf, 1.02),
+    "Linf PGD": (Linf, 1.3),
+    "FGSM": (Linf, 1.4),
+    "Linf DeepFool": (Linf, 1.02),
+}
+"""Attacks, their norm, and how near their median comes to the exact distance of a linear classifier."""
+
+
+@pytest.fixture(scope="module")
+def offered() -> dict[str, list[Tensor]]:
+    """What each attack of the battery offers for a linear classifier, all of it counterexamples."""
+    classifier, x = network("linear"), inputs(8)
+    hunt = battery._Hunt.of(classifier, x, (L0, L1, L2, Linf), BOX)
+    points: dict[str, list[Tensor]] = {}
+
+    def offer(name: str, found: Tensor) -> None:
+        found = gradient.walk_back(hunt.exact, hunt.x, hunt.label, found.double().clamp(*BOX))
+        points.setdefault(name, []).append(found)
+        hunt.offer(name, found)
+
+    torch.manual_seed(0)
+    for name, found in battery._battery(classifier, hunt.x, hunt.label, (L0, L1, L2, Linf), BOX, 60):
+        offer(name, found)
+    for name, method in battery._more(classifier, hunt, 60):
+        offer(name, method())
+    return points
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_each_attack_comes_near_the_closed_form(offered: dict[str, list[Tensor]], name: str) -> None:
+    classifier, x = network("linear"), inputs(8)
+    exact, (threat, limit) = classifier.double(), NEAR[name]
+    label = exact(x).argmax(dim=1)
+    closest = torch.full((8,), math.inf, dtype=torch.float64)
+    for points in offered[name]:
+        length = gradient.distance(threat, x, points)
+        closest = torch.where(gradient.differs(exact, points, label), closest.minimum(length), closest)
+    ratio = closest / closed_form(classifier, x, threat)
+    assert (ratio >= 1 - 1e-9).all()
+    assert ratio.median() <= limit
+
+
+@pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
+def test_the_whole_battery_is_nearly_exact_on_a_linear_classifier(threat: ThreatModel) -> None:
+    classifier, x = network("linear"), inputs(6)
+    found, failed = search(classifier, x, (threat,), BOX, steps=40, seed=3)
+    exact = closed_form(classifier, x, threat)
+    assert failed == {}
+    assert (found[threat].distance >= exact * (1 - 1e-9)).all()
+    assert (found[threat].distance <= 1.02 * exact).all()
+
+
+def test_l0_is_the_fewest_coordinates() -> None:
+    classifier, x = network("linear"), inputs(6)
+    found, _ = search(classifier, x, (L0,), (0.0, 1.0), steps=20)
+    linear: Any = classifier.double().module[1]  # type: ignore[index]
+    logits = linear(x.flatten(1))
+    for i, point in enumerate(x.flatten(1)):
+        top = int(logits[i].argmax())
+        fewest = 17
+        for rival in set(range(4)) - {top}:
+            slope = linear.weight[rival] - linear.weight[top]
+            gain = torch.maximum(slope * (1 - point), -slope * point).sort(descending=True).values.cumsum(dim=0)
+            enough = (gain > logits[i, top] - logits[i, rival]).nonzero()
+            fewest = min(fewest, int(enough[0]) + 1) if len(enough) else fewest
+        assert found[L0].distance[i] == (fewest if fewest < 17 else math.inf)
+
+
+@pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
+def test_inside_a_ball_is_found_what_is_there_and_nothing_else(threat: ThreatModel) -> None:
+    classifier, x = network("linear"), inputs(6)
+    exact = closed_form(classifier, x, threat)
+    assert refute(classifier, x, threat, 0.999 * exact, BOX, steps=30).distance.isinf().all()
+    found = refute(classifier, x, threat, 1.01 * exact, BOX, steps=30)
+    assert (found.distance <= 1.01 * exact * (1 + 1e-9)).all()
+    assert (found.distance >= exact * (1 - 1e-9)).all()
+
+
+def test_known_points_are_replayed_and_what_is_none_is_dropped() -> None:
+    classifier, x = network("linear"), inputs(4)
+    found = attack(classifier, x, (L2,), (0.0, 1.0), steps=20)[L2]
+    points = found.point.clone()
+    points[0] = x[0]
+    claimed = Counterexamples(torch.zeros(4, dtype=torch.float64), points, found.attack)
+    again = replay(classifier, x, L2, claimed)[L2]
+    assert again.distance.isinf().tolist() == [True, *found.distance.isinf().tolist()[1:]]
+    torch.testing.assert_close(again.distance[1:], found.distance[1:])
+
+
+def test_points_outside_the_domain_are_no_counterexamples_of_it() -> None:
+    classifier, x = network("linear"), inputs(4)
+    found = attack(classifier, x, (L2,), (-20.0, 20.0), steps=20)[L2]
+    far = Counterexamples(found.distance, x + 50 * (found.point - x), found.attack)
+    inside = replay(classifier, x, L2.within(0.0, 1.0), far)[L2.within(0.0, 1.0)]
+    assert inside.point.min() >= 0 and inside.point.max() <= 1
+
+
+def test_an_attack_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> Tensor:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(battery, "lbfgs", broken)
+    found, failed = search(network("linear"), inputs(4), (L2,), BOX, steps=10)
+    assert failed == {"L-BFGS": "RuntimeError: no such thing"}
+    assert found[L2].distance.isfinite().all()
+
+
+def test_no_attack_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[Any] = []
+    monkeypatch.setattr(battery._Hunt, "offer", lambda hunt, name, points, walk=True: offered.append(name))
+    search(network("linear"), inputs(4), (L2,), BOX, steps=2, deadline=time.monotonic())
+    assert offered == ["nearest input"]
+    offered.clear()
+    eps = torch.full((4,), 0.1, dtype=torch.float64)
+    refute(network("linear"), inputs(4), L2, eps, BOX, steps=2, deadline=time.monotonic() - 1)
+    assert offered == []
+
+
+def test_global_generators_are_left_as_they_were_by_the_whole_battery() -> None:
+    np.random.seed(3)
+    torch.manual_seed(3)
+    numbers, state = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # type: ignore[union-attr,index]
+    found, _ = search(network("mlp"), inputs(3), (L2,), (0.0, 1.0), steps=5)
+    assert np.array_equal(np.random.get_state()[1], numbers)  # type: ignore[arg-type,index]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    again, _ = search(network("mlp"), inputs(3), (L2,), (0.0, 1.0), steps=5)
+    assert torch.equal(found[L2].distance, again[L2].distance)
+
+
+@pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
+def test_projections_are_the_nearest_points_of_the_ball(threat: ThreatModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    change = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
+    eps = torch.tensor([0.0, 0.1, 0.7, 2.0, 100.0], dtype=torch.float64)
+    nearest = gradient.project(change, threat, eps)
+    length = torch.linalg.vector_norm(nearest.flatten(1), ord=threat.p, dim=1)
+    assert (length <= eps * (1 + 1e-12)).all()
+    assert torch.equal(nearest[4], change[4])
+    others = torch.randn(2000, 6, generator=generator, dtype=torch.float64)
+    for i in range(1, 4):
+        ball = others / torch.linalg.vector_norm(others, ord=threat.p, dim=1, keepdim=True) * eps[i]
+        best = (ball - change[i].flatten()).norm(dim=1).min()
+        assert (nearest[i] - change[i]).norm() <= best + 1e-12
+
+
+def test_coordinates_that_need_not_change_are_set_back() -> None:
+    classifier = network("linear")
+    x = inputs(5)
+    exact = classifier.double()
+    label = exact(x).argmax(dim=1)
+    points = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 4 - 2
+    wrong = gradient.differs(exact, points, label)
+    back = gradient.restore(exact, x, label, points)
+    assert wrong.any()
+    assert torch.equal(gradient.differs(exact, back, label), wrong)
+    changed = (back != x).flatten(1).sum(dim=1)
+    assert (changed[wrong] < 16).any()
+    assert torch.equal(back[~wrong], points[~wrong])
+    assert ((back == x) | (back == points)).all()
+
+
+# rectangles
+
+
+def corner() -> Classifier:
+    """Class 1 where the four pixels of the lower right corner are bright together."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    with torch.no_grad():
+        weight = torch.zeros(6, 6)
+        weight[4:, 4:] = 1.0
+        module[1].weight.copy_(torch.stack([torch.zeros(36), weight.flatten()]))
+        module[1].bias.copy_(torch.tensor([0.0, -3.5]))
+    return Classifier(module.eval(), (1, 6, 6), 2)
+
+
+def test_rectangles_find_the_place_that_counts() -> None:
+    classifier, x = corner(), 0.1 * torch.ones(3, 1, 6, 6)
+    found = gradient.occlude(classifier, x, 2, 2)
+    assert found.found.all()
+    assert found.place.tolist() == [[4, 4]] * 3
+    changed = found.point != x.double()
+    assert changed[:, :, 4:, 4:].all()
+    assert changed.sum() == 12
+    assert found.point.min() >= 0 and found.point.max() <= 1
+    assert not gradient.occlude(classifier, x, 2, 1).found.any()  # two pixels are not enough
+    assert not gradient.occlude(classifier, x, 7, 7).found.any()  # larger than the image
+
+
+def test_patch_certificates_are_audited_by_rectangles() -> None:
+    """Inside what `PatchSmoothing` certifies no rectangle changes the vote; beyond it some do."""
+    smoothing = PatchSmoothing(kind="band", size=2, encode="zero", threshold=0.5)
+    classifier = corner()
+    x = torch.cat([torch.zeros(1, 1, 6, 6), torch.ones(1, 1, 6, 6)])
+    certificate = smoothing.certify(classifier, x)
+    assert (certificate.radius >= 1).all()
+
+    def judge(points: Tensor) -> Tensor:
+        return smoothing.certify(classifier, points).prediction
+
+    for side in (1, 2, 3, 4, 5):
+        inside = certificate.radius >= side
+        found = gradient.occlude(
+            classifier, x[inside], side, side, label=certificate.prediction[inside], judge=judge, places=25, steps=5
+        )
+        assert not found.found.any()
+    wide = PatchSmoothing(kind="band", size=5, encode="zero", threshold=0.5)  # four of six positions see the corner
+    claimed = wide.certify(classifier, x[:1])
+    assert claimed.radius.tolist() == [0.0]
+    beyond = gradient.occlude(
+        classifier,
+        x[:1],
+        2,
+        2,
+        label=claimed.prediction,
+        judge=lambda points: wide.certify(classifier, points).prediction,
+    )
+    assert beyond.found.all()
+    assert beyond.place.tolist() == [[4, 4]]

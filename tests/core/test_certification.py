@@ -1,0 +1,202 @@
+"""The front door: what it refuses, how it cuts, seeds and times, and what failures become."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from certbench.core.certificate import Certificate
+from certbench.core.certification import certify, input_seed
+from certbench.core.certifier import Certifier
+from certbench.core.claims import Guarantee, Outcome
+from certbench.core.classifier import Classifier
+from certbench.core.options import build
+from certbench.core.threat import L2, Linf, ThreatModel
+from certbench.errors import ConfigError, NumericalError, SolverError, UnsupportedError
+
+BATCHES: list[int] = []
+
+
+def fine(x: Tensor) -> None:
+    del x
+
+
+def solver(x: Tensor) -> None:
+    raise SolverError("no answer")
+
+
+def hungry(x: Tensor) -> None:
+    if len(x) > 2:
+        raise MemoryError
+
+
+def starving(x: Tensor) -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+
+def bug(x: Tensor) -> None:
+    raise RuntimeError("the shapes do not fit")
+
+
+@dataclass(frozen=True)
+class Fake(Certifier[str]):
+    """The first feature of each input is its radius, its seed is the evidence."""
+
+    does: Callable[[Tensor], None] = fine
+    prepares: Callable[[Tensor], None] = fine
+
+    guarantee = Guarantee.SOUND
+    norms = frozenset({2.0})
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> str:
+        self.prepares(torch.zeros(0))
+        return "prepared"
+
+    def certify(self, state: str, x: Tensor, seeds: Sequence[int]) -> Certificate:
+        assert state in ("prepared", "given")
+        assert x.dtype == torch.float64
+        BATCHES.append(len(x))
+        self.does(x)
+        return Certificate.of(
+            torch.zeros(len(x), dtype=torch.int64), x[:, 0], evidence=[{"seed": seed, "state": state} for seed in seeds]
+        )
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    BATCHES.clear()
+    return Classifier(nn.Linear(3, 2).eval(), (3,), 2)
+
+
+X = torch.arange(15.0).reshape(5, 3) / 16
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_batches_do_not_show(classifier: Classifier, batch_size: int) -> None:
+    certificate = certify(Fake(), classifier, X, L2, batch_size=batch_size)
+    assert max(BATCHES) <= batch_size
+    assert certificate.radius.tolist() == X[:, 0].tolist()
+    assert [e["seed"] for e in certificate.evidence] == [input_seed(0, x) for x in X]
+    assert bool((certificate.seconds > 0).all())
+
+
+def test_seeds_depend_on_the_input_and_the_base_alone() -> None:
+    assert input_seed(0, X[0]) == input_seed(0, X[0].clone().double())
+    assert len({input_seed(seed, x) for seed in (0, 1) for x in X}) == 10
+    assert input_seed(0, torch.zeros(4)) != input_seed(0, torch.zeros(2, 2))
+    assert 0 <= input_seed(-3, X[0]) < 2**128
+
+
+def test_a_state_is_paid_for_once(classifier: Classifier) -> None:
+    certificate = certify(Fake(prepares=bug), classifier, X, L2, state="given")
+    assert {e["state"] for e in certificate.evidence} == {"given"}
+
+
+def test_no_inputs_give_an_empty_certificate(classifier: Classifier) -> None:
+    assert len(certify(Fake(), classifier, X[:0], ThreatModel(2.0, (0, 1)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "threat", "words"),
+    [
+        (X[0], L2, "first axis is the batch"),
+        (X[:, :2], L2, "shape"),
+        (X.clone().fill_(math.nan), L2, "NaN"),
+        (X.clone().fill_(-math.inf), L2, "infinity"),
+        (X, ThreatModel(2.0, (0, 0.5)), "outside the domain"),
+        (X - 0.1, ThreatModel(2.0, (0, 1)), "outside the domain"),
+    ],
+)
+def test_inputs_that_mean_nothing_are_refused(
+    classifier: Classifier, x: Tensor, threat: ThreatModel, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        certify(Fake(), classifier, x, threat, throw=False)
+
+
+def test_another_norm_is_refused_with_those_on_offer(classifier: Classifier) -> None:
+    with pytest.raises(UnsupportedError, match="Linf is not offered, only L2"):
+        certify(Fake(), classifier, X, Linf, throw=False)
+
+
+def test_certifiers_go_by_name_too(classifier: Classifier) -> None:
+    assert certify("lipschitz", classifier, X, L2).outcome == (Outcome.COMPLETED,) * 5
+
+
+def test_a_failed_computation_is_raised_or_becomes_rows(classifier: Classifier) -> None:
+    for certifier in (Fake(does=solver), Fake(prepares=solver)):
+        with pytest.raises(SolverError):
+            certify(certifier, classifier, X, L2)
+        certificate = certify(certifier, classifier, X, L2, throw=False)
+        assert certificate.outcome == (Outcome.FAILED,) * 5
+        assert certificate.evidence[0] == {"reason": "SolverError: no answer"}
+        assert certificate.radius.tolist() == [0.0] * 5
+
+
+def test_out_of_memory_halves_the_batch(classifier: Classifier) -> None:
+    certificate = certify(Fake(does=hungry), classifier, X, L2)
+    assert BATCHES == [5, 3, 2, 1, 2]
+    assert certificate.radius.tolist() == X[:, 0].tolist()
+
+
+def test_out_of_memory_at_one_input_is_a_row(classifier: Classifier) -> None:
+    certificate = certify(Fake(does=starving), classifier, X, L2, throw=False)
+    assert certificate.outcome == (Outcome.OUT_OF_MEMORY,) * 5
+    with pytest.raises(RuntimeError, match="allocate"):
+        certify(Fake(does=starving), classifier, X, L2)
+
+
+@pytest.mark.parametrize("throw", [True, False])
+def test_a_bug_is_never_swallowed(classifier: Classifier, throw: bool) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        certify(Fake(does=bug), classifier, X, L2, throw=throw)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "radius", "upper"), [(0, math.nan, 1.0), (0, -1.0, 1.0), (0, 2.0, 1.0), (-1, 0.5, 1.0)]
+)
+def test_a_certificate_that_contradicts_itself_is_refused(prediction: int, radius: float, upper: float) -> None:
+    columns = [torch.tensor([value], dtype=torch.float64) for value in (radius, upper)]
+    with pytest.raises(NumericalError):
+        Certificate.of(torch.tensor([prediction]), columns[0], upper=columns[1])
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return torch.cat([x, -x], dim=1)
+
+
+def test_a_module_that_works_in_place_leaves_the_inputs_alone() -> None:
+    x = torch.full((2, 1), 0.75, dtype=torch.float64)
+    certify({"name": "smoothing", "n": 10}, Classifier(InPlace().double().eval(), (1,), 2), x, L2)
+    assert (x == 0.75).all()
+
+
+def test_a_state_of_another_threat_model_is_refused() -> None:
+    classifier = Classifier(torch.nn.Linear(2, 2).eval(), (2,), 2)
+    certifier = build("lipschitz")
+    state = certifier.prepare(classifier, L2)
+    with pytest.raises(ConfigError, match="prepared for L2, not for Linf"):
+        certify(certifier, classifier, torch.zeros(1, 2), Linf, state=state)
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        certify("lipschitz", Classifier(torch.nn.Linear(2, 2).eval(), (2,), 2), torch.zeros(1, 2), L2, batch_size=0)
+
+
+def test_what_cancels_inside_the_network_is_not_certified() -> None:
+    """A bias of 1e16 swallows the input in float64, so the prediction itself is rounding."""
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 2)
+    with torch.no_grad():
+        first.weight.fill_(1.0)
+        first.bias.fill_(1e16)
+        second.weight.copy_(torch.tensor([[1.0], [0.0]]))
+        second.bias.copy_(torch.tensor([-1e16, 0.5]))
+    classifier = Classifier(torch.nn.Sequential(first, torch.nn.ReLU(), second).double().eval(), (1,), 2)
+    certificate = certify("lipschitz", classifier, torch.tensor([[0.99]]), L2)
+    assert certificate.radius.item() == 0

@@ -1,0 +1,223 @@
+"""Reading modules as ReLU networks: the same function, or a refusal that names the layer."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from certbench import Classifier, NumericalError, UnsupportedError
+from certbench.networks.relu import Convolution, ReluNetwork
+from tests.laws.test_contract import network
+
+
+class Forward(nn.Module):
+    """A module from a function of its layers."""
+
+    def __init__(self, forward: Callable[[nn.ModuleList, Tensor], Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.layers, x)
+
+
+def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
+    assert layer.running_mean is not None and layer.running_var is not None
+    layer.running_mean.uniform_(-1, 1)
+    layer.running_var.uniform_(0.5, 2)
+    return layer
+
+
+def residual(m: nn.ModuleList, x: Tensor) -> Tensor:
+    z = functional.relu(m[0](x.flatten(1)))
+    return m[2](torch.relu(z - 0.5 * m[1](z) + 0.1))  # type: ignore[no-any-return]
+
+
+def twice(m: nn.ModuleList, x: Tensor) -> Tensor:
+    z = m[0](x.flatten(1))
+    return m[2](torch.relu(m[1](torch.relu(m[1](z))) + z))  # type: ignore[no-any-return]
+
+
+READ: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
+    "lone": lambda: Forward(lambda m, x: m[0](x.flatten(1)), nn.Linear(72, 3)),
+    "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)),
+    "conv": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "uneven": lambda: nn.Sequential(nn.Conv2d(2, 3, (2, 3), stride=(3, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)),
+    "pool": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+    ),
+    "norm": lambda: nn.Sequential(
+        batch_norm(nn.BatchNorm2d(2)),
+        nn.Flatten(),
+        nn.Linear(72, 8),
+        batch_norm(nn.BatchNorm1d(8)),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(8, 3),
+    ),
+    "residual": lambda: Forward(residual, nn.Linear(72, 6), nn.Linear(6, 6), nn.Linear(6, 3)),
+    "twice": lambda: Forward(twice, nn.Linear(72, 6), nn.Linear(6, 6), nn.Linear(6, 3)),
+    "constants": lambda: Forward(lambda m, x: 3 - m[0]((1 - x.flatten(1)) / 0.3), nn.Linear(72, 3)),
+    "stripes": lambda: Forward(
+        lambda m, x: m[0](((x - torch.tensor([0.4, 0.6]).view(2, 1, 1)) * 2).flatten(1)), nn.Linear(72, 3)
+    ),
+}
+
+
+def wrap(module: nn.Module, shape: tuple[int, ...] = (2, 6, 6), classes: int = 3) -> Classifier:
+    return Classifier(module.eval(), shape, classes, "net")
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_layers_compute_what_the_module_does(kind: str) -> None:
+    torch.manual_seed(0)
+    classifier = wrap(READ[kind]())
+    net = ReluNetwork.of(classifier)
+    x = 3 * torch.randn(50, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(net.preactivations(x.flatten(1))[-1], classifier.double()(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_maps_their_transposes_and_their_matrices_agree(kind: str) -> None:
+    torch.manual_seed(0)
+    for layer in ReluNetwork.of(wrap(READ[kind]())).layers:
+        for source, part in layer.maps.items():
+            for each in (part, layer.paths[source]):
+                h, a = torch.randn(3, each.inputs).double(), torch.randn(3, each.outputs).double()
+                matrix = each.matrix()
+                torch.testing.assert_close(each.forward(h), h @ matrix.T)
+                torch.testing.assert_close(each.transpose(a), a @ matrix)
+            assert (layer.paths[source].matrix() >= part.matrix().abs() - 1e-12).all()
+        assert (layer.height >= layer.bias.abs() - 1e-12).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [5, 6, 7, 8])
+def test_large_convolutions_are_transposed_with_what_the_stride_leaves_over(stride: int, size: int) -> None:
+    kernel = torch.randn(3, 2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    after = functional.conv2d(torch.zeros(1, 2, size, size).double(), kernel, None, stride, 1).shape[1:]
+    part = Convolution(kernel, (stride, stride), (1, 1), (1, 1), 1, (2, size, size), tuple(after))
+    torch.testing.assert_close(part.transpose(torch.eye(part.outputs).double()), part.matrix())
+    torch.testing.assert_close(part.forward(torch.eye(part.inputs).double()).T, part.matrix())
+
+
+def branch(m: nn.ModuleList, x: Tensor) -> Tensor:
+    z = m[0](x.flatten(1))
+    return m[2](m[1](z) + z)  # type: ignore[no-any-return]
+
+
+def alias(m: nn.ModuleList, x: Tensor) -> Tensor:
+    z = m[0](x.flatten(1))
+    h = torch.relu_(m[1](z))  # in eval mode dropout hands on the same memory
+    return m[2](z + h)  # type: ignore[no-any-return]
+
+
+def sleeping(layer: nn.Linear) -> nn.Linear:
+    """So far below zero that no probe wakes its ReLU."""
+    with torch.no_grad():
+        layer.bias.fill_(-1e6)
+    return layer
+
+
+def constant(m: nn.ModuleList, x: Tensor) -> Tensor:
+    c = m[1].bias.repeat(x.shape[0], 1)  # type: ignore[operator, union-attr]
+    d = c.view(-1, 3)
+    d += torch.relu(m[0](x.flatten(1)))
+    return m[1](x.flatten(1)) + c  # type: ignore[no-any-return]
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "tanh": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.Tanh()), "Tanh"),
+    "max": (lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3)), "MaxPool2d"),
+    "leaky": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.LeakyReLU()), "LeakyReLU"),
+    "product": (lambda: Forward(lambda m, x: m[0]((x * x).flatten(1)), nn.Linear(72, 3)), "multiplies"),
+    "quotient": (lambda: Forward(lambda m, x: 1 / m[0](x.flatten(1)), nn.Linear(72, 3)), "divides"),
+    "broadcast": (
+        lambda: Forward(lambda m, x: m[0](x.flatten(1)) + m[1](x.flatten(1)), nn.Linear(72, 3), nn.Linear(72, 1)),
+        "repeats",
+    ),
+    "overwritten": (
+        lambda: Forward(branch, nn.Linear(72, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
+        "in place",
+    ),
+    "overwritten through an alias": (
+        lambda: Forward(alias, nn.Linear(72, 4), nn.Dropout(), nn.Linear(4, 3)),
+        "in place",
+    ),
+    "split": (
+        lambda: Forward(
+            lambda m, x: m[0](x.flatten(1)) + m[1](torch.relu(x.flatten(1).split(1, dim=1)[0])),
+            nn.Linear(72, 3),
+            nn.Linear(1, 3),
+        ),
+        "tuple",
+    ),
+    "largest": (
+        lambda: Forward(
+            lambda m, x: m[0](x.flatten(1)) + m[1](torch.relu(x.flatten(1).max(dim=1, keepdim=True)[0] - 400)),
+            nn.Linear(72, 3),
+            nn.Linear(1, 3),
+        ),
+        "max",
+    ),
+    "written into a constant": (
+        lambda: Forward(constant, sleeping(nn.Linear(72, 3)), nn.Linear(72, 3)),
+        "into a constant",
+    ),
+    "pooling without channels": (
+        lambda: nn.Sequential(nn.Flatten(2), nn.AvgPool2d((1, 2)), nn.Flatten(), nn.Linear(36, 3)),
+        "channels",
+    ),
+    "precision": (lambda: Forward(lambda m, x: m[0](x.flatten(1)) * x.dtype.itemsize, nn.Linear(72, 3)), "dtype"),
+    "circular": (
+        lambda: nn.Sequential(nn.Conv2d(2, 1, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(36, 3)),
+        "padding",
+    ),
+    "branching": (
+        lambda: Forward(lambda m, x: m[0](x.flatten(1) if x.sum() > 0 else -x.flatten(1)), nn.Linear(72, 3)),
+        "trace",
+    ),
+    "softmax": (lambda: Forward(lambda m, x: m[0](x.flatten(1)).softmax(1), nn.Linear(72, 3)), "softmax"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_such_network_is_refused_with_the_reason(kind: str) -> None:
+    make, reason = REFUSED[kind]
+    with pytest.raises(UnsupportedError, match=reason):
+        ReluNetwork.of(wrap(make()))
+
+
+def test_a_subclass_of_relu_is_not_taken_for_one() -> None:
+    class Odd(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return input.abs()
+
+    with pytest.raises(UnsupportedError):
+        ReluNetwork.of(wrap(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), Odd())))
+
+
+def test_changed_weights_are_read_anew_and_unchanged_ones_shared() -> None:
+    classifier = network("mlp")
+    first = ReluNetwork.of(classifier)
+    assert ReluNetwork.of(classifier) is first
+    with torch.no_grad():
+        classifier.module[3].weight.mul_(0.5)  # type: ignore[index, union-attr, operator]
+    second = ReluNetwork.of(classifier)
+    assert second is not first
+    x = torch.rand(2, 16, dtype=torch.float64)
+    torch.testing.assert_close(second.preactivations(x)[-1], classifier.double()(x.view(2, 1, 4, 4)))
+
+
+def test_nan_parameters_are_refused() -> None:
+    classifier = network("mlp")
+    with torch.no_grad():
+        classifier.module[1].weight[0, 0] = torch.nan  # type: ignore[index, union-attr, operator]
+    with pytest.raises(NumericalError):
+        ReluNetwork.of(classifier)

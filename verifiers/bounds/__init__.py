@@ -1,0 +1,1 @@
+"""The engine that certifiers share: regions, intervals, backward bounds, slopes, rounding, LP rows, proofs."""

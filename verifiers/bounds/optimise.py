@@ -1,0 +1,403 @@
+r"""Optimised linear bounds: slopes alpha (Xu et al., 2021) and split multipliers beta (Wang et al., 2021).
+
+The bound of `relaxation.backward` depends, piecewise smoothly, on the slopes $\alpha \in [0, 1]$ and on the multipliers
+$\beta \geq 0$ of neurons whose sign is known. Adam climbs it, in float32; what comes back is evaluated anew in float64
+at the best point that was seen. Any point is sound, so nothing rests on how well it climbed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from certbench.core import ball
+from certbench.core.threat import ThreatModel
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.state import LayerBounds, Region, backward, lower_slope, upper_line
+
+RATE = 0.25, 0.5
+"""First steps of Adam, in alpha and in beta, the latter in units of the layer's largest coefficient; both shrink by
+`DECAY` per iteration. Judgements, from a few networks of digits and MNIST."""
+DECAY = 0.9, 0.98
+"""Shrinking of the steps per iteration: not faster than the first, and for long runs not slower than the second."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Slopes and multipliers of k rows per domain, the neurons of all hidden layers side by side.
+
+    Attributes:
+        alpha: slopes of the lines below unstable ReLUs.
+        beta: multipliers of neurons whose sign is known; ignored elsewhere.
+    """
+
+    alpha: Float[Tensor, "n k neurons"]
+    beta: Float[Tensor, "n k neurons"]
+
+    def __getitem__(self, index: Tensor | slice) -> "Choice":
+        """Those of some of the domains."""
+        return Choice(self.alpha[index], self.beta[index])
+
+    @staticmethod
+    def crown(bounds: LayerBounds, rows: int, n: int = 1) -> "Choice":
+        """CROWN's adaptive slopes, and no multipliers; `n` domains, where there is no hidden layer to tell."""
+        low, high = flat(bounds, n)
+        alpha = lower_slope(low, high, None)[:, None].expand(-1, rows, -1)
+        return Choice(alpha, torch.zeros_like(alpha))
+
+
+@dataclass(frozen=True, eq=False)
+class Optimised:
+    """Linear functions below `rows` times the outputs, where the bounds that they were made with hold.
+
+    Attributes:
+        a: coefficients of the flat input.
+        centre: values at the input itself.
+        lower: lower bounds over the region.
+        choice: what they were made with; a start for other regions and further splits.
+    """
+
+    a: Float[Tensor, "n k d"]
+    centre: Float[Tensor, "n k"]
+    lower: Float[Tensor, "n k"]
+    choice: Choice
+
+
+def flat(bounds: LayerBounds, n: int = 1) -> tuple[Float[Tensor, "n neurons"], Float[Tensor, "n neurons"]]:
+    """Bounds of all hidden layers side by side; of none, `n` empty rows."""
+    if not bounds.lower:
+        return torch.zeros(n, 0, dtype=torch.float64), torch.zeros(n, 0, dtype=torch.float64)
+    return torch.cat(bounds.lower, dim=1), torch.cat(bounds.upper, dim=1)
+
+
+def signs(low: Float[Tensor, "... neurons"], high: Float[Tensor, "... neurons"]) -> Float[Tensor, "... neurons"]:
+    """1 where a pre-activation is known to be at least 0, -1 where it is known to be at most 0, else 0."""
+    return (low >= 0).to(low.dtype) - ((high <= 0) & (low < 0)).to(low.dtype)
+
+
+def relax(
+    network: ReluNetwork,
+    bounds: LayerBounds,
+    rows: Float[Tensor, "n k outputs"],
+    choice: Choice,
+    layer: int | None = None,
+) -> tuple[Float[Tensor, "n k d"], Float[Tensor, "n k"]]:
+    """Linear functions a . x + b below `rows` times what `layer` gives (the last one by default), for any choice.
+
+    A multiplier counts only where `bounds` fix the sign of the neuron, as -beta z with z >= 0 or beta z with z <= 0.
+    """
+    if layer is None:
+        layer = len(network.layers) - 1
+    if layer == 0:
+        linear = backward(network, rows, 0, bounds)
+        return linear.a, linear.b
+    sizes = [low.shape[1] for low in bounds.lower]
+    sign = signs(*flat(bounds))[:, None]
+    multipliers = -sign * choice.beta.clamp(min=0)
+    slopes, terms = torch.split(choice.alpha, sizes, dim=-1), torch.split(multipliers, sizes, dim=-1)
+    linear = backward(network, rows, layer, bounds, slopes, terms)
+    return linear.a, linear.b
+
+
+@torch.no_grad()
+def evaluate(
+    network: ReluNetwork,
+    region: Region,
+    bounds: LayerBounds,
+    rows: Float[Tensor, "n k outputs"],
+    choice: Choice,
+    layer: int | None = None,
+) -> Optimised:
+    """The bound of a choice, in the precision of the network: rigorous in float64, whatever the choice."""
+    sane = Choice(choice.alpha.nan_to_num(0.0).to(rows.dtype), choice.beta.nan_to_num(0.0, posinf=0.0).to(rows.dtype))
+    a, b = relax(network, bounds, rows, sane, layer)
+    return Optimised(a, (a @ region.x[..., None]).squeeze(-1) + b, region.minimum(a, b), sane)
+
+
+def optimise(
+    network: ReluNetwork,
+    region: Region,
+    bounds: LayerBounds,
+    rows: Float[Tensor, "n k outputs"],
+    *,
+    splits: Bool[Tensor, "n neurons"] | None = None,
+    start: Choice | None = None,
+    iterations: int = 20,
+    enough: Float[Tensor, " n"] | None = None,
+    layer: int | None = None,
+    fast: ReluNetwork | None = None,
+    rate: tuple[float, float] = RATE,
+) -> Optimised:
+    """Raise the lower bounds of `rows` over the region by Adam on alpha and beta; the best seen of each row is kept.
+
+    Below the start no row ends, but for the rounding of float32.
+
+    Row i depends on domain i alone. Runs where the bounds of domain i are those of its own splits.
+
+    Args:
+        network: in float64.
+        region: balls over which the minimum is raised, inside those on which `bounds` hold.
+        bounds: of the hidden layers before `layer`, with a bound of 0 at every neuron that is split.
+        rows: what to bound.
+        splits: neurons whose multiplier is optimised; none by default.
+        start: where to begin; CROWN's slopes by default.
+        iterations: steps of Adam.
+        enough: domains whose bounds all exceed this are left alone from then on.
+        layer: whose outputs the rows weigh; the logits by default.
+        fast: the same network in float32, made here if missing.
+        rate: first steps in alpha and in beta.
+    """
+    n, k = rows.shape[:2]
+    layer = len(network.layers) - 1 if layer is None else layer
+    if layer < len(network.hidden):
+        bounds = bounds.upto(layer)
+    if layer == 0 or n == 0 or k == 0:
+        none = rows.new_zeros(n, k, 0 if layer == 0 else flat(bounds)[0].shape[1])
+        return evaluate(network, region, bounds, rows, Choice(none, none), layer)
+    crown = Choice.crown(bounds, k)
+    start = crown if start is None else start
+    climber = _Climber(
+        network.to(torch.float32) if fast is None else fast, region, bounds, rows, splits, start, layer, rate
+    )
+    found = climber.run(iterations, enough)
+    return evaluate(network, region, bounds, rows, found, layer)
+
+
+def optimised_bounds(
+    network: ReluNetwork,
+    region: Region,
+    bounds: LayerBounds,
+    *,
+    iterations: int = 10,
+    fast: ReluNetwork | None = None,
+    entries: int = 2**22,
+    errors: Sequence[Tensor] | None = None,
+) -> LayerBounds:
+    """Sharper bounds of the unstable neurons, layer by layer, each with slopes of its own (Xu et al., 2021).
+
+    Args:
+        network: in float64.
+        region: the balls.
+        bounds: of all hidden layers over them.
+        iterations: of `optimise`.
+        fast: the same network in float32.
+        entries: the most slopes held at once.
+        errors: by layer, what rounding may do to a bound; each is widened by it before it is used.
+    """
+    fast = network.to(torch.float32) if fast is None else fast
+    lower, upper = [*bounds.lower], [*bounds.upper]
+    for i in range(1, len(lower)):
+        so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), "alpha-crown")
+        open_ = (lower[i] < 0) & (upper[i] > 0)
+        order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(open_.sum(dim=1).max())]
+        size = max(1, entries // (2 * max(len(region), 1) * sum(end.shape[1] for end in lower[:i])))
+        for chosen in torch.split(order, size, dim=1):  # its own neurons of each input; some of the last are stable
+            rows = torch.zeros(len(region), 2 * chosen.shape[1], network.layers[i].outputs).to(region.x)
+            rows[:, : chosen.shape[1]].scatter_(2, chosen[..., None], 1.0)
+            rows[:, chosen.shape[1] :].scatter_(2, chosen[..., None], -1.0)
+            ends = optimise(network, region, so_far, rows, iterations=iterations, layer=i, fast=fast).lower
+            ends = ends.nan_to_num(-math.inf)
+            if errors is not None:
+                ends = ends - torch.cat([errors[i].gather(1, chosen)] * 2, dim=1)
+            low, high = ends[:, : chosen.shape[1]], -ends[:, chosen.shape[1] :]
+            before = lower[i].gather(1, chosen), upper[i].gather(1, chosen)
+            counts = open_.gather(1, chosen)
+            lower[i] = lower[i].scatter(1, chosen, torch.where(counts, torch.maximum(before[0], low), before[0]))
+            upper[i] = upper[i].scatter(1, chosen, torch.where(counts, torch.minimum(before[1], high), before[1]))
+    return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")
+
+
+class _Climber:
+    """Adam on the choices of a batch of domains, each for itself; in its own precision, and with no claim."""
+
+    def __init__(
+        self,
+        network: ReluNetwork,
+        region: Region,
+        bounds: LayerBounds,
+        rows: Tensor,
+        splits: Tensor | None,
+        start: Choice,
+        layer: int,
+        rate: tuple[float, float],
+    ) -> None:
+        dtype = network.layers[-1].bias.dtype
+        self.network, self.layer, self.rate = network, layer, rate
+        self.region = replace(region, x=region.x.to(dtype), eps=region.eps.to(dtype))
+        self.rows = rows.to(dtype)
+        self.alpha = start.alpha.to(dtype).clone()
+        self.sizes = [low.shape[1] for low in bounds.lower]
+        low, high = (end.to(dtype) for end in flat(bounds))
+        self.sign = signs(low, high)
+        self.free = self.sign == 0
+        self.above, self.offset = upper_line(low, high)
+        # Only the columns of neurons that are split somewhere have multipliers.
+        split = torch.zeros_like(self.free) if splits is None else splits & ~self.free
+        self.columns = split.any(dim=0).nonzero().squeeze(1)
+        self.split = split[:, self.columns][:, None].to(dtype)
+        self.beta = start.beta[..., self.columns].to(dtype)
+        self.unit = torch.ones_like(self.beta)
+        if len(self.columns):
+            small = LayerBounds(
+                torch.split(low, self.sizes, dim=1), torch.split(high, self.sizes, dim=1), bounds.method
+            )
+            whole = Choice(self.alpha, start.beta.to(dtype))
+            self.unit = units(network, small, self.rows, whole, layer)[..., self.columns]
+
+    def run(self, iterations: int, enough: Tensor | None) -> Choice:
+        """The best choice seen of each row."""
+        n, k = self.rows.shape[:2]
+        index = torch.arange(n, device=self.rows.device)
+        best = torch.full((n, k), -math.inf, dtype=self.rows.dtype, device=self.rows.device)
+        done = torch.zeros(n, dtype=torch.bool, device=self.rows.device)
+        kept = [self.alpha.clone(), self.beta.clone()]
+        now = [self.alpha, self.beta] if len(self.columns) else [self.alpha]
+        moments = [(torch.zeros_like(part), torch.zeros_like(part)) for part in now]
+        decay = min(max(0.03 ** (1 / max(iterations, 1)), DECAY[0]), DECAY[1])
+        frame = self.frame(index)
+        for step in range(iterations + 1):
+            with torch.enable_grad():
+                for part in now:
+                    part.requires_grad_()
+                value = self.value(frame, *now)
+                gradients = torch.autograd.grad(value.sum(), now) if step < iterations else ()
+            now, value = [part.detach() for part in now], value.detach()
+            better = (value > best[index]) & ~done[index][:, None]
+            best[index] = torch.where(better, value, best[index])
+            for store, part in zip(kept, now, strict=False):
+                store[index] = torch.where(better[..., None], part, store[index])
+            if step == iterations:
+                break
+            units = [frame["free"], frame["unit"]]
+            for i, gradient in enumerate(gradients):
+                # One step of Adam (Kingma and Ba, 2015), projected onto [0, 1] and onto [0, inf).
+                gradient = (gradient * units[i]).nan_to_num_(0.0)
+                first, second = moments[i]
+                first.lerp_(gradient, 0.1)
+                second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+                length = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-12)
+                move = (self.rate[i] * decay**step / (1 - 0.9 ** (step + 1))) * first / length
+                now[i] = (now[i] + move * units[i]).clamp_(0.0, 1.0 if i == 0 else math.inf)
+            if enough is not None:
+                done |= (best > enough.to(best)[:, None]).all(dim=1)
+                short = ~done[index]
+                if not bool(short.any()):
+                    break
+                if int(short.sum()) < 0.8 * len(index):  # copying costs, and what is done changes no more
+                    index = index[short]
+                    now, moments = [part[short] for part in now], [(m[short], v[short]) for m, v in moments]
+                    frame = self.frame(index)
+        beta = kept[0].new_zeros(kept[0].shape)
+        beta[..., self.columns] = kept[1]
+        return Choice(kept[0], beta)
+
+    def frame(self, index: Tensor) -> dict[str, Any]:
+        """What a step needs of some of the domains, by layer where layers use it."""
+        low, high = self.sign[index][:, None], self.offset[index][:, None]
+        return {
+            "region": self.region[index],
+            "rows": self.rows[index],
+            "active": torch.split((low > 0).to(self.rows), self.sizes, dim=-1),
+            "mask": torch.split(low == 0, self.sizes, dim=-1),
+            "free": (low == 0).to(self.rows),
+            "above": torch.split(self.above[index][:, None], self.sizes, dim=-1),
+            "offset": torch.split(high, self.sizes, dim=-1),
+            "unit": self.unit[index] * self.split[index],
+            "against": -low[..., self.columns] * self.split[index],
+        }
+
+    def value(self, frame: dict[str, Any], alpha: Tensor, beta: Tensor | None = None) -> Tensor:
+        """The minima over the region; their gradient is that at the minimiser held fixed (Danskin)."""
+        slopes = torch.split(alpha, self.sizes, dim=-1)
+        extra = None
+        if beta is not None:
+            whole = alpha.new_zeros(alpha.shape).index_copy(-1, self.columns, beta * frame["against"])
+            extra = torch.split(whole, self.sizes, dim=-1)
+        z: Tensor = frame["rows"]
+        pulled: dict[int, Tensor] = {}
+        constant = z.new_zeros(z.shape[:2])
+        at = self.layer
+        while True:
+            part = self.network.layers[at]
+            constant = constant + z @ part.bias
+            for source, step in part.maps.items():
+                moved = step.transpose(z.flatten(0, 1)).view(*z.shape[:2], -1)
+                pulled[source] = pulled[source] + moved if source in pulled else moved
+            at = max(pulled)
+            if at == 0:
+                break
+            h, at = pulled.pop(at), at - 1
+            up = h.clamp(max=0)
+            z = (h - up) * torch.where(frame["mask"][at], slopes[at], frame["active"][at]) + up * frame["above"][at]
+            constant = constant + (up * frame["offset"][at]).sum(dim=-1)
+            if extra is not None:
+                z = z + extra[at]
+        region, a = frame["region"], pulled[0]
+        with torch.no_grad():
+            point = region.x[:, None] + steepest(a, region.threat, region.x, region.eps)
+        value: Tensor = (a * point).sum(dim=-1) + constant
+        return value
+
+
+@torch.no_grad()
+def coefficients(
+    network: ReluNetwork, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
+) -> Float[Tensor, "n k neurons"]:
+    """What the backward pass multiplies each ReLU's output with, for scores and units; no bound is made of it."""
+    sizes = [low.shape[1] for low in bounds.lower]
+    sign = signs(*flat(bounds))[:, None]
+    slopes = torch.split(choice.alpha, sizes, dim=-1)
+    terms = torch.split(-sign * choice.beta.clamp(min=0), sizes, dim=-1)
+    found = [rows.new_zeros(*rows.shape[:2], size) for size in sizes]
+    z = rows
+    for at in range(layer, -1, -1):
+        if at < layer:
+            low, high = bounds.lower[at][:, None], bounds.upper[at][:, None]
+            h = found[at]
+            z = (
+                h.clamp(min=0) * lower_slope(low, high, slopes[at])
+                + h.clamp(max=0) * upper_line(low, high)[0]
+                + terms[at]
+            )
+        for source, part in network.layers[at].maps.items():
+            if source > 0:
+                found[source - 1] = found[source - 1] + part.transpose(z.flatten(0, 1)).view(*z.shape[:2], -1)
+    return torch.cat(found, dim=-1)
+
+
+def units(
+    network: ReluNetwork, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
+) -> Float[Tensor, "n k neurons"]:
+    """The largest coefficient of each neuron's layer: the unit of its multiplier."""
+    sizes = [low.shape[1] for low in bounds.lower]
+    parts = torch.split(coefficients(network, bounds, rows, choice, layer), sizes, dim=-1)
+    return torch.cat([part.abs().amax(dim=-1, keepdim=True).expand_as(part) for part in parts], dim=-1).clamp(min=1e-12)
+
+
+@torch.no_grad()
+def steepest(
+    a: Float[Tensor, "n k d"], threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
+) -> Float[Tensor, "n k d"]:
+    """The perturbation inside the ball and the domain that lowers a . x the most (p = 2 with a domain: nearly)."""
+    down, up = ball.rooms(threat, x, eps)
+    room = torch.where(a > 0, down[:, None], up[:, None])
+    slope, sign = a.abs() * (room > 0), -a.sign()
+    if threat.p == math.inf:
+        return sign * room
+    if threat.p == 1:
+        order = slope.argsort(dim=-1, descending=True)
+        sorted_room = room.gather(-1, order)
+        left = (eps[:, None, None] - (sorted_room.cumsum(-1) - sorted_room)).clamp(min=0)
+        return sign * torch.zeros_like(room).scatter(-1, order, torch.minimum(sorted_room, left))
+    mu = slope.norm(dim=-1, keepdim=True) / eps[:, None, None]
+    for _ in range(1 if threat.domain is None else 6):
+        fixed = slope > mu * room
+        left = (eps[:, None, None] ** 2 - torch.where(fixed, room, 0.0).square().sum(-1, keepdim=True)).clamp(min=0)
+        mu = torch.minimum(mu, torch.where(fixed, 0.0, slope).norm(dim=-1, keepdim=True) / left.sqrt().clamp(min=1e-30))
+    step = sign * torch.minimum(room, slope / mu.clamp(min=1e-30))
+    shrunk: Tensor = step * (eps[:, None, None] / step.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
+    return shrunk

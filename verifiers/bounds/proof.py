@@ -1,0 +1,83 @@
+r"""What relaxations hand to the exporter of certificates: bounds of the layers and slopes below ReLUs, nothing else.
+
+By Salman et al. (2019) every dual solution of the LP relaxation is a choice of such slopes, so this is what IBP, CROWN,
+Wong and Kolter's dual and the LP have in common. `certbench.checker` derives the bounds from it anew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.optimise import optimise
+from certbench.verifiers.bounds.state import LayerBounds, Region, backward, lower_slope, upper_line
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """What proves the margins of one input over one ball.
+
+    Attributes:
+        bounds: of the hidden layers.
+        inner: by hidden layer, the lower slopes with which later layers were bounded; None: by interval arithmetic.
+        slopes: by hidden layer, the lower slopes below the margins, one row for all or one per margin; None: likewise.
+    """
+
+    bounds: LayerBounds
+    inner: Sequence[Float[Tensor, " _size"]] | None
+    slopes: Sequence[Float[Tensor, "_k _size"]] | None
+
+
+def adaptive(bounds: LayerBounds) -> list[Float[Tensor, " _size"]]:
+    """CROWN's lower slopes: 1 where u > -l, else 0."""
+    return [lower_slope(low, high, None)[0] for low, high in zip(bounds.lower, bounds.upper, strict=True)]
+
+
+def parallel(bounds: LayerBounds) -> list[Float[Tensor, " _size"]]:
+    """Fast-Lin's and Wong and Kolter's lower slopes: u / (u - l), that of the line above."""
+    return [upper_line(low, high)[0][0] for low, high in zip(bounds.lower, bounds.upper, strict=True)]
+
+
+def sufficient(
+    network: ReluNetwork,
+    region: Region,
+    bounds: LayerBounds,
+    slopes: Sequence[Tensor],
+    rows: Float[Tensor, "1 k outputs"],
+) -> list[Float[Tensor, "_k _size"]]:
+    """These slopes below `rows` of the outputs, if they prove them positive, else optimised ones: any are sound.
+
+    A radius may rest on a bound over another ball, or on bounds of layers that another engine computed otherwise.
+    """
+    given = [s[None] for s in slopes]
+    linear = backward(network, rows, len(network.hidden), bounds, [s[None] for s in given])
+    if not given or bool((region.minimum(linear.a, linear.b) > 0).all()):
+        return given
+    alpha = optimise(network, region, bounds, rows).choice.alpha[0].clamp(0, 1)
+    return list(torch.split(alpha, [low.shape[1] for low in bounds.lower], dim=1))
+
+
+@torch.no_grad()
+def intervals(network: ReluNetwork, region: Region) -> LayerBounds:
+    """Interval arithmetic for one ball, the layers that read the input alone bounded over the ball itself."""
+    box, lower, upper = region.box(), [], []
+    lows, highs = [box[0]], [box[1]]
+    for layer in network.hidden:
+        if list(layer.maps) == [0]:
+            a, b = layer.maps[0].matrix()[None], layer.bias[None]
+            low, high = region.minimum(a, b), -region.minimum(-a, -b)
+        else:
+            low = layer.bias.expand(1, -1)
+            high = low
+            for source, part in layer.maps.items():
+                middle, half = (lows[source] + highs[source]) / 2, (highs[source] - lows[source]) / 2
+                centre, radius = part.forward(middle), part.absolute().forward(half)
+                low, high = low + centre - radius, high + centre + radius
+        lower.append(low)
+        upper.append(high)
+        lows.append(low.clamp(min=0))
+        highs.append(high.clamp(min=0))
+    return LayerBounds(tuple(lower), tuple(upper), "ibp")

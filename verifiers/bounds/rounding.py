@@ -1,0 +1,113 @@
+r"""A-priori rounding errors: of a network's own evaluation, and of linear bounds computed in float64 (Higham, 2002).
+
+A sum of n products is off by at most $\gamma_n = n u / (1 - n u)$ times the sum of the moduli, in any order of
+summation, with or without fused operations. Carried through the layers, ReLU being exact and 1-Lipschitz, this bounds
+how far the float program can be from the network in real arithmetic (Jia and Rinard, 2020, and Zombori et al., 2021,
+fool verifiers that ignore it). Not covered: convolutions by transforms (Winograd, FFT), which multiply other numbers
+than the weights; reduced precision (TF32, bfloat16); underflow of this analysis itself, below 1e-300; overflow of the
+program between affine layers that follow one another without a ReLU.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.errors import NumericalError
+from certbench.networks.relu import UNDERFLOW, ReluNetwork
+from certbench.verifiers.bounds.state import LayerBounds, Region
+from certbench.verifiers.lipschitz.operator_norms import gamma
+
+UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
+"""Relative error of one rounding, by precision."""
+
+
+@torch.no_grad()
+def evaluation_error(
+    network: ReluNetwork, region: Region, bounds: LayerBounds, dtype: torch.dtype
+) -> Float[Tensor, "n outputs"]:
+    """How far each logit of the float program can be from the real network's, anywhere in the balls.
+
+    Args:
+        network: the network.
+        region: balls of inputs that the program is given in its own precision.
+        bounds: of the pre-activations over the balls.
+        dtype: the program's precision.
+
+    Raises:
+        NumericalError: a precision without an error bound here, or sums too long for it.
+    """
+    if network.computed:
+        raise NumericalError("the module computes constants when it runs, whose rounding is not followed")
+    low, high = region.box()
+    sizes = [torch.maximum(low.abs(), high.abs())]
+    unit = _unit(dtype)
+    errors = [unit * sizes[0] + UNDERFLOW * unit]  # of the input, which is rounded to the program's precision
+    limit = torch.finfo(dtype).max / 4
+    for i, layer in enumerate(network.layers):
+        steps = _gamma(layer.roundings, unit)
+        height, carried = layer.height.expand(len(region), -1), torch.zeros_like(layer.height)
+        for source, path in layer.paths.items():
+            height = height + path.forward(sizes[source] + errors[source])
+            carried = carried + path.forward(errors[source])
+        error = (carried + steps * height) * (1 + 1e-9)
+        errors.append(torch.where(height + error < limit, error, torch.inf))  # beyond it the program may overflow
+        if i < len(network.hidden):
+            sizes.append(bounds.upper[i].clamp(min=0))
+    return errors[-1]
+
+
+@torch.no_grad()
+def program_error(
+    network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], dtype: torch.dtype
+) -> Float[Tensor, "n k"]:
+    """How far `rows` times the logits can be off, of the float program in the balls and of float64 at their centres.
+
+    Args:
+        network: the network.
+        region: balls of inputs that the program is given in its own precision.
+        bounds: of the pre-activations over the balls.
+        rows: linear functions of the logits.
+        dtype: the program's precision.
+
+    Raises:
+        NumericalError: as `evaluation_error`.
+    """
+    error = evaluation_error(network, region, bounds, dtype) + bound_errors(network, region)[-1]
+    return (rows.abs() @ error[..., None]).squeeze(-1) * (1 + 1e-9)
+
+
+@torch.no_grad()
+def bound_errors(
+    network: ReluNetwork, region: Region, dtype: torch.dtype = torch.float64
+) -> list[Float[Tensor, "n _"]]:
+    r"""How far a linear bound of each layer's outputs can be off, computed by `relaxation.backward` in float64.
+
+    The bound is a sum of products along paths of the network with slopes in [0, 1], of constants and of intercepts no
+    larger than the pre-activations. Without slopes these sum up to the magnitude $m_i = \sum_j |W_{ij}| m_j + |b_i|$ of
+    each layer, $m_0 = |x| + \epsilon$, and each layer contributes one intercept and one constant on the way, so that
+    $2 (i + 2) m_i$ bounds the sum of all moduli; how often one term is rounded follows from the layers' sizes.
+    """
+    low, high = region.box()
+    magnitudes = [torch.maximum(low.abs(), high.abs())]
+    steps, found = 2 * network.inputs + 64, []
+    for i, layer in enumerate(network.layers):
+        magnitude = layer.height.expand(len(region), -1)
+        for source, path in layer.paths.items():
+            magnitude = magnitude + path.forward(magnitudes[source])
+        magnitudes.append(magnitude)
+        # Backwards the sums run over outputs, whose number stands beside that of a layer's own sums.
+        steps += layer.roundings + layer.outputs + 16
+        found.append(4 * (i + 2) * _gamma(steps, _unit(dtype)) * magnitude)
+    return found
+
+
+def _gamma(roundings: int, unit: float) -> float:
+    if roundings * unit > 0.1:
+        raise NumericalError(f"sums of {roundings} terms are too long for an error bound in this precision")
+    return gamma(roundings) if unit == UNIT[torch.float64] else roundings * unit / (1 - roundings * unit)
+
+
+def _unit(dtype: torch.dtype) -> float:
+    if dtype not in UNIT:
+        raise NumericalError(f"no bound of rounding errors is known here for {dtype}")
+    return UNIT[dtype]

@@ -1,0 +1,1 @@
+"""Exact answers: mixed-integer programs, branch and bound."""

@@ -1,0 +1,1 @@
+"""Linear relaxations, from intervals to linear and semidefinite programs."""

@@ -1,0 +1,204 @@
+"""CROWN (Zhang et al., 2018) and alpha-CROWN (Xu et al., 2021) for ReLU networks, on our own engine.
+
+For other activations there are `crown-lirpa` and `alpha-crown-lirpa`, through auto-LiRPA. Here slopes are optimised in
+float32 and what was found is evaluated in float64; alpha-CROWN's radius search starts at CROWN's radius, and a layer's
+bounds are optimised for themselves before those of the next, so that nothing of a layer is kept once it is bounded.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certbench.core.certifier import Bounds, MarginCertifier, margin_rows, tangent
+from certbench.core.claims import Guarantee
+from certbench.core.classifier import Classifier
+from certbench.core.search import RadiusSearch, Secant, Start
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError, UnsupportedError
+from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
+from certbench.verifiers.bounds.proof import Relaxation, adaptive, sufficient
+from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
+from certbench.verifiers.bounds.state import (
+    ENTRIES,
+    LayerBounds,
+    NetworkState,
+    Region,
+    backward,
+    crown_radius,
+    layer_bounds,
+)
+
+
+@dataclass(frozen=True)
+class Crown(MarginCertifier[NetworkState]):
+    """CROWN (Zhang et al., 2018), for ReLU networks: linear bounds of every layer, adaptive lower slopes.
+
+    Intermediate bounds are CROWN's or intervals, whichever are better.
+
+    Attributes:
+        rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
+            the float program itself makes, so that the claim is about what the program computes; see `rounding`.
+        entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
+    """
+
+    rounding_safe: bool = False
+    entries: int = ENTRIES
+    search: RadiusSearch = field(default_factory=Secant)
+
+    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
+    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    version: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        _check_entries(self.entries)
+
+    def intermediate(self) -> str:
+        """CROWN's."""
+        return "crown"
+
+    def arithmetic(self, state: NetworkState) -> str:
+        """The float program's, if its errors are counted."""
+        return str(state.program) if self.rounding_safe else "real"
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
+        """Read the network."""
+        return NetworkState.of(classifier, threat)
+
+    def lower(
+        self,
+        state: NetworkState,
+        x: Float[Tensor, "n ..."],
+        rows: Float[Tensor, "n k outputs"],
+        eps: Float[Tensor, " n"],
+    ) -> Bounds:
+        """One backward pass for each layer, and one for the rows."""
+        region = Region(state.threat, x.flatten(1), eps)
+        errors = bound_errors(state.network, region) if self.rounding_safe else None
+        bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
+        linear = backward(state.network, rows, len(state.network.hidden), bounds)
+        found = Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+        return found if errors is None else _safe(state, region, bounds, rows, errors, found)
+
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """CROWN's bounds and slopes."""
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds = layer_bounds(state.network, region, entries=self.entries)
+        rows, slopes = margin_rows(label, state.classifier.num_classes).to(x), adaptive(bounds)
+        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
+
+
+@dataclass(frozen=True)
+class AlphaCrown(MarginCertifier[NetworkState]):
+    """alpha-CROWN (Xu et al., 2021), for ReLU networks: linear bounds with optimised lower slopes.
+
+    Attributes:
+        iterations: steps of Adam on the slopes below the margins.
+        layers: steps of Adam on the slopes below each neuron whose sign is open; 0 leaves CROWN's intermediate bounds.
+        rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
+            the float program itself makes, so that the claim is about what the program computes; see `rounding`.
+        entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
+    """
+
+    iterations: int = 20
+    layers: int = 0
+    rounding_safe: bool = False
+    entries: int = ENTRIES
+    search: RadiusSearch = field(default_factory=Secant)
+
+    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
+    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    version: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        if self.iterations < 1:
+            raise ConfigError(f"iterations must be at least 1, not {self.iterations}", ("iterations",))
+        _check_entries(self.entries)
+        if self.layers < 0:
+            raise ConfigError(f"layers must be at least 0, not {self.layers}", ("layers",))
+
+    def intermediate(self) -> str:
+        """CROWN's, or optimised ones."""
+        return "alpha-crown" if self.layers else "crown"
+
+    def arithmetic(self, state: NetworkState) -> str:
+        """The float program's, if its errors are counted."""
+        return str(state.program) if self.rounding_safe else "real"
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
+        """Read the network."""
+        return NetworkState.of(classifier, threat)
+
+    def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
+        """A little above what CROWN's slopes certify."""
+        crown = crown_radius(state, x, label, x.new_zeros(len(x)), Secant(relative=1e-2))
+        return Start(1.02 * crown, tangent(state, x, label))
+
+    def lower(
+        self,
+        state: NetworkState,
+        x: Float[Tensor, "n ..."],
+        rows: Float[Tensor, "n k outputs"],
+        eps: Float[Tensor, " n"],
+    ) -> Bounds:
+        """Every slope in [0, 1] is sound, so the best bound met on the way is, converged or not."""
+        region = Region(state.threat, x.flatten(1), eps)
+        errors = bound_errors(state.network, region) if self.rounding_safe else None
+        bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
+        fast = state.network.to(torch.float32)
+        if self.layers:
+            bounds = optimised_bounds(
+                state.network,
+                region,
+                bounds,
+                iterations=self.layers,
+                fast=fast,
+                entries=self.entries,
+                errors=errors,
+            )
+        found = optimise(state.network, region, bounds, rows, iterations=self.iterations, fast=fast)
+        result = Bounds(found.lower, found.a, found.centre)
+        return result if errors is None else _safe(state, region, bounds, rows, errors, result)
+
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """CROWN's bounds, and the optimised slopes of each margin.
+
+        Raises:
+            UnsupportedError: the slopes below hidden layers were optimised too, and are not kept.
+        """
+        if self.layers:
+            raise UnsupportedError("alpha-CROWN does not keep the slopes that it optimised below hidden layers")
+        region = Region(state.threat, x.flatten(1), eps)
+        bounds = layer_bounds(state.network, region, entries=self.entries)
+        rows = margin_rows(label, state.classifier.num_classes).to(x)
+        alpha = optimise(state.network, region, bounds, rows, iterations=self.iterations).choice.alpha[0]
+        sizes = [low.shape[1] for low in bounds.lower]
+        return Relaxation(bounds, adaptive(bounds), torch.split(alpha.clamp(0, 1), sizes, dim=1) if sizes else ())
+
+
+def _safe(
+    state: NetworkState,
+    region: Region,
+    bounds: LayerBounds,
+    rows: Float[Tensor, "n k outputs"],
+    errors: Sequence[Tensor],
+    found: Bounds,
+) -> Bounds:
+    """Bounds of what the float program computes, from bounds as they were computed."""
+    error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
+    return found.less((rows.abs() @ error[..., None]).squeeze(-1))
+
+
+def _check_entries(entries: int) -> None:
+    if entries < 1:
+        raise ConfigError(f"entries must be at least 1, not {entries}", ("entries",))

@@ -1,0 +1,173 @@
+r"""The LP relaxation of ReLU networks (Ehlers, 2017): the optimal layer-wise convex relaxation (Salman et al., 2019).
+
+Over bounds l < 0 < u a ReLU $h = \max(z, 0)$ becomes the triangle $h \geq 0$, $h \geq z$, $h \leq u (z - l) / (u - l)$.
+For fixed l and u the dual of the resulting linear program is the best choice of lower slopes in CROWN's backward pass:
+with multipliers $\lambda$ of $h \geq z$ and $\mu$ of $h \geq 0$ the slope is $\lambda / (\lambda + \mu)$. So HiGHS
+(Huangfu and Hall, 2018) only proposes slopes. The bound is what the backward pass proves with them in float64, by weak
+duality; the solver's objective is never read.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certbench.core import ball
+from certbench.core.certifier import Bounds, MarginCertifier, margin_rows, tangent
+from certbench.core.claims import Guarantee
+from certbench.core.classifier import Classifier
+from certbench.core.search import RadiusSearch, Secant, Start
+from certbench.core.threat import ThreatModel
+from certbench.errors import UnsupportedError
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.programs import PlanetModel, highs
+from certbench.verifiers.bounds.proof import Relaxation, adaptive
+from certbench.verifiers.bounds.state import (
+    LayerBounds,
+    Linear,
+    NetworkState,
+    Region,
+    backward,
+    crown_radius,
+    layer_bounds,
+)
+
+
+@dataclass(frozen=True)
+class LP(MarginCertifier[NetworkState]):
+    """The LP relaxation over CROWN's intermediate bounds (Ehlers, 2017; Salman et al., 2019).
+
+    Claims concern the real-arithmetic network with exactly the classifier's parameters. Margins whose bound cannot be
+    the smallest keep CROWN's, as do those on which the solver fails.
+
+    Attributes:
+        tighten: also bound the neurons of each hidden layer by LPs, two per unstable neuron, first layer to last.
+        search: how the radius is found; it starts from CROWN's.
+    """
+
+    tighten: bool = False
+    search: RadiusSearch = field(default_factory=Secant)
+
+    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
+    norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
+
+    def intermediate(self) -> str:
+        """CROWN's, or the LP's."""
+        return "lp" if self.tighten else "crown"
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
+        """Read the network.
+
+        Raises:
+            UnsupportedError: it is no ReLU network; the message names the layer.
+            MissingBackendError: highspy is missing.
+        """
+        highs()
+        return NetworkState.of(classifier, threat)
+
+    def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
+        """CROWN's radius, which this one can only exceed, as far as the search asks."""
+        guess = x.new_full((len(x),), torch.nan)
+        if isinstance(self.search, Secant):
+            guess = crown_radius(state, x, label, x.new_zeros(len(x)), Secant())
+        return Start(guess, tangent(state, x, label))
+
+    def lower(
+        self,
+        state: NetworkState,
+        x: Float[Tensor, "n ..."],
+        rows: Float[Tensor, "n k outputs"],
+        eps: Float[Tensor, " n"],
+    ) -> Bounds:
+        """Input by input: by row, the better one of CROWN's linear function and of that of the LP's dual."""
+        region = Region(state.threat, x.flatten(1), eps)
+        functions = [self._functions(state.network, region[i : i + 1], rows[i : i + 1]) for i in range(len(x))]
+        a, b = torch.cat([f.a for f in functions]), torch.cat([f.b for f in functions])
+        return Bounds.linear(a, Linear(a, b).at(region.x), state.threat, region.x, eps)
+
+    def _functions(self, network: ReluNetwork, region: Region, rows: Float[Tensor, "1 k outputs"]) -> Linear:
+        bounds = layer_bounds(network, region)
+        if self.tighten:
+            bounds = tightened(network, region, bounds)
+        return improved(network, region, bounds, rows)
+
+    def witness(
+        self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
+    ) -> Relaxation:
+        """CROWN's bounds, and of each margin the slopes of the LP's dual, or CROWN's where these are better.
+
+        Raises:
+            UnsupportedError: hidden layers were bounded by LPs, whose duals are not kept.
+        """
+        if self.tighten:
+            raise UnsupportedError("the duals of the LPs that bounded hidden layers are not kept")
+        network, region = state.network, Region(state.threat, x.flatten(1), eps)
+        bounds, rows = layer_bounds(network, region), margin_rows(label, state.classifier.num_classes).to(x)
+        last, usual = len(network.hidden), [s[None] for s in adaptive(bounds)]
+        if not last:
+            return Relaxation(bounds, [], [])
+        chosen, model = [], PlanetModel.of(network, region, bounds, last)
+        for k in range(rows.shape[1]):
+            ways = [usual, [s[0] for s in model.slopes(rows[0, k]) or model.default_slopes()]]
+            found = [backward(network, rows[:, k : k + 1], last, bounds, [s[None] for s in way]) for way in ways]
+            low = [float(region.minimum(one.a, one.b)) for one in found]
+            chosen.append(ways[int(low[1] > low[0])])
+        return Relaxation(bounds, adaptive(bounds), [torch.cat(slopes) for slopes in zip(*chosen, strict=True)])
+
+
+@torch.no_grad()
+def improved(network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Float[Tensor, "1 k outputs"]) -> Linear:
+    """Linear functions below `rows` times the logits over a single ball, by LPs where these can matter.
+
+    The next row solved is always the one whose bound, or whose crossing, is the smallest of all at that time. So both
+    minima over the rows, which is all that a certificate needs, are the same as if every row had been solved.
+    """
+    last = len(network.hidden)
+    linear = backward(network, rows, last, bounds)
+    a, b = linear.a.clone(), linear.b.clone()
+    low, reach = region.minimum(a, b)[0], ball.crossing(a, Linear(a, b).at(region.x), region.threat, region.x)[0]
+    if not any(bool(bounds.unstable(i).any()) for i in range(last)):
+        return linear  # no relaxation: the functions are the margins
+    model = PlanetModel.of(network, region, bounds, last)
+    open_rows = torch.ones(len(low), dtype=torch.bool, device=low.device)
+    while True:
+        row = next((int(k) for k in (low.argmin(), reach.argmin()) if open_rows[k]), None)
+        if row is None:
+            return Linear(a, b)
+        open_rows[row] = False
+        slopes = model.slopes(rows[0, row])
+        if slopes is None:
+            continue
+        found = backward(network, rows[:, row : row + 1], last, bounds, slopes)
+        value = region.minimum(found.a, found.b)[0, 0]
+        if value > low[row]:  # not if it is NaN
+            a[0, row], b[0, row], low[row] = found.a[0, 0], found.b[0, 0], value
+            reach[row] = ball.crossing(found.a, found.at(region.x), region.threat, region.x)[0, 0]
+
+
+@torch.no_grad()
+def tightened(network: ReluNetwork, region: Region, bounds: LayerBounds) -> LayerBounds:
+    """Bounds of a single ball, sharpened by two LPs per unstable neuron; those of the first layer are exact already."""
+    for i in range(1, len(network.hidden)):
+        neurons = bounds.unstable(i)[0].nonzero().squeeze(1)
+        if len(neurons) == 0 or not any(bool(bounds.unstable(j).any()) for j in range(i)):
+            continue
+        rows = torch.zeros(2 * len(neurons), network.layers[i].outputs).to(region.x)
+        rows[torch.arange(len(neurons)), neurons] = 1.0
+        rows[torch.arange(len(neurons)) + len(neurons), neurons] = -1.0
+        model = PlanetModel.of(network, region, bounds, i)
+        found = [model.slopes(row) or model.default_slopes() for row in rows]
+        slopes = [torch.cat([one[j] for one in found], dim=1) for j in range(i)]
+        linear = backward(network, rows[None], i, bounds, slopes)
+        ends = region.minimum(linear.a, linear.b)[0].nan_to_num(-torch.inf)
+        low, high = bounds.lower[i].clone(), bounds.upper[i].clone()
+        low[0, neurons] = torch.maximum(low[0, neurons], ends[: len(neurons)])
+        high[0, neurons] = torch.minimum(high[0, neurons], -ends[len(neurons) :])
+        sharper = LayerBounds(
+            (*bounds.lower[:i], low, *bounds.lower[i + 1 :]), (*bounds.upper[:i], high, *bounds.upper[i + 1 :]), "crown"
+        )
+        bounds = layer_bounds(network, region, known=sharper)
+    return replace(bounds, method="lp")

@@ -1,0 +1,195 @@
+"""What each PyTorch layer is to a Lipschitz constant: a linear map, a pooling of windows, or a slope.
+
+The bounds of linear maps are in `norms`. A layer that no table here names is refused, and so is an option that its
+rule does not know.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from certbench.errors import UnsupportedError
+from certbench.verifiers.lipschitz.operator_norms import (
+    Diagonal,
+    LinearMap,
+    Matrix,
+    Pair,
+    convolution,
+    linear,
+    separable,
+)
+
+Shape = tuple[int, ...]
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """Height and width, as layers take them: both, or one number for both."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def _linear(layer: nn.Linear, size: Shape, shape: Shape) -> LinearMap:
+    if len(size) != 1:
+        raise UnsupportedError(f"is applied along the last axis of features of shape {size}; flatten them first")
+    return linear(layer.weight)
+
+
+def _convolution(layer: nn.Conv2d, size: Shape, shape: Shape) -> LinearMap:
+    if layer.padding_mode not in ("zeros", "circular"):
+        raise UnsupportedError(f"has no bound here with {layer.padding_mode} padding, only with zeros and circular")
+    if layer.padding == "same":
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    else:
+        padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
+    return convolution(
+        layer.weight,
+        pair(size[1:]),
+        shape,
+        pair(layer.stride),
+        pair(padding),
+        pair(layer.dilation),
+        layer.groups,
+        layer.padding_mode == "circular",
+    )
+
+
+def _sliding(layer: nn.AvgPool2d | nn.MaxPool2d, shape: Shape, axis: int) -> tuple[Tensor, Tensor]:
+    """The first pixel of each window, and the one behind its last; both may lie outside the map."""
+    dilation = pair(layer.dilation)[axis] if isinstance(layer, nn.MaxPool2d) else 1
+    start = torch.arange(shape[1 + axis]) * pair(layer.stride)[axis] - pair(layer.padding)[axis]
+    return start, start + dilation * (pair(layer.kernel_size)[axis] - 1) + 1
+
+
+def _adaptive(size: Shape, shape: Shape, axis: int) -> tuple[Tensor, Tensor]:
+    """The same for windows that cover the map; some of them overlap unless their number divides its length."""
+    n, o = size[1 + axis], shape[1 + axis]
+    output = torch.arange(o)
+    return output * n // o, (output * n + n + o - 1) // o
+
+
+def _members(start: Tensor, end: Tensor, n: int, dilation: int = 1) -> Float[Tensor, "o n"]:
+    """Whether each of n pixels lies in each window."""
+    ahead = torch.arange(n) - start[:, None]
+    return ((ahead >= 0) & (torch.arange(n) < end[:, None]) & (ahead % dilation == 0)).to(torch.float64)
+
+
+def _averages(members: Float[Tensor, "o n"], counts: Tensor) -> Matrix:
+    weight = members / counts[:, None]
+    return Matrix(weight, weight, (len(weight),), roundings=1)
+
+
+def _average_pool(layer: nn.AvgPool2d, size: Shape, shape: Shape) -> LinearMap:
+    _image(size)
+
+    def along(axis: int) -> Matrix:
+        n = size[1 + axis]
+        start, end = _sliding(layer, shape, axis)
+        members = _members(start, end, n)
+        if layer.divisor_override is not None:
+            return _averages(members, torch.ones_like(start))
+        if layer.count_include_pad:  # but not what ceil_mode sees behind the padding
+            return _averages(members, end.clamp(max=n + pair(layer.padding)[axis]) - start)
+        return _averages(members, members.sum(1))
+
+    factor = 1.0 if layer.divisor_override is None else 1 / layer.divisor_override
+    channels = Diagonal(torch.full(size[:1], factor, dtype=torch.float64), roundings=1)
+    return separable(channels, *map(along, range(len(size) - 1)))
+
+
+def _adaptive_average_pool(layer: nn.AdaptiveAvgPool2d, size: Shape, shape: Shape) -> LinearMap:
+    _image(size)
+
+    def along(axis: int) -> Matrix:
+        start, end = _adaptive(size, shape, axis)
+        return _averages(_members(start, end, size[1 + axis]), end - start)
+
+    channels = Diagonal(torch.ones(size[:1], dtype=torch.float64))
+    return separable(channels, *map(along, range(len(size) - 1)))
+
+
+def _image(size: Shape) -> None:
+    """Refuse features that torch takes for one image with as many channels as there are inputs."""
+    if len(size) != 3:
+        raise UnsupportedError(f"pools features of shape {size}, without channels")
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, size: Shape, shape: Shape) -> LinearMap:
+    if layer.running_mean is None or layer.running_var is None:
+        raise UnsupportedError("normalises by the batch; without running statistics it is no function of one input")
+    gain = torch.ones_like(layer.running_var) if layer.weight is None else layer.weight
+    scale = gain / (layer.running_var + layer.eps).sqrt()
+    return Diagonal(scale.reshape(-1, *[1] * (len(shape) - 1)).expand(shape), roundings=4)
+
+
+LINEAR: Mapping[type[nn.Module], Callable[[Any, Shape, Shape], LinearMap]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _adaptive_average_pool,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+}
+"""The linear part of each affine layer, from features of one shape to another."""
+
+
+def _max_pool(layer: nn.MaxPool2d, size: Shape, shape: Shape) -> int:
+    _image(size)
+    return math.prod(
+        int(_members(*_sliding(layer, shape, axis), n, pair(layer.dilation)[axis]).sum(0).max())
+        for axis, n in enumerate(size[1:])
+    )
+
+
+def _adaptive_max_pool(layer: nn.AdaptiveMaxPool2d, size: Shape, shape: Shape) -> int:
+    _image(size)
+    return math.prod(int(_members(*_adaptive(size, shape, axis), n).sum(0).max()) for axis, n in enumerate(size[1:]))
+
+
+WINDOWS: Mapping[type[nn.Module], Callable[[Any, Shape, Shape], int]] = {
+    nn.MaxPool2d: _max_pool,
+    nn.AdaptiveMaxPool2d: _adaptive_max_pool,
+}
+r"""The most windows of each max pooling that one pixel lies in, m. Its Lipschitz constant in the r-norm is $m^{1/r}$:
+a maximum moves no further than the pixel of its window that moves most, and an impulse moves m of them as far."""
+
+
+def _celu(layer: nn.CELU) -> float:
+    if layer.alpha <= 0:
+        raise UnsupportedError(f"is steeper than any bound with alpha = {layer.alpha:g}")
+    return 1.0
+
+
+def _softplus(layer: nn.Softplus) -> float:
+    if layer.threshold < 20:
+        raise UnsupportedError(f"jumps at its threshold {layer.threshold:g}; only from 20 on by less than 3e-9 / beta")
+    return 1.0
+
+
+SLOPES: Mapping[type[nn.Module], Callable[[Any], float]] = {
+    nn.ReLU: lambda layer: 1.0,
+    nn.ReLU6: lambda layer: 1.0,
+    nn.Hardtanh: lambda layer: 1.0,
+    nn.LeakyReLU: lambda layer: max(1.0, abs(layer.negative_slope)),
+    nn.PReLU: lambda layer: max(1.0, float(layer.weight.detach().abs().max())),
+    nn.ELU: lambda layer: max(1.0, abs(layer.alpha)),
+    nn.CELU: _celu,
+    nn.SELU: lambda layer: 1.7581,
+    nn.Softplus: _softplus,
+    nn.Tanh: lambda layer: 1.0,
+    nn.Tanhshrink: lambda layer: 1.0,
+    nn.Softshrink: lambda layer: 1.0,
+    nn.Sigmoid: lambda layer: 0.25,
+    nn.LogSigmoid: lambda layer: 1.0,
+    nn.Hardsigmoid: lambda layer: 0.1666667,
+    nn.Softsign: lambda layer: 1.0,
+    nn.GELU: lambda layer: 1.12891 if layer.approximate == "none" else 1.12900,
+    nn.SiLU: lambda layer: 1.09984,
+    nn.Mish: lambda layer: 1.08850,
+    nn.Hardswish: lambda layer: 1.5,
+}
+"""The steepest slope of each activation, rounded up. Softplus is the mathematical function; PyTorch's differs
+from it by less than 3e-9 / beta above its threshold."""

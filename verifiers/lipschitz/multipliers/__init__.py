@@ -1,0 +1,1 @@
+"""The machinery of LipSDP: multipliers, their search, and the proof that a constant holds."""

@@ -1,0 +1,1 @@
+"""Smoothed classifiers: votes are counted, probabilities bounded, radii follow."""

@@ -1,0 +1,434 @@
+r"""How often each class is predicted under noise: the counts that every certificate of smoothing is a function of.
+
+Draws come in chunks, and the random stream of a chunk depends on a seed, the phase and the chunk's number alone. So
+counts do not depend on the order of inputs, on how they are batched, or on where a run was interrupted; more draws
+extend fewer; and what was counted once, for whatever norm, rule or confidence, is not counted again.
+
+If inputs share their noise, the first affine layers see it once: with h their composition,
+$h(x + \epsilon) = h(x) + (h(\epsilon) - h(0))$ in real arithmetic, and the rest of the network runs on the sum. Every
+input still sees independent draws, so each certificate holds with its own confidence; but failures of different inputs
+are no longer independent.
+"""
+
+import contextlib
+import copy
+import hashlib
+import itertools
+import math
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from certbench.core.classifier import Classifier
+from certbench.errors import ConfigError, UnsupportedError
+from certbench.models.architectures.plain import Normalise
+from certbench.verifiers.smoothing.noise.base import Noise, Stream
+
+SELECTION, ESTIMATION, PREDICTION = range(3)
+"""Phases of the sampling; each has random streams of its own."""
+
+ROWS, ENTRIES = 1000, 2**22
+"""Draws in a chunk: so many rows, fewer where they would have more entries than that. Fixed for an input shape, because
+logits differ in the last bits between batch shapes. A judgement: on two networks of MNIST and CIFAR 128 to 1000 rows
+were equally fast, 4000 a third slower."""
+
+REMEMBERED = 2**16
+"""How many inputs' counts are kept, those counted last; some hundred bytes each."""
+
+Value = TypeVar("Value")
+
+_COUNTED: "OrderedDict[Hashable, tuple[int, Any]]" = OrderedDict()
+"""How many chunks, and their counts, sums or votes; none of it is ever changed, only replaced."""
+
+_LOCK = threading.Lock()
+_NUMBERS = itertools.count()
+
+
+@runtime_checkable
+class Mechanism(Hashable, Protocol):
+    """What hides the input from a classifier; hashable, so that what was counted under it is found again."""
+
+    def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
+        """Draws at one flat input; they depend on the stream and on the input alone."""
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """Noise that is added, in the classifier's precision or float32, and so is the same at every input."""
+
+    def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
+        """Draws; they depend on the stream alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counter:
+    """Counts a classifier's predictions under noise.
+
+    Attributes:
+        classifier: that votes.
+        noise: of the draws.
+        share: the seed of noise that all inputs share; None: each input has noise of its own.
+        key: of what was counted before; None: nothing is remembered.
+        device: where torch draws the noise; None: NumPy does, on the CPU, for any other kind of mechanism, too. The
+            draws are other ones, and torch's differ between kinds of GPU.
+        compiled: whether `torch.compile` runs the classifier, whose roundings then are others.
+        content: whether the key is the classifier's fingerprint. Then nothing is looked up or remembered while the
+            classifier is another one than it was, by a training step, say.
+    """
+
+    classifier: Classifier
+    noise: Mechanism
+    share: int | None
+    key: str | None
+    device: torch.device | None = None
+    compiled: bool = False
+    content: bool = False
+
+    @staticmethod
+    def of(classifier: Classifier, noise: Mechanism, share: int | None = None, *, compiled: bool = False) -> "Counter":
+        """A counter that remembers by content, unless a classifier's cannot be read, and draws on a GPU's side.
+
+        Raises:
+            UnsupportedError: the classifier is to be compiled, and there is no compiler.
+        """
+        key = _fingerprint(classifier)
+        device = generator_of(classifier.device) if isinstance(noise, Noise) else None
+        counter = Counter(classifier, noise, share, key, device, compiled, content=True)
+        if compiled:
+            counter.try_once()
+        return counter
+
+    @torch.no_grad()
+    def try_once(self) -> None:
+        """Run a chunk of zeros, so that what cannot be compiled is refused, and compiling is done with."""
+        rows = torch.zeros(rows_of(math.prod(self.classifier.input_shape)), *self.classifier.input_shape)
+        if self.share is None:
+            self._run(rows)
+        else:
+            head, after = self._halves
+            moved = head(rows.to(self.classifier.device, self.precision))
+            after(moved[0], moved, torch.empty_like(moved))
+
+    def description(self) -> dict[str, str]:
+        """Evidence of what is not as usual: the random stream, the precision, the compiler."""
+        found = {}
+        if self.device is not None:
+            found["stream"] = _place(self.device)
+        if self.classifier.dtype != torch.promote_types(self.classifier.dtype, torch.float32):
+            found["precision"] = str(self.classifier.dtype).removeprefix("torch.")
+        if self.compiled:
+            found["compiled"] = f"torch {torch.__version__}"
+        return found
+
+    def count(
+        self, x: Float[Tensor, "n ..."], draws: int, seeds: Sequence[int], phase: int
+    ) -> Int[Tensor, "n classes"]:
+        """Counts of so many draws at each input, on the CPU.
+
+        A draw whose logits are not all finite votes for no class, so that a row's sum may fall short of `draws`.
+        """
+        where = self.classifier.device
+        total = torch.zeros(len(x), self.classifier.num_classes, dtype=torch.int64, device=where)
+        if self.share is None:
+            settled = self.settled()
+            for i, (point, seed) in enumerate(zip(x, seeds, strict=True)):
+                size = rows_of(point.numel())
+                total[i] = settled.fold(point, draws, seed, phase, size, (), total[i].clone(), add_votes)
+            return total.cpu()
+        size, now = rows_of(x[0].numel()) if len(x) else ROWS, self._now()
+        keys = [_name(now, point, seed, phase, size) for point, seed in zip(x, seeds, strict=True)]
+        starts = []
+        for i, key in enumerate(keys):
+            start, total[i] = _recall(key, size, draws, total[i])
+            starts.append(start)
+        head, after = self._halves
+        with torch.no_grad():
+            rows = x.to(where, self.precision)
+            images = (
+                torch.cat([head(row[None]) for row in rows]) if len(rows) else rows
+            )  # one by one, for the last bits
+            origin = head(torch.zeros_like(x[:1]).to(images))
+            for chunk in range(min(starts, default=0), -(-draws // size)):
+                drawn = self._draw(phase, chunk, size, x[0].numel())
+                moved = head(drawn.view(size, *x.shape[1:]).to(images)) - origin
+                both = torch.empty_like(moved)
+                for i, image in enumerate(images):
+                    if chunk >= starts[i]:
+                        total[i] += _tally(after(image, moved, both)[: draws - chunk * size])
+                        _remember(keys[i], size, draws, chunk, total[i].clone())
+        return total.cpu()
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the sum of input and noise: the classifier's, or float32, so that the classifier rounds to a shorter."""
+        return torch.promote_types(self.classifier.dtype, torch.float32)
+
+    @cached_property
+    def _run(self) -> Callable[[Tensor], Tensor]:
+        module, dtype, device = self.classifier.module, self.classifier.dtype, self.classifier.device
+        run = _compile(module) if self.compiled else module
+        return lambda rows: run(rows.to(device, dtype))
+
+    @cached_property
+    def _halves(self) -> tuple[nn.Module, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+        """The first affine layers, in the precision of the sum; and what follows them, of two summands and a buffer."""
+        head, tail = split(self.classifier)
+        dtype = self.classifier.dtype
+        if dtype != self.precision:
+            head = copy.deepcopy(head).to(self.precision)
+        rectified = len(tail) > 0 and type(tail[0]) is nn.ReLU
+        rest = nn.Sequential(*list(tail)[1:]) if rectified else tail
+
+        def after(image: Tensor, moved: Tensor, both: Tensor) -> Tensor:
+            torch.add(image, moved, out=both)
+            found: Tensor = rest((both.relu_() if rectified else both).to(dtype))
+            return found
+
+        if self.compiled:
+            first = nn.ReLU() if rectified else nn.Identity()
+            run = _compile(lambda image, moved: rest(first(image + moved).to(dtype)))
+            return head, lambda image, moved, both: run(image, moved)
+        return head, after
+
+    def _draw(self, phase: int, chunk: int, size: int, d: int) -> Float[Tensor, "size d"]:
+        """Noise that all inputs share."""
+        assert self.share is not None and isinstance(self.noise, Shareable)
+        if isinstance(self.noise, Noise):
+            return self.noise.draw(_stream(self.share, phase, chunk, self.device), size, d)
+        return torch.from_numpy(self.noise.sample(_numpy(self.share, phase, chunk), size, d))
+
+    def fold(
+        self,
+        point: Float[Tensor, " ..."],
+        draws: int,
+        seed: int,
+        phase: int,
+        size: int,
+        what: tuple[Hashable, ...],
+        start: Value,
+        add: Callable[[Value, Tensor, int], Value],
+    ) -> Value:
+        """What so many draws at an input amount to.
+
+        Args:
+            point: the input.
+            draws: how many.
+            seed: of its noise.
+            phase: of the sampling.
+            size: of the chunks, on which the draws depend.
+            what: name of the sum, which is remembered under it.
+            start: of nothing.
+            add: the sum so far, the logits of a chunk and its number to a new sum.
+        """
+        key = _name(self._now(), point, seed, phase, size, *what)
+        chunks, value = _recall(key, size, draws, start)
+        for chunk, logits in enumerate(self.logits(point, draws, seed, phase, size, chunks), chunks):
+            value = add(value, logits, chunk)
+            _remember(key, size, draws, chunk, value)
+        return copy.deepcopy(value)  # what is remembered stays as it is, whatever becomes of this
+
+    def logits(
+        self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, start: int = 0
+    ) -> Iterator[Float[Tensor, "rows classes"]]:
+        """Logits of so many draws at an input, by chunks of `size` from number `start` on, with noise of its own.
+
+        Draws depend on `size`. Every chunk is computed in full, also the last, of which only the draws wanted come out.
+        """
+        flat = point.flatten().to(self.device or "cpu")
+        flat = flat.to(self.precision) if isinstance(self.noise, Shareable) else flat
+        for chunk in range(start, -(-draws // size)):
+            if isinstance(self.noise, Noise):
+                noisy = self.noise.perturb(flat, _stream(seed, phase, chunk, self.device), size)
+            else:
+                noisy = self.noise.perturb(flat, _numpy(seed, phase, chunk), size)
+            with torch.no_grad():  # never around a yield: whoever reads two of these in turn would be left without
+                found = self._run(noisy.view(size, *point.shape))[: draws - chunk * size]
+            yield found
+
+    def votes(
+        self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, c: int
+    ) -> Iterator[int]:
+        """How many draws of each chunk are for class c, up to so many draws; looked up as far as they are known."""
+        key = _name(self._now(), point, seed, phase, size, "votes", c)
+        found = list(_COUNTED.get(key, (0, ()))[1][: draws // size])
+        yield from tuple(found)
+        try:
+            for logits in self.logits(point, draws, seed, phase, size, len(found)):
+                votes = int(tally(logits)[c])
+                if len(logits) == size:
+                    found.append(votes)
+                yield votes
+        finally:  # however many were looked at
+            _keep(key, len(found), tuple(found))
+
+    def settled(self) -> "Counter":
+        """The same, for a batch: that the key is still the classifier's is looked at now, which takes milliseconds."""
+        found = copy.copy(self)
+        if self.content:
+            object.__setattr__(found, "key", None if self._now() is None else self.key)
+            object.__setattr__(found, "content", False)
+        return found
+
+    def _now(self) -> tuple[Hashable, ...] | None:
+        """What is counted here, under which noise; None: nobody knows, and nothing is remembered."""
+        if self.key is None or (self.content and self.key != _fingerprint(self.classifier)):
+            return None
+        stream = None if self.device is None else _place(self.device)
+        return self.key, self.compiled, _place(self.classifier.device), stream, self.noise, self.share
+
+
+Key = tuple[Hashable, ...] | None
+"""What draws were counted at which input; None: nothing of it is remembered."""
+
+
+def _fingerprint(classifier: Classifier) -> str | None:
+    with contextlib.suppress(ConfigError):
+        return classifier.fingerprint()
+    return None
+
+
+def _name(now: Key, point: Tensor, seed: int, phase: int, size: int, *what: Hashable) -> Key:
+    content = hashlib.sha256(point.detach().cpu().contiguous().numpy().tobytes()).digest()
+    return None if now is None else (*now, seed, phase, content, size, *what)
+
+
+def _recall(key: Key, size: int, draws: int, start: Value) -> tuple[int, Value]:
+    """As many chunks as are known and wanted, and their sum."""
+    for known, most in () if key is None else (((*key, draws), draws + size), (key, draws)):
+        chunks, value = _COUNTED.get(known, (0, None))
+        if value is not None and chunks * size <= most:
+            return chunks, value
+    return 0, start
+
+
+def _remember(key: Key, size: int, draws: int, chunk: int, value: Any) -> None:
+    """The sum up to a chunk; where only a part of that was wanted, for this number of draws alone."""
+    whole = (chunk + 1) * size <= draws
+    _keep(key if whole or key is None else (*key, draws), chunk + 1, value)
+
+
+def _keep(key: Key, much: int, what: Any) -> None:
+    """Remember it in place of less, until `REMEMBERED` others came later."""
+    if key is None or much == 0:
+        return
+    with _LOCK:
+        if _COUNTED.get(key, (0, None))[0] <= much:
+            _COUNTED[key] = (much, what)
+        _COUNTED.move_to_end(key)
+        while len(_COUNTED) > REMEMBERED:
+            _COUNTED.popitem(last=False)
+
+
+def add_votes(
+    votes: Int[Tensor, " classes"], logits: Float[Tensor, "n classes"], chunk: int
+) -> Int[Tensor, " classes"]:
+    """Votes so far and those of a chunk, for `Counter.fold`."""
+    del chunk
+    found = _tally(logits)
+    return votes.to(found.device) + found
+
+
+def tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
+    """How many rows are for each class, on the CPU; one that is not finite is for none."""
+    return _tally(logits).cpu()
+
+
+def _tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
+    """As `tally`, on their device, without waiting for it."""
+    finite = (logits * 0).sum(dim=1) == 0
+    labels = torch.where(finite, logits.argmax(dim=1), logits.shape[1])
+    found = torch.zeros(logits.shape[1] + 1, dtype=torch.int64, device=logits.device)
+    return found.scatter_add_(0, labels, torch.ones_like(labels))[:-1]
+
+
+def rows_of(entries: int) -> int:
+    """Draws in a chunk, for inputs of so many entries."""
+    return max(1, min(ROWS, ENTRIES // entries))
+
+
+def split(classifier: Classifier) -> tuple[nn.Sequential, nn.Sequential]:
+    """A classifier as an affine function, then the rest: the identity and all of it, where its layers do not tell."""
+    layers = _layers(classifier.module) if classifier.hidden_code() is None else [classifier.module]
+    count = 0
+    while count < len(layers) and type(layers[count]) in _AFFINE and not _by_batch(layers[count]):
+        count += 1
+    return nn.Sequential(*layers[:count]), nn.Sequential(*layers[count:])
+
+
+_SHAPES: tuple[Any, ...] = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
+_AFFINE = frozenset((Normalise, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, *_SHAPES))
+"""Affine in eval mode."""
+
+
+def _by_batch(layer: nn.Module) -> bool:
+    """Whether a normalisation has no statistics of its own and takes the batch's."""
+    return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is None
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The parts of a sequence, and of the sequences in it."""
+    if type(module) is not nn.Sequential:
+        return [module]
+    return [layer for part in module for layer in _layers(part)]
+
+
+def generator_of(device: torch.device) -> torch.device | None:
+    """Where torch draws for a classifier on a device: on a GPU by itself, else nowhere."""
+    return device if device.type == "cuda" else None
+
+
+def _place(device: torch.device) -> str:
+    """Name of torch's stream on a device: how its numbers are dealt to threads depends on the kind of GPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"torch {torch.__version__} on {name}"
+
+
+def _stream(seed: int, phase: int, chunk: int, device: torch.device | None = None) -> Stream:
+    """The stream of a chunk: 64 bits of the same seed sequence are the key of torch's (Philox, on a GPU)."""
+    if device is None:
+        return _numpy(seed, phase, chunk)
+    key = np.random.SeedSequence(seed, spawn_key=(phase, chunk)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(key[0]))
+
+
+def _numpy(seed: int, phase: int, chunk: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(phase, chunk))))
+
+
+def _apart(function: Any) -> Any:
+    """The function with code of its own: torch compiles one code for a few functions, and runs the others as is."""
+    code = function.__code__.replace(co_name=f"counted_{next(_NUMBERS)}")
+    return types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+
+
+def _compile(function: Any) -> Callable[..., Tensor]:
+    """The function by `torch.compile`: all of it, or none.
+
+    Raises:
+        UnsupportedError: when it is called first, and it cannot be compiled here.
+    """
+    run: Callable[..., Any] = torch.compile(_apart(lambda *rows: function(*rows)), dynamic=False, fullgraph=True)
+
+    def call(*arguments: Tensor) -> Tensor:
+        try:
+            found = run(*arguments)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise UnsupportedError(
+                f"torch.compile cannot compile the classifier; it needs a C++ compiler, and Triton on a GPU: {lines[0]}"
+            ) from error
+        assert isinstance(found, Tensor)
+        return found
+
+    return call

@@ -1,0 +1,1 @@
+"""Distributions of noise, each with the radius that it certifies."""

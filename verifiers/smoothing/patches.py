@@ -1,0 +1,157 @@
+r"""Derandomised smoothing against patches: votes of bands or blocks of the image (Levine and Feizi, 2020).
+
+A patch is a square of m x m pixels, with any values, anywhere in the image. It is no ball of a norm and has no place
+among threat models, so this is a function of its own and no certifier of the table; its certificates are ordinary ones,
+in which the radius is the largest m that is tolerated.
+
+The classifier sees one band of columns, or one block, at a time, wrapped around the borders, and may vote for several
+classes or none. All positions are tried: counts are exact, and the claim, which is about the smoothed classifier, is
+sound.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from certbench.core.certificate import Certificate
+from certbench.core.certification import check_inputs
+from certbench.core.claims import ABSTAIN, Guarantee, Subject
+from certbench.core.classifier import Classifier
+from certbench.core.threat import L0
+from certbench.errors import ConfigError, UnsupportedError
+from certbench.verifiers.smoothing.ablation import readable
+from certbench.verifiers.smoothing.counting import rows_of
+from certbench.verifiers.smoothing.splitting import ranking
+
+
+@dataclass(frozen=True)
+class PatchSmoothing:
+    """Band or block smoothing.
+
+    Attributes:
+        kind: `band`, of whole columns, or `block`, a square.
+        size: width of the band, or side of the block.
+        threshold: a class has the vote of a position where its softmax is at least this.
+        rule: `uniform`, as published, allows each of the positions that meet a patch to take a vote from the winner
+            and to give one to its rival; `located` looks at each place of the patch, and at how those positions
+            voted: never less.
+        encode: what hides the rest: NaN, for a classifier that begins with `ablation.TwoChannel`, or zero.
+    """
+
+    kind: Literal["band", "block"] = "band"
+    size: int = 4
+    threshold: float = 0.3
+    rule: Literal["located", "uniform"] = "located"
+    encode: Literal["two-channel", "zero"] = "two-channel"
+
+    guarantee = Guarantee.SOUND
+    subject = Subject.SMOOTHED
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        if self.size < 1:
+            raise ConfigError(f"size must be at least 1, not {self.size}", ("size",))
+        if not 0 < self.threshold <= 1:
+            raise ConfigError(f"threshold must lie between 0 and 1, not {self.threshold}", ("threshold",))
+        for name, choices in (
+            ("kind", ("band", "block")),
+            ("rule", ("located", "uniform")),
+            ("encode", ("two-channel", "zero")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}", (name,))
+
+    def certify(self, classifier: Classifier, x: Float[Tensor, "n ..."]) -> Certificate:
+        """The class of each image, and the side of the largest square patch that cannot change it.
+
+        The class is known even where that is 0, unless no position voted.
+
+        Raises:
+            ConfigError: inputs of another shape, or not finite.
+            UnsupportedError: the classifier takes no images, smaller ones than a band or block, or cannot read NaN.
+        """
+        check_inputs(classifier, x, L0)
+        if len(classifier.input_shape) != 3:
+            raise UnsupportedError(f"{classifier.name} takes no images (channels, height, width)")
+        if self.size > min(classifier.input_shape[1:] if self.kind == "block" else classifier.input_shape[2:]):
+            raise UnsupportedError(f"a {self.kind} of size {self.size} is larger than the image")
+        if self.encode == "two-channel":
+            readable(classifier)
+        predictions, sides, evidence = [], [], []
+        for image in x:
+            votes = self.votes(classifier, image)
+            counts = [int(count) for count in votes.sum(dim=(0, 1))]
+            top, side = self.side(votes, *image.shape[1:])
+            predictions.append(top if any(counts) else ABSTAIN)
+            sides.append(side)
+            evidence.append(
+                {
+                    "counts": counts,
+                    "n": votes.shape[0] * votes.shape[1],
+                    "kind": self.kind,
+                    "size": self.size,
+                    "threshold": self.threshold,
+                    "rule": self.rule,
+                    "encode": self.encode,
+                    "claim": "square patches of radius x radius pixels",
+                }
+            )
+        return Certificate.of(torch.tensor(predictions), torch.tensor(sides, dtype=torch.float64), evidence=evidence)
+
+    def votes(
+        self, classifier: Classifier, image: Float[Tensor, "channels height width"]
+    ) -> Bool[Tensor, "rows columns classes"]:
+        """For which classes each position votes, by its first row (one of them, for bands) and first column."""
+        _, height, width = image.shape
+        down, across = _shown(height, self.size), _shown(width, self.size)
+        if self.kind == "band":
+            down = torch.ones(1, height, dtype=torch.bool)
+        masks = (down[:, None, :, None] & across[None, :, None, :]).flatten(0, 1)
+        hidden, size = (torch.nan if self.encode == "two-channel" else 0.0), rows_of(image.numel())
+        found = []
+        for start in range(0, len(masks), size):
+            index = torch.arange(start, start + size) % len(masks)  # full batches, of repetitions
+            seen = torch.where(masks[index][:, None].to(image.device), image, hidden)
+            votes = classifier(seen).double().softmax(dim=1) >= self.threshold  # NaN votes for nothing
+            found.append(votes[: len(masks) - start].cpu())
+        return torch.cat(found).view(len(down), width, -1)
+
+    def side(self, votes: Bool[Tensor, "rows columns classes"], height: int, width: int) -> tuple[int, int]:
+        """The winner, ties to the first class, and the side of the largest patch that leaves it the winner."""
+        counts = votes.long().sum(dim=(0, 1))
+        top = ranking(counts.tolist(), 1)[0]
+        side = 0
+        while side < min(height, width) and bool((self._rooms(votes.long(), top, side + 1, height, width) > 0).all()):
+            side += 1
+        return top, side
+
+    def _rooms(
+        self, votes: Int[Tensor, "rows columns classes"], top: int, side: int, height: int, width: int
+    ) -> Int[Tensor, "places rivals"]:
+        """By how much the winner stays ahead of each rival, ties to the first class, for each place of a patch."""
+        touched = _touched(height, side, self.size) if self.kind == "block" else torch.ones(1, 1, dtype=torch.int64)
+        across = _touched(width, side, self.size)
+        total = votes.sum(dim=(0, 1))
+        most = touched.sum(dim=1)[:, None] * across.sum(dim=1)  # how many positions see the patch
+        rivals = torch.arange(len(total)) != top
+        ties = (torch.arange(len(total)) > top).long()[rivals]
+        if self.rule == "uniform":
+            return (total[top] - total[rivals] - 2 * most.max() + ties)[None]
+        inside = torch.einsum("ar,bc,rck->abk", touched, across, votes)
+        own = total[top] - inside[..., top]
+        others = total[rivals] - inside[..., rivals] + most[..., None]
+        return (own[..., None] - others + ties).flatten(0, 1)
+
+
+def _shown(length: int, size: int) -> Bool[Tensor, "positions length"]:
+    """Which of `length` entries a window of that size shows, by its first one, wrapped around."""
+    return (torch.arange(length) - torch.arange(length)[:, None]) % length < size
+
+
+def _touched(length: int, side: int, size: int) -> Int[Tensor, "places positions"]:
+    """Which windows, by their first entry, meet a patch of that side, for each place of the patch inside."""
+    places, positions = torch.arange(length - side + 1)[:, None], torch.arange(length)
+    return ((positions - places + size - 1) % length < side + size - 1).long()

@@ -1,0 +1,288 @@
+"""Randomized smoothing with additive noise, at the input or at a hidden layer (Cohen, Rosenfeld and Kolter, 2019).
+
+Certified is the smoothed classifier g(x) = argmax_c P[f(x + noise) = c], not f. The counts of sampled classes are the
+whole of the evidence: every radius is a function of counts, alpha, the noise and the dimension.
+
+Noise at a hidden layer smooths what follows it: if that is certified within R in the q-norm of the layer's features,
+and the features move by at most L times the p-norm of the input's change, g is certified within R / L in the p-norm.
+Noise at several layers is certified by any one of them, and radii are never added: see `injections`.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from certbench.core import options
+from certbench.core.certificate import Certificate
+from certbench.core.certification import input_seed
+from certbench.core.certifier import Certifier
+from certbench.core.claims import ABSTAIN, Guarantee, Subject
+from certbench.core.classifier import Classifier, Regressor
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError, UnsupportedError
+from certbench.verifiers.lipschitz.margin import feature_constants
+from certbench.verifiers.smoothing.confidence import binomial
+from certbench.verifiers.smoothing.counting import ESTIMATION, PREDICTION, SELECTION, Counter
+from certbench.verifiers.smoothing.hidden_layers import Interleaved, Noises, Place
+from certbench.verifiers.smoothing.noise.families import Gaussian, Noise, Uniform, uniform_l1_in_box
+from certbench.verifiers.smoothing.votes import Rule, bounds, check_sampling
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothingState:
+    """What is counted, and how far a change of the input gets there.
+
+    Attributes:
+        counter: of what follows the noise.
+        threat: the threat model.
+        prefix: what comes before the first of it.
+        places: where there is noise, in the order of the network.
+    """
+
+    counter: Counter
+    threat: ThreatModel
+    prefix: nn.Module
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Smoothing(Certifier[SmoothingState]):
+    """Randomized smoothing (Cohen et al., 2019; other noises: Yang et al., 2020), at the input or a hidden layer.
+
+    With probability at least 1 - alpha per input, g(x') is the certified class for every x' within the radius. That
+    is a statement about real arithmetic and ideal noise: a base classifier made to read the rounding of x + noise can
+    make it false (Voráček and Hein, 2023).
+
+    Attributes:
+        noise: of the draws; its sigma is in units of the input, or of the layer's features.
+        n: draws that estimate the probabilities.
+        n0: draws that select the class, independent of those.
+        alpha: probability that an input's certificate is wrong.
+        rule: `one-vs-rest` is Cohen's CERTIFY, which bounds the runner-up by 1 - p_A; `two-class` bounds both
+            from the counts, each at alpha / 2, and abstains less. No union over classes is needed: the bound is
+            monotone in the count, and the true runner-up's count is at most the largest.
+        layer: the submodule behind which the noise is added, by the name that `named_modules` gives it; None: the
+            input. Only where the module is a sequence.
+        also: layers after that one, in the order of the network, behind each of which more noise of the same family is
+            added, and the sigma of each. The radius is the largest that one of the noises proves, see `injections`.
+        share: None, and every input has draws of its own, from the run's seed; or the seed of draws that all inputs
+            share, which is faster. Each certificate holds as before, but they fail together: bounds of how many fail
+            that assume independence are not valid.
+        precision: `bfloat16`, and what follows the noise is another classifier: of parameters, activations and input
+            plus noise rounded to 8 bits, but for the first affine layers of shared noise, whose sum is rounded. The
+            noise itself is float32. None: as the classifier is. Clean accuracy is the classifier's as it is.
+        compile: whether `torch.compile` runs what follows the noise, another classifier again in its last bits.
+    """
+
+    noise: Noise = field(default_factory=Gaussian)
+    n: int = 100_000
+    n0: int = 100
+    alpha: float = 0.001
+    rule: Rule = "two-class"
+    layer: str | None = None
+    also: tuple[tuple[str, float], ...] = ()
+    share: int | None = None
+    precision: Literal["bfloat16"] | None = None
+    compile: bool = False
+
+    guarantee = Guarantee.PROBABILISTIC
+    subject = Subject.SMOOTHED
+    norms = frozenset({1.0, 2.0, math.inf})
+    version = 3
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        check_sampling(self.n, self.n0, self.alpha, self.rule)
+        if self.share is not None and self.share < 0:
+            raise ConfigError(f"share is a seed, at least 0, not {self.share}", ("share",))
+        if self.share is not None and not self.noise.additive:
+            raise ConfigError("this noise is added in integers, to each input by itself; leave share out", ("share",))
+        for name, used in (("layer", self.layer is not None), ("also", self.also)):
+            if used and not self.noise.additive:
+                raise ConfigError("this noise is for inputs on a grid; features of a layer are not", (name,))
+        if self.precision not in (None, "bfloat16"):
+            raise ConfigError(f"precision is bfloat16 or left out, not {self.precision!r}", ("precision",))
+        if self.precision is not None and self.also:
+            raise ConfigError("bfloat16 would round the noise of the later layers; leave it out", ("precision",))
+        for i, (_, sigma) in enumerate(self.also):
+            if not 0 < sigma < math.inf:
+                raise ConfigError(f"sigma must be positive and finite, not {sigma}", ("also", i, 1))
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> SmoothingState:
+        """Cut the network where the noise goes, and bound what comes before.
+
+        Raises:
+            UnsupportedError: there is no such layer in a sequence, or what comes before it has no Lipschitz constant.
+        """
+        counter, parts, shapes = self._cut(classifier)
+        places = []
+        for i, (layer, noise) in enumerate(self._noises()):
+            d, constants = math.prod(shapes[i]), {threat.p: 1.0}
+            if layer is not None:
+                before = nn.Sequential(*parts[: i + 1], nn.Flatten()).eval()
+                exact = Regressor(before, classifier.input_shape, d, classifier.name).double()
+                constants = feature_constants(replace(exact, module=exact.module.cpu()), threat.p)
+            places.append(Place(layer, noise, constants, d))
+        return SmoothingState(counter, threat, parts[0], tuple(places))
+
+    def _noises(self) -> list[tuple[str | None, Noise]]:
+        """The layers that have noise, in order, and which."""
+        return [(self.layer, self.noise), *((name, replace(self.noise, sigma=sigma)) for name, sigma in self.also)]
+
+    def _cut(self, classifier: Classifier) -> tuple[Counter, list[nn.Sequential], list[tuple[int, ...]]]:
+        """A counter of what follows the first noise; the network in parts, at each noise; and the shapes there."""
+        places = self._noises()
+        parts = [nn.Sequential(), nn.Sequential(classifier.module)]
+        if self.layer is not None or self.also:
+            parts = cut(classifier, *(layer for layer, _ in places if layer is not None))
+            parts = parts if self.layer is not None else [nn.Sequential(), *parts]
+        shapes, z = [], torch.zeros(1, *classifier.input_shape).to(classifier.device, classifier.dtype)
+        for part, (_, noise) in zip(parts, places, strict=False):
+            z = part(z)
+            shapes.append(tuple(z.shape[1:]))
+            noise.scale(z.numel())
+        if not self.also:
+            rest = classifier if self.layer is None else replace(classifier, module=parts[1], input_shape=shapes[0])
+            if self.precision is not None:
+                rest = replace(rest, module=copy.deepcopy(rest.module).to(torch.bfloat16))
+            return Counter.of(rest, self.noise, self.share, compiled=self.compile), parts, shapes
+        sizes = [math.prod(shape) for shape in shapes]
+        joint = Noises(tuple((noise, size) for (_, noise), size in zip(places, sizes, strict=True)))
+        module = Interleaved(parts[1:], shapes).eval()
+        rest = replace(classifier, module=module, input_shape=(sum(sizes),))
+        return Counter.of(rest, joint, self.share, compiled=self.compile), parts, shapes
+
+    @torch.no_grad()
+    def certify(self, state: SmoothingState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
+        """Algorithm CERTIFY: select on n0 draws, estimate on n others, bound, and abstain if the bounds cross."""
+        counter = state.counter
+        points = self._features(counter, state.prefix, x)
+        selection = counter.count(points, self.n0, seeds, SELECTION)
+        estimation = counter.count(points, self.n, seeds, ESTIMATION)
+        top = selection.argmax(dim=1)
+        predictions, radii, evidence = [], [], []
+        for i, seed in enumerate(seeds):
+            p_lower, p_upper = self.probabilities(int(top[i]), estimation[i].tolist(), self.n)
+            by_place = [place.radius(p_lower, p_upper) for place in state.places]
+            radius, first = max(by_place), state.places[0]
+            if self._in_the_unit_box(state.threat) and p_lower > p_upper:
+                point = x[i].flatten().cpu().numpy()
+                wider = uniform_l1_in_box(p_lower, p_upper, point, self.noise.scale(first.dimension))
+                radius = max(radius, min(wider, float(first.dimension)))  # the box is no wider than that
+            predictions.append(int(top[i]) if radius > 0 else ABSTAIN)
+            radii.append(radius)
+            found = self._evidence(state, selection[i].tolist(), estimation[i].tolist(), p_lower, p_upper, seed)
+            evidence.append({**found, "radii": by_place} if self.also else found)
+        return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
+
+    def _in_the_unit_box(self, threat: ThreatModel) -> bool:
+        """Whether uniform noise at the input has a larger L1 radius (Voráček and Hein, 2023)."""
+        domain = threat.domain
+        inside = domain is not None and domain[0] >= 0 and domain[1] <= 1
+        return inside and threat.p == 1 and self.layer is None and type(self.noise) is Uniform
+
+    def _features(self, counter: Counter, prefix: nn.Module, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Where the noise is added: one by one, since the last bits depend on how many inputs there are."""
+        if (self.layer is None and not self.also) or len(x) == 0:
+            return x
+        tensors = itertools.chain(prefix.parameters(), prefix.buffers())
+        dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), counter.precision)
+        rows = x.to(counter.classifier.device, dtype, copy=True)  # a prefix may work in place
+        features = torch.cat([prefix(row[None]) for row in rows])
+        if not self.also:
+            return features
+        flat = features.flatten(1)
+        return functional.pad(flat, (0, math.prod(counter.classifier.input_shape) - flat.shape[1]))
+
+    def _evidence(
+        self, state: SmoothingState, selection: list[int], estimation: list[int], low: float, high: float, seed: int
+    ) -> dict[str, Any]:
+        first = state.places[0]
+        found = {
+            "counts": estimation,
+            "selection": selection,
+            "n": self.n,
+            "alpha": self.alpha,
+            "rule": self.rule,
+            "noise": options.describe(self)["noise"],
+            "sigma": self.noise.sigma,
+            "scale": self.noise.scale(first.dimension),
+            "dimension": first.dimension,
+            "p_lower": low,
+            "p_upper": high,
+            "seed": f"{seed if self.share is None else self.share:032x}",
+        }
+        if self.share is not None:
+            found["shared"] = True
+        if self.layer is not None:
+            found["layer"] = self.layer
+            found["constants"] = {f"{q:g}": bound for q, bound in first.constants.items()}
+        if self.also:
+            found["also"] = [place.evidence() for place in state.places[1:]]
+        return found | state.counter.description()
+
+    def probabilities(self, top: int, estimation: Sequence[int], n: int) -> tuple[float, float]:
+        """Bounds of the probability of class `top` from below and of every other class from above, given the counts."""
+        return bounds(top, estimation, n, self.alpha, self.rule)
+
+    def predict(self, classifier: Classifier, x: Float[Tensor, "n ..."], *, seed: int = 0) -> Int[Tensor, " n"]:
+        """Algorithm PREDICT: g(x), or `ABSTAIN` unless the two top counts of n draws differ at level alpha.
+
+        A class returned is wrong with probability at most alpha (Proposition 2 of Cohen et al.).
+        """
+        counter, parts, _ = self._cut(classifier)
+        points, seeds = x.to(classifier.device, torch.float64), [input_seed(seed, point) for point in x]
+        features = self._features(counter, parts[0], points)
+        predictions = []
+        for sampled in counter.count(features, self.n, seeds, PREDICTION):
+            first, second = sampled.topk(2).values.tolist()
+            second = max(second, self.n - int(sampled.sum()))
+            certain = first > second and binomial.even_chance(first, second) <= self.alpha
+            predictions.append(int(sampled.argmax()) if certain else ABSTAIN)
+        return torch.tensor(predictions, dtype=torch.int64)
+
+
+def cut(classifier: Classifier, *layers: str) -> list[nn.Sequential]:
+    """A module in parts: up to the end of a submodule, from there to the end of the next, and from the last on.
+
+    Raises:
+        UnsupportedError: a submodule is no part of nested sequences that make up the module, is the last, or does not
+            come after the one before; or the module's precision is shorter than float32, so that its roundings move
+            features further than any Lipschitz constant says.
+    """
+    short = {str(t.dtype) for t in classifier.tensors() if t.is_floating_point() and t.dtype.itemsize < 4}
+    if short:
+        raise UnsupportedError(
+            f"{classifier.name} is in {min(short)}, whose roundings no Lipschitz constant covers; convert it to "
+            "float32, or add noise at the input alone"
+        )
+    hidden = classifier.hidden_code()
+    if hidden is not None:
+        raise UnsupportedError(f"{hidden}, which a cut would lose")
+    found = _leaves("", copy.deepcopy(classifier.module))  # so that what is found out of a part stays true of it
+    names, leaves = [name for name, _ in found], [leaf for _, leaf in found]
+    ends = [0]
+    for layer in layers:
+        if layer not in names[:-1]:
+            known = ", ".join(names)
+            raise UnsupportedError(f"{layer!r} is no layer before the last of nested sequences; known: {known}")
+        ends.append(names.index(layer) + 1)
+        if ends[-1] <= ends[-2]:
+            raise UnsupportedError(f"{layer!r} does not come after {names[ends[-2] - 1]!r}; write layers in order")
+    return [nn.Sequential(*leaves[i:j]).eval() for i, j in itertools.pairwise([*ends, len(leaves)])]
+
+
+def _leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    if type(module) is not nn.Sequential:
+        return [(name, module)]
+    prefix = f"{name}." if name else ""
+    parts = module._modules.items()  # `named_children` leaves out what came before
+    return [leaf for key, part in parts if part is not None for leaf in _leaves(prefix + key, part)]

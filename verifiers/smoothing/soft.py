@@ -1,0 +1,220 @@
+r"""Smoothing of scores instead of votes (Salman et al., 2019, Lemma 2), what MACER trains for (Zhai et al., 2020).
+
+The smoothed scores are $\hat f_c(x) = E[\mathrm{softmax}_c(\beta f(x + N(0, \sigma^2 I)))]$, and certified is
+$\arg\max_c \hat f_c$: neither f, nor the majority vote that `smoothing` certifies, nor the same at another beta. Its
+radius is $\frac\sigma2(\Phi^{-1}(\hat f_A) - \Phi^{-1}(\hat f_B))$, from bounds of the two expectations.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certbench.core.certificate import Certificate
+from certbench.core.certifier import Certifier
+from certbench.core.claims import ABSTAIN, Guarantee, Subject
+from certbench.core.classifier import Classifier
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError
+from certbench.verifiers.smoothing.confidence import scores as confidence
+from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, rows_of
+from certbench.verifiers.smoothing.noise.families import Gaussian
+from certbench.verifiers.smoothing.noise.gaussian_radius import sample_classes
+from certbench.verifiers.smoothing.votes import bounds, check_sampling
+
+Bound = Literal["chernoff", "hoeffding", "bernstein", "sampled"]
+BOUNDS = ("chernoff", "hoeffding", "bernstein", "sampled")
+
+UNIT = 2**30
+"""Scores are rounded to whole multiples of 1 / UNIT, against the certificate, so that their sums are exact."""
+
+VOTE = 0x766F7465
+"""Phase of the draws that turn a score into a vote, apart from those of the noise."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Scores of noisy draws, rounded to units of 1 / `UNIT` and summed without error; of constant size.
+
+    Attributes:
+        draws: how many.
+        sums: of each class's scores, in units.
+        squares: of their squares.
+    """
+
+    draws: int
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+
+    def mean(self, c: int) -> float:
+        """Of a class's scores."""
+        return self.sums[c] / (self.draws * UNIT)
+
+    def variance(self, c: int) -> float:
+        """The unbiased variance of a class's scores."""
+        spread = self.draws * self.squares[c] - self.sums[c] ** 2
+        return spread / (self.draws * (self.draws - 1) * UNIT**2)
+
+
+@dataclass(frozen=True, eq=False)
+class SoftState:
+    """What is sampled, under which threat model, and the dimension of the input."""
+
+    counter: Counter
+    threat: ThreatModel
+    dimension: int
+
+
+@dataclass(frozen=True)
+class SoftSmoothing(Certifier[SoftState]):
+    """Smoothing of softmax scores under Gaussian noise (Salman et al., 2019, Lemma 2).
+
+    With probability at least 1 - alpha per input, the class of the largest smoothed score is the certified one within
+    the radius. Scores scale with the logits, so certificates depend on their scale, as on beta.
+
+    Attributes:
+        sigma: standard deviation of the noise, in units of the input.
+        beta: inverse temperature of the softmax. As it grows, scores become votes.
+        n: draws that estimate the scores.
+        n0: draws that select the class, independent of those.
+        alpha: probability that an input's certificate is wrong.
+        bound: of the expectations. `chernoff` and `hoeffding` know the mean, `bernstein` the variance as well;
+            `sampled` draws one class from each softmax and has the exact bounds of Clopper and Pearson for the counts.
+    """
+
+    sigma: float = 0.25
+    beta: float = 1.0
+    n: int = 100_000
+    n0: int = 100
+    alpha: float = 0.001
+    bound: Bound = "chernoff"
+
+    guarantee = Guarantee.PROBABILISTIC
+    subject = Subject.SMOOTHED
+    norms = frozenset({1.0, 2.0, math.inf})
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        for name in ("sigma", "beta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive and finite, not {getattr(self, name)}", (name,))
+        check_sampling(self.n, self.n0, self.alpha)
+        if self.n < 2:
+            raise ConfigError(f"n must be at least 2, for a variance, not {self.n}", ("n",))
+        if self.bound not in BOUNDS:
+            raise ConfigError(f"bound must be one of {', '.join(BOUNDS)}, not {self.bound!r}", ("bound",))
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> SoftState:
+        """There is nothing to compute."""
+        return SoftState(Counter.of(classifier, Gaussian(self.sigma)), threat, math.prod(classifier.input_shape))
+
+    @torch.no_grad()
+    def certify(self, state: SoftState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
+        """Select on n0 draws, bound the scores on n others, and abstain if the bounds cross."""
+        state = replace(state, counter=state.counter.settled())
+        predictions, radii, evidence = [], [], []
+        for point, seed in zip(x, seeds, strict=True):
+            top, selection = self.select(state.counter, point, seed)
+            if self.bound == "sampled":
+                counts = self.sample(state.counter, point, seed)
+                p_lower, p_upper = self.of_counts(counts, top)
+                found: dict[str, Any] = {"counts": counts}
+            else:
+                sums = self.sum(state.counter, point, seed, top)
+                p_lower, p_upper = self.of_sums(sums, top)
+                found = {"sums": list(sums.sums), "unit": UNIT}
+                if self.bound == "bernstein":
+                    found["variances"] = [sums.variance(c) for c in range(len(sums.sums))]
+            radius = Gaussian(self.sigma).radius(p_lower, p_upper, state.threat.p, state.dimension)
+            predictions.append(top if radius > 0 else ABSTAIN)
+            radii.append(radius)
+            settings = {name: getattr(self, name) for name in ("n", "alpha", "bound", "beta", "sigma")}
+            rest = {"class": top, "selection": selection, "dimension": state.dimension, "seed": f"{seed:032x}"}
+            rest |= {"p_lower": p_lower, "p_upper": p_upper, **state.counter.description()}
+            evidence.append({**found, **settings, **rest})
+        return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
+
+    def select(self, counter: Counter, point: Float[Tensor, " ..."], seed: int) -> tuple[int, list[float]]:
+        """The class of the largest mean score, and the means; draws that are not finite do not count."""
+        nothing, size = torch.zeros(counter.classifier.num_classes, dtype=torch.float64), rows_of(point.numel())
+
+        def add(total: Tensor, logits: Tensor, chunk: int) -> Tensor:
+            del chunk
+            return total + self.scores(logits).nan_to_num(0.0).sum(dim=0)
+
+        total = counter.fold(point, self.n0, seed, SELECTION, size, ("means", self.beta), nothing, add)
+        return int(total.argmax()), (total / self.n0).tolist()
+
+    def scores(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+        """Softmax of beta times the logits, on the CPU; NaN in the rows that are not finite."""
+        exact = logits.to("cpu", torch.float64)
+        return torch.where(exact.isfinite().all(dim=1, keepdim=True), (self.beta * exact).softmax(dim=1), math.nan)
+
+    def sum(self, counter: Counter, point: Float[Tensor, " ..."], seed: int, top: int) -> Sums:
+        """Sums of n draws' scores: of `top` rounded down, of the other classes up."""
+        nothing, what = (0,) * counter.classifier.num_classes, ("sums", self.beta, top)
+
+        def add(total: tuple[tuple[int, ...], tuple[int, ...]], logits: Tensor, chunk: int) -> tuple[Any, Any]:
+            del chunk
+            units = whole(self.scores(logits), top)
+            high, low = units >> 15, units & (2**15 - 1)  # their products and sums stay below 2^63
+            parts = [(part.sum(dim=0).tolist(), shift) for part, shift in
+                     ((high * high, 30), (high * low, 16), (low * low, 0))]  # fmt: skip
+            squares = [sum(part[c] << shift for part, shift in parts) for c in range(len(nothing))]
+            return (
+                tuple(before + now for before, now in zip(total[0], units.sum(dim=0).tolist(), strict=True)),
+                tuple(before + now for before, now in zip(total[1], squares, strict=True)),
+            )
+
+        size = rows_of(point.numel())
+        sums, squares = counter.fold(point, self.n, seed, ESTIMATION, size, what, (nothing, nothing), add)
+        return Sums(self.n, sums, squares)
+
+    def sample(self, counter: Counter, point: Float[Tensor, " ..."], seed: int) -> list[int]:
+        """Counts of the classes drawn, one from each of n softmaxes; those that are not finite give none."""
+        nothing, size = torch.zeros(counter.classifier.num_classes, dtype=torch.int64), rows_of(point.numel())
+
+        def add(counts: Tensor, logits: Tensor, chunk: int) -> Tensor:
+            stream = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, VOTE, chunk])))
+            drawn = sample_classes(self.scores(logits), stream)
+            return counts + torch.bincount(drawn[drawn >= 0], minlength=len(counts))
+
+        counts = counter.fold(point, self.n, seed, ESTIMATION, size, ("classes", self.beta), nothing, add)
+        return list(counts.tolist())
+
+    def of_counts(self, counts: Sequence[int], top: int) -> tuple[float, float]:
+        """Lower bound of the score of class `top` and upper bound of every other's, from the classes drawn.
+
+        As for votes: draws that gave no class are one more rival.
+        """
+        return bounds(top, counts, self.n, self.alpha)
+
+    def of_sums(self, sums: Sums, top: int) -> tuple[float, float]:
+        """The same from the scores; `bernstein`, which is not monotone in the mean, divides alpha / 2 among rivals."""
+        n, half = sums.draws, self.alpha / 2
+        others = [c for c in range(len(sums.sums)) if c != top]
+        own, rival = sums.mean(top), max(sums.mean(c) for c in others)
+        if self.bound == "bernstein":
+            share = half / len(others)
+            low = confidence.bernstein_lower(own, sums.variance(top), n, half)
+            high = max(confidence.bernstein_upper(sums.mean(c), sums.variance(c), n, share) for c in others)
+        elif self.bound == "chernoff":
+            low, high = confidence.chernoff_lower(own, n, half), confidence.chernoff_upper(rival, n, half)
+        else:
+            low, high = confidence.hoeffding_lower(own, n, half), confidence.hoeffding_upper(rival, n, half)
+        return low, min(high, 1 - low)
+
+
+def whole(scores: Float[Tensor, "n classes"], top: int) -> Int[Tensor, "n classes"]:
+    """Scores in units: of `top` rounded down, of the others up; 0 for `top` and 1 for the others where they are NaN."""
+    units = (scores * UNIT).ceil()
+    units[:, top] = (scores[:, top] * UNIT).floor()
+    lost = scores.isnan().any(dim=1)
+    units[lost] = UNIT
+    units[lost, top] = 0
+    return units.clamp(0, UNIT).to(torch.int64)

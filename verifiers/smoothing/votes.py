@@ -1,0 +1,107 @@
+"""Sampled votes: what all certifiers that count them have in common, from options to bounds of probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError
+from certbench.verifiers.smoothing.confidence import binomial
+from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
+
+Rule = Literal["two-class", "one-vs-rest"]
+
+
+def check_sampling(n: int, n0: int, alpha: float, rule: str = "two-class") -> None:
+    """Refuse numbers of draws and levels of confidence that no run could use.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}", ("alpha",))
+    for name, value in (("n", n), ("n0", n0)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}", (name,))
+    if rule not in ("two-class", "one-vs-rest"):
+        raise ConfigError(f"rule must be two-class or one-vs-rest, not {rule!r}", ("rule",))
+
+
+def bounds(top: int, estimation: Sequence[int], n: int, alpha: float, rule: Rule = "two-class") -> tuple[float, float]:
+    """A lower bound of the probability of `top` and an upper bound of every other's, both at once with 1 - alpha.
+
+    Draws without a vote count as one more rival. `two-class` needs no union over classes: the bound is monotone in
+    the count, and the true runner-up's count is at most the largest. From 1/2 on 1 - p_lower is exact, and below it
+    certifies nothing.
+    """
+    rivals = max([votes for label, votes in enumerate(estimation) if label != top] + [n - sum(estimation)])
+    p_lower = binomial.lower(estimation[top], n, alpha if rule == "one-vs-rest" else alpha / 2)
+    if rule == "one-vs-rest":
+        return p_lower, 1 - p_lower
+    return p_lower, min(binomial.upper(rivals, n, alpha / 2), 1 - p_lower)
+
+
+@dataclass(frozen=True, eq=False)
+class VoteState:
+    """What is counted, and the threat model."""
+
+    counter: Counter
+    threat: ThreatModel
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Two independent samples of votes, and what follows from them.
+
+    Attributes:
+        selection: counts that chose the class.
+        estimation: counts that estimate the probabilities.
+        top: the class.
+        p_lower: lower bound of its probability.
+        p_upper: upper bound of any other's; both hold with probability 1 - alpha.
+        n: draws of the estimation.
+        alpha: probability that a bound is wrong.
+        rule: which bounds.
+        seed: of the draws.
+    """
+
+    selection: list[int]
+    estimation: list[int]
+    top: int
+    p_lower: float
+    p_upper: float
+    n: int
+    alpha: float
+    rule: Rule
+    seed: int
+
+    def evidence(self) -> dict[str, Any]:
+        """All that is needed to compute the certificate anew."""
+        return {
+            "counts": self.estimation,
+            "selection": self.selection,
+            "n": self.n,
+            "alpha": self.alpha,
+            "rule": self.rule,
+            "p_lower": self.p_lower,
+            "p_upper": self.p_upper,
+            "seed": f"{self.seed:032x}",
+        }
+
+
+@torch.no_grad()
+def sample(
+    counter: Counter, x: Float[Tensor, "n ..."], seeds: Sequence[int], n0: int, n: int, alpha: float, rule: Rule
+) -> list[Vote]:
+    """At each input, select on n0 draws, estimate on n others, and bound."""
+    selections = counter.count(x, n0, seeds, SELECTION).tolist()
+    estimations = counter.count(x, n, seeds, ESTIMATION).tolist()
+    votes = []
+    for selection, estimation, seed in zip(selections, estimations, seeds, strict=True):
+        top = selection.index(max(selection))
+        votes.append(Vote(selection, estimation, top, *bounds(top, estimation, n, alpha, rule), n, alpha, rule, seed))
+    return votes
