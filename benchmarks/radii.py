@@ -26,7 +26,7 @@ from certbench import Classifier, Linf
 from certbench.core.certifier import margin_rows
 from certbench.models import zoo
 from certbench.models.data import digits as data
-from certbench.verifiers.bounds.state import NetworkState
+from certbench.verifiers.bounds.backward import NetworkState
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 
 BUNDLE = Path(__file__).parents[2] / "shared" / "data" / "bundle.py"

@@ -174,7 +174,7 @@ def test_what_cannot_be_rechecked_is_refused_with_the_reason(tmp_path: Path) -> 
 def test_a_certifier_with_bounds_that_are_too_tight_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from certbench.verifiers.bounds.state import LayerBounds, layer_bounds
+    from certbench.verifiers.bounds.backward import LayerBounds, layer_bounds
     from certbench.verifiers.linear import crown
 
     def narrow(*args: Any, **options: Any) -> LayerBounds:

@@ -15,7 +15,7 @@ from certbench import L1, Linf, ThreatModel
 from certbench.attacks.battery import attack
 from certbench.core.certifier import margin_rows
 from certbench.verifiers.bounds.optimise import optimise
-from certbench.verifiers.bounds.state import NetworkState, Region, backward, layer_bounds, upper_line
+from certbench.verifiers.bounds.backward import NetworkState, Region, backward, layer_bounds, upper_line
 from tests.laws.test_contract import inputs, network
 
 pytestmark = pytest.mark.usefixtures("solvers")

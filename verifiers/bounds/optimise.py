@@ -17,7 +17,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.core.threat import ThreatModel
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.state import LayerBounds, Region, backward, lower_slope, upper_line
+from certbench.verifiers.bounds.backward import LayerBounds, Region, backward, lower_slope, upper_line
 
 RATE = 0.25, 0.5
 """First steps of Adam, in alpha and in beta, the latter in units of the layer's largest coefficient; both shrink by

@@ -17,7 +17,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.errors import MissingBackendError, SolverError
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.state import LayerBounds, Region, lower_slope
+from certbench.verifiers.bounds.backward import LayerBounds, Region, lower_slope
 
 if TYPE_CHECKING:
     import highspy

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.optimise import optimise
-from certbench.verifiers.bounds.state import LayerBounds, Region, backward, lower_slope, upper_line
+from certbench.verifiers.bounds.backward import LayerBounds, Region, backward, lower_slope, upper_line
 
 
 @dataclass(frozen=True, eq=False)

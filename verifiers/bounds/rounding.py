@@ -14,7 +14,7 @@ from torch import Tensor
 
 from certbench.errors import NumericalError
 from certbench.networks.relu import UNDERFLOW, ReluNetwork
-from certbench.verifiers.bounds.state import LayerBounds, Region
+from certbench.verifiers.bounds.backward import LayerBounds, Region
 from certbench.verifiers.lipschitz.operator_norms import gamma
 
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}

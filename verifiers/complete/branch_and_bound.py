@@ -37,7 +37,7 @@ from certbench.verifiers.bounds.optimise import (
     optimised_bounds,
     steepest,
 )
-from certbench.verifiers.bounds.state import LayerBounds, NetworkState, Region, crown_radius, layer_bounds, upper_line
+from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, crown_radius, layer_bounds, upper_line
 from certbench.verifiers.complete.descent import Counterexample, attack, refute
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 

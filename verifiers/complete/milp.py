@@ -27,7 +27,7 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, SolverError
 from certbench.verifiers.bounds.optimise import steepest
 from certbench.verifiers.bounds.programs import PlanetModel, highs
-from certbench.verifiers.bounds.state import LayerBounds, NetworkState, Region, backward, crown_radius, layer_bounds
+from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, backward, crown_radius, layer_bounds
 from certbench.verifiers.linear.lp import tightened
 
 FEASIBILITY = 1e-9

@@ -23,7 +23,7 @@ from certbench.errors import ConfigError, UnsupportedError
 from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
 from certbench.verifiers.bounds.proof import Relaxation, adaptive, sufficient
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from certbench.verifiers.bounds.state import (
+from certbench.verifiers.bounds.backward import (
     ENTRIES,
     LayerBounds,
     NetworkState,

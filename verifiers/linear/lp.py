@@ -25,7 +25,7 @@ from certbench.errors import UnsupportedError
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.programs import PlanetModel, highs
 from certbench.verifiers.bounds.proof import Relaxation, adaptive
-from certbench.verifiers.bounds.state import (
+from certbench.verifiers.bounds.backward import (
     LayerBounds,
     Linear,
     NetworkState,

@@ -38,7 +38,7 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, MissingBackendError, UnsupportedError
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.proof import adaptive
-from certbench.verifiers.bounds.state import (
+from certbench.verifiers.bounds.backward import (
     LayerBounds,
     Linear,
     NetworkState,

@@ -31,7 +31,7 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.proof import Relaxation, parallel, sufficient
-from certbench.verifiers.bounds.state import ENTRIES, LayerBounds, NetworkState, Region
+from certbench.verifiers.bounds.backward import ENTRIES, LayerBounds, NetworkState, Region
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.relu import Map, ReluNetwork
-from certbench.verifiers.bounds.state import ENTRIES, NetworkState, Region
+from certbench.verifiers.bounds.backward import ENTRIES, NetworkState, Region
 
 Slope = Callable[[Tensor, Tensor], Tensor]
 """The slope of an unstable ReLU from its bounds l and u."""

@@ -21,7 +21,7 @@ from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
 from certbench.networks.relu import Map
-from certbench.verifiers.bounds.state import LayerBounds, NetworkState, Region
+from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Steepness
 
 WORK = 2**31

@@ -23,7 +23,7 @@ from certbench.core.claims import Guarantee
 from certbench.core.search import RadiusSearch, Secant
 from certbench.networks.relu import Dense, Map, ReluNetwork
 from certbench.verifiers.bounds.rounding import bound_errors
-from certbench.verifiers.bounds.state import ENTRIES, LayerBounds, NetworkState, Region
+from certbench.verifiers.bounds.backward import ENTRIES, LayerBounds, NetworkState, Region
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes, Steepness, raised
 
 GRAM = 2**22

@@ -27,7 +27,7 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.rounding import bound_errors, program_error
-from certbench.verifiers.bounds.state import LayerBounds, NetworkState, Region, layer_bounds
+from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, layer_bounds
 from certbench.verifiers.lipschitz.operator_norms import gamma
 
 

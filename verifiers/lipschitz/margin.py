@@ -28,7 +28,7 @@ from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.relu import ReluNetwork
 from certbench.networks.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
 from certbench.verifiers.bounds.rounding import bound_errors, program_error
-from certbench.verifiers.bounds.state import Region, layer_bounds
+from certbench.verifiers.bounds.backward import Region, layer_bounds
 from certbench.verifiers.lipschitz import operator_norms
 from certbench.verifiers.lipschitz.layer_rules import LINEAR, SLOPES, WINDOWS
 from certbench.verifiers.lipschitz.operator_norms import Diagonal, LinearMap, Matrix, dual, lengths, product, total

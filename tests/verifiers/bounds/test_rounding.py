@@ -12,7 +12,7 @@ from certbench import Classifier, Linf, NumericalError, UnsupportedError
 from certbench.core.certifier import margin_rows
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from certbench.verifiers.bounds.state import Region, backward, layer_bounds
+from certbench.verifiers.bounds.backward import Region, backward, layer_bounds
 from tests.laws.test_contract import inputs, network, sample_ball
 
 SAFE = {"name": "alpha-crown", "iterations": 3, "rounding_safe": True}

@@ -18,7 +18,7 @@ from certbench.core.certifier import margin_rows
 from certbench.core.search import Ladder, Secant
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.programs import PlanetModel, Program
-from certbench.verifiers.bounds.state import NetworkState, Region, backward, crown_radius, layer_bounds
+from certbench.verifiers.bounds.backward import NetworkState, Region, backward, crown_radius, layer_bounds
 from certbench.verifiers.linear.lp import LP, improved, tightened
 
 pytest.importorskip("highspy")

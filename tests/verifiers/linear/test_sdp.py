@@ -16,7 +16,7 @@ from certbench.core.certifier import margin_rows
 from certbench.core.search import Ladder
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.state import LayerBounds, NetworkState, Region, layer_bounds
+from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, layer_bounds
 from certbench.verifiers.linear import sdp
 from certbench.verifiers.linear.sdp import BACKENDS, SDP, Relaxation, crown, lift, propose
 

@@ -10,7 +10,7 @@ import certbench
 from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.core.certifier import MarginCertifier, margin_rows
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.state import LayerBounds, NetworkState, Region, backward, layer_bounds, upper_line
+from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, backward, layer_bounds, upper_line
 from certbench.verifiers.linear import zonotope
 from certbench.verifiers.linear.zonotope import SLOPES, DeepZ, HybridZonotope, Zonotope
 from tests.laws.test_contract import inputs, network, sample_ball

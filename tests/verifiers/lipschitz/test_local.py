@@ -14,7 +14,7 @@ from certbench.attacks.battery import attack
 from certbench.core.certifier import margin_rows
 from certbench.core.search import Secant
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.state import NetworkState, Region, layer_bounds
+from certbench.verifiers.bounds.backward import NetworkState, Region, layer_bounds
 from certbench.verifiers.lipschitz import fast_lip, operator_norms
 from certbench.verifiers.lipschitz.fast_lip import FastLip, RecurJac
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes

@@ -33,7 +33,7 @@ from certbench.errors import ConfigError, MissingBackendError, NumericalError, U
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.proof import Relaxation, adaptive, intervals, parallel, sufficient
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from certbench.verifiers.bounds.state import Region, interval_bounds, layer_bounds
+from certbench.verifiers.bounds.backward import Region, interval_bounds, layer_bounds
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 
 

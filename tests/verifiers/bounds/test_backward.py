@@ -9,8 +9,8 @@ from torch import Tensor
 import certbench
 from certbench import L1, L2, Linf, ThreatModel
 from certbench.core.certifier import margin_rows
-from certbench.verifiers.bounds import state as relaxation
-from certbench.verifiers.bounds.state import NetworkState, Region, backward, layer_bounds
+from certbench.verifiers.bounds import backward as relaxation
+from certbench.verifiers.bounds.backward import NetworkState, Region, backward, layer_bounds
 from tests.laws.test_contract import inputs, network, sample_ball
 
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
