@@ -18,7 +18,7 @@ COMMANDS = {
     "setup": [],
     "bench": [["certbench", "run", "default"]],
     "test": [["pytest", "-n", "auto"]],
-    "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+    "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"]],
     "check-slow": [["pytest", "-m", "slow"]],
     "benchmark": [
         ["python", "-m", "benchmarks.radii"],

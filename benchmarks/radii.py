@@ -23,10 +23,10 @@ from torch import Tensor
 
 import certbench
 from certbench import Classifier, Linf
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.models import zoo
 from certbench.models.data import digits as data
-from certbench.verifiers.bounds.backward import NetworkState
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 
 BUNDLE = Path(__file__).parents[2] / "shared" / "data" / "bundle.py"

@@ -16,32 +16,32 @@ from certbench.errors import (
     TimeLimitError,
     UnsupportedError,
 )
+from certbench.version import __version__
 
 if TYPE_CHECKING:
     from certbench.core.certificate import Certificate
     from certbench.core.certification import certify
-    from certbench.core.certifier import Bounds, Certifier, MarginCertifier, MarginState
+    from certbench.core.certifier import Certifier, MarginCertifier
     from certbench.core.classifier import Classifier, Regressor
+    from certbench.core.margins import Bounds, MarginState
     from certbench.core.options import build, describe
     from certbench.core.outputs import margins, output_bounds, output_radius
     from certbench.core.search import Bisection, Ladder, RadiusSearch, Secant
-    from certbench.external.recertify import recertify
-
-__version__ = "0.1.0"
+    from certbench.verifiers.smoothing.recertification import recertify
 
 _LAZY = {  # these import torch, which the command line and the reports do not need
     "Certificate": "certbench.core.certificate",
     "certify": "certbench.core.certification",
-    "Bounds": "certbench.core.certifier",
+    "Bounds": "certbench.core.margins",
     "Certifier": "certbench.core.certifier",
     "MarginCertifier": "certbench.core.certifier",
-    "MarginState": "certbench.core.certifier",
+    "MarginState": "certbench.core.margins",
     "Classifier": "certbench.core.classifier",
     "Regressor": "certbench.core.classifier",
     "margins": "certbench.core.outputs",
     "output_bounds": "certbench.core.outputs",
     "output_radius": "certbench.core.outputs",
-    "recertify": "certbench.external.recertify",
+    "recertify": "certbench.verifiers.smoothing.recertification",
     "build": "certbench.core.options",
     "describe": "certbench.core.options",
     "Bisection": "certbench.core.search",
@@ -59,6 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "__version__",
     "ABSTAIN",
     "Bisection",
     "Bounds",

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from certbench.core import options
 from certbench.core.certificate import Certificate
-from certbench.core.certifier import FLOOR, SLACK, Certifier, MarginCertifier
+from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.margins import FLOOR, SLACK
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
 from certbench.verifiers.linear.crown import Crown

@@ -9,18 +9,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import foolbox
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.attacks.gradient import differs, distance, greedy, lbfgs, pgd, restore, shape, walk_back
-from certbench.core.certification import out_of_memory
+from certbench.attacks.counterexamples import Counterexamples, Found, Hunt
+from certbench.attacks.gradient import greedy, lbfgs, pgd
+from certbench.attacks.walk import distance, restore, shape
 from certbench.core.classifier import Classifier
+from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 
 VERSION = 1
@@ -28,46 +29,6 @@ VERSION = 1
 
 INSIDE = 1 - 1e-7
 """The share of a claimed radius in which it is attacked; balls are open."""
-
-
-@dataclass(frozen=True, eq=False)
-class Counterexamples:
-    """The closest counterexamples that were found, for n inputs and one norm.
-
-    Attributes:
-        distance: float64, rounded up; inf where none was found.
-        point: the counterexamples, float64; the input itself where none was found.
-        attack: which attack found it.
-    """
-
-    distance: Float[Tensor, " n"]
-    point: Float[Tensor, "n ..."]
-    attack: tuple[str, ...]
-
-    @staticmethod
-    def none(x: Float[Tensor, "n ..."]) -> "Counterexamples":
-        """No counterexample yet, for these inputs."""
-        unknown = torch.full((len(x),), math.inf, dtype=torch.float64)
-        return Counterexamples(unknown, x.to("cpu", torch.float64).clone(), ("",) * len(x))
-
-    def at(self, rows: list[int]) -> "Counterexamples":
-        """Those of some inputs."""
-        return Counterexamples(self.distance[rows], self.point[rows], tuple(self.attack[i] for i in rows))
-
-    def closer(
-        self, names: tuple[str, ...], distance: Tensor, points: Float[Tensor, "n ..."], wrong: Bool[Tensor, " n"]
-    ) -> "Counterexamples":
-        """With these points, where they are wrong and closer."""
-        distance, points, wrong = distance.cpu(), points.cpu(), wrong.cpu()
-        better = wrong & (distance < self.distance)
-        return Counterexamples(
-            distance=torch.where(better, distance, self.distance),
-            point=torch.where(better.view(shape(points)), points, self.point),
-            attack=tuple(n if b else old for n, b, old in zip(names, better.tolist(), self.attack, strict=True)),
-        )
-
-
-Found = dict[ThreatModel, Counterexamples]
 
 
 def attack(
@@ -89,7 +50,7 @@ def attack(
         steps: of each attack.
         seed: of the attacks' random starts; torch's global generator is left as it was.
     """
-    hunt = _Hunt.of(classifier, x, threats, bounds)
+    hunt = Hunt.of(classifier, x, threats, bounds)
     if len(x) == 0:
         return hunt.found
     with _seeded(seed, classifier):
@@ -124,7 +85,7 @@ def search(
     Returns:
         What was found, and why attacks failed, if any did: the others go on.
     """
-    hunt = _Hunt.of(classifier, x, threats, bounds)
+    hunt = Hunt.of(classifier, x, threats, bounds)
     for threat in known or {}:
         hunt.offer(known[threat].attack, known[threat].point.to(hunt.x), walk=False)  # type: ignore[index]
     failed: dict[str, str] = {}
@@ -179,7 +140,7 @@ def refute(
         known: points to begin with.
         deadline: of `time.monotonic`, after which no descent begins.
     """
-    hunt = _Hunt.of(classifier, x, (threat,), bounds)
+    hunt = Hunt.of(classifier, x, (threat,), bounds)
     points = [found.point.to(hunt.x) for found in (known or {}).values()]
     if len(x) == 0:
         return hunt.found[threat]
@@ -211,67 +172,6 @@ def refute(
             hunt.offer("set back", restore(hunt.exact, hunt.x, hunt.label, point, singly=256), walk=False)
     hunt.set_back()
     return hunt.found[threat]
-
-
-def replay(classifier: Classifier, x: Float[Tensor, "n ..."], threat: ThreatModel, found: Counterexamples) -> Found:
-    """Those of some claimed counterexamples that are: inside the domain, of another class in float64."""
-    hunt = _Hunt.of(classifier, x, (threat,), (-math.inf, math.inf) if threat.domain is None else threat.domain)
-    if len(x):
-        hunt.offer(found.attack, found.point.to(hunt.x), walk=False)
-    return hunt.found
-
-
-@dataclass(eq=False)
-class _Hunt:
-    """What was found so far: a point is offered, walks back to its input, is replayed, and kept where it is closer."""
-
-    exact: Classifier
-    x: Float[Tensor, "n ..."]
-    label: Int[Tensor, " n"]
-    answered: Bool[Tensor, " n"]
-    bounds: tuple[float, float]
-    found: Found = field(default_factory=dict)
-
-    @staticmethod
-    def of(
-        classifier: Classifier,
-        x: Float[Tensor, "n ..."],
-        threats: tuple[ThreatModel, ...],
-        bounds: tuple[float, float],
-    ) -> "_Hunt":
-        exact = classifier.double()
-        x = x.to(classifier.device, torch.float64)
-        logits = exact(x)
-        found = {threat: Counterexamples.none(x) for threat in threats}
-        return _Hunt(exact, x, logits.argmax(dim=1), logits.isfinite().all(dim=1), bounds, found)
-
-    def offer(self, name: str | tuple[str, ...], points: Float[Tensor, "n ..."], walk: bool = True) -> None:
-        names = (name,) * len(self.x) if isinstance(name, str) else name
-        points = points.to(torch.float64).clamp(*self.bounds)
-        if walk:
-            points = walk_back(self.exact, self.x, self.label, points)
-        wrong = differs(self.exact, points, self.label) & self.answered
-        for threat, before in self.found.items():
-            self.found[threat] = before.closer(names, distance(threat, self.x, points), points, wrong)
-
-    def best(self, p: float) -> Float[Tensor, "n ..."]:
-        """The closest points in a norm, of those that are known."""
-        closest, length = self.x, torch.full((len(self.x),), math.inf, dtype=torch.float64, device=self.x.device)
-        for found in self.found.values():
-            points, hit = found.point.to(self.x), found.distance.isfinite().to(self.x.device)
-            far = torch.linalg.vector_norm((points - self.x).flatten(1), ord=p, dim=1)
-            better = hit & (far < length)
-            closest = torch.where(better.view(shape(self.x)), points, closest)
-            length = torch.where(better, far, length)
-        return closest
-
-    def set_back(self) -> None:
-        """Coordinates that need not change, where those count."""
-        for threat, found in list(self.found.items()):
-            if threat.p < 2:
-                points = restore(self.exact, self.x, self.label, found.point.to(self.x))
-                names = tuple(f"{name}, set back" if name else "" for name in found.attack)
-                self.offer(names, points, walk=threat.p == 1)
 
 
 def _battery(
@@ -321,7 +221,7 @@ def _battery(
                 yield name, method.run(model, images, criterion, epsilon=eps)
 
 
-def _more(classifier: Classifier, hunt: _Hunt, steps: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def _more(classifier: Classifier, hunt: Hunt, steps: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Candidate points of the attacks that a run does not afford; they know what was found before them."""
     attacks, x, label, bounds = foolbox.attacks, hunt.x, hunt.label, hunt.bounds
     model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
@@ -370,7 +270,7 @@ def _more(classifier: Classifier, hunt: _Hunt, steps: int) -> Iterator[tuple[str
         yield "boundary attack", lambda: _boundary(model, hunt, images, steps)
 
 
-def _boundary(model: Any, hunt: _Hunt, images: Tensor, steps: int) -> Tensor:
+def _boundary(model: Any, hunt: Hunt, images: Tensor, steps: int) -> Tensor:
     """A walk along the boundary that asks for decisions alone (Brendel et al., 2018), from the best points known."""
     best = hunt.best(2.0)
     start = (hunt.x + 1.05 * (best - hunt.x)).clamp(*hunt.bounds).to(images)  # well across, also in float32

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from scipy import optimize, stats
 from torch import Tensor
 
-from certbench.core.certification import check_inputs, input_seed
 from certbench.core.classifier import Classifier
+from certbench.core.inputs import check_inputs, input_seed
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 

@@ -5,80 +5,17 @@ They return candidates; whether one is a counterexample is for the replay to say
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
-from certbench.core.certifier import clean_margin
+from certbench.attacks.walk import differs, shape
 from certbench.core.classifier import Classifier
+from certbench.core.margins import clean_margin
 from certbench.core.threat import ThreatModel
-
-
-def differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Whether another class wins outright, in float64; NaN does not."""
-    return clean_margin(exact(points), label) < 0
-
-
-def distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-    """Rounded up: a sum of d terms in float64 is off by less than d 2^-53 of itself; a count is exact."""
-    change = (points.double() - x).flatten(1)
-    length: Tensor = torch.linalg.vector_norm(change, ord=threat.p, dim=1)
-    return length if threat.p == 0 else length * (1 + change.shape[1] * 2.0**-52)
-
-
-def walk_back(
-    exact: Classifier, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], points: Float[Tensor, "n ..."]
-) -> Float[Tensor, "n ..."]:
-    """Bisect the segment from a counterexample towards its input; points that are none stay as they are."""
-    view = shape(x)
-    near, far = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.ones(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(24):
-        middle = (near + far) / 2
-        wrong = differs(exact, x + middle.view(view) * (points - x), label)
-        near, far = torch.where(wrong, near, middle), torch.where(wrong, middle, far)
-    shorter = x + far.view(view) * (points - x)
-    return torch.where(differs(exact, shorter, label).view(view), shorter, points)
-
-
-def restore(
-    exact: Classifier,
-    x: Float[Tensor, "n ..."],
-    label: Int[Tensor, " n"],
-    points: Float[Tensor, "n ..."],
-    *,
-    singly: int = 64,
-) -> Float[Tensor, "n ..."]:
-    """Set back as many coordinates as the class bears: many of the smallest changes at once, then one by one.
-
-    Args:
-        exact: a base classifier in float64.
-        x: inputs.
-        label: their classes.
-        points: counterexamples; others stay as they are.
-        singly: so many coordinates, those of the smallest changes that are left, are tried one by one.
-    """
-    flat, origin = points.flatten(1).clone(), x.flatten(1)
-    active = differs(exact, points, label)
-    order = (flat - origin).abs().argsort(dim=1)
-    rank = order.argsort(dim=1)  # 0: the smallest change
-    low, high = torch.zeros_like(label), torch.full_like(label, flat.shape[1])  # how many can be, cannot be set back
-    while bool((high - low > 1).any()):
-        middle = (low + high) // 2
-        tried = torch.where(rank < middle[:, None], origin, flat)
-        fine = differs(exact, tried.view(x.shape), label)
-        low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)
-    flat = torch.where(active[:, None] & (rank < low[:, None]), origin, flat)
-    for _ in range(min(singly, int((flat != origin).sum(dim=1).max()) if len(x) else 0)):
-        coordinate = order.gather(1, low.clamp(max=flat.shape[1] - 1)[:, None])
-        tried = flat.scatter(1, coordinate, origin.gather(1, coordinate))
-        fine = differs(exact, tried.view(x.shape), label) & active
-        flat = torch.where(fine[:, None], tried, flat)
-        low = low + 1
-    return flat.view(x.shape)
 
 
 def pgd(
@@ -242,120 +179,3 @@ def _penalised(
         return loss.item(), gradient.nan_to_num(0.0, 0.0, 0.0).flatten().cpu().numpy()
 
     return value
-
-
-@dataclass(frozen=True, eq=False)
-class Occlusions:
-    """What rectangles of one size achieve at n images.
-
-    Attributes:
-        found: whether the answer differs from the label.
-        point: the images with their rectangles, float64; the image itself where none was found.
-        place: row and column of the rectangle's first pixel.
-    """
-
-    found: Bool[Tensor, " n"]
-    point: Float[Tensor, "n channels height width"]
-    place: Int[Tensor, "n 2"]
-
-
-Judge = Callable[[Tensor], Tensor]
-"""From points to classes."""
-
-
-def occlude(
-    classifier: Classifier,
-    x: Float[Tensor, "n channels rows columns"],
-    height: int,
-    width: int,
-    *,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    label: Int[Tensor, " n"] | None = None,
-    judge: Judge | None = None,
-    places: int = 5,
-    steps: int = 40,
-    seed: int = 0,
-) -> Occlusions:
-    """Rectangular occlusion attack (Wu, Tong and Vorobeychik, 2020), which audits certificates against patches.
-
-    Every place is tried with a grey rectangle; at those where the label's margin is least, PGD fills the rectangle. Of
-    a base classifier, what is found is also a counterexample in L0, at channels * height * width at most. Certificates
-    of `verifiers.patches` are about votes: give a differentiable stand-in as `classifier`, and the smoothed classifier
-    as `judge`.
-
-    Args:
-        classifier: whose gradient is followed.
-        x: images.
-        height: of the rectangle.
-        width: of the rectangle.
-        bounds: the box of pixel values.
-        label: the classes to be left; None: the classifier's own.
-        judge: what answers; None: the classifier, in float64.
-        places: so many rectangles per image are filled by PGD.
-        steps: of PGD.
-        seed: of its starts.
-    """
-    exact = classifier.double()
-    x = x.to(classifier.device, torch.float64)
-    label = exact(x).argmax(dim=1) if label is None else label.to(x.device)
-
-    def changed(points: Tensor) -> Tensor:
-        return differs(exact, points, label) if judge is None else judge(points).to(x.device) != label
-
-    corners = [(r, c) for r in range(x.shape[2] - height + 1) for c in range(x.shape[3] - width + 1)]
-    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    point, place = x.clone(), torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
-    if not corners or len(x) == 0:
-        return Occlusions(found.cpu(), point.cpu(), place.cpu())
-    generator = torch.Generator(x.device).manual_seed(seed)
-    grey = [torch.where(_inside(x, torch.tensor([at] * len(x)), height, width), sum(bounds) / 2, x) for at in corners]
-    margins = torch.stack([clean_margin(exact(points), label) for points in grey], dim=1)
-    for rank in margins.argsort(dim=1)[:, :places].T:
-        at = torch.tensor(corners, device=x.device)[rank]
-        inside = _inside(x, at, height, width)
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        filled = torch.where(inside, bounds[0] + (bounds[1] - bounds[0]) * noise, x)
-        gray = torch.where(inside, sum(bounds) / 2, x)
-        for points in (gray, _fill(exact, filled, label, inside, bounds, steps)):
-            new = changed(points) & ~found
-            found, point = found | new, torch.where(new.view(shape(x)), points, point)
-            place = torch.where(new[:, None], at, place)
-    return Occlusions(found.cpu(), point.cpu(), place.cpu())
-
-
-def _inside(
-    x: Float[Tensor, "n channels rows columns"], place: Int[Tensor, "n 2"], height: int, width: int
-) -> Bool[Tensor, "n channels rows columns"]:
-    row, column = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
-    first = place.to(x.device)
-    down = (row >= first[:, :1]) & (row < first[:, :1] + height)
-    across = (column >= first[:, 1:]) & (column < first[:, 1:] + width)
-    return (down[:, None, :, None] & across[:, None, None, :]).expand(x.shape)
-
-
-def _fill(
-    exact: Classifier,
-    points: Float[Tensor, "n ..."],
-    label: Int[Tensor, " n"],
-    inside: Bool[Tensor, "n ..."],
-    bounds: tuple[float, float],
-    steps: int,
-) -> Float[Tensor, "n ..."]:
-    """PGD on the margin with sign steps inside the rectangles; the iterate of the least margin."""
-    best, least = points, torch.full((len(points),), math.inf, dtype=points.dtype, device=points.device)
-    span = bounds[1] - bounds[0]
-    for step in range(steps + 1):
-        points = points.detach().requires_grad_(True)
-        margin = clean_margin(exact.module(points), label)
-        (gradient,) = torch.autograd.grad(margin.sum(), points)
-        lower = margin.detach() < least
-        best = torch.where(lower.view(shape(points)), points.detach(), best)
-        least = torch.where(lower, margin.detach(), least)
-        pace = span * (0.01 + 0.15 * (1 - step / max(1, steps)))
-        points = torch.where(inside, (points.detach() - pace * gradient.sign()).clamp(*bounds), points.detach())
-    return best
-
-
-def shape(x: Tensor) -> tuple[int, ...]:
-    """How a number per input is viewed, to be multiplied with the inputs."""
-    return (-1, *[1] * (x.dim() - 1))

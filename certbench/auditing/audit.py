@@ -20,17 +20,19 @@ from rich.console import Console
 from certbench.auditing import smoothed_classifiers
 from certbench.auditing.base_classifiers import BaseAudit, distances, press
 from certbench.auditing.contradictions import examine
-from certbench.auditing.output import UNBOUND, UNPROVED, UNREACHED, Result, record, show
+from certbench.auditing.output import show
 from certbench.auditing.recheck_bounds import rebound
+from certbench.auditing.result import UNBOUND, UNPROVED, UNREACHED, Result, record
 from certbench.auditing.rounding import FloatAudit, float_audit
+from certbench.auditing.smoothed_test import conclude, judge
 from certbench.core import options, registry
 from certbench.core.claims import ABSTAIN, Subject
 from certbench.errors import CertbenchError, ConfigError, UnsupportedError
+from certbench.files.writing import write
 from certbench.results import recheck_counts
 from certbench.results.rows import Row
 from certbench.results.store import Store
-from certbench.runs import run as benchmark
-from certbench.runs.reopen import Entry, StoredRun, load
+from certbench.runs.reopen import Entry, StoredRun, reopen
 from certbench.verifiers.smoothing.smoothing import Smoothing
 
 SMOOTHED_BATCH = 16
@@ -73,7 +75,7 @@ def run(
         StoreError: the run cannot be read or written.
     """
     start = time.monotonic()
-    opened = load(folder)
+    opened = reopen(folder)
     entries = _chosen(opened, inputs, only)
     keys = {entry.key for entry in entries if opened.proves(entry)}
     result = Result(skipped=[(entry.row, UNPROVED) for entry in entries if entry.key not in keys])
@@ -127,7 +129,7 @@ def run(
         for group in _groups(base):
             _round(opened, group, result)
     written = record(result, seed=seed, steps=steps, seconds=seconds, spent=time.monotonic() - start)
-    benchmark.write(folder / "audit.json", json.dumps(written, indent=2, allow_nan=False))
+    write(folder / "audit.json", json.dumps(written, indent=2, allow_nan=False))
     show(result, written, out)
     out.print(f"Written: {folder / 'audit.json'}", markup=False, soft_wrap=True)
     return result.code
@@ -256,7 +258,7 @@ def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, see
             attacked = smoothed_classifiers.perturb(
                 certifier, classifier, x, label, eps, first.threat, steps=max(20, steps // 5), seed=seed
             )
-            answer = smoothed_classifiers.judge(certifier, classifier, attacked, level=level, draws=DRAWS, seed=seed)
+            answer = judge(certifier, classifier, attacked, level=level, draws=DRAWS, seed=seed)
         except Exception as error:  # the classifier is anybody's; that it is not audited shows in the exit code
             name = f"{first.row.certifier} on {first.row.model}, L{first.row.norm:g}"
             result.failed[name] = f"{type(error).__name__}: {error}"
@@ -269,7 +271,7 @@ def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, see
     if labels:
         left = {entry.row.input for entry in claims[sum(map(len, labels)) :]}
         tried = frozenset(entry.row.input for entry in group) - left
-        test = smoothed_classifiers.conclude(certifier, len(tried), torch.cat(labels), torch.cat(answers), level=level)
+        test = conclude(certifier, len(tried), torch.cat(labels), torch.cat(answers), level=level)
         test = replace(test, inputs=tried, hits=frozenset(row.input for row in hits))
         result.tests[first.row.model, first.row.certifier, first.row.norm] = test
         result.hits += hits

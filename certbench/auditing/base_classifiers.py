@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certbench.attacks.battery import INSIDE, Counterexamples, Found, refute, replay, search
-from certbench.auditing.output import UNREACHED, Result
+from certbench.attacks.battery import INSIDE, refute, search
+from certbench.attacks.counterexamples import Counterexamples, Found, replay
+from certbench.auditing.result import UNREACHED, Result
 from certbench.core.claims import ABSTAIN
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.core.certification import input_seed
-from certbench.core.certifier import FLOOR, SLACK, Certifier, MarginCertifier
+from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.classifier import Classifier
+from certbench.core.inputs import input_seed
+from certbench.core.margins import FLOOR, SLACK
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, UnsupportedError
 from certbench.verifiers.best_of import BestOf

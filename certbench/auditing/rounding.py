@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from certbench.core.certification import check_inputs
-from certbench.core.certifier import Certifier, MarginCertifier, margin_rows
+from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.classifier import Classifier
+from certbench.core.inputs import check_inputs
+from certbench.core.margins import margin_rows
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 

@@ -24,10 +24,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from certbench import __version__
 from certbench.cli import referee
 from certbench.core import registry
 from certbench.errors import CertbenchError, ConfigError, StoreError
+from certbench.models.cards import cards
+from certbench.runs.shipped import suites
+from certbench.version import __version__
 
 if TYPE_CHECKING:
     from certbench.results.known_issues import KnownIssues
@@ -138,12 +140,12 @@ def list_() -> None:
         table.add_row(name, escape(registry.summary(name)))
     out.print(table)
     table = Table("model", "architecture", "recipe", "accuracy", box=None, pad_edge=False)
-    for name, path in registry.cards().items():
+    for name, path in cards().items():
         card = json.loads(path.read_text(encoding="utf-8"))
         table.add_row(name, str(card["architecture"]), str(card["recipe"]), f"{100 * card['accuracy']['test']:.1f} %")
     out.print(table)
     table = Table("suite", "description", box=None, pad_edge=False)
-    for name, path in registry.suites().items():
+    for name, path in suites().items():
         table.add_row(name, path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# "))
     out.print(table)
 
@@ -160,19 +162,19 @@ def show(
         raise typer.Exit(_verdict(rows, _known(known)))
     if thing in registry.table():
         _show_certifier(thing)
-    elif thing in registry.cards():
-        out.print(registry.cards()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
-    elif thing in registry.suites():
-        out.print(registry.suites()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+    elif thing in cards():
+        out.print(cards()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+    elif thing in suites():
+        out.print(suites()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     else:
-        names = [*registry.table(), *registry.cards(), *registry.suites()]
+        names = [*registry.table(), *cards(), *suites()]
         raise ConfigError(registry.unknown("name or run", thing, names))
 
 
 @app.command()
 def validate(suite: Annotated[str, typer.Argument(help="A shipped suite, or the path of a .yaml file.")]) -> None:
     """Check a suite, its models and its data, without running it."""
-    from certbench.runs.run import plan
+    from certbench.runs.plan import plan
     from certbench.runs.suite import load
 
     loaded = load(suite)
@@ -278,8 +280,8 @@ def train(
     out.print(
         f"{escape(str(folder / model))}.safetensors: test accuracy {100 * new:.1f} %, {seconds:.0f} s", soft_wrap=True
     )
-    if model in registry.cards():
-        old = json.loads(registry.cards()[model].read_text(encoding="utf-8"))["accuracy"]["test"]
+    if model in cards():
+        old = json.loads(cards()[model].read_text(encoding="utf-8"))["accuracy"]["test"]
         out.print(
             f"shipped weights: {100 * old:.1f} %, a difference of {100 * (new - old):+.1f} points", soft_wrap=True
         )

@@ -21,9 +21,10 @@ from certbench.comparison.compare import Kind, Known, Place, Side, compare, dist
 from certbench.comparison.policy import Policy
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.errors import ConfigError, StoreError
+from certbench.files.json_text import plain
 from certbench.results.rows import Row
 from certbench.results.significance import counted
-from certbench.results.store import Store, plain
+from certbench.results.store import Store
 
 FORMAT = 1
 MARK = "certbench baseline"

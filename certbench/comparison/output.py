@@ -20,8 +20,8 @@ from certbench.comparison.compare import Change, Comparison, Kind, compare
 from certbench.comparison.policy import Policy, load
 from certbench.core import registry
 from certbench.errors import ConfigError, StoreError
+from certbench.files.json_text import plain
 from certbench.results.rows import Row
-from certbench.results.store import plain
 
 SHOWN = 20
 """Rows listed for one class in text and Markdown; JSON and JUnit have all."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from certbench.core import ball
 from certbench.core.threat import ThreatModel
 
 TINY = 1e-300
@@ -176,3 +177,28 @@ def _grow(
         tried = (tried * (margin / gain.clamp(min=1e-300)) * (1 - 1e-12)).clamp(max=widest, min=1e-300)
     best = torch.where(best >= widest, torch.inf, best)
     return torch.where(radius > 0, best.view(n, k), radius)
+
+
+@torch.no_grad()
+def steepest(
+    a: Float[Tensor, "n k d"], threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
+) -> Float[Tensor, "n k d"]:
+    """The perturbation inside the ball and the domain that lowers a . x the most (p = 2 with a domain: nearly)."""
+    down, up = ball.rooms(threat, x, eps)
+    room = torch.where(a > 0, down[:, None], up[:, None])
+    slope, sign = a.abs() * (room > 0), -a.sign()
+    if threat.p == math.inf:
+        return sign * room
+    if threat.p == 1:
+        order = slope.argsort(dim=-1, descending=True)
+        sorted_room = room.gather(-1, order)
+        left = (eps[:, None, None] - (sorted_room.cumsum(-1) - sorted_room)).clamp(min=0)
+        return sign * torch.zeros_like(room).scatter(-1, order, torch.minimum(sorted_room, left))
+    mu = slope.norm(dim=-1, keepdim=True) / eps[:, None, None]
+    for _ in range(1 if threat.domain is None else 6):
+        fixed = slope > mu * room
+        left = (eps[:, None, None] ** 2 - torch.where(fixed, room, 0.0).square().sum(-1, keepdim=True)).clamp(min=0)
+        mu = torch.minimum(mu, torch.where(fixed, 0.0, slope).norm(dim=-1, keepdim=True) / left.sqrt().clamp(min=1e-30))
+    step = sign * torch.minimum(room, slope / mu.clamp(min=1e-30))
+    shrunk: Tensor = step * (eps[:, None, None] / step.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
+    return shrunk

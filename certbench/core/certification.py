@@ -1,6 +1,5 @@
 """The front door: checks, chunks, seeds, timing and failures, so that backends hold mathematics only."""
 
-import hashlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,8 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier, Regressor
+from certbench.core.inputs import check_inputs, input_seed
+from certbench.core.memory import out_of_memory
 from certbench.core.options import Spec, build
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, UnsupportedError
@@ -76,13 +77,6 @@ def certify(
     return Certificate.concatenate(parts)
 
 
-def input_seed(seed: int, x: Tensor) -> int:
-    """128 bits that depend on the base seed and on the input's content, on nothing else."""
-    content = x.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
-    digest = hashlib.sha256(f"{seed}:{tuple(x.shape)}:".encode() + content).digest()
-    return int.from_bytes(digest[:16], "little")
-
-
 def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: bool) -> Certificate:
     """One batch, timed."""
     start = time.perf_counter()
@@ -105,28 +99,3 @@ def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: b
         certificate = failed
     each = (time.perf_counter() - start) / len(x)
     return replace(certificate, seconds=torch.full((len(x),), each, dtype=torch.float64))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch reports a failed CPU allocation as a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def check_inputs(classifier: Classifier, x: Tensor, threat: ThreatModel) -> None:
-    """Refuse inputs that no certifier could mean.
-
-    Raises:
-        ConfigError: another shape, NaN or infinity, or outside the threat model's domain.
-    """
-    if tuple(x.shape[1:]) != classifier.input_shape:
-        raise ConfigError(
-            f"{classifier.name} takes inputs of shape {classifier.input_shape}, these have {tuple(x.shape[1:])}; "
-            "the first axis is the batch"
-        )
-    if not bool(x.isfinite().all()):
-        raise ConfigError("inputs hold NaN or infinity")
-    if threat.domain is not None and len(x) and (x.min() < threat.domain[0] or x.max() > threat.domain[1]):
-        raise ConfigError(
-            f"inputs lie between {float(x.min()):g} and {float(x.max()):g}, outside the domain {threat.domain}; "
-            "rescale them, or leave the domain out"
-        )

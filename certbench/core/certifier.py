@@ -3,17 +3,17 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar, cast, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from certbench.core import ball
 from certbench.core.certificate import Certificate
 from certbench.core.claims import Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.margins import FLOOR, LIMIT, SLACK, Bounds, MarginState, margin_rows, tangent
 from certbench.core.search import Evaluation, Found, RadiusSearch, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
@@ -60,65 +60,7 @@ class Certifier(ABC, Generic[State]):
         """
 
 
-@dataclass(frozen=True, eq=False)
-class MarginState:
-    """What every margin certifier prepares: the classifier in float64 and the threat model."""
-
-    classifier: Classifier
-    threat: ThreatModel
-
-
 BoundState = TypeVar("BoundState", bound=MarginState)
-
-
-@dataclass(frozen=True, eq=False)
-class Bounds:
-    """Lower bounds of k linear functions of the outputs over a ball around each of n inputs, in float64.
-
-    Attributes:
-        lower: the bounds.
-        coefficients: of a linear function of the flat input that lies below on the whole ball, None where the method
-            has none.
-        centre: the value of such a function, or of a cone, at the input itself; None where there is neither.
-        slope: of a cone that lies below on the whole ball, centre - slope * distance from the input; None likewise.
-    """
-
-    lower: Float[Tensor, "n k"]
-    coefficients: Float[Tensor, "n k d"] | None = None
-    centre: Float[Tensor, "n k"] | None = None
-    slope: Float[Tensor, "n k"] | None = None
-
-    @staticmethod
-    def linear(
-        coefficients: Float[Tensor, "n k d"],
-        centre: Float[Tensor, "n k"],
-        threat: ThreatModel,
-        x: Float[Tensor, "n d"],
-        eps: Float[Tensor, " n"],
-    ) -> "Bounds":
-        """From the linear function alone: its minimum over the ball."""
-        return Bounds(centre - ball.fall(coefficients, threat, x, eps), coefficients, centre)
-
-    @staticmethod
-    def steep(centre: Float[Tensor, "n k"], slope: Float[Tensor, "n k"], eps: Float[Tensor, " n"]) -> "Bounds":
-        """From a cone alone; its slope is raised by `SLACK`, for the rounding errors of its computation."""
-        slope = slope * (1 + SLACK)
-        return Bounds(centre - slope * eps[:, None], None, centre, slope)
-
-    def less(self, error: Float[Tensor, "n k"]) -> "Bounds":
-        """The same, lowered."""
-        centre = None if self.centre is None else self.centre - error
-        return Bounds(self.lower - error, self.coefficients, centre, self.slope)
-
-    def crossing(
-        self, threat: ThreatModel, x: Float[Tensor, "n d"], floor: Float[Tensor, "n k"]
-    ) -> Float[Tensor, " n"]:
-        """Up to which radius all the linear functions, or cones, exceed `floor`; NaN where there are none."""
-        if self.centre is not None and self.slope is not None:
-            return ((self.centre - floor) / self.slope).amin(dim=1)
-        if self.coefficients is None or self.centre is None:
-            return torch.full_like(floor[:, 0], torch.nan)
-        return ball.crossing(self.coefficients, self.centre - floor, threat, x).amin(dim=1)
 
 
 class MarginCertifier(Certifier[BoundState]):
@@ -235,41 +177,3 @@ def _in_single(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_in_single(part) for part in value)
     return value
-
-
-def margin_rows(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n others classes"]:
-    """The rows e_label - e_j of every other class j, in order."""
-    identity = torch.eye(classes, dtype=torch.float64, device=label.device)
-    rows = identity[label][:, None] - identity
-    return rows[torch.arange(classes, device=label.device) != label[:, None]].view(len(label), classes - 1, classes)
-
-
-def tangent(state: MarginState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The radius at which the first tangent of a margin reaches zero: a guess, as good as the network is smooth."""
-    rows = margin_rows(label, state.classifier.num_classes).to(x)
-    points = x.repeat_interleave(rows.shape[1], dim=0).requires_grad_()
-    with torch.enable_grad():
-        margins = (state.classifier.module(points) * rows.flatten(0, 1)).sum(dim=1)
-        if not margins.requires_grad:
-            return torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
-        (gradient,) = torch.autograd.grad(margins.sum(), points)
-    slopes, heights = gradient.view(len(x), rows.shape[1], -1), margins.detach().view(len(x), -1)
-    return ball.crossing(slopes, heights, state.threat, x.flatten(1)).amin(dim=1)
-
-
-LIMIT = 1e40
-"""No radius above it is ever claimed, so that what underflows in a slope is not felt."""
-
-FLOOR = 1e-100
-"""Margins have to exceed it, whatever the scale: squares underflow below 1e-154, other products too."""
-
-SLACK = 1e-9
-"""Rounding allowance of a margin bound, relative to the largest output of any submodule. A heuristic: margin bounds of
-the zoo and of two MNIST networks moved by at most 6e-14 of the largest logit with batch size and threads. It is no
-enclosure: a network that is made for it can still hide larger numbers, inside one submodule, say."""
-
-
-def clean_margin(logits: Float[Tensor, "n classes"], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Logit of the label minus the largest other logit."""
-    own = logits.gather(1, label[:, None]).squeeze(1)
-    return own - logits.scatter(1, label[:, None], -torch.inf).amax(dim=1)

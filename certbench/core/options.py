@@ -6,28 +6,28 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from certbench.core import registry
 from certbench.core.certifier import Certifier
 from certbench.core.search import SEARCHES, RadiusSearch
 from certbench.errors import ConfigError
-from certbench.verifiers.smoothing.noise.families import NOISES, Noise
-from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
+from certbench.files.numbers import Number, Whole
 
 Spec = str | Mapping[str, Any]
 """`"crown"`, or `{"name": "crown", "search": {"name": "ladder", "eps": [0.1]}}`."""
 
 Path = tuple[str | int, ...]
 
-FAMILIES: dict[type[Any], Mapping[str, type[Any]]] = {
-    RadiusSearch: SEARCHES,
-    Noise: {**NOISES, "integer-gaussian": IntegerGaussian},
-}
-"""Option types that are chosen by name, with their choices."""
+FAMILIES: dict[type[Any], Mapping[str, type[Any]]] = {RadiusSearch: SEARCHES}
+"""Types of options that are chosen by name, each with its choices. `family` adds one."""
+
+
+def family(kind: type[Any], choices: Mapping[str, type[Any]]) -> None:
+    """Let options of a type be chosen by name; the package that defines the type calls this once, at import."""
+    FAMILIES[kind] = choices
 
 
 def build(spec: Spec) -> Certifier[Any]:
@@ -75,45 +75,6 @@ def describe_default(field: "dataclasses.Field[Any]") -> str:
     """An option's default as text."""
     default = _default(field)
     return "required" if default is _REQUIRED else json.dumps(_plain(default))
-
-
-def number(value: object) -> float:
-    """A number as people write it: 3, 0.1, 1e-3, "8/255", "inf"; never NaN, never True.
-
-    YAML reads `1e-3` and `8/255` as text, which is why text is accepted here.
-
-    Raises:
-        ValueError: it is no number; the message says what to write.
-    """
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a number (YAML reads yes, no, on and off as true and false)")
-    try:
-        fraction = isinstance(value, str) and "/" in value
-        result = float(Fraction(str(value).replace(" ", "")) if fraction else value)  # type: ignore[arg-type]
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
-        kind = "text" if isinstance(value, str) else type(value).__name__
-        raise ValueError(f"{value!r} is {kind}, not a number; write it like 0.1, 1e-3, 8/255 or inf") from None
-    if math.isnan(result):
-        raise ValueError("NaN is not a number that a run could use")
-    return result
-
-
-def whole(value: object) -> int:
-    """A whole number; `1e5` is one.
-
-    Raises:
-        ValueError: it is no whole number.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value  # no detour by float, which rounds large ones
-    result = number(value)
-    if not result.is_integer():
-        raise ValueError(f"{value!r} is not a whole number")
-    return int(result)
-
-
-Number = Annotated[float, BeforeValidator(number)]
-Whole = Annotated[int, BeforeValidator(whole)]
 
 
 def _named(spec: object, path: Path) -> tuple[str, dict[str, Any]]:

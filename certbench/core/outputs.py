@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from certbench.core.certification import check_inputs
-from certbench.core.certifier import LIMIT, SLACK, MarginCertifier, MarginState
+from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier
+from certbench.core.inputs import check_inputs
+from certbench.core.margins import LIMIT, SLACK, MarginState
 from certbench.core.options import Spec, build
 from certbench.core.search import Start
 from certbench.core.threat import ThreatModel

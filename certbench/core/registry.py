@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 from functools import cache
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, cast
 
 from certbench.errors import ConfigError, MissingBackendError
@@ -75,16 +74,6 @@ def summary(name: str) -> str:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             return (ast.get_docstring(node) or "").partition("\n")[0]
     return ""
-
-
-def suites() -> dict[str, Path]:
-    """The suites that come with the package, name to file."""
-    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "runs" / "suites").glob("*.yaml"))}
-
-
-def cards() -> dict[str, Path]:
-    """The cards of the models that come with the package, name to file."""
-    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "models" / "weights").glob("*.json"))}
 
 
 def unknown(kind: str, name: str, known: Any) -> str:

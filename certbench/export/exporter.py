@@ -18,36 +18,27 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from certbench import __version__
 from certbench.checker import check, reading
 from certbench.checker.network import Network, read
 from certbench.checker.reading import Claim, Refused, Unreadable, written
-from certbench.checker.relaxation import Prover, Region
 from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.claims import Subject
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, NumericalError, StoreError, UnsupportedError
 from certbench.export import network_file
+from certbench.export.proof import LEAST, relaxation
+from certbench.files.json_text import plain
 from certbench.results.rows import Row
-from certbench.results.store import plain
 from certbench.runs import reopen
-from certbench.verifiers.bounds.proof import Relaxation
-
-LEAST = 0.999
-"""The least part of a stored radius that is exported."""
+from certbench.verifiers.bounds.proof import RelaxationProof
+from certbench.version import __version__
 
 REGIONS = (1.0, 1.001, 1.01, 1.05, 0.9999, LEAST)
 """Radii, relative to the stored one, of the balls for which a witness is asked, until one carries the stored radius."""
 
 LOWER = (1.0, 0.9999, LEAST)
 """Likewise, the radii that are claimed of a witness of another kind, until it carries one."""
-
-WIDER = 1e-11
-"""By how much claimed bounds stand off those proved here, relatively: another machine rounds otherwise."""
-
-DIFFERENCE = 1e-6
-"""How far a certifier's bounds may exceed what is proved here, relatively, before that is an error of the certifier."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +117,7 @@ class Exporter:
             lowered = replace(claim, radius=claim.radius * factor)
             at = torch.tensor([lowered.radius], dtype=torch.float64)
             witness = certifier.witness(state, x[None].double(), torch.tensor([claim.prediction]), at)
-            if isinstance(witness, Relaxation):
+            if isinstance(witness, RelaxationProof):
                 yield self.proved(certifier, state, claim, x)
                 return
             yield lowered, dict(witness)
@@ -188,87 +179,6 @@ class Exporter:
         return replace(claim, radius=best[0]), best[1]
 
 
-@np.errstate(all="ignore")
-def relaxation(network: Network, claim: Claim, witness: Relaxation, region: float) -> tuple[float, dict[str, Any]]:
-    """What a witness over the ball of radius `region` proves: a radius, at most that of the claim, and the evidence.
-
-    Raises:
-        NumericalError: the witness has tighter bounds than can be proved with its slopes.
-    """
-    prover = Prover(network, Region.of(claim, region))
-    inner = None if witness.inner is None else [_numbers(s)[None] for s in witness.inner]
-    layers = []
-    for i, at in enumerate(network.relus):
-        prover.advance()
-        source = network.nodes[at].inputs[0]
-        ends = [_numbers(side[i][0]) for side in (witness.bounds.lower, witness.bounds.upper)]
-        given = ends[0], -ends[1]
-        every = np.arange(len(ends[0]))
-        proved = [prover.least(source, every, sign, None) for sign in (1.0, -1.0)]
-        # The bounds of neurons whose sign intervals tell do not matter, so that those of intervals will do.
-        open_ = (proved[0] < 0) & (proved[1] < 0)
-        scale = max(float(np.abs(end).max(initial=0.0)) for end in (*ends, *proved))
-        chosen = []
-        for side, sign in enumerate((1.0, -1.0)):
-            chosen.append(np.flatnonzero(open_ & (given[side] > proved[side])) if inner is not None else every[:0])
-            if inner is not None:
-                found = prover.least(source, chosen[side], sign, inner[:i])
-                proved[side][chosen[side]] = np.maximum(proved[side][chosen[side]], found)
-            if not (given[side] <= proved[side] + DIFFERENCE * scale)[open_].all():
-                raise NumericalError("the certifier claims tighter bounds of a layer than are proved with its slopes")
-        kept = [np.where(open_, np.minimum(given[side], proved[side]), proved[side]) for side in range(2)]
-        low, high = (side - WIDER * scale for side in kept)
-        high = -high
-        prover.bounds[at] = low, high
-        backward = None
-        if any(len(side) for side in chosen) and inner is not None:
-            backward = {
-                "lower": chosen[0].tolist(),
-                "upper": chosen[1].tolist(),
-                "slopes": [written(s) for s in inner[:i]],
-            }
-        layers.append({"node": at, "lower": written(low), "upper": written(high), "backward": backward})
-    prover.advance()
-    others = [j for j in range(network.outputs) if j != claim.prediction]
-    rows = np.eye(network.outputs)
-    rows = rows[[claim.prediction]] - rows[others]
-    slopes = None if witness.slopes is None else [_numbers(s) for s in witness.slopes]
-    a, constants = prover.below(len(network.nodes) - 1, rows, slopes)
-    constants = constants - WIDER * (np.abs(constants) + np.abs(a) @ prover.sizes[0])
-    radius = _largest(claim, a, constants, min(region, claim.radius))
-    lower = Region.of(claim, radius).minimum(a, constants)
-    margins: dict[str, Any] = {"rivals": others, "lower": written(lower - WIDER * np.abs(lower))}
-    if slopes is not None:
-        margins |= {
-            "slopes": [written(s) for s in slopes],
-            "coefficients": written(a),
-            "constants": written(constants),
-        }
-    kind = "interval" if slopes is None else "relaxation"
-    return radius, {"kind": kind, "region": region, "layers": layers, "margins": margins}
-
-
-def _largest(claim: Claim, a: np.ndarray, constants: np.ndarray, radius: float) -> float:
-    """The largest radius up to `radius` at which the functions are positive, 0 if there is none worth its name."""
-
-    def holds(eps: float) -> bool:
-        return bool((Region.of(claim, eps).minimum(a, constants) > 0).all())
-
-    if holds(radius):
-        return radius
-    low, high = LEAST * radius * 0.99, radius
-    if not holds(low):
-        return 0.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
-
-
-def _numbers(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().cpu().numpy()
-
-
 def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +211,7 @@ def run(
     Returns:
         The exit code: 0 if a file was written for every row, 2 if there is no such row, 5 if some have none.
     """
-    opened = reopen.load(folder)
+    opened = reopen.reopen(folder)
     entries = [
         entry
         for entry in opened.entries

@@ -7,14 +7,12 @@ alike. Small maps are matrices, convolutions on large maps stay convolutions.
 import math
 import operator
 import warnings
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
@@ -23,238 +21,12 @@ from torch.nn import functional
 
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
+from certbench.networks.maps import DENSE_LIMIT, Chain, Convolution, Dense, Map, Scale, Sum
 from certbench.networks.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
-from certbench.verifiers.lipschitz.operator_norms import LARGEST, TOO_LARGE
-
-DENSE_LIMIT = 2**20
-"""Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
-faster than convolutions; on MNIST they are too large."""
-
+from certbench.numerics.rounding import LARGEST, TOO_LARGE
 
 UNDERFLOW = 2.0**-125
 """What stands for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
-
-
-class Map(ABC):
-    """A linear map between flat vectors, in float64."""
-
-    inputs: int
-    outputs: int
-    roundings: int
-    """How many roundings one output may go through, in whatever order its products are summed."""
-
-    @abstractmethod
-    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """W h, row by row."""
-
-    @abstractmethod
-    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The products a W, row by row."""
-
-    @abstractmethod
-    def absolute(self) -> "Map":
-        """The map whose entries are the moduli of this one's (or, of a composition, no smaller)."""
-
-    def matrix(self) -> Float[Tensor, "outputs inputs"]:
-        """All entries, as one matrix."""
-        eye = torch.eye(min(self.inputs, self.outputs), dtype=torch.float64)
-        return self.forward(eye).T if self.inputs <= self.outputs else self.transpose(eye)
-
-    def sparse(self) -> scipy.sparse.csr_matrix:
-        """All entries, as solvers take them."""
-        return scipy.sparse.csr_matrix(self.matrix().cpu().numpy())
-
-
-@dataclass(frozen=True, eq=False)
-class Dense(Map):
-    """A matrix."""
-
-    weight: Float[Tensor, "outputs inputs"]
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Number of columns."""
-        return self.weight.shape[1]
-
-    @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """A product and the sums."""
-        return self.weight.shape[1] + 1
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Number of rows."""
-        return self.weight.shape[0]
-
-    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """W h."""
-        return h @ self.weight.T
-
-    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The product a W."""
-        return a @ self.weight
-
-    def absolute(self) -> Map:
-        """|W|."""
-        return Dense(self.weight.abs())
-
-    def matrix(self) -> Float[Tensor, "outputs inputs"]:
-        """The weight."""
-        return self.weight
-
-
-@dataclass(frozen=True, eq=False)
-class Scale(Map):
-    """A diagonal matrix: a normalisation, or the identity."""
-
-    diagonal: Float[Tensor, " inputs"]
-    roundings: int = 2
-    """A product; or a quotient, whose inverse was rounded here; more where the entries were computed."""
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Length of the diagonal."""
-        return len(self.diagonal)
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Length of the diagonal."""
-        return len(self.diagonal)
-
-    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Entry by entry."""
-        return h * self.diagonal
-
-    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Entry by entry."""
-        return a * self.diagonal
-
-    def absolute(self) -> Map:
-        """Moduli."""
-        return replace(self, diagonal=self.diagonal.abs())
-
-
-@dataclass(frozen=True, eq=False)
-class Convolution(Map):
-    """A two-dimensional convolution with zero padding, from features of one shape to another."""
-
-    kernel: Float[Tensor, "out_channels group_channels height width"]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Number of features before."""
-        return math.prod(self.before)
-
-    @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """A product and the sums."""
-        return self.kernel[0].numel() + 1
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Number of features after."""
-        return math.prod(self.after)
-
-    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Correlate, as torch does."""
-        return functional.conv2d(
-            h.view(-1, *self.before), self.kernel, None, self.stride, self.padding, self.dilation, self.groups
-        ).flatten(1)
-
-    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The transposed convolution, with the rows that the stride leaves over."""
-        rest = [
-            self.before[1 + i]
-            - ((self.after[1 + i] - 1) * self.stride[i] - 2 * self.padding[i])
-            - self.dilation[i] * (self.kernel.shape[2 + i] - 1)
-            - 1
-            for i in range(2)
-        ]
-        return functional.conv_transpose2d(
-            a.reshape(-1, *self.after), self.kernel, None, self.stride, self.padding, rest, self.groups, self.dilation
-        ).flatten(1)
-
-    def absolute(self) -> Map:
-        """Moduli of the kernel."""
-        return replace(self, kernel=self.kernel.abs())
-
-
-@dataclass(frozen=True, eq=False)
-class Chain(Map):
-    """Maps one after the other."""
-
-    maps: tuple[Map, ...]
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Of the first."""
-        return self.maps[0].inputs
-
-    @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """Those of all, and of a constant after each, which may be rounded to the program's precision first."""
-        return sum(part.roundings + 2 for part in self.maps)
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Of the last."""
-        return self.maps[-1].outputs
-
-    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """First to last."""
-        for part in self.maps:
-            h = part.forward(h)
-        return h
-
-    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Last to first."""
-        for part in reversed(self.maps):
-            a = part.transpose(a)
-        return a
-
-    def absolute(self) -> Map:
-        """Of each part: no smaller than the moduli of the whole."""
-        return Chain(tuple(part.absolute() for part in self.maps))
-
-
-@dataclass(frozen=True, eq=False)
-class Sum(Map):
-    """Maps side by side, added up."""
-
-    maps: tuple[Map, ...]
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Of each."""
-        return self.maps[0].inputs
-
-    @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """Those of the worst, and of the sums."""
-        return max(part.roundings for part in self.maps) + len(self.maps)
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Of each."""
-        return self.maps[0].outputs
-
-    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """The sum."""
-        return torch.stack([part.forward(h) for part in self.maps]).sum(dim=0)
-
-    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The sum."""
-        return torch.stack([part.transpose(a) for part in self.maps]).sum(dim=0)
-
-    def absolute(self) -> Map:
-        """Of each part: no smaller than the moduli of the whole."""
-        return Sum(tuple(part.absolute() for part in self.maps))
 
 
 @dataclass(frozen=True, eq=False)

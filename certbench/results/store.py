@@ -6,7 +6,6 @@ never meets an old answer, and a renamed one finds its own. Estimates, which pro
 own, so that none is ever read as a certificate; a file of the same format may lack them.
 """
 
-import hashlib
 import json
 import math
 import sqlite3
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.errors import StoreError
+from certbench.files.json_text import plain
 from certbench.results.rows import Estimate, Row
 
 _SCHEMA = """
@@ -96,12 +96,6 @@ class Counterexample:
     distance: float
     attack: str
     point: bytes | None
-
-
-def content_key(**parts: Any) -> str:
-    """Sha256 of the parts, whatever their order; infinities are kept apart from NaN, which is refused."""
-    text = json.dumps(plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:
@@ -339,14 +333,3 @@ def _box(text: str) -> tuple[float, float] | None:
 def _check(value: Any, kind: type | tuple[type, ...]) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{str(value)[:100]!r} is of type {type(value).__name__}")
-
-
-def plain(value: Any) -> Any:
-    """JSON without infinities: they are written as text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return value

@@ -19,7 +19,8 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import CertbenchError, ConfigError, StoreError
 from certbench.results.rows import Row
 from certbench.results.store import Store
-from certbench.runs import run
+from certbench.runs.keys import attack_key, hashes, row_key
+from certbench.runs.load import load as load_suite
 from certbench.runs.suite import Suite, SuiteFile
 
 
@@ -58,7 +59,7 @@ class StoredRun:
     @cached_property
     def _parts(self) -> tuple[dict[str, str], list[str]]:
         """What keys know of the models and of the inputs."""
-        return {name: model.fingerprint() for name, model in self.models.items()}, run.hashes(self.inputs)
+        return {name: model.fingerprint() for name, model in self.models.items()}, hashes(self.inputs)
 
     def _common(self, entry: Entry) -> tuple[str, str, ThreatModel, int]:
         prints, digests = self._parts
@@ -74,7 +75,7 @@ class StoredRun:
             ConfigError: it is.
         """
         steps = self.settings.attacks.steps
-        keys = [run.attack_key(*self._common(entry), steps, version) for version in range(1, VERSION + 1)]
+        keys = [attack_key(*self._common(entry), steps, version) for version in range(1, VERSION + 1)]
         if entry.attack not in keys:
             raise ConfigError(
                 f"the results in {self.folder} were not computed on this model and these data, by their keys "
@@ -91,7 +92,7 @@ class StoredRun:
             if (certifier.guarantee, certifier.subject) != (entry.row.guarantee, entry.row.subject):
                 return False
         common = self._common(entry)
-        return entry.key in (run.row_key(*common, entry.row.spec, v) for v in _versions(entry.row.spec))
+        return entry.key in (row_key(*common, entry.row.spec, v) for v in _versions(entry.row.spec))
 
     def certifier(self, entry: Entry) -> Certifier[Any]:
         """The certifier of a row, if the row is an answer of today's version for this model and input.
@@ -100,7 +101,7 @@ class StoredRun:
             ConfigError: it is not.
         """
         certifier = options.build(entry.row.spec)
-        if entry.key != run.row_key(*self._common(entry), dict(entry.row.spec), options.versions(certifier)):
+        if entry.key != row_key(*self._common(entry), dict(entry.row.spec), options.versions(certifier)):
             raise ConfigError(
                 f"the answer of {entry.row.certifier} on {entry.row.model}, input {entry.row.input}, was given by "
                 "another version of the certifier, or for another model or input; run the suite again"
@@ -108,7 +109,7 @@ class StoredRun:
         return certifier
 
 
-def load(folder: Path) -> StoredRun:
+def reopen(folder: Path) -> StoredRun:
     """Open a run, with its models and data.
 
     Raises:
@@ -124,7 +125,7 @@ def load(folder: Path) -> StoredRun:
         known, sha256 = dict(manifest["models"]), str(manifest["data"]["sha256"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"cannot read {path}: {type(error).__name__}: {error}") from error
-    dataset, models = run.load(Suite(settings, (), (), {}, path))
+    dataset, models = load_suite(Suite(settings, (), (), {}, path))
     for model in models:
         fingerprint = model.fingerprint()
         if known.get(model.name) != fingerprint:

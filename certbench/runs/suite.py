@@ -10,11 +10,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from certbench.core import registry
 from certbench.core.certifier import Certifier, MarginCertifier
-from certbench.core.options import Number, Whole, build, choose, number
+from certbench.core.options import build, choose
 from certbench.core.search import RadiusSearch
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
+from certbench.files.numbers import Number, Whole, number
 from certbench.files.yaml_lines import Lines, at, read
+from certbench.models.cards import cards
+from certbench.runs.shipped import suites
 
 Made = TypeVar("Made")
 
@@ -115,9 +118,9 @@ def load(name: str) -> Suite:
             names file and line.
         MissingBackendError: a certifier's module needs a package that is not installed.
     """
-    path = registry.suites().get(name) or Path(name)
+    path = suites().get(name) or Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(registry.unknown("suite", name, registry.suites()) + "; or write the path of a .yaml file")
+        raise ConfigError(registry.unknown("suite", name, suites()) + "; or write the path of a .yaml file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -146,8 +149,8 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
         raise ConfigError(first["msg"].removeprefix("Value error, "), where) from error
 
     for i, model in enumerate(settings.models):
-        if model.factory is None and model.name not in registry.cards():
-            raise ConfigError(registry.unknown("model", model.name, registry.cards()), ("models", i))
+        if model.factory is None and model.name not in cards():
+            raise ConfigError(registry.unknown("model", model.name, cards()), ("models", i))
     if settings.domain is not None and not all(math.isfinite(end) for end in settings.domain):
         raise ConfigError("a domain has finite ends; leave it out if inputs have no bounds", ("domain",))
     ThreatModel(1.0, settings.domain)  # an empty domain is no mistake of the norms

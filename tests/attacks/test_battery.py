@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from certbench import L1, L2, Classifier, Linf, ThreatModel
-from certbench.attacks import battery, gradient
-from certbench.attacks.battery import Counterexamples, attack, refute, replay, search
+from certbench.attacks import battery, gradient, walk
+from certbench.attacks.battery import attack, refute, search
+from certbench.attacks.counterexamples import Counterexamples, Hunt, replay
+from certbench.attacks.occlusion import occlude
+from certbench.attacks.walk import differs, restore, walk_back
 from certbench.core.threat import L0
 from certbench.verifiers.smoothing.patches import PatchSmoothing
 from tests.laws.test_contract import closed_form, inputs, network
@@ -106,11 +109,11 @@ NEAR = {
 def offered() -> dict[str, list[Tensor]]:
     """What each attack of the battery offers for a linear classifier, all of it counterexamples."""
     classifier, x = network("linear"), inputs(8)
-    hunt = battery._Hunt.of(classifier, x, (L0, L1, L2, Linf), BOX)
+    hunt = Hunt.of(classifier, x, (L0, L1, L2, Linf), BOX)
     points: dict[str, list[Tensor]] = {}
 
     def offer(name: str, found: Tensor) -> None:
-        found = gradient.walk_back(hunt.exact, hunt.x, hunt.label, found.double().clamp(*BOX))
+        found = walk_back(hunt.exact, hunt.x, hunt.label, found.double().clamp(*BOX))
         points.setdefault(name, []).append(found)
         hunt.offer(name, found)
 
@@ -129,8 +132,8 @@ def test_each_attack_comes_near_the_closed_form(offered: dict[str, list[Tensor]]
     label = exact(x).argmax(dim=1)
     closest = torch.full((8,), math.inf, dtype=torch.float64)
     for points in offered[name]:
-        length = gradient.distance(threat, x, points)
-        closest = torch.where(gradient.differs(exact, points, label), closest.minimum(length), closest)
+        length = walk.distance(threat, x, points)
+        closest = torch.where(differs(exact, points, label), closest.minimum(length), closest)
     ratio = closest / closed_form(classifier, x, threat)
     assert (ratio >= 1 - 1e-9).all()
     assert ratio.median() <= limit
@@ -203,7 +206,7 @@ def test_an_attack_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_attack_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     offered: list[Any] = []
-    monkeypatch.setattr(battery._Hunt, "offer", lambda hunt, name, points, walk=True: offered.append(name))
+    monkeypatch.setattr(Hunt, "offer", lambda hunt, name, points, walk=True: offered.append(name))
     search(network("linear"), inputs(4), (L2,), BOX, steps=2, deadline=time.monotonic())
     assert offered == ["nearest input"]
     offered.clear()
@@ -245,10 +248,10 @@ def test_coordinates_that_need_not_change_are_set_back() -> None:
     exact = classifier.double()
     label = exact(x).argmax(dim=1)
     points = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 4 - 2
-    wrong = gradient.differs(exact, points, label)
-    back = gradient.restore(exact, x, label, points)
+    wrong = differs(exact, points, label)
+    back = restore(exact, x, label, points)
     assert wrong.any()
-    assert torch.equal(gradient.differs(exact, back, label), wrong)
+    assert torch.equal(differs(exact, back, label), wrong)
     changed = (back != x).flatten(1).sum(dim=1)
     assert (changed[wrong] < 16).any()
     assert torch.equal(back[~wrong], points[~wrong])
@@ -271,15 +274,15 @@ def corner() -> Classifier:
 
 def test_rectangles_find_the_place_that_counts() -> None:
     classifier, x = corner(), 0.1 * torch.ones(3, 1, 6, 6)
-    found = gradient.occlude(classifier, x, 2, 2)
+    found = occlude(classifier, x, 2, 2)
     assert found.found.all()
     assert found.place.tolist() == [[4, 4]] * 3
     changed = found.point != x.double()
     assert changed[:, :, 4:, 4:].all()
     assert changed.sum() == 12
     assert found.point.min() >= 0 and found.point.max() <= 1
-    assert not gradient.occlude(classifier, x, 2, 1).found.any()  # two pixels are not enough
-    assert not gradient.occlude(classifier, x, 7, 7).found.any()  # larger than the image
+    assert not occlude(classifier, x, 2, 1).found.any()  # two pixels are not enough
+    assert not occlude(classifier, x, 7, 7).found.any()  # larger than the image
 
 
 def test_patch_certificates_are_audited_by_rectangles() -> None:
@@ -295,14 +298,14 @@ def test_patch_certificates_are_audited_by_rectangles() -> None:
 
     for side in (1, 2, 3, 4, 5):
         inside = certificate.radius >= side
-        found = gradient.occlude(
+        found = occlude(
             classifier, x[inside], side, side, label=certificate.prediction[inside], judge=judge, places=25, steps=5
         )
         assert not found.found.any()
     wide = PatchSmoothing(kind="band", size=5, encode="zero", threshold=0.5)  # four of six positions see the corner
     claimed = wide.certify(classifier, x[:1])
     assert claimed.radius.tolist() == [0.0]
-    beyond = gradient.occlude(
+    beyond = occlude(
         classifier,
         x[:1],
         2,

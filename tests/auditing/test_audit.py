@@ -18,12 +18,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from certbench.auditing import audit, base_classifiers, recheck_bounds, smoothed_classifiers
-from certbench.auditing.output import UNREACHED, Result
+from certbench.auditing.result import UNREACHED, Result
+from certbench.auditing.smoothed_test import Test, chance, judge, pooled
 from certbench.core import registry
 from certbench.core.certificate import Certificate
-from certbench.core.certifier import Certifier, clean_margin
+from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import clean_margin
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.results.store import Counterexample, Store
@@ -244,9 +246,9 @@ def test_a_certified_class_that_is_not_the_classifiers_is_unsound(bench: Bench) 
 
 def test_a_stored_counterexample_that_is_none_refutes_nothing(bench: Bench) -> None:
     bench.run(scaled(0.5), norms=[2])
-    entries = reopen.load(bench.run_folder).entries
+    entries = reopen.reopen(bench.run_folder).entries
     store = Store(bench.run_folder / "results.db")
-    x = reopen.load(bench.run_folder).inputs
+    x = reopen.reopen(bench.run_folder).inputs
     store.put_attacks([Counterexample(entries[1].attack, 1e-6, "a lie", (x[1] + 1e-7).numpy().tobytes())])
     store.close()
     code, record, _ = bench.audit()
@@ -442,28 +444,26 @@ def test_smoothing_without_predict_is_not_audited(bench: Bench) -> None:
 
 
 def test_chance_is_a_binomial_or_markovs_bound() -> None:
-    assert smoothed_classifiers.chance(100, 0, 0.01, False) == 1
-    assert smoothed_classifiers.chance(1, 1, 0.01, False) == pytest.approx(0.01)
-    assert smoothed_classifiers.chance(10, 2, 0.002, False) == pytest.approx(1.78e-4, rel=0.01)
-    assert smoothed_classifiers.chance(10, 2, 0.002, True) == pytest.approx(0.01)
+    assert chance(100, 0, 0.01, False) == 1
+    assert chance(1, 1, 0.01, False) == pytest.approx(0.01)
+    assert chance(10, 2, 0.002, False) == pytest.approx(1.78e-4, rel=0.01)
+    assert chance(10, 2, 0.002, True) == pytest.approx(0.01)
 
 
 def test_refutations_of_several_tests_are_counted_together_by_input() -> None:
-    def test(hits: set[int], shared: bool = False) -> smoothed_classifiers.Test:
-        value = smoothed_classifiers.chance(2, len(hits), 0.002, shared)
-        return smoothed_classifiers.Test(
-            *(2, 2, len(hits), 0, 0.001, 0.001, value, shared), frozenset({0, 1}), frozenset(hits)
-        )
+    def test(hits: set[int], shared: bool = False) -> Test:
+        value = chance(2, len(hits), 0.002, shared)
+        return Test(*(2, 2, len(hits), 0, 0.001, 0.001, value, shared), frozenset({0, 1}), frozenset(hits))
 
-    def unsound(*tests: smoothed_classifiers.Test) -> bool:
+    def unsound(*tests: Test) -> bool:
         return Result(tests={("m", "s", float(i)): test for i, test in enumerate(tests)}).unsound
 
     assert not unsound(test({0}), test({0}), test({0}), test({0}))  # one input, whose draws are the same in each
     assert unsound(test({0}), test({0}), test({1}), test({1}))
     assert not unsound(test(set()), test({1}), test(set()), test({0}, True))
     assert not unsound(*(test({0, 1}, True) for _ in range(4)))  # what shares draws fails together
-    assert smoothed_classifiers.pooled([test({0}), test({1})]) == pytest.approx(2 * 0.004**2)
-    assert smoothed_classifiers.pooled([]) == 1
+    assert pooled([test({0}), test({1})]) == pytest.approx(2 * 0.004**2)
+    assert pooled([]) == 1
     quiet = Result(tests={("m", "s", 2.0): test({0}), ("m", "s", 1.0): test({1})})
     assert quiet.inconsistent == [] and quiet.code == 3
 
@@ -491,5 +491,5 @@ def test_points_that_attack_smoothing_lie_within_the_radius_and_are_worse(smooth
     assert points.min() >= 0 and points.max() <= 1
     margin = clean_margin(classifier(points), label) - clean_margin(classifier(x), label)
     assert (margin < 0).sum() >= 4
-    answer = smoothed_classifiers.judge(smoothing, classifier, points, level=0.001, draws=500, seed=3)
+    answer = judge(smoothing, classifier, points, level=0.001, draws=500, seed=3)
     assert answer.shape == (5,)

@@ -11,9 +11,10 @@ from torch import Tensor
 import certbench
 from certbench import Linf, ThreatModel, UnsupportedError
 from certbench.auditing.rounding import float_audit
-from certbench.core.certifier import Bounds, MarginCertifier, MarginState
+from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, MarginState
 from certbench.core.options import build
 from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import ConfigError

@@ -29,6 +29,7 @@ from certbench.core.claims import Outcome
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.export import exporter as export
 from certbench.export.exporter import Exporter
+from certbench.export.proof import relaxation
 from certbench.results.rows import Row
 from certbench.runs import run, suite
 
@@ -174,7 +175,8 @@ def test_what_cannot_be_rechecked_is_refused_with_the_reason(tmp_path: Path) -> 
 def test_a_certifier_with_bounds_that_are_too_tight_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from certbench.verifiers.bounds.backward import LayerBounds, layer_bounds
+    from certbench.verifiers.bounds.backward import layer_bounds
+    from certbench.verifiers.bounds.region import LayerBounds
     from certbench.verifiers.linear import crown
 
     def narrow(*args: Any, **options: Any) -> LayerBounds:
@@ -450,7 +452,7 @@ def test_no_witness_carries_a_radius_beyond_a_counterexample(tmp_path: Path, thr
             witness = certifier.witness(state, x, torch.tensor([label]), eps)
             for _ in range(5):
                 slopes = [torch.rand_like(s) for s in witness.slopes]
-                found, _ = export.relaxation(net, claim, replace(witness, slopes=slopes), float(eps))
+                found, _ = relaxation(net, claim, replace(witness, slopes=slopes), float(eps))
                 assert found < distance
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from certbench.core.certificate import Certificate
-from certbench.core.certification import certify, input_seed
+from certbench.core.certification import certify
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
+from certbench.core.inputs import input_seed
 from certbench.core.options import build
 from certbench.core.threat import L2, Linf, ThreatModel
 from certbench.errors import ConfigError, NumericalError, SolverError, UnsupportedError

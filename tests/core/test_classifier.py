@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import certbench
 from certbench import L2, Classifier, ConfigError
 from certbench.models import zoo
-from certbench.models.architectures.plain import Normalise
+from certbench.networks.normalise import Normalise
 from certbench.verifiers.smoothing.counting import Counter
 from certbench.verifiers.smoothing.noise.families import Gaussian
 

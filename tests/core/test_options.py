@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from certbench.core import registry
 from certbench.core.certifier import Certifier
-from certbench.core.options import build, choose, describe, label, number, versions, whole
+from certbench.core.options import build, choose, describe, label, versions
 from certbench.core.search import SEARCHES, Bisection, Ladder, RadiusSearch, Secant
 from certbench.errors import ConfigError, MissingBackendError
+from certbench.files.numbers import number, whole
 from certbench.verifiers.linear.crown import Crown
 from certbench.verifiers.linear.lirpa.certifiers import AlphaCrownLirpa
 from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Noise

@@ -19,11 +19,12 @@ from scipy.stats import beta, multinomial
 
 from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, StoreError, Subject
 from certbench.external.count_files import read
-from certbench.external.recertify import recertify, run
+from certbench.external.recertify import run
 from certbench.results.store import Planned, Result, Store
 from certbench.verifiers.smoothing.confidence import binomial, top_k
 from certbench.verifiers.smoothing.noise import gaussian_radius
 from certbench.verifiers.smoothing.noise.families import NOISES
+from certbench.verifiers.smoothing.recertification import recertify
 from tests.conftest import SHARED
 
 COUNTS = [[900, 60, 40], [30, 520, 450], [340, 330, 330], [0, 0, 1000]]

@@ -13,9 +13,11 @@ import torch
 import certbench
 from certbench import L1, Linf, ThreatModel
 from certbench.attacks.battery import attack
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
+from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.optimise import optimise
-from certbench.verifiers.bounds.backward import NetworkState, Region, backward, layer_bounds, upper_line
+from certbench.verifiers.bounds.region import Region, upper_line
+from certbench.verifiers.bounds.state import NetworkState
 from tests.laws.test_contract import inputs, network
 
 pytestmark = pytest.mark.usefixtures("solvers")

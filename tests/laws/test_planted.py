@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from certbench.auditing import audit, base_classifiers
 from certbench.core import registry
 from certbench.core.certificate import Certificate
-from certbench.core.certifier import Bounds, Certifier, MarginCertifier, MarginState
+from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, MarginState
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertbenchError
@@ -219,7 +220,7 @@ class Bench:
             for part in record["cross-audit"]
         ):
             found.add("cross")
-        opened = reopen.load(self.run_folder)
+        opened = reopen.reopen(self.run_folder)
         classifier, entries = opened.models["m"], [e for e in opened.entries if e.row.certifier.startswith(name)]
         if self.model == "linear" and entries[0].row.subject.value == "base":
             exact = exact_radius(classifier, opened.inputs, entries[0].threat)

@@ -13,9 +13,7 @@ import certbench
 from certbench import ABSTAIN, L2
 from certbench.errors import ConfigError
 from certbench.models import training, zoo
-from certbench.models.data import digits as data
-from certbench.models.recipes import denoising
-from certbench.models.recipes.denoising import (
+from certbench.models.architectures.denoisers import (
     TIMES,
     ConvolutionalDenoiser,
     Diffusion,
@@ -26,6 +24,10 @@ from certbench.models.recipes.denoising import (
     signal,
     time_of,
 )
+from certbench.models.data import digits as data
+from certbench.models.recipes import denoising
+from certbench.models.recipes.base import Step
+from certbench.models.recipes.stability import Stability
 from tests.support import mnist
 
 SMOOTHING = {"name": "smoothing", "noise": {"name": "gaussian", "sigma": 0.25}, "n": 300}
@@ -44,7 +46,7 @@ def made(name: str) -> tuple[Preprocessor, float]:
     assert preprocessor is not None
     if isinstance(preprocessor, DiffusionDenoiser):
         return preprocessor, preprocessor.sigma
-    assert isinstance(objective, denoising.Denoising | denoising.Stability)
+    assert isinstance(objective, denoising.Denoising | Stability)
     return preprocessor, objective.sigma
 
 
@@ -251,7 +253,7 @@ def test_a_recipe_learns_by_its_seed_alone_and_leaves_the_classifier(
         assert torch.equal(own, shipped)
 
     def loss(module: nn.Sequential) -> float:
-        step = training.Step(few.inputs.double(), few.labels, 0.0, torch.Generator().manual_seed(0))
+        step = Step(few.inputs.double(), few.labels, 0.0, torch.Generator().manual_seed(0))
         return float(recipe.objective.loss(module.double(), step).detach())
 
     with torch.random.fork_rng():
@@ -266,10 +268,10 @@ def test_stability_asks_for_the_classifiers_own_label(digits: data.Dataset) -> N
     identity = nn.Sequential(Residual((1, 8, 8), 3).double(), *module)
     for parameter in identity[0].parameters():
         nn.init.zeros_(parameter)
-    step = training.Step(digits.inputs.double(), 9 - digits.labels, 0.0, torch.Generator())  # wrong labels, not read
+    step = Step(digits.inputs.double(), 9 - digits.labels, 0.0, torch.Generator())  # wrong labels, not read
     logits = module(step.x)
     expected = nn.functional.cross_entropy(logits, logits.argmax(dim=1))
-    assert torch.isclose(denoising.Stability(0.0).loss(identity, step), expected)
+    assert torch.isclose(Stability(0.0).loss(identity, step), expected)
 
 
 def test_the_card_of_a_new_training_is_like_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

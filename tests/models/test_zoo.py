@@ -17,10 +17,18 @@ from torch import nn
 
 from certbench import Classifier, Linf, build, certify
 from certbench.errors import ConfigError, UnsupportedError
+from certbench.formats.safetensors import load_external
 from certbench.models import training, zoo
 from certbench.models.architectures import plain
+from certbench.models.architectures.denoisers import ConvolutionalDenoiser, DiffusionDenoiser
 from certbench.models.data import digits as data
-from certbench.models.recipes import denoising
+from certbench.models.recipes.adversarial import Adversarial
+from certbench.models.recipes.base import CertifiedObjective, Objective, Step
+from certbench.models.recipes.gaussian import GaussianNoise
+from certbench.models.recipes.interval_bounds import IntervalBounds, interval_bounds
+from certbench.models.recipes.lipschitz_margin import LipschitzMargin, lipschitz_constant
+from certbench.models.recipes.plain import CrossEntropy
+from certbench.networks.normalise import Normalise
 from tests.support import mnist
 
 LEAST = {
@@ -41,7 +49,7 @@ def network(name: str, input_shape: tuple[int, ...] = (1, 8, 8), seed: int = 0) 
     mean, std = [0.1 * (k + 3) for k in range(channels)], [0.5 / (k + 1) for k in range(channels)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        normalise = plain.Normalise(mean, std, len(input_shape))
+        normalise = Normalise(mean, std, len(input_shape))
         return plain.ARCHITECTURES[name](input_shape, 10, normalise).double().eval()
 
 
@@ -64,7 +72,7 @@ def test_dense_architectures_take_vectors(name: str) -> None:
 
 
 def test_normalisation_is_per_channel_and_stored() -> None:
-    layer, x = plain.Normalise([0.25, 0.5], [2.0, 4.0]), torch.rand(3, 2, 4, 4)
+    layer, x = Normalise([0.25, 0.5], [2.0, 4.0]), torch.rand(3, 2, 4, 4)
     expected = torch.stack([(x[:, 0] - 0.25) / 2, (x[:, 1] - 0.5) / 4], dim=1)
     assert torch.equal(layer(x), expected)
     assert set(layer.state_dict()) == {"mean", "std"} and not list(layer.parameters())
@@ -77,7 +85,7 @@ def test_normalisation_is_per_channel_and_stored() -> None:
 @pytest.mark.parametrize("name", plain.ARCHITECTURES)
 def test_interval_bounds_enclose_sampled_points(name: str, eps: float) -> None:
     module, x = network(name), draw(4, 1, 8, 8)
-    lower, upper = training.interval_bounds(module, (x - eps).clamp(min=0), (x + eps).clamp(max=1))
+    lower, upper = interval_bounds(module, (x - eps).clamp(min=0), (x + eps).clamp(max=1))
     uniform = 2 * draw(200, *x.shape) - 1
     for change in (uniform, uniform.sign()):
         logits = torch.stack([module(point) for point in (x + eps * change).clamp(0, 1)])
@@ -87,14 +95,14 @@ def test_interval_bounds_enclose_sampled_points(name: str, eps: float) -> None:
 def test_interval_bounds_are_exact_on_a_linear_network() -> None:
     module, x, eps = network("linear"), draw(4, 1, 8, 8), 0.1
     rows = module[2].weight.abs().sum(dim=1) / module[0].std.item()
-    lower, upper = training.interval_bounds(module, x - eps, x + eps)
+    lower, upper = interval_bounds(module, x - eps, x + eps)
     assert torch.allclose(upper - module(x), eps * rows) and torch.allclose(module(x) - lower, eps * rows)
 
 
 @pytest.mark.parametrize("name", plain.ARCHITECTURES)
 def test_interval_margins_hold_at_sampled_points(name: str) -> None:
     module, x, y, eps = network(name), draw(10, 1, 8, 8), torch.arange(10), 0.05
-    objective = training.IntervalBounds(eps)
+    objective = IntervalBounds(eps)
     margins = objective.margins(module, x, y, eps)
     assert (margins[y, y] == 0).all()
     for change in 2 * draw(100, *x.shape) - 1:
@@ -105,7 +113,7 @@ def test_interval_margins_hold_at_sampled_points(name: str) -> None:
 @pytest.mark.parametrize("name", ["linear", "mlp"])
 def test_lipschitz_margins_hold_along_the_steepest_direction(name: str) -> None:
     module, x, y, eps = network(name), draw(10, 1, 8, 8), torch.arange(10), 0.3
-    margins = training.LipschitzMargin(eps).margins(module, x, y, eps)
+    margins = LipschitzMargin(eps).margins(module, x, y, eps)
     assert (margins[y, y] == 0).all()
     for other in range(10):
         moving = x.clone().requires_grad_()
@@ -122,19 +130,19 @@ def test_lipschitz_margins_hold_along_the_steepest_direction(name: str) -> None:
 def test_lipschitz_constants_are_the_products_of_spectral_norms() -> None:
     module = network("mlp")
     expected = module[2].weight.svd().S[0] * module[4].weight.svd().S[0] * module[6].weight.svd().S[0]
-    assert torch.isclose(training.lipschitz_constant(module), expected / module[0].std.min())
+    assert torch.isclose(lipschitz_constant(module), expected / module[0].std.min())
 
 
 def test_layers_without_bounds_are_refused() -> None:
     x = torch.zeros(1, 4)
     with pytest.raises(ConfigError, match="no interval bounds for GELU"):
-        training.interval_bounds([nn.GELU()], x, x)
+        interval_bounds([nn.GELU()], x, x)
     with pytest.raises(ConfigError, match="no interval bounds for Conv2d"):
-        training.interval_bounds([nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")], x, x)
+        interval_bounds([nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")], x, x)
     with pytest.raises(ConfigError, match="no Lipschitz constant for Conv2d"):
-        training.lipschitz_constant(network("cnn"))
+        lipschitz_constant(network("cnn"))
     with pytest.raises(ConfigError, match="the last layer must be linear, not ReLU"):
-        training.IntervalBounds(0.1).margins(nn.Sequential(nn.ReLU()), x, torch.tensor([0]), 0.1)
+        IntervalBounds(0.1).margins(nn.Sequential(nn.ReLU()), x, torch.tensor([0]), 0.1)
 
 
 # Training
@@ -142,25 +150,25 @@ def test_layers_without_bounds_are_refused() -> None:
 
 def test_a_ball_grows_after_the_warmup_and_then_stays() -> None:
     x, y = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
-    steps = [training.Step(x, y, progress, torch.Generator()) for progress in (0.0, 0.1, 0.35, 0.6, 1.0)]
+    steps = [Step(x, y, progress, torch.Generator()) for progress in (0.0, 0.1, 0.35, 0.6, 1.0)]
     assert [round(step.grown(0.1, 0.5), 9) for step in steps] == [0, 0, 0.5, 1, 1]
 
 
 OBJECTIVES = [
-    training.CrossEntropy(),
-    training.GaussianNoise(0.25),
-    training.Adversarial(2.0, 0.1, steps=3),
-    training.Adversarial(math.inf, 0.02, steps=3),
-    training.IntervalBounds(0.05),
-    training.LipschitzMargin(0.1),
+    CrossEntropy(),
+    GaussianNoise(0.25),
+    Adversarial(2.0, 0.1, steps=3),
+    Adversarial(math.inf, 0.02, steps=3),
+    IntervalBounds(0.05),
+    LipschitzMargin(0.1),
 ]
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_adversarial_points_lie_in_the_ball_and_cost_more_than_random_ones(p: float) -> None:
     module, x, y, eps = network("mlp"), draw(10, 1, 8, 8), torch.arange(10), 0.3
-    step = training.Step(x, y, 0.0, torch.Generator().manual_seed(0))
-    start, end = (training.Adversarial(p, eps, steps).ascend(module, step) for steps in (0, 10))
+    step = Step(x, y, 0.0, torch.Generator().manual_seed(0))
+    start, end = (Adversarial(p, eps, steps).ascend(module, step) for steps in (0, 10))
     for points in (start, end):
         assert (points >= 0).all() and (points <= 1).all()
         assert torch.linalg.vector_norm((points - x).flatten(1), ord=p, dim=1).amax() <= eps * (1 + 1e-9)
@@ -171,7 +179,7 @@ def test_adversarial_points_lie_in_the_ball_and_cost_more_than_random_ones(p: fl
 
 def test_adversarial_training_moves_the_classes_apart(digits: data.Dataset) -> None:
     x, y = digits.inputs.double(), digits.labels
-    step, attack = training.Step(x, y, 0.0, torch.Generator().manual_seed(0)), training.Adversarial(2.0, 0.6, 20)
+    step, attack = Step(x, y, 0.0, torch.Generator().manual_seed(0)), Adversarial(2.0, 0.6, 20)
     accuracy = []
     for name in ("mlp-plain", "mlp-pgd"):
         module = zoo.load(name).double().module
@@ -182,17 +190,17 @@ def test_adversarial_training_moves_the_classes_apart(digits: data.Dataset) -> N
 
 def test_adversarial_training_in_another_norm_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"norm 1\.0; write 2 or inf"):
-        training.Adversarial(1.0, 0.1)
+        Adversarial(1.0, 0.1)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
-def test_every_objective_learns_by_its_seed_alone(objective: training.Objective) -> None:
+def test_every_objective_learns_by_its_seed_alone(objective: Objective) -> None:
     digits = data.load("digits", "train")
     recipe, random, threads = training.Recipe(objective, epochs=3), torch.get_rng_state(), torch.get_num_threads()
 
     def train(seed: int) -> nn.Sequential:
         def build() -> nn.Sequential:
-            return plain.mlp((1, 8, 8), 10, plain.Normalise([0.3], [0.4]))
+            return plain.mlp((1, 8, 8), 10, Normalise([0.3], [0.4]))
 
         return training.train(build, recipe, digits, seed)
 
@@ -258,7 +266,7 @@ def test_the_accuracy_on_a_card_is_the_measured_one(name: str) -> None:
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_certified_accuracy_on_a_card_is_the_measured_one(name: str, digits: data.Dataset) -> None:
     objective, card = zoo.TABLE[name].recipe.objective, zoo.card(name)
-    if not isinstance(objective, training.CertifiedObjective):
+    if not isinstance(objective, CertifiedObjective):
         assert card["certified"] is None
         return
     module = zoo.load(name).double().module
@@ -288,7 +296,7 @@ def test_linear_bounds_read_every_model(name: str, lirpa: ModuleType) -> None:
     del lirpa
     crown = build({"name": "crown", "search": {"name": "ladder", "eps": [0.005]}})
     inputs = mnist.load(zoo.TABLE[name].data).inputs[:3]
-    unread = (denoising.DiffusionDenoiser, denoising.ConvolutionalDenoiser)
+    unread = (DiffusionDenoiser, ConvolutionalDenoiser)
     if isinstance(zoo.TABLE[name].preprocessor, unread):
         with pytest.raises(UnsupportedError):
             certify(crown, zoo.load(name), inputs, Linf)
@@ -407,7 +415,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(factory: str, weights: str = "w.safetensors", classes: int = 10) -> Classifier:
-    return zoo.load_external(factory, weights, input_shape=(1, 8, 8), num_classes=classes)
+    return load_external(factory, weights, input_shape=(1, 8, 8), num_classes=classes)
 
 
 @pytest.mark.parametrize("module", ["users_nets", "users_folder.nets"])

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certbench import Classifier, NumericalError, UnsupportedError
-from certbench.networks.relu import Convolution, ReluNetwork
+from certbench.networks.maps import Convolution
+from certbench.networks.relu import ReluNetwork
 from tests.laws.test_contract import network
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
 from certbench.errors import StoreError
 from certbench.report import html, tables
+from certbench.report.figures import COLOURS, CURVES, _axis, _path
 from certbench.results import metrics
 from certbench.results.metrics import summarise, summarise_estimates
 from certbench.results.rows import Estimate, Row
@@ -266,7 +267,7 @@ def test_a_certifier_keeps_its_colour_and_dashes_mean_smoothed():
     assert len(looks) == 8
     assert all(len(css) == 1 for css in looks.values())
     assert len({css for (css,) in looks.values()}) == 8
-    for colour in range(html.COLOURS):
+    for colour in range(COLOURS):
         assert text.count(f"--c{colour}:") == 2  # light and dark
         assert f".c{colour}{{" in text
     assert all(("smooth" in css) == name.startswith("smoothing") for name, (css,) in looks.items())
@@ -275,8 +276,8 @@ def test_a_certifier_keeps_its_colour_and_dashes_mean_smoothed():
 def test_a_drawn_curve_is_the_certified_accuracy():
     rng = random.Random(1)
     rows = [replace(BASE, input=i, radius=rng.random(), prediction=rng.choice([3, 3, 4])) for i in range(37)]
-    frame = html.CURVES
-    path = html._path(metrics.curve(rows), 1.0)
+    frame = CURVES
+    path = _path(metrics.curve(rows), 1.0)
     (x, y), drawn = map(int, re.match(r"M(\d+) (\d+)", path).groups()), []
     for command, amount in re.findall(r"([vhVH])(-?\d+)", path):
         if command in "vV":
@@ -293,7 +294,7 @@ def test_a_drawn_curve_is_the_certified_accuracy():
 
 @pytest.mark.parametrize("top", [1e-4, 0.031, 0.3, 1.0, 1.01, 6.6, 59.9, 250.0])
 def test_axes_end_at_a_round_number_close_above(top):
-    end, marks = html._axis(top)
+    end, marks = _axis(top)
     assert top <= end * (1 + 1e-9) and end <= 1.5 * top
     assert marks[0] == 0 and marks[-1] == pytest.approx(end) and 3 <= len(marks) <= 7
 

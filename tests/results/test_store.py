@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.errors import StoreError
-from certbench.results.store import Counterexample, Planned, PlannedEstimate, Result, Store, content_key
+from certbench.results.store import Counterexample, Planned, PlannedEstimate, Result, Store
+from certbench.runs.keys import content_key
 
 PLANNED = Planned("key", "attack", "net", "crown", {"name": "crown"}, Guarantee.SOUND, Subject.BASE, 2.0, (0, 1), 0, 3)
 RESULT = Result("key", 3, 0.5, math.inf, 1.0, 2.0, Outcome.COMPLETED, "", {"bracket": [0.5, math.inf]})

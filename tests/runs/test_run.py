@@ -26,7 +26,8 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, MissingBackendError, SolverError, StoreError, UnsupportedError
 from certbench.results.rows import Row
 from certbench.runs import run as benchmark
-from certbench.runs.run import Finished, Interrupted
+from certbench.runs.events import Interrupted
+from certbench.runs.run import Finished
 from certbench.runs.suite import load
 
 CALLS: list[str] = []

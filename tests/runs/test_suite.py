@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
-from certbench.core import registry
 from certbench.core.search import Ladder, Secant
 from certbench.errors import ConfigError
-from certbench.runs import run
+from certbench.runs.plan import plan
+from certbench.runs.shipped import suites
 from certbench.runs.suite import Suite, load
 from certbench.verifiers.linear.crown import Crown
 from certbench.verifiers.lipschitz.margin import LipschitzMargin
@@ -39,12 +39,12 @@ def read(folder: Path, text: str) -> Suite:
     return load(str(path))
 
 
-@pytest.mark.parametrize("name", registry.suites())
+@pytest.mark.parametrize("name", suites())
 def test_a_shipped_suite_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = load(name)
     assert suite.settings.name == name
     mnist.offer(suite.settings.data, monkeypatch)
-    assert run.plan(suite) == len(suite.settings.models) * len(suite.threats) * len(suite.certifiers)
+    assert plan(suite) == len(suite.settings.models) * len(suite.threats) * len(suite.certifiers)
 
 
 def test_what_is_written_is_what_is_run(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_mistake_is_named_with_its_file_and_line(
 ) -> None:
     assert GOOD.count(old) == 1
     with pytest.raises(ConfigError) as caught:
-        run.plan(read(tmp_path, GOOD.replace(old, new)))
+        plan(read(tmp_path, GOOD.replace(old, new)))
     assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}" + (f", line {line}: " if line else ""))
     assert words in str(caught.value)
     assert "function-" not in str(caught.value)
@@ -174,4 +174,4 @@ def test_a_model_must_fit_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     arrays: dict[str, Any] = {"inputs": np.zeros((3, 5), dtype=np.float32), "labels": np.array([0, 1, 2])}
     np.savez("other.npz", **arrays)
     with pytest.raises(ConfigError, match=r"line 4: models\.0: model 'linear' takes \(1, 8, 8\)"):
-        run.plan(read(tmp_path, GOOD.replace("data: digits", "data: other.npz")))
+        plan(read(tmp_path, GOOD.replace("data: digits", "data: other.npz")))

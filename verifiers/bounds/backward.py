@@ -9,20 +9,16 @@ $s z \geq 0$ enters with a multiplier $\beta \geq 0$ (Wang et al., 2021).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from certbench.core import ball
-from certbench.core.certification import out_of_memory
-from certbench.core.certifier import Bounds, MarginState, clean_margin, margin_rows, tangent
-from certbench.core.classifier import Classifier
-from certbench.core.search import Evaluation, RadiusSearch, Start
-from certbench.core.threat import ThreatModel
+from certbench.core.memory import out_of_memory
 from certbench.errors import NumericalError
 from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.intervals import interval_bounds
+from certbench.verifiers.bounds.region import LayerBounds, Linear, Region, lower_slope, upper_line
 
 ENTRIES = 2**20
 """The most entries of the coefficients that are held at once for one layer of features: 8 MB in float64, which was
@@ -30,91 +26,6 @@ faster than 2**22 and 2**24 on networks of digits and MNIST, for a processor's c
 
 SHARED = 8
 """How many batches of intermediate bounds a network remembers."""
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """Balls around n flat inputs, each of its own radius, cut by the threat model's domain."""
-
-    threat: ThreatModel
-    x: Float[Tensor, "n d"]
-    eps: Float[Tensor, " n"]
-
-    def __len__(self) -> int:
-        """Number of inputs."""
-        return len(self.x)
-
-    def __getitem__(self, index: Tensor | slice) -> "Region":
-        """Some of them."""
-        return replace(self, x=self.x[index], eps=self.eps[index])
-
-    def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """A lower bound of a . x + b over each ball."""
-        if self.threat.p == math.inf:
-            low, high = self.box()
-            centre, half = (low + high) / 2, (high - low) / 2
-            return (a @ centre[..., None]).squeeze(-1) - (a.abs() @ half[..., None]).squeeze(-1) + b
-        return (a @ self.x[..., None]).squeeze(-1) + b - ball.fall(a, self.threat, self.x, self.eps)
-
-    def box(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-        """The smallest boxes around the balls."""
-        return ball.box(self.threat, self.x, self.eps)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerBounds:
-    """Bounds of every pre-activation of the hidden layers, one row per input.
-
-    Attributes:
-        lower: by hidden layer, in order.
-        upper: likewise.
-        method: how they came about; certificates state it.
-    """
-
-    lower: tuple[Float[Tensor, "n _"], ...]
-    upper: tuple[Float[Tensor, "n _"], ...]
-    method: str
-
-    def __getitem__(self, index: Tensor | slice) -> "LayerBounds":
-        """The bounds of some of the inputs."""
-        return LayerBounds(tuple(low[index] for low in self.lower), tuple(up[index] for up in self.upper), self.method)
-
-    def unstable(self, layer: int) -> Tensor:
-        """Which neurons of a hidden layer may lie on either side of zero: (n, size)."""
-        return (self.lower[layer] < 0) & (self.upper[layer] > 0)
-
-    def upto(self, layer: int) -> "LayerBounds":
-        """Those of the hidden layers before `layer` alone."""
-        return LayerBounds(self.lower[:layer], self.upper[:layer], self.method)
-
-    def widened(self, errors: Sequence[Tensor] | None) -> "LayerBounds":
-        """Bounds that hold in real arithmetic too, if `errors` says by layer what rounding may have done to them."""
-        if errors is None:
-            return self
-        lower = tuple(low - error for low, error in zip(self.lower, errors, strict=False))
-        return LayerBounds(
-            lower, tuple(high + error for high, error in zip(self.upper, errors, strict=False)), self.method
-        )
-
-    def tightened(self, other: "LayerBounds", method: str) -> "LayerBounds":
-        """The better of two bounds, neuron by neuron; both are sound, so this is."""
-        return LayerBounds(
-            tuple(torch.maximum(a, b) for a, b in zip(self.lower, other.lower, strict=True)),
-            tuple(torch.minimum(a, b) for a, b in zip(self.upper, other.upper, strict=True)),
-            method,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """Linear functions of the flat input, k per input of a batch: a . x + b."""
-
-    a: Float[Tensor, "n k d"]
-    b: Float[Tensor, "n k"]
-
-    def at(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Their values."""
-        return (self.a @ x[..., None]).squeeze(-1) + self.b
 
 
 def backward(
@@ -159,40 +70,6 @@ def backward(
         constant = constant + (up @ offset.transpose(1, 2)).squeeze(-1)
         if multipliers is not None:
             z = z + multipliers[at]
-
-
-def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
-    unstable = (low < 0) & (high > 0)
-    slope = torch.where(unstable, high / (high - low), (low >= 0).to(low.dtype))
-    slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
-    return slope, torch.where(unstable, -low * slope, 0.0)
-
-
-def lower_slope(low: Tensor, high: Tensor, chosen: Tensor | None) -> Tensor:
-    """Slope of the line below a ReLU on [low, high]: what it must be where the sign is known, else as chosen."""
-    free = (high > -low).to(low.dtype) if chosen is None else chosen.clamp(0, 1)
-    return torch.where((low < 0) & (high > 0), free, (low >= 0).to(low.dtype))
-
-
-def interval_bounds(network: ReluNetwork, region: Region) -> LayerBounds:
-    """Interval arithmetic (IBP), from the box around each ball."""
-    low, high = region.box()
-    centres, radii = [(low + high) / 2], [(high - low) / 2]
-    lower, upper = [], []
-    for i in range(len(network.hidden)):
-        centre = network.layers[i].bias.expand(len(region), -1)
-        radius = torch.zeros_like(centre)
-        for source, part in network.layers[i].maps.items():
-            centre = centre + part.forward(centres[source])
-            radius = radius + network.absolute[i][source].forward(radii[source])
-        lower.append(centre - radius)
-        upper.append(centre + radius)
-        below, above = lower[-1].clamp(min=0), upper[-1].clamp(min=0)
-        below, above = (torch.where(lower[-1].isnan(), torch.nan, end) for end in (below, above))
-        centres.append((below + above) / 2)
-        radii.append((above - below) / 2)
-    return LayerBounds(tuple(lower), tuple(upper), "ibp")
 
 
 def layer_bounds(
@@ -320,59 +197,3 @@ def _ends(
     linear = backward(network, rows, layer, bounds, slopes)
     ends = region.minimum(linear.a, linear.b)
     return ends[:, :k], -ends[:, k:]
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkState(MarginState):
-    """What certifiers on this engine prepare: the classifier in float64, the threat model, the network as layers.
-
-    `program` is the precision of the classifier as it came, in which its user runs it.
-    """
-
-    network: ReluNetwork
-    program: torch.dtype = torch.float32
-
-    @staticmethod
-    def of(classifier: Classifier, threat: ThreatModel) -> "NetworkState":
-        """Read the network.
-
-        Raises:
-            UnsupportedError: it is no ReLU network; the message names the layer.
-        """
-        return NetworkState(classifier.double(), threat, ReluNetwork.of(classifier), classifier.dtype)
-
-
-def crown_bounds(
-    state: NetworkState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
-) -> Bounds:
-    """CROWN's linear functions below `rows` times the logits."""
-    region = Region(state.threat, x.flatten(1), eps)
-    bounds = layer_bounds(state.network, region)
-    linear = backward(state.network, rows, len(state.network.layers) - 1, bounds)
-    return Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
-
-
-def crown_radius(
-    state: NetworkState,
-    x: Float[Tensor, "n ..."],
-    label: Int[Tensor, " n"],
-    slack: Float[Tensor, " n"],
-    search: RadiusSearch,
-    guess: float = math.nan,
-) -> Float[Tensor, " n"]:
-    """What CROWN certifies, each margin exceeding its input's `slack`: where costlier methods begin.
-
-    With `Secant(evaluations=1)` and a guess, what one look there proves.
-    """
-    rows = margin_rows(label, state.classifier.num_classes).to(x)
-    floor = slack[:, None].expand(rows.shape[:2])
-
-    def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
-        bounds = crown_bounds(state, x[index], rows[index], eps)
-        margin = (bounds.lower - floor[index]).amin(dim=1)
-        crossing = bounds.crossing(state.threat, x[index].flatten(1), floor[index])
-        return Evaluation(torch.where(margin.isfinite(), margin, -torch.inf), crossing)
-
-    clean = clean_margin(state.classifier(x), label) - slack
-    start = Start(torch.full_like(slack, guess), tangent(state, x, label))
-    return search.run(bound, clean, start).certified

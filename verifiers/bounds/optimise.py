@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from certbench.core import ball
-from certbench.core.threat import ThreatModel
+from certbench.core.ball import steepest
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.backward import LayerBounds, Region, backward, lower_slope, upper_line
+from certbench.verifiers.bounds.backward import backward
+from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope, upper_line
 
 RATE = 0.25, 0.5
 """First steps of Adam, in alpha and in beta, the latter in units of the layer's largest coefficient; both shrink by
@@ -376,28 +376,3 @@ def units(
     sizes = [low.shape[1] for low in bounds.lower]
     parts = torch.split(coefficients(network, bounds, rows, choice, layer), sizes, dim=-1)
     return torch.cat([part.abs().amax(dim=-1, keepdim=True).expand_as(part) for part in parts], dim=-1).clamp(min=1e-12)
-
-
-@torch.no_grad()
-def steepest(
-    a: Float[Tensor, "n k d"], threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
-) -> Float[Tensor, "n k d"]:
-    """The perturbation inside the ball and the domain that lowers a . x the most (p = 2 with a domain: nearly)."""
-    down, up = ball.rooms(threat, x, eps)
-    room = torch.where(a > 0, down[:, None], up[:, None])
-    slope, sign = a.abs() * (room > 0), -a.sign()
-    if threat.p == math.inf:
-        return sign * room
-    if threat.p == 1:
-        order = slope.argsort(dim=-1, descending=True)
-        sorted_room = room.gather(-1, order)
-        left = (eps[:, None, None] - (sorted_room.cumsum(-1) - sorted_room)).clamp(min=0)
-        return sign * torch.zeros_like(room).scatter(-1, order, torch.minimum(sorted_room, left))
-    mu = slope.norm(dim=-1, keepdim=True) / eps[:, None, None]
-    for _ in range(1 if threat.domain is None else 6):
-        fixed = slope > mu * room
-        left = (eps[:, None, None] ** 2 - torch.where(fixed, room, 0.0).square().sum(-1, keepdim=True)).clamp(min=0)
-        mu = torch.minimum(mu, torch.where(fixed, 0.0, slope).norm(dim=-1, keepdim=True) / left.sqrt().clamp(min=1e-30))
-    step = sign * torch.minimum(room, slope / mu.clamp(min=1e-30))
-    shrunk: Tensor = step * (eps[:, None, None] / step.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
-    return shrunk

@@ -17,7 +17,8 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.errors import MissingBackendError, SolverError
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.backward import LayerBounds, Region, lower_slope
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope
 
 if TYPE_CHECKING:
     import highspy
@@ -272,3 +273,28 @@ def _diagonal(entries: Vector) -> scipy.sparse.csr_matrix:
 def _select(neurons: Columns, size: int) -> scipy.sparse.csr_matrix:
     """The matrix that picks some entries of a vector."""
     return scipy.sparse.csr_matrix((np.ones(len(neurons)), (np.arange(len(neurons)), neurons)), (len(neurons), size))
+
+
+@torch.no_grad()
+def tightened(network: ReluNetwork, region: Region, bounds: LayerBounds) -> LayerBounds:
+    """Bounds of a single ball, sharpened by two LPs per unstable neuron; those of the first layer are exact already."""
+    for i in range(1, len(network.hidden)):
+        neurons = bounds.unstable(i)[0].nonzero().squeeze(1)
+        if len(neurons) == 0 or not any(bool(bounds.unstable(j).any()) for j in range(i)):
+            continue
+        rows = torch.zeros(2 * len(neurons), network.layers[i].outputs).to(region.x)
+        rows[torch.arange(len(neurons)), neurons] = 1.0
+        rows[torch.arange(len(neurons)) + len(neurons), neurons] = -1.0
+        model = PlanetModel.of(network, region, bounds, i)
+        found = [model.slopes(row) or model.default_slopes() for row in rows]
+        slopes = [torch.cat([one[j] for one in found], dim=1) for j in range(i)]
+        linear = backward(network, rows[None], i, bounds, slopes)
+        ends = region.minimum(linear.a, linear.b)[0].nan_to_num(-torch.inf)
+        low, high = bounds.lower[i].clone(), bounds.upper[i].clone()
+        low[0, neurons] = torch.maximum(low[0, neurons], ends[: len(neurons)])
+        high[0, neurons] = torch.minimum(high[0, neurons], -ends[len(neurons) :])
+        sharper = LayerBounds(
+            (*bounds.lower[:i], low, *bounds.lower[i + 1 :]), (*bounds.upper[:i], high, *bounds.upper[i + 1 :]), "crown"
+        )
+        bounds = layer_bounds(network, region, known=sharper)
+    return replace(bounds, method="lp")

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.backward import backward
 from certbench.verifiers.bounds.optimise import optimise
-from certbench.verifiers.bounds.backward import LayerBounds, Region, backward, lower_slope, upper_line
+from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope, upper_line
 
 
 @dataclass(frozen=True, eq=False)
-class Relaxation:
+class RelaxationProof:
     """What proves the margins of one input over one ball.
 
     Attributes:
@@ -58,26 +59,3 @@ def sufficient(
         return given
     alpha = optimise(network, region, bounds, rows).choice.alpha[0].clamp(0, 1)
     return list(torch.split(alpha, [low.shape[1] for low in bounds.lower], dim=1))
-
-
-@torch.no_grad()
-def intervals(network: ReluNetwork, region: Region) -> LayerBounds:
-    """Interval arithmetic for one ball, the layers that read the input alone bounded over the ball itself."""
-    box, lower, upper = region.box(), [], []
-    lows, highs = [box[0]], [box[1]]
-    for layer in network.hidden:
-        if list(layer.maps) == [0]:
-            a, b = layer.maps[0].matrix()[None], layer.bias[None]
-            low, high = region.minimum(a, b), -region.minimum(-a, -b)
-        else:
-            low = layer.bias.expand(1, -1)
-            high = low
-            for source, part in layer.maps.items():
-                middle, half = (lows[source] + highs[source]) / 2, (highs[source] - lows[source]) / 2
-                centre, radius = part.forward(middle), part.absolute().forward(half)
-                low, high = low + centre - radius, high + centre + radius
-        lower.append(low)
-        upper.append(high)
-        lows.append(low.clamp(min=0))
-        highs.append(high.clamp(min=0))
-    return LayerBounds(tuple(lower), tuple(upper), "ibp")

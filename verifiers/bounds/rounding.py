@@ -14,8 +14,8 @@ from torch import Tensor
 
 from certbench.errors import NumericalError
 from certbench.networks.relu import UNDERFLOW, ReluNetwork
-from certbench.verifiers.bounds.backward import LayerBounds, Region
-from certbench.verifiers.lipschitz.operator_norms import gamma
+from certbench.numerics.rounding import gamma
+from certbench.verifiers.bounds.region import LayerBounds, Region
 
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 """Relative error of one rounding, by precision."""

@@ -19,14 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
+from certbench.core.ball import steepest
 from certbench.core.certificate import Certificate
-from certbench.core.certifier import SLACK, Certifier, clean_margin, margin_rows, tangent
+from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
+from certbench.core.margins import SLACK, clean_margin, margin_rows, tangent
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, NumericalError
 from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.optimise import (
     Choice,
     Optimised,
@@ -35,9 +38,9 @@ from certbench.verifiers.bounds.optimise import (
     flat,
     optimise,
     optimised_bounds,
-    steepest,
 )
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, crown_radius, layer_bounds, upper_line
+from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
+from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.descent import Counterexample, attack, refute
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.core.certifier import clean_margin
+from certbench.core.ball import steepest
 from certbench.core.classifier import Classifier
+from certbench.core.margins import clean_margin
 from certbench.core.threat import ThreatModel
-from certbench.verifiers.bounds.optimise import steepest
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 from certbench.core.threat import ThreatModel
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.optimise import Choice, signs
-from certbench.verifiers.bounds.backward import upper_line
+from certbench.verifiers.bounds.region import upper_line
 
 ENTRIES = 400_000
 """The most entries of all maps together with which these programs are worth their time: a judgement."""

@@ -18,17 +18,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
+from certbench.core.ball import steepest
 from certbench.core.certificate import Certificate
-from certbench.core.certifier import SLACK, Certifier, clean_margin, margin_rows
+from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
+from certbench.core.margins import SLACK, clean_margin, margin_rows
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, SolverError
-from certbench.verifiers.bounds.optimise import steepest
-from certbench.verifiers.bounds.programs import PlanetModel, highs
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, backward, crown_radius, layer_bounds
-from certbench.verifiers.linear.lp import tightened
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.programs import PlanetModel, highs, tightened
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.state import NetworkState, crown_radius
 
 FEASIBILITY = 1e-9
 """Tolerance of the solver for rows, bounds, integers and reduced costs; HiGHS takes no less than 1e-10."""

@@ -14,24 +14,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.core.certifier import Bounds, MarginCertifier, margin_rows, tangent
+from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, margin_rows, tangent
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, UnsupportedError
+from certbench.verifiers.bounds.backward import ENTRIES, backward, layer_bounds
 from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
-from certbench.verifiers.bounds.proof import Relaxation, adaptive, sufficient
+from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, sufficient
+from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from certbench.verifiers.bounds.backward import (
-    ENTRIES,
-    LayerBounds,
-    NetworkState,
-    Region,
-    backward,
-    crown_radius,
-    layer_bounds,
-)
+from certbench.verifiers.bounds.state import NetworkState, crown_radius
 
 
 @dataclass(frozen=True)
@@ -87,12 +82,12 @@ class Crown(MarginCertifier[NetworkState]):
 
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """CROWN's bounds and slopes."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds = layer_bounds(state.network, region, entries=self.entries)
         rows, slopes = margin_rows(label, state.classifier.num_classes).to(x), adaptive(bounds)
-        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
+        return RelaxationProof(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
 
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """CROWN's bounds, and the optimised slopes of each margin.
 
         Raises:
@@ -183,7 +178,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         rows = margin_rows(label, state.classifier.num_classes).to(x)
         alpha = optimise(state.network, region, bounds, rows, iterations=self.iterations).choice.alpha[0]
         sizes = [low.shape[1] for low in bounds.lower]
-        return Relaxation(bounds, adaptive(bounds), torch.split(alpha.clamp(0, 1), sizes, dim=1) if sizes else ())
+        return RelaxationProof(bounds, adaptive(bounds), torch.split(alpha.clamp(0, 1), sizes, dim=1) if sizes else ())
 
 
 def _safe(

@@ -8,7 +8,7 @@ duality; the solver's objective is never read.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -16,24 +16,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.core import ball
-from certbench.core.certifier import Bounds, MarginCertifier, margin_rows, tangent
+from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, margin_rows, tangent
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.programs import PlanetModel, highs
-from certbench.verifiers.bounds.proof import Relaxation, adaptive
-from certbench.verifiers.bounds.backward import (
-    LayerBounds,
-    Linear,
-    NetworkState,
-    Region,
-    backward,
-    crown_radius,
-    layer_bounds,
-)
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.programs import PlanetModel, highs, tightened
+from certbench.verifiers.bounds.proof import RelaxationProof, adaptive
+from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
+from certbench.verifiers.bounds.state import NetworkState, crown_radius
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class LP(MarginCertifier[NetworkState]):
 
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """CROWN's bounds, and of each margin the slopes of the LP's dual, or CROWN's where these are better.
 
         Raises:
@@ -108,14 +103,14 @@ class LP(MarginCertifier[NetworkState]):
         bounds, rows = layer_bounds(network, region), margin_rows(label, state.classifier.num_classes).to(x)
         last, usual = len(network.hidden), [s[None] for s in adaptive(bounds)]
         if not last:
-            return Relaxation(bounds, [], [])
+            return RelaxationProof(bounds, [], [])
         chosen, model = [], PlanetModel.of(network, region, bounds, last)
         for k in range(rows.shape[1]):
             ways = [usual, [s[0] for s in model.slopes(rows[0, k]) or model.default_slopes()]]
             found = [backward(network, rows[:, k : k + 1], last, bounds, [s[None] for s in way]) for way in ways]
             low = [float(region.minimum(one.a, one.b)) for one in found]
             chosen.append(ways[int(low[1] > low[0])])
-        return Relaxation(bounds, adaptive(bounds), [torch.cat(slopes) for slopes in zip(*chosen, strict=True)])
+        return RelaxationProof(bounds, adaptive(bounds), [torch.cat(slopes) for slopes in zip(*chosen, strict=True)])
 
 
 @torch.no_grad()
@@ -146,28 +141,3 @@ def improved(network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Fl
         if value > low[row]:  # not if it is NaN
             a[0, row], b[0, row], low[row] = found.a[0, 0], found.b[0, 0], value
             reach[row] = ball.crossing(found.a, found.at(region.x), region.threat, region.x)[0, 0]
-
-
-@torch.no_grad()
-def tightened(network: ReluNetwork, region: Region, bounds: LayerBounds) -> LayerBounds:
-    """Bounds of a single ball, sharpened by two LPs per unstable neuron; those of the first layer are exact already."""
-    for i in range(1, len(network.hidden)):
-        neurons = bounds.unstable(i)[0].nonzero().squeeze(1)
-        if len(neurons) == 0 or not any(bool(bounds.unstable(j).any()) for j in range(i)):
-            continue
-        rows = torch.zeros(2 * len(neurons), network.layers[i].outputs).to(region.x)
-        rows[torch.arange(len(neurons)), neurons] = 1.0
-        rows[torch.arange(len(neurons)) + len(neurons), neurons] = -1.0
-        model = PlanetModel.of(network, region, bounds, i)
-        found = [model.slopes(row) or model.default_slopes() for row in rows]
-        slopes = [torch.cat([one[j] for one in found], dim=1) for j in range(i)]
-        linear = backward(network, rows[None], i, bounds, slopes)
-        ends = region.minimum(linear.a, linear.b)[0].nan_to_num(-torch.inf)
-        low, high = bounds.lower[i].clone(), bounds.upper[i].clone()
-        low[0, neurons] = torch.maximum(low[0, neurons], ends[: len(neurons)])
-        high[0, neurons] = torch.minimum(high[0, neurons], -ends[len(neurons) :])
-        sharper = LayerBounds(
-            (*bounds.lower[:i], low, *bounds.lower[i + 1 :]), (*bounds.upper[:i], high, *bounds.upper[i + 1 :]), "crown"
-        )
-        bounds = layer_bounds(network, region, known=sharper)
-    return replace(bounds, method="lp")

@@ -23,15 +23,18 @@ from torch import Tensor
 
 from certbench.core import ball
 from certbench.core.certificate import Certificate
-from certbench.core.certifier import Bounds, MarginCertifier, margin_rows
+from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, margin_rows
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.proof import Relaxation, parallel, sufficient
-from certbench.verifiers.bounds.backward import ENTRIES, LayerBounds, NetworkState, Region
+from certbench.verifiers.bounds.backward import ENTRIES
+from certbench.verifiers.bounds.proof import RelaxationProof, parallel, sufficient
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.state import NetworkState
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,12 @@ class WongKolter(MarginCertifier[NetworkState]):
 
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """The dual network's bounds; its lines below ReLUs are parallel to those above."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds = layerwise(state.network, region)
         rows, slopes = margin_rows(label, state.classifier.num_classes).to(x), parallel(bounds)
-        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
+        return RelaxationProof(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True, eq=False)

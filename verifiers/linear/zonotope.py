@@ -26,14 +26,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
-from certbench.core.certifier import Bounds, MarginCertifier
+from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
-from certbench.networks.relu import Map, ReluNetwork
-from certbench.verifiers.bounds.backward import ENTRIES, NetworkState, Region
+from certbench.networks.maps import Map
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.backward import ENTRIES
+from certbench.verifiers.bounds.region import Region
+from certbench.verifiers.bounds.state import NetworkState
 
 Slope = Callable[[Tensor, Tensor], Tensor]
 """The slope of an unstable ReLU from its bounds l and u."""

@@ -20,8 +20,9 @@ from certbench.core.classifier import Classifier
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
-from certbench.networks.relu import Map
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region
+from certbench.networks.maps import Map
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Steepness
 
 WORK = 2**31

@@ -21,9 +21,12 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.core.claims import Guarantee
 from certbench.core.search import RadiusSearch, Secant
-from certbench.networks.relu import Dense, Map, ReluNetwork
+from certbench.networks.maps import Dense, Map
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.backward import ENTRIES
+from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors
-from certbench.verifiers.bounds.backward import ENTRIES, LayerBounds, NetworkState, Region
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes, Steepness, raised
 
 GRAM = 2**22

@@ -23,7 +23,8 @@ from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier, Regressor
 from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import ConfigError, UnsupportedError
-from certbench.networks.relu import Dense, ReluNetwork
+from certbench.networks.maps import Dense
+from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzState, proved_norms
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, product_bound, prove, start
 from certbench.verifiers.lipschitz.multipliers.search import check, search

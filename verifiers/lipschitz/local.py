@@ -21,14 +21,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
-from certbench.core.certifier import SLACK, Bounds, MarginCertifier
+from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier
+from certbench.core.margins import SLACK, Bounds
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.relu import ReluNetwork
+from certbench.numerics.rounding import gamma
+from certbench.verifiers.bounds.backward import layer_bounds
+from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors, program_error
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, layer_bounds
-from certbench.verifiers.lipschitz.operator_norms import gamma
+from certbench.verifiers.bounds.state import NetworkState
 
 
 @dataclass(frozen=True, eq=False)

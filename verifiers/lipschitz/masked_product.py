@@ -24,10 +24,12 @@ from certbench.core.classifier import Classifier
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
-from certbench.networks.relu import Map
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region
+from certbench.networks.maps import Map
+from certbench.numerics.rounding import gamma
+from certbench.numerics.spectral import DENSE, SIDE, spectra
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Steepness
-from certbench.verifiers.lipschitz.operator_norms import DENSE, SIDE, gamma, spectra
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ are no longer independent.
 import contextlib
 import copy
 import hashlib
-import itertools
 import math
 import threading
-import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,9 +27,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from certbench.core.classifier import Classifier
-from certbench.errors import ConfigError, UnsupportedError
-from certbench.models.architectures.plain import Normalise
-from certbench.verifiers.smoothing.noise.base import Noise, Stream
+from certbench.errors import ConfigError
+from certbench.networks.sequences import split
+from certbench.verifiers.smoothing.compiled import compile_module
+from certbench.verifiers.smoothing.noise.base import Noise
+from certbench.verifiers.smoothing.streams import generator_of, numpy_stream, place_of, stream_of
 
 SELECTION, ESTIMATION, PREDICTION = range(3)
 """Phases of the sampling; each has random streams of its own."""
@@ -50,7 +50,6 @@ _COUNTED: "OrderedDict[Hashable, tuple[int, Any]]" = OrderedDict()
 """How many chunks, and their counts, sums or votes; none of it is ever changed, only replaced."""
 
 _LOCK = threading.Lock()
-_NUMBERS = itertools.count()
 
 
 @runtime_checkable
@@ -122,7 +121,7 @@ class Counter:
         """Evidence of what is not as usual: the random stream, the precision, the compiler."""
         found = {}
         if self.device is not None:
-            found["stream"] = _place(self.device)
+            found["stream"] = place_of(self.device)
         if self.classifier.dtype != torch.promote_types(self.classifier.dtype, torch.float32):
             found["precision"] = str(self.classifier.dtype).removeprefix("torch.")
         if self.compiled:
@@ -175,7 +174,7 @@ class Counter:
     @cached_property
     def _run(self) -> Callable[[Tensor], Tensor]:
         module, dtype, device = self.classifier.module, self.classifier.dtype, self.classifier.device
-        run = _compile(module) if self.compiled else module
+        run = compile_module(module) if self.compiled else module
         return lambda rows: run(rows.to(device, dtype))
 
     @cached_property
@@ -195,7 +194,7 @@ class Counter:
 
         if self.compiled:
             first = nn.ReLU() if rectified else nn.Identity()
-            run = _compile(lambda image, moved: rest(first(image + moved).to(dtype)))
+            run = compile_module(lambda image, moved: rest(first(image + moved).to(dtype)))
             return head, lambda image, moved, both: run(image, moved)
         return head, after
 
@@ -203,8 +202,8 @@ class Counter:
         """Noise that all inputs share."""
         assert self.share is not None and isinstance(self.noise, Shareable)
         if isinstance(self.noise, Noise):
-            return self.noise.draw(_stream(self.share, phase, chunk, self.device), size, d)
-        return torch.from_numpy(self.noise.sample(_numpy(self.share, phase, chunk), size, d))
+            return self.noise.draw(stream_of(self.share, phase, chunk, self.device), size, d)
+        return torch.from_numpy(self.noise.sample(numpy_stream(self.share, phase, chunk), size, d))
 
     def fold(
         self,
@@ -247,9 +246,9 @@ class Counter:
         flat = flat.to(self.precision) if isinstance(self.noise, Shareable) else flat
         for chunk in range(start, -(-draws // size)):
             if isinstance(self.noise, Noise):
-                noisy = self.noise.perturb(flat, _stream(seed, phase, chunk, self.device), size)
+                noisy = self.noise.perturb(flat, stream_of(seed, phase, chunk, self.device), size)
             else:
-                noisy = self.noise.perturb(flat, _numpy(seed, phase, chunk), size)
+                noisy = self.noise.perturb(flat, numpy_stream(seed, phase, chunk), size)
             with torch.no_grad():  # never around a yield: whoever reads two of these in turn would be left without
                 found = self._run(noisy.view(size, *point.shape))[: draws - chunk * size]
             yield found
@@ -282,8 +281,8 @@ class Counter:
         """What is counted here, under which noise; None: nobody knows, and nothing is remembered."""
         if self.key is None or (self.content and self.key != _fingerprint(self.classifier)):
             return None
-        stream = None if self.device is None else _place(self.device)
-        return self.key, self.compiled, _place(self.classifier.device), stream, self.noise, self.share
+        stream = None if self.device is None else place_of(self.device)
+        return self.key, self.compiled, place_of(self.classifier.device), stream, self.noise, self.share
 
 
 Key = tuple[Hashable, ...] | None
@@ -353,82 +352,3 @@ def _tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
 def rows_of(entries: int) -> int:
     """Draws in a chunk, for inputs of so many entries."""
     return max(1, min(ROWS, ENTRIES // entries))
-
-
-def split(classifier: Classifier) -> tuple[nn.Sequential, nn.Sequential]:
-    """A classifier as an affine function, then the rest: the identity and all of it, where its layers do not tell."""
-    layers = _layers(classifier.module) if classifier.hidden_code() is None else [classifier.module]
-    count = 0
-    while count < len(layers) and type(layers[count]) in _AFFINE and not _by_batch(layers[count]):
-        count += 1
-    return nn.Sequential(*layers[:count]), nn.Sequential(*layers[count:])
-
-
-_SHAPES: tuple[Any, ...] = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
-_AFFINE = frozenset((Normalise, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, *_SHAPES))
-"""Affine in eval mode."""
-
-
-def _by_batch(layer: nn.Module) -> bool:
-    """Whether a normalisation has no statistics of its own and takes the batch's."""
-    return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is None
-
-
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """The parts of a sequence, and of the sequences in it."""
-    if type(module) is not nn.Sequential:
-        return [module]
-    return [layer for part in module for layer in _layers(part)]
-
-
-def generator_of(device: torch.device) -> torch.device | None:
-    """Where torch draws for a classifier on a device: on a GPU by itself, else nowhere."""
-    return device if device.type == "cuda" else None
-
-
-def _place(device: torch.device) -> str:
-    """Name of torch's stream on a device: how its numbers are dealt to threads depends on the kind of GPU."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"torch {torch.__version__} on {name}"
-
-
-def _stream(seed: int, phase: int, chunk: int, device: torch.device | None = None) -> Stream:
-    """The stream of a chunk: 64 bits of the same seed sequence are the key of torch's (Philox, on a GPU)."""
-    if device is None:
-        return _numpy(seed, phase, chunk)
-    key = np.random.SeedSequence(seed, spawn_key=(phase, chunk)).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(key[0]))
-
-
-def _numpy(seed: int, phase: int, chunk: int) -> np.random.Generator:
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(phase, chunk))))
-
-
-def _apart(function: Any) -> Any:
-    """The function with code of its own: torch compiles one code for a few functions, and runs the others as is."""
-    code = function.__code__.replace(co_name=f"counted_{next(_NUMBERS)}")
-    return types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
-
-
-def _compile(function: Any) -> Callable[..., Tensor]:
-    """The function by `torch.compile`: all of it, or none.
-
-    Raises:
-        UnsupportedError: when it is called first, and it cannot be compiled here.
-    """
-    run: Callable[..., Any] = torch.compile(_apart(lambda *rows: function(*rows)), dynamic=False, fullgraph=True)
-
-    def call(*arguments: Tensor) -> Tensor:
-        try:
-            found = run(*arguments)
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise UnsupportedError(
-                f"torch.compile cannot compile the classifier; it needs a C++ compiler, and Triton on a GPU: {lines[0]}"
-            ) from error
-        assert isinstance(found, Tensor)
-        return found
-
-    return call

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from certbench.core.certificate import Certificate
-from certbench.core.certification import check_inputs
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.inputs import check_inputs
 from certbench.core.threat import L0
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.verifiers.smoothing.ablation import readable

@@ -14,8 +14,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 from torch import Tensor
 
-from certbench.core.certification import check_inputs, input_seed
 from certbench.core.classifier import Classifier
+from certbench.core.inputs import check_inputs, input_seed
 from certbench.core.threat import L2, ThreatModel
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.verifiers.smoothing.noise.families import Gaussian

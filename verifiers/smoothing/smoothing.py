@@ -22,13 +22,14 @@ from torch.nn import functional
 
 from certbench.core import options
 from certbench.core.certificate import Certificate
-from certbench.core.certification import input_seed
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier, Regressor
+from certbench.core.inputs import input_seed
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, UnsupportedError
-from certbench.verifiers.lipschitz.margin import feature_constants
+from certbench.errors import ConfigError
+from certbench.networks.sequences import cut
+from certbench.verifiers.lipschitz.propagation import feature_constants
 from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.counting import ESTIMATION, PREDICTION, SELECTION, Counter
 from certbench.verifiers.smoothing.hidden_layers import Interleaved, Noises, Place
@@ -248,41 +249,3 @@ class Smoothing(Certifier[SmoothingState]):
             certain = first > second and binomial.even_chance(first, second) <= self.alpha
             predictions.append(int(sampled.argmax()) if certain else ABSTAIN)
         return torch.tensor(predictions, dtype=torch.int64)
-
-
-def cut(classifier: Classifier, *layers: str) -> list[nn.Sequential]:
-    """A module in parts: up to the end of a submodule, from there to the end of the next, and from the last on.
-
-    Raises:
-        UnsupportedError: a submodule is no part of nested sequences that make up the module, is the last, or does not
-            come after the one before; or the module's precision is shorter than float32, so that its roundings move
-            features further than any Lipschitz constant says.
-    """
-    short = {str(t.dtype) for t in classifier.tensors() if t.is_floating_point() and t.dtype.itemsize < 4}
-    if short:
-        raise UnsupportedError(
-            f"{classifier.name} is in {min(short)}, whose roundings no Lipschitz constant covers; convert it to "
-            "float32, or add noise at the input alone"
-        )
-    hidden = classifier.hidden_code()
-    if hidden is not None:
-        raise UnsupportedError(f"{hidden}, which a cut would lose")
-    found = _leaves("", copy.deepcopy(classifier.module))  # so that what is found out of a part stays true of it
-    names, leaves = [name for name, _ in found], [leaf for _, leaf in found]
-    ends = [0]
-    for layer in layers:
-        if layer not in names[:-1]:
-            known = ", ".join(names)
-            raise UnsupportedError(f"{layer!r} is no layer before the last of nested sequences; known: {known}")
-        ends.append(names.index(layer) + 1)
-        if ends[-1] <= ends[-2]:
-            raise UnsupportedError(f"{layer!r} does not come after {names[ends[-2] - 1]!r}; write layers in order")
-    return [nn.Sequential(*leaves[i:j]).eval() for i, j in itertools.pairwise([*ends, len(leaves)])]
-
-
-def _leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    if type(module) is not nn.Sequential:
-        return [(name, module)]
-    prefix = f"{name}." if name else ""
-    parts = module._modules.items()  # `named_children` leaves out what came before
-    return [leaf for key, part in parts if part is not None for leaf in _leaves(prefix + key, part)]

@@ -24,7 +24,6 @@ from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, rows_of
 from certbench.verifiers.smoothing.noise.families import Gaussian
-from certbench.verifiers.smoothing.noise.gaussian_radius import sample_classes
 from certbench.verifiers.smoothing.votes import bounds, check_sampling
 
 Bound = Literal["chernoff", "hoeffding", "bernstein", "sampled"]
@@ -218,3 +217,15 @@ def whole(scores: Float[Tensor, "n classes"], top: int) -> Int[Tensor, "n classe
     units[lost] = UNIT
     units[lost, top] = 0
     return units.clamp(0, UNIT).to(torch.int64)
+
+
+def sample_classes(probabilities: Float[Tensor, "n classes"], stream: np.random.Generator) -> Int[Tensor, " n"]:
+    """One class per row, drawn from the row's distribution; -1 where a row is not finite.
+
+    With a row per noisy draw, the counts of the classes are what `binomial` wants.
+    """
+    p = probabilities.detach().to("cpu", torch.float64)
+    total = p.cumsum(dim=1)
+    u = torch.from_numpy(stream.random(len(p)))[:, None] * total[:, -1:]
+    drawn = (total <= u).sum(dim=1).clamp(max=p.shape[1] - 1)
+    return torch.where(total[:, -1].isfinite(), drawn, -1)

@@ -8,9 +8,11 @@ from torch import Tensor
 
 import certbench
 from certbench import L1, L2, Linf, ThreatModel
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.verifiers.bounds import backward as relaxation
-from certbench.verifiers.bounds.backward import NetworkState, Region, backward, layer_bounds
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.region import Linear, Region
+from certbench.verifiers.bounds.state import NetworkState
 from tests.laws.test_contract import inputs, network, sample_ball
 
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
@@ -53,7 +55,7 @@ def test_pieces_give_the_bounds_of_the_whole_and_memory_that_runs_out_makes_smal
     state.network.shared.clear()
     sizes: list[int] = []
 
-    def small(*args: object) -> relaxation.Linear:
+    def small(*args: object) -> Linear:
         rows = args[1]
         assert isinstance(rows, Tensor)
         sizes.append(rows.shape[1])
@@ -83,7 +85,7 @@ def test_bounds_are_computed_once_for_the_same_question_and_anew_for_another(mon
     state.network.shared.clear()
     counted: list[int] = []
 
-    def count(*args: object) -> relaxation.Linear:
+    def count(*args: object) -> Linear:
         counted.append(1)
         return backward(*args)  # type: ignore[arg-type]
 

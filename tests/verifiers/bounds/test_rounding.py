@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import Classifier, Linf, NumericalError, UnsupportedError
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from certbench.verifiers.bounds.backward import Region, backward, layer_bounds
 from tests.laws.test_contract import inputs, network, sample_ball
 
 SAFE = {"name": "alpha-crown", "iterations": 3, "rounding_safe": True}

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, Outcome, ThreatModel
-from certbench.core.certifier import margin_rows
-from certbench.verifiers.bounds.optimise import Choice, evaluate, flat, optimise, steepest
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, backward, layer_bounds
+from certbench.core.ball import steepest
+from certbench.core.margins import margin_rows
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.optimise import Choice, evaluate, flat, optimise
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound, Leaf, Tree
 from certbench.verifiers.complete.descent import Counterexample
 from tests.laws.test_contract import inputs, network

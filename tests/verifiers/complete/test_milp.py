@@ -10,11 +10,11 @@ from torch import nn
 
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, Outcome, ThreatModel, UnsupportedError
-from certbench.core.certifier import SLACK
+from certbench.core.margins import SLACK
 from certbench.core.search import Secant
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.programs import Program
-from certbench.verifiers.bounds.backward import NetworkState, crown_radius
+from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.milp import MILP
 from tests.verifiers.linear.test_lp import THREATS, exact_distance, points, rows_at, tiny
 

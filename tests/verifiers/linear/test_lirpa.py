@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, Linf, MarginCertifier, ThreatModel, UnsupportedError
-from certbench.core.certifier import clean_margin
+from certbench.core.margins import clean_margin
 from certbench.models import zoo
 from certbench.models.data import digits
 from certbench.verifiers.linear.lirpa import certifiers as ours

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, Linf, Outcome, ThreatModel, UnsupportedError
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder, Secant
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.programs import PlanetModel, Program
-from certbench.verifiers.bounds.backward import NetworkState, Region, backward, crown_radius, layer_bounds
-from certbench.verifiers.linear.lp import LP, improved, tightened
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.programs import PlanetModel, Program, tightened
+from certbench.verifiers.bounds.region import Region
+from certbench.verifiers.bounds.state import NetworkState, crown_radius
+from certbench.verifiers.linear.lp import LP, improved
 
 pytest.importorskip("highspy")
 

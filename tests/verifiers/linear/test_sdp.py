@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, Linf, ThreatModel
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, layer_bounds
+from certbench.verifiers.bounds.backward import layer_bounds
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import sdp
-from certbench.verifiers.linear.sdp import BACKENDS, SDP, Relaxation, crown, lift, propose
+from certbench.verifiers.linear.sdp import SDP, crown
+from certbench.verifiers.linear.semidefinite import BACKENDS, Backend, Relaxation, lift, propose
 
 pytest.importorskip("cvxpy")
 
@@ -238,7 +241,7 @@ def test_rows_do_not_depend_on_the_batch() -> None:
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf, 10.0, -1.0, None], ids=str)
 def test_whatever_the_solver_answers_the_bound_is_one(monkeypatch: pytest.MonkeyPatch, answer: float | None) -> None:
-    def broken(relaxation: Relaxation, row: np.ndarray, backend: sdp.Backend) -> np.ndarray | None:
+    def broken(relaxation: Relaxation, row: np.ndarray, backend: Backend) -> np.ndarray | None:
         w = propose(relaxation, row, backend)
         return None if answer is None or w is None else answer * w
 

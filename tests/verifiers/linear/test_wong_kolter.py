@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Certificate, Classifier, Linf, ThreatModel
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder
-from certbench.networks.relu import Dense, Layer, ReluNetwork
-from certbench.verifiers.bounds.backward import NetworkState, Region
+from certbench.networks.maps import Dense
+from certbench.networks.relu import Layer, ReluNetwork
+from certbench.verifiers.bounds.region import Region
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import wong_kolter
 from certbench.verifiers.linear.wong_kolter import DualNetwork, WongKolter, cascade, estimated_l1, layerwise
 from certbench.verifiers.linear.zonotope import DeepZ

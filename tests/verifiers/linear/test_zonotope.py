@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, Linf, ThreatModel
-from certbench.core.certifier import MarginCertifier, margin_rows
+from certbench.core.certifier import MarginCertifier
+from certbench.core.margins import margin_rows
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, backward, layer_bounds, upper_line
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import zonotope
 from certbench.verifiers.linear.zonotope import SLOPES, DeepZ, HybridZonotope, Zonotope
 from tests.laws.test_contract import inputs, network, sample_ball

@@ -6,11 +6,13 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, Linf, ThreatModel
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.models import zoo
 from certbench.models.data import digits
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.backward import LayerBounds, NetworkState, Region, layer_bounds
+from certbench.verifiers.bounds.backward import layer_bounds
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.lipschitz.jacobian_zonotope import JacobianZonotope, zonotope
 from certbench.verifiers.lipschitz.local import Slopes
 from tests.laws.test_contract import inputs, network, sample_ball

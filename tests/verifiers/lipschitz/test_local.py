@@ -11,11 +11,14 @@ from torch import Tensor, nn
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, ThreatModel, UnsupportedError
 from certbench.attacks.battery import attack
-from certbench.core.certifier import margin_rows
+from certbench.core.margins import margin_rows
 from certbench.core.search import Secant
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.backward import NetworkState, Region, layer_bounds
-from certbench.verifiers.lipschitz import fast_lip, operator_norms
+from certbench.numerics.spectral import spectral
+from certbench.verifiers.bounds.backward import layer_bounds
+from certbench.verifiers.bounds.region import Region
+from certbench.verifiers.bounds.state import NetworkState
+from certbench.verifiers.lipschitz import fast_lip
 from certbench.verifiers.lipschitz.fast_lip import FastLip, RecurJac
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes
 from certbench.verifiers.lipschitz.masked_product import MaskedProduct, _first, spectra
@@ -359,7 +362,7 @@ def test_spectral_norms_are_proved_for_each_matrix_alone(shape: tuple[int, ...],
     assert (found >= exact * (1 - 1e-15)).all()
     torch.testing.assert_close(found, exact, rtol=1e-9, atol=0)
     assert torch.equal(spectra(matrices[1:2]), found[1:2])
-    assert math.isclose(operator_norms.spectral(matrices), float(found.amax()), rel_tol=1e-9)
+    assert math.isclose(spectral(matrices), float(found.amax()), rel_tol=1e-9)
 
 
 def test_spectral_norms_of_nothing_and_of_what_is_no_number() -> None:

@@ -13,7 +13,7 @@ from certbench.verifiers.smoothing.confidence import binomial, privacy
 from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.confidence.scores import decide, log_evidence
 from certbench.verifiers.smoothing.noise import gaussian_radius
-from certbench.verifiers.smoothing.soft import Bound, SoftSmoothing, Sums, whole
+from certbench.verifiers.smoothing.soft import Bound, SoftSmoothing, Sums, sample_classes, whole
 
 BOUNDS = {
     "hoeffding": lambda mean, variance, n, alpha: confidence.hoeffding_lower(mean, n, alpha),
@@ -239,7 +239,7 @@ def test_scores_that_are_not_finite_speak_against_the_class() -> None:
 def test_sampled_classes_are_drawn_with_their_scores() -> None:
     scores = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).expand(20_000, -1).clone()
     scores[-3:] = math.nan
-    drawn = gaussian_radius.sample_classes(scores, np.random.default_rng(0))
+    drawn = sample_classes(scores, np.random.default_rng(0))
     assert (drawn[-3:] == -1).all() and not (drawn == 1).any()
     for c in (0, 2, 3):
         share = float(scores[0, c])

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, NumericalError, UnsupportedError
+from certbench.networks.sequences import split
 from certbench.verifiers.smoothing import counting
-from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, rows_of, split
+from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, rows_of
 from certbench.verifiers.smoothing.noise.base import Noise
 from certbench.verifiers.smoothing.noise.families import Gaussian, Laplace, Uniform
 from certbench.verifiers.smoothing.noise.integer import IntegerGaussian, variation
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from certbench.verifiers.smoothing.splitting import Splitting
+from certbench.verifiers.smoothing.streams import stream_of
 from tests.laws.test_contract import inputs, network
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
@@ -93,7 +95,7 @@ def test_shared_noise_goes_through_the_first_layers_once_and_votes_alike(kind: s
     for point in x.float():
         moved = head(point[None]) + head(noise) - head(torch.zeros(1, 1, 4, 4))
         torch.testing.assert_close(tail(moved), classifier(point + noise), rtol=1e-4, atol=1e-4)
-    drawn = Gaussian(0.5).sample(counting._stream(7, ESTIMATION, 0), rows_of(16), 16)
+    drawn = Gaussian(0.5).sample(stream_of(7, ESTIMATION, 0), rows_of(16), 16)
     plain = classifier(x[:1].float() + torch.from_numpy(drawn).view(-1, 1, 4, 4)).argmax(dim=1)
     counts = Counter(classifier, Gaussian(0.5), 7, None).count(x[:1], 1000, SEEDS[:1], ESTIMATION)[0]
     assert (counts - torch.bincount(plain, minlength=4)).abs().max() <= 1

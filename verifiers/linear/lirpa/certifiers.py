@@ -23,17 +23,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from certbench.core.ball import box, support
-from certbench.core.certification import out_of_memory
-from certbench.core.certifier import Bounds, MarginCertifier, MarginState, margin_rows
+from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, MarginState, margin_rows
+from certbench.core.memory import out_of_memory
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, MissingBackendError, NumericalError, UnsupportedError
 from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.proof import Relaxation, adaptive, intervals, parallel, sufficient
+from certbench.verifiers.bounds.backward import layer_bounds
+from certbench.verifiers.bounds.intervals import interval_bounds, intervals
+from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, parallel, sufficient
+from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from certbench.verifiers.bounds.backward import Region, interval_bounds, layer_bounds
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 
 
@@ -252,11 +255,11 @@ class IBP(Lirpa):
 
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """Intervals, by our own engine, which knows ReLU networks alone."""
         del label
         region = Region(state.threat, x.flatten(1), eps)
-        return Relaxation(intervals(state.network, region), None, None)
+        return RelaxationProof(intervals(state.network, region), None, None)
 
 
 @dataclass(frozen=True)
@@ -271,11 +274,11 @@ class CrownIBP(Lirpa):
 
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """Intervals, by our own engine, which knows ReLU networks alone, and CROWN's slopes."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds, rows = intervals(state.network, region), margin_rows(label, state.classifier.num_classes).to(x)
-        return Relaxation(bounds, None, sufficient(state.network, region, bounds, adaptive(bounds), rows))
+        return RelaxationProof(bounds, None, sufficient(state.network, region, bounds, adaptive(bounds), rows))
 
 
 @dataclass(frozen=True)
@@ -290,12 +293,12 @@ class CrownLirpa(Lirpa):
 
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """CROWN's bounds and slopes, by our own engine, which knows ReLU networks alone."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds, rows = layer_bounds(state.network, region), margin_rows(label, state.classifier.num_classes).to(x)
         slopes = adaptive(bounds)
-        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
+        return RelaxationProof(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True)
@@ -342,12 +345,12 @@ class FastLin(Lirpa):
 
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
-    ) -> Relaxation:
+    ) -> RelaxationProof:
         """Its bounds and slopes, by our own engine."""
         region, rows = Region(state.threat, x.flatten(1), eps), margin_rows(label, state.classifier.num_classes).to(x)
         bounds = layer_bounds(state.network, region, "fast-lin")
         slopes = parallel(bounds)
-        return Relaxation(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
+        return RelaxationProof(bounds, slopes, sufficient(state.network, region, bounds, slopes, rows))
 
 
 @dataclass(frozen=True)

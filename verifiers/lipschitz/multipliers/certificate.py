@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from certbench.numerics.rounding import TINY, UNIT, dual, gamma, lengths, products
 from certbench.verifiers.lipschitz import operator_norms
-from certbench.verifiers.lipschitz.operator_norms import TINY, UNIT, Matrix, gamma, lengths, products
+from certbench.verifiers.lipschitz.operator_norms import Matrix
 
 INNER = 2.0**-22
 """Relative slack that the search keeps from the boundary of what is feasible, where nothing could be proved."""
@@ -74,7 +75,7 @@ def product_bound(
     for index, weight in enumerate(weights):
         last = products(last, weight.norm(p, 2.0) if index == 0 else weight.spectral)
     if not weights and not whole:
-        return lengths(rows.entries, operator_norms.dual(p))
+        return lengths(rows.entries, dual(p))
     return products(last, operator_norms.identity(p, 2.0, rows.inputs)) if not weights else last
 
 

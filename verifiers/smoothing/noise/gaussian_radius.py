@@ -10,11 +10,7 @@ bounds and all rules for votes hold, and their radii are certificates of $\arg\m
 
 import math
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int
 from scipy.special import ndtri
-from torch import Tensor
 
 ROUNDING = 1e-12
 
@@ -51,18 +47,6 @@ def lipschitz_radius(low: float, high: float, sigma: float) -> float:
     r"""L2 radius $(low - high) / (2L)$ by Lemma 1 with the tight constant L; never above `radius`."""
     _check(low, high)
     return max((low - high) / (2 * lipschitz_constant(sigma)) * (1 - ROUNDING), 0.0)
-
-
-def sample_classes(probabilities: Float[Tensor, "n classes"], stream: np.random.Generator) -> Int[Tensor, " n"]:
-    """One class per row, drawn from the row's distribution; -1 where a row is not finite.
-
-    With a row per noisy draw, the counts of the classes are what `binomial` wants.
-    """
-    p = probabilities.detach().to("cpu", torch.float64)
-    total = p.cumsum(dim=1)
-    u = torch.from_numpy(stream.random(len(p)))[:, None] * total[:, -1:]
-    drawn = (total <= u).sum(dim=1).clamp(max=p.shape[1] - 1)
-    return torch.where(total[:, -1].isfinite(), drawn, -1)
 
 
 def _check(low: float, high: float) -> None:

@@ -1,0 +1,77 @@
+"""Steps from a counterexample back towards its input."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from certbench.core.classifier import Classifier
+from certbench.core.margins import clean_margin
+from certbench.core.threat import ThreatModel
+
+
+def differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Whether another class wins outright, in float64; NaN does not."""
+    return clean_margin(exact(points), label) < 0
+
+
+def distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """Rounded up: a sum of d terms in float64 is off by less than d 2^-53 of itself; a count is exact."""
+    change = (points.double() - x).flatten(1)
+    length: Tensor = torch.linalg.vector_norm(change, ord=threat.p, dim=1)
+    return length if threat.p == 0 else length * (1 + change.shape[1] * 2.0**-52)
+
+
+def walk_back(
+    exact: Classifier, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], points: Float[Tensor, "n ..."]
+) -> Float[Tensor, "n ..."]:
+    """Bisect the segment from a counterexample towards its input; points that are none stay as they are."""
+    view = shape(x)
+    near, far = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.ones(len(x), dtype=x.dtype, device=x.device)
+    for _ in range(24):
+        middle = (near + far) / 2
+        wrong = differs(exact, x + middle.view(view) * (points - x), label)
+        near, far = torch.where(wrong, near, middle), torch.where(wrong, middle, far)
+    shorter = x + far.view(view) * (points - x)
+    return torch.where(differs(exact, shorter, label).view(view), shorter, points)
+
+
+def restore(
+    exact: Classifier,
+    x: Float[Tensor, "n ..."],
+    label: Int[Tensor, " n"],
+    points: Float[Tensor, "n ..."],
+    *,
+    singly: int = 64,
+) -> Float[Tensor, "n ..."]:
+    """Set back as many coordinates as the class bears: many of the smallest changes at once, then one by one.
+
+    Args:
+        exact: a base classifier in float64.
+        x: inputs.
+        label: their classes.
+        points: counterexamples; others stay as they are.
+        singly: so many coordinates, those of the smallest changes that are left, are tried one by one.
+    """
+    flat, origin = points.flatten(1).clone(), x.flatten(1)
+    active = differs(exact, points, label)
+    order = (flat - origin).abs().argsort(dim=1)
+    rank = order.argsort(dim=1)  # 0: the smallest change
+    low, high = torch.zeros_like(label), torch.full_like(label, flat.shape[1])  # how many can be, cannot be set back
+    while bool((high - low > 1).any()):
+        middle = (low + high) // 2
+        tried = torch.where(rank < middle[:, None], origin, flat)
+        fine = differs(exact, tried.view(x.shape), label)
+        low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)
+    flat = torch.where(active[:, None] & (rank < low[:, None]), origin, flat)
+    for _ in range(min(singly, int((flat != origin).sum(dim=1).max()) if len(x) else 0)):
+        coordinate = order.gather(1, low.clamp(max=flat.shape[1] - 1)[:, None])
+        tried = flat.scatter(1, coordinate, origin.gather(1, coordinate))
+        fine = differs(exact, tried.view(x.shape), label) & active
+        flat = torch.where(fine[:, None], tried, flat)
+        low = low + 1
+    return flat.view(x.shape)
+
+
+def shape(x: Tensor) -> tuple[int, ...]:
+    """How a number per input is viewed, to be multiplied with the inputs."""
+    return (-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,48 @@
+"""Numbers as people write them: 3, 0.1, 1e-3, 8/255, inf."""
+
+import math
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+
+def number(value: object) -> float:
+    """A number as people write it: 3, 0.1, 1e-3, "8/255", "inf"; never NaN, never True.
+
+    YAML reads `1e-3` and `8/255` as text, which is why text is accepted here.
+
+    Raises:
+        ValueError: it is no number; the message says what to write.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number (YAML reads yes, no, on and off as true and false)")
+    try:
+        fraction = isinstance(value, str) and "/" in value
+        result = float(Fraction(str(value).replace(" ", "")) if fraction else value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        kind = "text" if isinstance(value, str) else type(value).__name__
+        raise ValueError(f"{value!r} is {kind}, not a number; write it like 0.1, 1e-3, 8/255 or inf") from None
+    if math.isnan(result):
+        raise ValueError("NaN is not a number that a run could use")
+    return result
+
+
+def whole(value: object) -> int:
+    """A whole number; `1e5` is one.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # no detour by float, which rounds large ones
+    result = number(value)
+    if not result.is_integer():
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(result)
+
+
+Number = Annotated[float, BeforeValidator(number)]
+
+
+Whole = Annotated[int, BeforeValidator(whole)]

@@ -1,0 +1,52 @@
+"""The models and data of a suite."""
+
+from dataclasses import replace
+from functools import partial
+
+from certbench.core.classifier import Classifier
+from certbench.errors import ConfigError
+from certbench.formats.safetensors import load_external
+from certbench.models import zoo
+from certbench.models.data import digits
+from certbench.runs.suite import ModelSpec, Suite
+
+
+def load(suite: Suite) -> tuple[digits.Dataset, list[Classifier]]:
+    """The suite's data and models.
+
+    Raises:
+        ConfigError: one of them cannot be loaded, or they do not fit.
+    """
+    dataset = suite.located(("data",), partial(digits.load, suite.settings.data))
+    if len(dataset) < suite.settings.inputs:
+        wanted = suite.settings.inputs
+        raise suite.error(("inputs",), f"{wanted} inputs are wanted, but {dataset.name} has {len(dataset)}")
+    models = [
+        suite.located(("models", i), partial(_model, spec, dataset)) for i, spec in enumerate(suite.settings.models)
+    ]
+    if len({model.name for model in models}) < len(models):
+        raise suite.error(("models",), "two models of the suite have the same name; give one another `name`")
+    box, inputs = suite.settings.domain, dataset.inputs[: suite.settings.inputs].double()
+    if box is not None and (inputs.min() < box[0] or inputs.max() > box[1]):
+        values = f"{inputs.min():g} to {inputs.max():g}"
+        raise suite.error(("domain",), f"{dataset.name} has values from {values}, outside domain {box}")
+    return dataset, models
+
+
+def _model(spec: ModelSpec, dataset: digits.Dataset) -> Classifier:
+    if spec.factory is None:
+        if spec.weights is not None:
+            raise ConfigError(f"model {spec.name!r} has weights but no factory; write factory: module:function")
+        model = zoo.load(spec.name)
+        if model.input_shape != dataset.input_shape or model.num_classes != dataset.num_classes:
+            raise ConfigError(
+                f"model {spec.name!r} takes {model.input_shape} and knows {model.num_classes} classes; "
+                f"{dataset.name} has {dataset.input_shape} and {dataset.num_classes}"
+            )
+        return model
+    if spec.weights is None:
+        raise ConfigError(f"model {spec.name!r} has a factory but no weights; write weights: file.safetensors")
+    external = load_external(
+        spec.factory, spec.weights, input_shape=dataset.input_shape, num_classes=dataset.num_classes
+    )
+    return replace(external, name=spec.name)

@@ -1,0 +1,51 @@
+"""The manifest of a run: what was asked for, with which versions, on which machine."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from certbench.core.classifier import Classifier
+from certbench.core.options import describe
+from certbench.files.json_text import plain
+from certbench.models.data import digits
+from certbench.runs.suite import Suite
+
+
+def manifest_of(suite: Suite, dataset: digits.Dataset, models: list[Classifier], threads: int) -> dict[str, Any]:
+    """Describe a run that begins."""
+    packages = ["certbench", "torch", "auto-LiRPA", "foolbox", "highspy", "cvxpy", "scs", "numpy", "scipy"]
+    return {
+        "suite": plain(suite.settings.model_dump()),
+        "certifiers": [describe(certifier) for certifier in suite.certifiers],
+        "data": {"name": dataset.name, "sha256": dataset.fingerprint(), "inputs": suite.settings.inputs},
+        "models": {model.name: model.fingerprint() for model in models},
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "commit": _commit(),
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(models[0].device)},
+        "threads": threads,
+        "command": shlex.join(["certbench", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "not installed"
+
+
+def _commit() -> str:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,188 @@
+"""The stages of a run: attacks, estimates, certificates."""
+
+import math
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from certbench.attacks.battery import attack
+from certbench.attacks.clever import clever
+from certbench.core.certificate import Certificate
+from certbench.core.certification import certify
+from certbench.core.claims import Outcome
+from certbench.core.classifier import Classifier
+from certbench.core.memory import out_of_memory
+from certbench.core.threat import ThreatModel
+from certbench.errors import CertificationError, ConfigError, MissingBackendError, StoreError, UnsupportedError
+from certbench.files.writing import writing
+from certbench.results.store import Counterexample, PlannedEstimate, Result, Store
+from certbench.runs.events import Watcher
+from certbench.runs.plan import Pair
+from certbench.runs.suite import Suite
+
+_ERRORS = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})
+
+
+ATTACK_BATCH = 256
+"""Inputs attacked at once."""
+
+
+def attack_inputs(
+    suite: Suite,
+    store: Store,
+    model: Classifier,
+    inputs: torch.Tensor,
+    wanted: list[tuple[int, dict[ThreatModel, str]]],
+    attacked: Mapping[str, float],
+    watcher: Watcher,
+    folder: Path,
+) -> int:
+    """Attack the inputs whose counterexamples are not stored; returns how many points were stored."""
+    todo = [(i, keys) for i, keys in wanted if any(key not in attacked for key in keys.values())]
+    count = 0
+    box = suite.settings.domain or (float(inputs.min()), float(inputs.max()))
+    for start in range(0, len(todo), ATTACK_BATCH):
+        part = todo[start : start + ATTACK_BATCH]
+        watcher.now(f"attacks on {model.name}")
+        x = inputs[[i for i, _ in part]]
+        try:
+            found = attack(model, x, suite.threats, box, steps=suite.settings.attacks.steps, seed=suite.settings.seed)
+        except Exception as error:  # these stay unaudited, which the run's result says; the next run tries again
+            _log(folder, f"attacks on {model.name}")
+            watcher.note(f"attacks on {model.name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
+            continue
+        new = []
+        for threat, examples in found.items():
+            for row, (_, keys) in enumerate(part):
+                distance = float(examples.distance[row])
+                point = examples.point[row].contiguous().numpy().tobytes() if math.isfinite(distance) else None
+                new.append(Counterexample(keys[threat], distance, examples.attack[row], point))
+        store.put_attacks(new)
+        count += len(part)
+        watcher.advance({"attacked": len(part)})
+    return count
+
+
+def estimate_inputs(
+    suite: Suite,
+    store: Store,
+    model: Classifier,
+    threat: ThreatModel,
+    inputs: torch.Tensor,
+    planned: list[PlannedEstimate],
+    estimated: set[str],
+    watcher: Watcher,
+    stop: Callable[[], None],
+    folder: Path,
+) -> int:
+    """Estimate the inputs whose estimates are not stored; returns how many were. A failure only lacks in the report."""
+    asked, count = suite.settings.clever, 0
+    todo = [estimate for estimate in planned if estimate.key not in estimated]
+    assert asked is not None
+    for start in range(0, len(todo), suite.settings.batch):
+        stop()
+        part = todo[start : start + suite.settings.batch]
+        name = f"estimates of {model.name}, {threat.name}"
+        watcher.now(name)
+        try:
+            values = clever(
+                model, inputs[[estimate.input for estimate in part]], threat, radius=part[0].cap,
+                batches=asked.batches, samples=asked.samples, seed=suite.settings.seed,
+            )  # fmt: skip
+        except Exception as error:
+            _log(folder, name)
+            watcher.note(f"{name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
+            continue
+        store.put_estimates({e.key: value for e, value in zip(part, values.tolist(), strict=True)})
+        count += len(part)
+        watcher.advance({"estimated": len(part)})
+    return count
+
+
+def certify_inputs(
+    suite: Suite,
+    store: Store,
+    pair: Pair,
+    inputs: torch.Tensor,
+    fresh: set[str],
+    watcher: Watcher,
+    stop: Callable[[], None],
+    folder: Path,
+) -> int:
+    """Certify the inputs of a pair that are not stored; returns how many rows were."""
+    todo = [i for i, planned in enumerate(pair.planned) if planned.key not in fresh]
+    if not todo:
+        return 0
+    name = f"{pair.planned[0].certifier} on {pair.classifier.name}, {pair.threat.name}"
+    watcher.now(name)
+
+    def put(indices: list[int], certificate: Certificate) -> None:
+        store.put(_results([pair.planned[i].key for i in indices], certificate, prepared))
+        watcher.advance(Counter(outcome.value for outcome in certificate.outcome))
+
+    def fail(outcome: Outcome, reason: str) -> None:
+        put(left, Certificate.nothing(len(left), outcome, reason))
+        if outcome is not Outcome.UNSUPPORTED:
+            watcher.note(f"{name}: {reason}")
+
+    left, prepared = todo, 0.0  # left: not stored yet
+    start = time.perf_counter()
+    limit = suite.settings.limits.seconds
+    try:
+        reason = pair.certifier.unsupported(pair.classifier, pair.threat)
+        if reason is not None:
+            raise UnsupportedError(reason)
+        state = pair.certifier.prepare(pair.classifier, pair.threat)
+        prepared = time.perf_counter() - start
+        stop()
+        while left:
+            if time.perf_counter() - start > limit:
+                fail(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {len(left)} inputs left")
+                break
+            part = left[: suite.settings.batch]
+            certificate = certify(
+                pair.certifier, pair.classifier, inputs[part], pair.threat,
+                state=state, batch_size=suite.settings.batch, seed=suite.settings.seed, throw=False,
+            )  # fmt: skip
+            put(part, certificate)
+            left = left[len(part) :]
+            stop()
+    except UnsupportedError as error:
+        fail(Outcome.UNSUPPORTED, str(error))
+    except (MissingBackendError, CertificationError, ConfigError) as error:
+        fail(Outcome.FAILED, str(error))
+    except StoreError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            fail(Outcome.OUT_OF_MEMORY, f"out of memory in the preparation: {error}")
+        else:  # a bug, here or in a backend: this pair is lost, the others are not
+            _log(folder, name)
+            fail(Outcome.FAILED, f"{type(error).__name__}: {error} (a bug; the traceback is in errors.log)")
+    return len(todo)
+
+
+def _log(folder: Path, name: str) -> None:
+    """Append the traceback of the exception at hand to the folder's log."""
+    with writing(folder / "errors.log"), open(folder / "errors.log", "a", encoding="utf-8") as file:
+        file.write(f"{name}\n{traceback.format_exc()}\n")
+
+
+def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iterator[Result]:
+    for i, key in enumerate(keys):
+        evidence = certificate.evidence[i]
+        yield Result(
+            key=key,
+            prediction=int(certificate.prediction[i]),
+            radius=float(certificate.radius[i]),
+            upper=float(certificate.upper[i]),
+            seconds=float(certificate.seconds[i]),
+            prepare_seconds=prepared,
+            outcome=certificate.outcome[i],
+            reason="" if certificate.outcome[i].answered else str(evidence.get("reason", "")),
+            evidence=evidence,
+        )

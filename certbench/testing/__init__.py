@@ -1,0 +1,1 @@
+"""The contract suite as a library: the laws that every certifier is held to."""

@@ -1,0 +1,111 @@
+"""Balls within a domain, bounds of layers, and the lines that relax a ReLU."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.core import ball
+from certbench.core.threat import ThreatModel
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Balls around n flat inputs, each of its own radius, cut by the threat model's domain."""
+
+    threat: ThreatModel
+    x: Float[Tensor, "n d"]
+    eps: Float[Tensor, " n"]
+
+    def __len__(self) -> int:
+        """Number of inputs."""
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor | slice) -> "Region":
+        """Some of them."""
+        return replace(self, x=self.x[index], eps=self.eps[index])
+
+    def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """A lower bound of a . x + b over each ball."""
+        if self.threat.p == math.inf:
+            low, high = self.box()
+            centre, half = (low + high) / 2, (high - low) / 2
+            return (a @ centre[..., None]).squeeze(-1) - (a.abs() @ half[..., None]).squeeze(-1) + b
+        return (a @ self.x[..., None]).squeeze(-1) + b - ball.fall(a, self.threat, self.x, self.eps)
+
+    def box(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """The smallest boxes around the balls."""
+        return ball.box(self.threat, self.x, self.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBounds:
+    """Bounds of every pre-activation of the hidden layers, one row per input.
+
+    Attributes:
+        lower: by hidden layer, in order.
+        upper: likewise.
+        method: how they came about; certificates state it.
+    """
+
+    lower: tuple[Float[Tensor, "n _"], ...]
+    upper: tuple[Float[Tensor, "n _"], ...]
+    method: str
+
+    def __getitem__(self, index: Tensor | slice) -> "LayerBounds":
+        """The bounds of some of the inputs."""
+        return LayerBounds(tuple(low[index] for low in self.lower), tuple(up[index] for up in self.upper), self.method)
+
+    def unstable(self, layer: int) -> Tensor:
+        """Which neurons of a hidden layer may lie on either side of zero: (n, size)."""
+        return (self.lower[layer] < 0) & (self.upper[layer] > 0)
+
+    def upto(self, layer: int) -> "LayerBounds":
+        """Those of the hidden layers before `layer` alone."""
+        return LayerBounds(self.lower[:layer], self.upper[:layer], self.method)
+
+    def widened(self, errors: Sequence[Tensor] | None) -> "LayerBounds":
+        """Bounds that hold in real arithmetic too, if `errors` says by layer what rounding may have done to them."""
+        if errors is None:
+            return self
+        lower = tuple(low - error for low, error in zip(self.lower, errors, strict=False))
+        return LayerBounds(
+            lower, tuple(high + error for high, error in zip(self.upper, errors, strict=False)), self.method
+        )
+
+    def tightened(self, other: "LayerBounds", method: str) -> "LayerBounds":
+        """The better of two bounds, neuron by neuron; both are sound, so this is."""
+        return LayerBounds(
+            tuple(torch.maximum(a, b) for a, b in zip(self.lower, other.lower, strict=True)),
+            tuple(torch.minimum(a, b) for a, b in zip(self.upper, other.upper, strict=True)),
+            method,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Linear functions of the flat input, k per input of a batch: a . x + b."""
+
+    a: Float[Tensor, "n k d"]
+    b: Float[Tensor, "n k"]
+
+    def at(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Their values."""
+        return (self.a @ x[..., None]).squeeze(-1) + self.b
+
+
+def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
+    unstable = (low < 0) & (high > 0)
+    slope = torch.where(unstable, high / (high - low), (low >= 0).to(low.dtype))
+    slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
+    return slope, torch.where(unstable, -low * slope, 0.0)
+
+
+def lower_slope(low: Tensor, high: Tensor, chosen: Tensor | None) -> Tensor:
+    """Slope of the line below a ReLU on [low, high]: what it must be where the sign is known, else as chosen."""
+    free = (high > -low).to(low.dtype) if chosen is None else chosen.clamp(0, 1)
+    return torch.where((low < 0) & (high > 0), free, (low >= 0).to(low.dtype))

@@ -1,0 +1,72 @@
+"""What certifiers on the shared engine prepare: a network, and where it is looked at."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, MarginState, clean_margin, margin_rows, tangent
+from certbench.core.search import Evaluation, RadiusSearch, Start
+from certbench.core.threat import ThreatModel
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.region import Region
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkState(MarginState):
+    """What certifiers on this engine prepare: the classifier in float64, the threat model, the network as layers.
+
+    `program` is the precision of the classifier as it came, in which its user runs it.
+    """
+
+    network: ReluNetwork
+    program: torch.dtype = torch.float32
+
+    @staticmethod
+    def of(classifier: Classifier, threat: ThreatModel) -> "NetworkState":
+        """Read the network.
+
+        Raises:
+            UnsupportedError: it is no ReLU network; the message names the layer.
+        """
+        return NetworkState(classifier.double(), threat, ReluNetwork.of(classifier), classifier.dtype)
+
+
+def crown_bounds(
+    state: NetworkState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+) -> Bounds:
+    """CROWN's linear functions below `rows` times the logits."""
+    region = Region(state.threat, x.flatten(1), eps)
+    bounds = layer_bounds(state.network, region)
+    linear = backward(state.network, rows, len(state.network.layers) - 1, bounds)
+    return Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+
+
+def crown_radius(
+    state: NetworkState,
+    x: Float[Tensor, "n ..."],
+    label: Int[Tensor, " n"],
+    slack: Float[Tensor, " n"],
+    search: RadiusSearch,
+    guess: float = math.nan,
+) -> Float[Tensor, " n"]:
+    """What CROWN certifies, each margin exceeding its input's `slack`: where costlier methods begin.
+
+    With `Secant(evaluations=1)` and a guess, what one look there proves.
+    """
+    rows = margin_rows(label, state.classifier.num_classes).to(x)
+    floor = slack[:, None].expand(rows.shape[:2])
+
+    def bound(index: Int[Tensor, " m"], eps: Float[Tensor, " m"]) -> Evaluation:
+        bounds = crown_bounds(state, x[index], rows[index], eps)
+        margin = (bounds.lower - floor[index]).amin(dim=1)
+        crossing = bounds.crossing(state.threat, x[index].flatten(1), floor[index])
+        return Evaluation(torch.where(margin.isfinite(), margin, -torch.inf), crossing)
+
+    clean = clean_margin(state.classifier(x), label) - slack
+    start = Start(torch.full_like(slack, guess), tangent(state, x, label))
+    return search.run(bound, clean, start).certified

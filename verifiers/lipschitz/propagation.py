@@ -1,0 +1,420 @@
+"""How far outputs move when inputs do: constants carried through a network, layer by layer."""
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from certbench.core.classifier import Classifier
+from certbench.errors import NumericalError, UnsupportedError
+from certbench.networks.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
+from certbench.numerics.rounding import (
+    LARGEST,
+    TINY,
+    TOO_LARGE,
+    dual,
+    lengths,
+    longest,
+    outward,
+    product,
+    products,
+    total,
+)
+from certbench.verifiers.lipschitz import operator_norms
+from certbench.verifiers.lipschitz.layer_rules import LINEAR, SLOPES, WINDOWS
+from certbench.verifiers.lipschitz.operator_norms import Diagonal, LinearMap, Matrix
+
+CHORDS = 2**24
+"""The most entries of a table of chords; larger ones are not followed. A judgement: 128 MB."""
+
+
+def scales(matrix: Float[Tensor, "_out _in"]) -> Float[Tensor, " _in"]:
+    r"""Scales of the columns of A for its norm from inf to 2, as `norms.Matrix.box`: $s_i^2 = \sum_j |A^T A|_{ij}$."""
+    s = (matrix.T @ matrix).abs().sum(dim=1).sqrt()
+    return s.clamp(min=max(1e-8 * float(s.max()), TINY))
+
+
+@torch.no_grad()
+def constants_of(
+    classifier: Classifier, p: float, rule: str = "best"
+) -> tuple[Float[Tensor, "rows rows"], dict[str, dict[str, float]]]:
+    """Lipschitz constants from the p-norm as in `LipschitzState`, and the norms of the linear layers.
+
+    Raises:
+        UnsupportedError: the module cannot be traced, or a layer has no bound here.
+        NumericalError: a parameter is NaN or infinite.
+    """
+    propagation = propagated(classifier, p)
+    return propagation.pairs(classifier.num_classes, rule), propagation.layers
+
+
+@torch.no_grad()
+def feature_constants(features: Classifier, p: float) -> dict[float, float]:
+    """Lipschitz constants of a map to flat features, from the p-norm to the 1-norm, the 2-norm and the inf-norm.
+
+    Raises:
+        UnsupportedError: the module cannot be traced, or a layer has no bound here.
+        NumericalError: a parameter is NaN or infinite.
+    """
+    propagation = propagated(features, p)
+    return {r: propagation.constant(r, features.num_classes) for r in (1.0, 2.0, math.inf)}
+
+
+def propagated(classifier: Classifier, p: float) -> "_Propagation":
+    """Carry constants through a classifier, in float64 on the CPU."""
+    graph = trace(classifier)
+    x = torch.rand(2, *classifier.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    propagation = _Propagation(graph, p)
+    try:
+        traced = propagation.run(x.clone())
+    except (UnsupportedError, NumericalError):
+        raise
+    except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
+        raise UnsupportedError(f"{classifier.name}: {str(error).partition(chr(10))[0]}") from error
+    if not same_logits(traced, classifier.module(x.clone())):
+        raise UnsupportedError(
+            f"the trace of {classifier.name} computes other logits than its module; does it add in place to a tensor "
+            "that is used again?"
+        )
+    refuse_hidden_writes(classifier, graph, x)
+    return propagation
+
+
+def same_logits(traced: Any, logits: Float[Tensor, "n classes"]) -> bool:
+    """Whether a trace computes a module's logits; measured without what all classes share, which hides differences."""
+    if not isinstance(traced, Tensor) or traced.shape != logits.shape:
+        return False
+    if not bool(logits.isfinite().all()):
+        return torch.equal(traced.isfinite(), logits.isfinite())
+    spread = (logits - logits.mean(dim=1, keepdim=True)).abs().max()
+    return bool((traced - logits).abs().max() <= 1e-9 * spread + 1e-13 * logits.abs().max())
+
+
+@dataclass(frozen=True, eq=False)
+class _Movement:
+    """How far a value of the graph can move; it is the linear `map` (None: the identity) of a base.
+
+    Attributes:
+        constants: r -> Lipschitz constant of the base from the input's p-norm to the r-norm.
+        chords: if every input i moves by t_i, the base moves entry by entry by at most the sum of t_i `chords[i]`:
+            moduli of weights multiplied along each path. None where the table would be too large.
+        map: the linear part of the layers since, composed.
+        names: of these layers.
+    """
+
+    constants: Mapping[float, float]
+    chords: Float[Tensor, "d ..."] | None
+    map: LinearMap | None = None
+    names: tuple[str, ...] = ()
+
+
+class _Propagation(fx.Interpreter):
+    """Runs the graph on a batch of two, for the shapes, and moves the bounds along."""
+
+    def __init__(self, graph: fx.GraphModule, p: float) -> None:
+        """Start before the first node."""
+        super().__init__(graph)
+        self.p = p
+        self.movements: dict[fx.Node, _Movement] = {}
+        self.aliases: set[fx.Node] = set()
+        self.layers: dict[str, dict[str, float]] = {}
+        self.logits: _Movement | None = None
+        self.gain = 1.0
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of a node; how it moves with the input, if it does, goes into `movements`."""
+        result = super().run_node(n)
+        moves = any(source in self.movements for source in n.all_input_nodes)
+        if n.op == "placeholder" and not self.movements:
+            self.movements[n] = self.start(result[0])
+        elif n.op == "output":
+            self.logits = self.movements.get(n.args[0]) if isinstance(n.args[0], fx.Node) else None
+        elif moves and not asks_shape(n):
+            try:
+                movement = self.follow(n, result)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{self.describe(n)} {error}") from error
+            if movement is None:
+                raise UnsupportedError(f"{self.describe(n)} has no bound here")
+            self.movements[n] = movement
+        return result
+
+    def describe(self, n: fx.Node) -> str:
+        """A node, as an error names it."""
+        if n.op == "call_module":
+            return f"{n.target} ({type(self.fetch_attr(str(n.target))).__name__})"
+        return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", repr(n.target))
+
+    def start(self, x: Float[Tensor, "..."]) -> _Movement:
+        """The input itself."""
+        d = x.numel()
+        chords = torch.eye(d, dtype=torch.float64).reshape(d, *x.shape) if d * d <= CHORDS else None
+        return _Movement({r: operator_norms.identity(self.p, r, d) for r in (self.p, 2.0)}, chords)
+
+    def follow(self, n: fx.Node, result: Any) -> _Movement | None:
+        """The rule of one node, or None where there is none."""
+        args, options = self.fetch_args_kwargs_from_env(n)
+        if not isinstance(result, Tensor) or result.dtype != torch.float64 or result.dim() < 2 or len(result) != 2:
+            return None  # the rules know features of two inputs
+        shape = tuple(result.shape[1:])
+        layer: Any = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if layer is None and n.target in _ARITHMETIC and len(args) == 2 and not options:
+            return self.combine(n, args, shape)
+        moving = [arg for arg in (*n.args, *n.kwargs.values()) if isinstance(arg, fx.Node) and arg in self.movements]
+        if moving != list(n.args[:1]):
+            return None
+        before, size = self.movements[moving[0]], tuple(args[0].shape[1:])
+        if n.target is functional.linear:
+            if len(size) != 1:
+                raise UnsupportedError(f"is applied along the last axis of features of shape {size}; flatten first")
+            return self.apply(before, operator_norms.linear(options.get("weight", *args[1:2])), n.name)
+        if layer is None and n.target in _VIEWS:
+            layer = nn.Identity()
+        elif layer is None and n.target in _CALLS:
+            layer = _CALLS[n.target](*args[1:], **options)
+        kind = type_before_parametrizations(layer)
+        if kind in _UNMOVED:
+            self.aliases.add(n)
+            return self.view(before, shape)
+        if kind in LINEAR:
+            return self.apply(
+                before, LINEAR[kind](layer, size, shape), str(n.target) if n.op == "call_module" else n.name
+            )
+        if getattr(layer, "inplace", False):
+            self.overwrite(n)
+        if kind in SLOPES:
+            slope = SLOPES[kind](layer)
+            return self.stretch(before, lambda r: slope, lambda chords: slope * chords)
+        if kind in WINDOWS:
+            count = WINDOWS[kind](layer, size, shape)
+            return self.stretch(before, lambda r: operator_norms.identity(math.inf, r, count), layer)
+        return None
+
+    def combine(self, n: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> _Movement | None:
+        """Sum, difference, product or quotient, with a constant or of two values that move."""
+        operation = _ARITHMETIC[n.target]
+        terms = [self.movements.get(arg) if isinstance(arg, fx.Node) else None for arg in n.args]
+        if any(term and tuple(arg.shape[1:]) != shape for term, arg in zip(terms, args, strict=True)):
+            raise UnsupportedError("repeats a value to fit another shape")
+        if n.target in _OVERWRITING:
+            self.overwrite(n)
+        first, second = terms
+        if first and second and operation in "+-":
+            a, b = self.settle(first), self.settle(second)
+            chords = None if a.chords is None or b.chords is None else outward(a.chords + b.chords, 1)
+            return _Movement({r: total(a.constants[r], b.constants[r]) for r in a.constants}, chords)
+        moving = first or second
+        if moving is None or operation in "+-":
+            return moving
+        if second and (first or operation == "/"):
+            raise UnsupportedError("has no bound here where both factors, or the divisor, move with the input")
+        scale = torch.as_tensor(args[1] if first else args[0], dtype=torch.float64).expand(2, *shape)
+        if not torch.equal(scale[0], scale[1]):
+            raise UnsupportedError("scales the inputs of a batch differently")
+        diagonal = Diagonal(scale[0]) if operation == "*" else Diagonal(1 / scale[0], roundings=1)
+        return self.apply(moving, diagonal, n.name)
+
+    def overwrite(self, n: fx.Node) -> None:
+        """Refuse to change a value in place that something else reads, too."""
+        self.aliases.add(n)
+        if overwrites(n, self.aliases):
+            raise UnsupportedError("changes in place a value that is used again")
+
+    def view(self, before: _Movement, shape: tuple[int, ...]) -> _Movement:
+        """The same numbers in another shape."""
+        if isinstance(before.map, Matrix):
+            return replace(before, map=replace(before.map, shape=shape))
+        if isinstance(before.map, Diagonal):
+            return replace(before, map=replace(before.map, scale=before.map.scale.reshape(shape)))
+        settled = self.settle(before)
+        chords = None if settled.chords is None else settled.chords.reshape(-1, *shape)
+        return replace(settled, chords=chords)
+
+    def apply(self, before: _Movement, layer: LinearMap, name: str) -> _Movement:
+        """A linear layer, composed with those before it where that is cheap."""
+        self.gain *= max(1.0, layer.row(1.0))
+        if not self.gain < LARGEST:
+            raise UnsupportedError(TOO_LARGE)
+        joint = layer if before.map is None else operator_norms.compose(layer, before.map)
+        if joint is None:
+            before, joint = self.settle(before), layer
+        return replace(before, map=joint, names=(*before.names, name))
+
+    def settle(self, before: _Movement) -> _Movement:
+        """Make the value itself the base: pay for the norm of its map."""
+        if before.map is None:
+            return before
+        paid = {(s, r): before.map.norm(s, r) for s in before.constants for r in before.constants}
+        name = "+".join(before.names)
+        while name in self.layers:
+            name += " again"
+        self.layers[name] = {f"{s:g}->{r:g}": bound for (s, r), bound in paid.items()}
+        constants = {
+            r: min(product(before.constants[s], paid[s, r]) for s in before.constants) for r in before.constants
+        }
+        if before.chords is None or len(before.chords) * math.prod(before.map.shape) > CHORDS:
+            return _Movement(constants, None)
+        chords = before.map.absolute(before.chords)
+        return _Movement({r: min(bound, self.reach(chords, r)) for r, bound in constants.items()}, chords)
+
+    def stretch(
+        self, before: _Movement, factor: Callable[[float], float], pool: Callable[[Tensor], Tensor]
+    ) -> _Movement:
+        """A nonlinear layer that is `factor(r)`-Lipschitz in the r-norm; `pool` is what it does to chords."""
+        settled = self.settle(before)
+        chords = None if settled.chords is None else outward(pool(settled.chords), 1)
+        return _Movement({r: product(bound, factor(r)) for r, bound in settled.constants.items()}, chords)
+
+    def reach(self, chords: Float[Tensor, "d ..."], r: float) -> float:
+        """The norm of a table of chords from p to r (for p = r = 2 infinite, since the layers' are smaller)."""
+        table = chords.flatten(1)
+        if self.p == 1:
+            return longest(table, r)
+        return longest(lengths(table.T, 1.0)[None], r) if self.p == math.inf else math.inf
+
+    def constant(self, r: float, size: int) -> float:
+        """Of all outputs together, `size` of them, from p to r."""
+        if self.logits is None:
+            raise UnsupportedError("the features do not depend on the input, or come with other values")
+        if self.logits.map is None:
+            return min(
+                product(bound, operator_norms.identity(s, r, size)) for s, bound in self.logits.constants.items()
+            )
+        return min(product(bound, self.logits.map.norm(s, r)) for s, bound in self.logits.constants.items())
+
+    def pairs(self, classes: int, rule: str) -> Float[Tensor, "rows rows"]:
+        r"""Constants of f_c - f_j, where the function behind the last index is 0, by a rule of `LipschitzMargin`.
+
+        With constants $L_r$ and chords C of the base, and w the rows of the last affine layers (or of the identity):
+        $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$.
+        """
+        if self.logits is None:
+            raise UnsupportedError("the logits do not depend on the input, or come with other values")
+        last = self.logits
+        if not isinstance(last.map, Matrix):
+            last = self.apply(
+                self.settle(last), operator_norms.linear(torch.eye(classes, dtype=torch.float64)), "logits"
+            )
+        assert isinstance(last.map, Matrix)
+        padded = functional.pad(last.map.weight, (0, 0, 0, 1)), functional.pad(last.map.error, (0, 0, 0, 1))
+        constants = torch.zeros(classes + 1, classes + 1, dtype=torch.float64)
+        if rule in ("tsuzuku", "centred", "naive"):
+            alone, whole = self.whole(last, last.map, rule)
+            constants[:], constants[:-1, -1], constants[-1, :-1] = whole, alone, alone
+        else:
+            chords = None if last.chords is None or rule == "pairwise" else last.chords.flatten(1).T
+            if chords is not None and (classes + 1) ** 2 * chords.numel() > CHORDS**1.5:
+                chords = None
+            if chords is None and rule == "absolute":
+                raise UnsupportedError("the moduli along all paths are too many for the rule 'absolute'")
+            for c in range(classes + 1):
+                rows = (padded[0][c] - padded[0]).abs() + (padded[1][c] + padded[1])
+                bounds = [products(lengths(rows, dual(r)), bound) for r, bound in last.constants.items()]
+                if chords is not None:
+                    by_paths = lengths(outward(rows @ chords, rows.shape[1] + 3), dual(self.p))
+                    bounds = [by_paths] if rule == "absolute" else [*bounds, by_paths]
+                constants[c] = torch.stack(bounds).amin(dim=0)
+        if bool(constants.isnan().any()):
+            raise NumericalError("a weight is NaN or infinite")
+        return torch.maximum(constants, constants.T).fill_diagonal_(0.0)
+
+    def whole(self, last: "_Movement", layer: Matrix, rule: str) -> tuple[float, float]:
+        """Constants of each logit and of each difference of two, from one constant for all logits together."""
+
+        def constant(of: Matrix, r: float) -> float:
+            return min(product(bound, of.norm(s, r)) for s, bound in last.constants.items())
+
+        if rule == "naive":
+            return constant(layer, math.inf), 2 * constant(layer, math.inf)
+        alone = constant(layer, 2.0)
+        if rule == "centred":
+            mean = Matrix(
+                torch.full((len(layer.weight),) * 2, -1.0 / len(layer.weight), dtype=torch.float64),
+                torch.full((len(layer.weight),) * 2, 1.0 / len(layer.weight), dtype=torch.float64),
+                layer.shape,
+                2,
+            )
+            mean.weight.diagonal().add_(1.0)
+            mean.magnitude.diagonal().add_(1.0)
+            centred = operator_norms.compose(mean, layer)
+            assert isinstance(centred, Matrix)
+            return alone, product(constant(centred, 2.0), math.nextafter(math.sqrt(2), 2))
+        return alone, product(alone, math.nextafter(math.sqrt(2), 2))
+
+
+def _max_pool2d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+    del p, inplace
+    if training:
+        raise UnsupportedError("drops at random, with training=True; pass self.training")
+    return nn.Identity()
+
+
+_VIEWS: frozenset[Any] = frozenset(
+    (torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze", "contiguous")
+)
+
+
+_UNMOVED = frozenset((nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout))
+
+
+_OVERWRITING = frozenset((operator.iadd, operator.isub, operator.imul, operator.itruediv))
+
+
+_ARITHMETIC: Mapping[Any, str] = {
+    target: sign
+    for sign, targets in {
+        "+": (operator.add, operator.iadd, torch.add, "add"),
+        "-": (operator.sub, operator.isub, torch.sub, "sub"),
+        "*": (operator.mul, operator.imul, torch.mul, "mul"),
+        "/": (operator.truediv, operator.itruediv, torch.div, "div"),
+    }.items()
+    for target in targets
+}
+
+
+_CALLS: Mapping[Any, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu_": partial(nn.ReLU, inplace=True),
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    torch.relu: nn.ReLU,
+    torch.tanh: nn.Tanh,
+    torch.sigmoid: nn.Sigmoid,
+    functional.relu: nn.ReLU,
+    functional.relu6: nn.ReLU6,
+    functional.hardtanh: nn.Hardtanh,
+    functional.leaky_relu: nn.LeakyReLU,
+    functional.elu: nn.ELU,
+    functional.selu: nn.SELU,
+    functional.softplus: nn.Softplus,
+    functional.tanh: nn.Tanh,
+    functional.sigmoid: nn.Sigmoid,
+    functional.gelu: nn.GELU,
+    functional.silu: nn.SiLU,
+    functional.mish: nn.Mish,
+    functional.max_pool2d: _max_pool2d,
+    functional.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+    functional.avg_pool2d: nn.AvgPool2d,
+    functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    functional.dropout: _dropout,
+}
+"""The module of each function that takes the same options in the same order."""

@@ -1,0 +1,186 @@
+"""Counts that somebody else made become certificates."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from certbench.core.certificate import Certificate
+from certbench.core.claims import ABSTAIN
+from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError
+from certbench.verifiers.smoothing.confidence import binomial, top_k
+from certbench.verifiers.smoothing.noise import gaussian_radius
+from certbench.verifiers.smoothing.noise.families import Noise
+
+RULES = ("one-vs-rest", "two-class", "top-k")
+
+
+SELECTED = ("reused", "independent", "label")
+
+
+def recertify(
+    counts: ArrayLike,
+    *,
+    sigma: float,
+    alpha: float = 0.001,
+    rule: str = "two-class",
+    labels: ArrayLike | None = None,
+    selection: ArrayLike | None = None,
+    selected: str | ArrayLike | None = None,
+    k: int = 1,
+    norm: float = 2.0,
+    d: int | None = None,
+    draws: ArrayLike | None = None,
+    noise: Noise | None = None,
+) -> Certificate:
+    r"""Certificates of a smoothed classifier from how often each class was drawn, each wrong with probability <= alpha.
+
+    The class certified at an input is, in this order: what `selection` counts most, what `selected` says, and else the
+    most frequent class of the same counts, "reused". A class chosen by the counts which then bound it costs confidence:
+
+    - `one-vs-rest` then uses alpha / 2, however many classes there are. A class with p_c <= 1/2 is certified, wrongly,
+      only if its count is at least m > n/2, where P[Bin(n, 1/2) >= m] <= alpha / 2. The tail P[Bin(n, p) >= m] is
+      convex in p up to (m-1)/(n-1) >= 1/2 and 0 at 0, so it is at most 2p times that, and over these classes alpha
+      times the sum of their p at most. If no class has p > 1/2, that is alpha at most; if one has, the sum is below
+      1/2, and alpha / 2 for its own bound makes alpha at most.
+    - `two-class` spends a third of alpha each on the bound of the truly first class, on that of the truly second, and
+      on the test that the most frequent class is the first (Hung and Fithian, 2019; as PREDICT of Cohen et al.), and
+      abstains if the test does not reject.
+    - `top-k` uses alpha / 2, see `topk.simultaneous_bounds`.
+
+    Args:
+        counts: whole numbers, (n, classes).
+        sigma: standard deviation of the noise, in units of the input.
+        alpha: probability that an input's certificate is wrong.
+        rule: `one-vs-rest` (Cohen et al., 2019), `two-class` (each bound at alpha / 2; see `GaussianSmoothing`), or
+            `top-k` (Jia et al., 2020): the class stays among the k most probable.
+        labels: true classes, for `selected="label"`.
+        selection: counts of other draws, (n, classes), which select.
+        selected: classes chosen without these counts; `"label"`: certify the true label, which no draw chose;
+            `"independent"`: the most frequent class at the full alpha, as if other draws had chosen it. That is how the
+            literature reads such files, and is covered by alpha only where those draws chose the same class.
+        k: of top-k.
+        norm: 1, 2 or inf.
+        d: dimension of the inputs, which Linf and other noises than Gaussian need.
+        draws: per input, where some voted for no class (they count as one more rival, but not in the top k).
+        noise: one of `certbench.verifiers.smoothing.noise`; its radii are used, in dimension d. Gaussian of `sigma` if
+            None.
+
+    Returns:
+        The certificate. `evidence` has the counts, the bounds, and how the class was selected. For top-k `prediction`
+        is the class that stays among the k, `ABSTAIN` where nothing is proved.
+
+    Raises:
+        ConfigError: counts or options that make no sense.
+    """
+    votes = _whole(counts, "counts", 2)
+    n, classes = votes.shape
+    total = votes.sum(axis=1) if draws is None else _whole(draws, "draws", 1)
+    if classes < 2 or total.shape != (n,) or bool((total < votes.sum(axis=1)).any()) or bool((total < 1).any()):
+        raise ConfigError("counts need two classes or more, and as many draws as votes or more, at least one")
+    _check_numbers(sigma, alpha, rule, k, norm, d, noise)
+    chosen, how = _selected(votes, labels, selection, selected)
+    predictions, radii, evidence = [], [], []
+    for row, top, trials in zip(votes.tolist(), chosen, total.tolist(), strict=True):
+        claim = _claim(row, top, trials, alpha, rule, k, sigma, how == "reused")
+        radius = claim.radius
+        if noise is not None:
+            radius = noise.radius(claim.p_lower, claim.p_upper, norm, d or 0) if claim.tested else 0.0
+        elif norm == math.inf and math.isfinite(radius):
+            radius *= math.nextafter(1 / math.sqrt(d or math.nan), 0)
+        predictions.append(top if radius > 0 else ABSTAIN)
+        radii.append(radius)
+        evidence.append(
+            {"counts": row, "n": trials, "alpha": alpha, "sigma": sigma, "rule": rule, "selected": how, "class": top}
+            | {"p_lower": claim.p_lower, "p_upper": claim.p_upper}
+            | ({"k": k} if rule == "top-k" else {})
+        )
+    return Certificate.of(
+        torch.tensor(predictions, dtype=torch.int64), torch.tensor(radii, dtype=torch.float64), evidence=evidence
+    )
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Bounds of the class and of its strongest rival, the L2 radius of Gaussian noise, and whether a test allows it."""
+
+    p_lower: float
+    p_upper: float
+    radius: float
+    tested: bool = True
+
+
+def _claim(row: Sequence[int], top: int, n: int, alpha: float, rule: str, k: int, sigma: float, reused: bool) -> _Claim:
+    rivals = max([count for c, count in enumerate(row) if c != top] + [n - sum(row)])
+    if rule == "top-k":
+        low, uppers = top_k.simultaneous_bounds(row, top, n, alpha / 2 if reused else alpha)
+        return _Claim(low, max(uppers), top_k.topk_radius(low, uppers, k, sigma))
+    if rule == "one-vs-rest":
+        low = binomial.lower(row[top], n, alpha / 2 if reused else alpha)
+        return _Claim(low, 1 - low, gaussian_radius.radius(low, 1 - low, sigma))
+    share = alpha / 3 if reused else alpha / 2
+    low = binomial.lower(row[top], n, share)
+    high = min(binomial.upper(rivals, n, share), 1 - low)
+    if reused and not (row[top] > rivals and binomial.even_chance(row[top], rivals) <= share):
+        return _Claim(low, high, 0.0, tested=False)
+    return _Claim(low, high, gaussian_radius.radius(low, high, sigma))
+
+
+def _selected(
+    votes: np.ndarray, labels: ArrayLike | None, selection: ArrayLike | None, selected: str | ArrayLike | None
+) -> tuple[list[int], str]:
+    n, classes = votes.shape
+    if isinstance(selected, str) and selected not in SELECTED:
+        raise ConfigError(f"selected must be one of {', '.join(SELECTED)}, or classes, not {selected!r}", ("selected",))
+    if isinstance(selected, str) and selected != "label":
+        return votes.argmax(axis=1).tolist(), selected
+    if isinstance(selected, str):
+        if labels is None:
+            raise ConfigError("to certify the true label, labels are needed", ("labels",))
+        given, how = _whole(labels, "labels", 1), "label"
+    elif selected is not None:
+        given, how = _whole(selected, "selected", 1), "given"
+    elif selection is not None:
+        table = _whole(selection, "selection", 2)
+        if table.shape != votes.shape:
+            raise ConfigError(f"selection is of shape {table.shape}, counts of shape {votes.shape}", ("selection",))
+        given, how = table.argmax(axis=1), "selection"
+    else:
+        return votes.argmax(axis=1).tolist(), "reused"
+    if given.shape != (n,) or bool((given >= classes).any()):
+        raise ConfigError(f"{how}: one class below {classes} is needed for each of {n} inputs", ("selected",))
+    return given.tolist(), how
+
+
+def _check_numbers(
+    sigma: float, alpha: float, rule: str, k: int, norm: float, d: int | None, noise: Noise | None
+) -> None:
+    if ThreatModel(norm).p == 0:
+        raise ConfigError("additive noise certifies no L0 radius; the norm is 1, 2 or inf", ("norm",))
+    if not 0 < sigma < math.inf:
+        raise ConfigError(f"sigma must be positive and finite, not {sigma}", ("sigma",))
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}", ("alpha",))
+    if rule not in RULES:
+        raise ConfigError(f"rule must be one of {', '.join(RULES)}, not {rule!r}", ("rule",))
+    if k < 1 or (k > 1 and rule != "top-k"):
+        raise ConfigError(f"k must be at least 1, and above 1 for top-k only; {rule} was given {k}", ("k",))
+    if noise is not None and noise.sigma != sigma:
+        raise ConfigError(f"sigma is {sigma}, but the noise has {noise.sigma}", ("sigma",))
+    if rule == "top-k" and noise is not None:
+        raise ConfigError("top-k certificates are for Gaussian noise", ("rule",))
+    if (norm == math.inf or noise is not None) and (d is None or d < 1):
+        raise ConfigError("Linf and noises other than Gaussian need the dimension d of the inputs", ("d",))
+
+
+def _whole(values: ArrayLike, name: str, dimensions: int) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size == 0 and array.ndim == dimensions:
+        return array.astype(np.int64)
+    if array.ndim != dimensions or array.dtype.kind not in "iu" or bool((array < 0).any()):
+        raise ConfigError(f"{name} must be whole numbers >= 0 in {dimensions} dimensions", (name,))
+    return array.astype(np.int64)
