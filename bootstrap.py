@@ -67,7 +67,16 @@ def setup():
 def clean():
     """Remove what can be made again; reports stay."""
     STAMP.unlink(missing_ok=True)
-    for name in (".venv", "build", "dist", "certbench.egg-info", ".mypy_cache", ".pytest_cache", ".ruff_cache"):
+    for name in (
+        ".venv",
+        "build",
+        "dist",
+        "certbench.egg-info",
+        ".mypy_cache",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".import_linter_cache",
+    ):
         shutil.rmtree(str(ROOT / name), ignore_errors=True)
 
 
