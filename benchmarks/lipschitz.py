@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L2, Classifier
-from certbench.models import zoo
-from certbench.models.data import digits
+from certbench.models import data, zoo
 from certbench.verifiers.lipschitz import operator_norms as norms
 from certbench.verifiers.lipschitz.lipsdp import LipSDP
 
@@ -40,7 +39,7 @@ def best(work: Callable[[], Any], rounds: int) -> float:
 def radii(inputs: int, rounds: int) -> None:
     """The zonotope against CROWN, in L2 without a domain and within [0, 1]."""
     print(f"L2, {inputs} inputs a model, one thread: time and mean radius, in units of CROWN's")
-    x = digits.load("digits").inputs[:inputs]
+    x = data.load("digits").inputs[:inputs]
     for threat in (L2, L2.within(0, 1)):
         for name in MODELS:
             classifier = zoo.load(name)

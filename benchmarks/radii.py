@@ -24,8 +24,7 @@ from torch import Tensor
 import certbench
 from certbench import Classifier, Linf
 from certbench.core.margins import margin_rows
-from certbench.models import zoo
-from certbench.models.data import digits as data
+from certbench.models import data, zoo
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 

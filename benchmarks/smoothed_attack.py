@@ -17,8 +17,7 @@ from torch import Tensor
 import certbench
 from certbench import ABSTAIN, L2, Classifier
 from certbench.auditing.smoothed_classifiers import perturb
-from certbench.models import zoo
-from certbench.models.data import digits
+from certbench.models import data, zoo
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
 
@@ -87,7 +86,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=64, help="of the attack")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    x = digits.load("digits").inputs[: given.inputs]
+    x = data.load("digits").inputs[: given.inputs]
     smoothing = Smoothing(Gaussian(given.sigma), n=given.n, alpha=given.alpha)
     for name in given.models:
         results = attack(smoothing, zoo.load(name), x, judge=given.n, steps=given.steps, draws=given.draws)

@@ -16,8 +16,7 @@ from torch import nn
 
 import certbench
 from certbench import L1, L2, Classifier, Linf
-from certbench.models import zoo
-from certbench.models.data import digits
+from certbench.models import data, zoo
 
 NOISES = ("gaussian", "laplace", "uniform")
 
@@ -33,7 +32,7 @@ def main(
     images: int = 20, draws: int = 10_000, sides: tuple[int, ...] = (1, 2, 4), say: Callable[[str], None] = print
 ) -> None:
     """Print mean certified radii by noise, dimension, sigma and norm."""
-    x = digits.load("digits").inputs[:images].double()
+    x = data.load("digits").inputs[:images].double()
     say(
         f"{'noise':10}{'d':>6}{'sigma':>7}{'L1':>9}{'L2':>9}{'Linf':>9}   mean radius of {images} images, {draws} draws"
     )

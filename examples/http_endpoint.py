@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 import certbench
 from certbench import Certificate, Classifier
 from certbench.formats import black_box
-from certbench.models import zoo
-from certbench.models.data import digits as data
+from certbench.models import data, zoo
 
 
 def handler(classifier: Classifier) -> type[BaseHTTPRequestHandler]:

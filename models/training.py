@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from certbench.errors import ConfigError
-from certbench.models.data.digits import Dataset
+from certbench.models.data.base import Dataset
 from certbench.models.recipes.base import Objective, Step
 
 

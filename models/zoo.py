@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from certbench.core.classifier import Classifier
 from certbench.core.registry import unknown
 from certbench.errors import ConfigError
+from certbench.models import data
 from certbench.models.architectures.denoisers import ConvolutionalDenoiser, Denoiser, DiffusionDenoiser, Preprocessor
 from certbench.models.architectures.plain import ARCHITECTURES
-from certbench.models.data import digits
+from certbench.models.data.base import Dataset
 from certbench.models.recipes.adversarial import Adversarial
 from certbench.models.recipes.base import CertifiedObjective, Objective
 from certbench.models.recipes.denoising import Denoising
@@ -172,7 +173,7 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
         ConfigError: no model has this name.
     """
     entry, folder = _entry(name), Path(folder)
-    training, test = digits.load(entry.data, "train"), digits.load(entry.data)
+    training, test = data.load(entry.data, "train"), data.load(entry.data)
     shape, classes = training.input_shape, training.num_classes
     pixels = training.inputs.transpose(0, 1).flatten(1)
     normalise = Normalise(pixels.mean(dim=1).tolist(), pixels.std(dim=1).tolist(), len(shape))
@@ -232,13 +233,13 @@ def _unit(input_shape: tuple[int, ...]) -> Normalise:
     return Normalise([0.0] * input_shape[0], [1.0] * input_shape[0], len(input_shape))
 
 
-def _accuracy(module: nn.Module, dataset: digits.Dataset) -> float:
+def _accuracy(module: nn.Module, dataset: Dataset) -> float:
     parts = torch.split(dataset.inputs, 2000)  # all of MNIST at once would take gigabytes
     found = [module(part).argmax(dim=1) for part in parts]
     return _share(torch.cat(found) == dataset.labels)
 
 
-def _certified(module: nn.Sequential, objective: Objective, test: digits.Dataset) -> dict[str, Any] | None:
+def _certified(module: nn.Sequential, objective: Objective, test: Dataset) -> dict[str, Any] | None:
     """What the objective's own certificate proves, on inputs whose label it is; nothing if it has none."""
     if not isinstance(objective, CertifiedObjective):
         return None

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from certbench.checker.reading import written
 from certbench.core.classifier import Classifier
 from certbench.errors import UnsupportedError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.reading import relu_network
 from certbench.networks.tracing import asks_shape, trace
 
 Parts = list[tuple[str, dict[str, Any]]]
@@ -29,7 +29,7 @@ def write(classifier: Classifier) -> bytes:
     Raises:
         UnsupportedError: it is no ReLU network; the message names the layer.
     """
-    ReluNetwork.of(classifier)  # which refuses what a trace does not show
+    relu_network(classifier)  # which refuses what a trace does not show
     double = classifier.double()
     graph = trace(Classifier(nn.Sequential(double.module).eval(), double.input_shape, double.num_classes, double.name))
     writer = _Writer(graph)

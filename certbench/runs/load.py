@@ -6,18 +6,18 @@ from functools import partial
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError
 from certbench.formats.safetensors import load_external
-from certbench.models import zoo
-from certbench.models.data import digits
+from certbench.models import data, zoo
+from certbench.models.data.base import Dataset
 from certbench.runs.suite import ModelSpec, Suite
 
 
-def load(suite: Suite) -> tuple[digits.Dataset, list[Classifier]]:
+def load(suite: Suite) -> tuple[Dataset, list[Classifier]]:
     """The suite's data and models.
 
     Raises:
         ConfigError: one of them cannot be loaded, or they do not fit.
     """
-    dataset = suite.located(("data",), partial(digits.load, suite.settings.data))
+    dataset = suite.located(("data",), partial(data.load, suite.settings.data))
     if len(dataset) < suite.settings.inputs:
         wanted = suite.settings.inputs
         raise suite.error(("inputs",), f"{wanted} inputs are wanted, but {dataset.name} has {len(dataset)}")
@@ -33,7 +33,7 @@ def load(suite: Suite) -> tuple[digits.Dataset, list[Classifier]]:
     return dataset, models
 
 
-def _model(spec: ModelSpec, dataset: digits.Dataset) -> Classifier:
+def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
     if spec.factory is None:
         if spec.weights is not None:
             raise ConfigError(f"model {spec.name!r} has weights but no factory; write factory: module:function")

@@ -13,11 +13,11 @@ from typing import Any
 from certbench.core.classifier import Classifier
 from certbench.core.options import describe
 from certbench.files.json_text import plain
-from certbench.models.data import digits
+from certbench.models.data.base import Dataset
 from certbench.runs.suite import Suite
 
 
-def manifest_of(suite: Suite, dataset: digits.Dataset, models: list[Classifier], threads: int) -> dict[str, Any]:
+def manifest_of(suite: Suite, dataset: Dataset, models: list[Classifier], threads: int) -> dict[str, Any]:
     """Describe a run that begins."""
     packages = ["certbench", "torch", "auto-LiRPA", "foolbox", "highspy", "cvxpy", "scs", "numpy", "scipy"]
     return {

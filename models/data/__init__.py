@@ -1,1 +1,38 @@
-"""Data sets, one file per source."""
+"""Data sets, one file per source, and any `.npz` file of a user."""
+
+from pathlib import Path
+
+from certbench.errors import ConfigError
+from certbench.models.data.base import Dataset
+from certbench.models.data.digits import read_digits
+from certbench.models.data.mnist import read_mnist
+from certbench.models.data.npz import read_npz
+
+__all__ = ["Dataset", "load"]
+
+
+def load(spec: str, split: str = "test") -> Dataset:
+    """The data set that a specification names.
+
+    Args:
+        spec: `digits`, `mnist`, or the path of a `.npz` file with an array of inputs (`inputs`, `x` or `images`;
+            floats are used as they are, uint8 is divided by 255) and an array of integer class numbers (`labels` or
+            `y`). The class count is the largest label plus one, unless the file has a number `num_classes`.
+        split: `train` or `test` of the digits or of MNIST. A file is one split, and goes by `test`.
+
+    Raises:
+        ConfigError: there is no such data set, split or file, or the file holds something else.
+    """
+    if split not in ("train", "test"):
+        raise ConfigError(f"split {split!r} is unknown; write train or test")
+    if spec == "digits":
+        return read_digits(split)
+    if spec == "mnist":
+        return read_mnist(split)
+    if not spec.endswith(".npz"):
+        raise ConfigError(f"data set {spec!r} is unknown; write digits, mnist, or the path of a .npz file")
+    if split != "test":
+        raise ConfigError(
+            f"{spec} is one split; leave split out, and keep training data in a file of its own", ("split",)
+        )
+    return read_npz(Path(spec))

@@ -7,8 +7,7 @@ from torch import nn
 from benchmarks.smoothed_attack import attack
 from certbench import Classifier
 from certbench.auditing.smoothed_classifiers import perturb
-from certbench.models import zoo
-from certbench.models.data import digits
+from certbench.models import data, zoo
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
 
@@ -16,9 +15,7 @@ from certbench.verifiers.smoothing.smoothing import Smoothing
 @pytest.mark.parametrize("name", ["mlp-gaussian", "cnn-gaussian"])
 def test_within_the_radius_no_attack_succeeds_more_often_than_alpha_explains(name: str) -> None:
     smoothing = Smoothing(Gaussian(0.25), n=1000, alpha=0.001)
-    results = attack(
-        smoothing, zoo.load(name), digits.load("digits").inputs[:10], (1.0, 2.0, 3.0), judge=1000, draws=16
-    )
+    results = attack(smoothing, zoo.load(name), data.load("digits").inputs[:10], (1.0, 2.0, 3.0), judge=1000, draws=16)
     inside, twice, far = results
     assert inside.attacked >= 8
     assert inside.changed <= inside.explained < inside.attacked / 2

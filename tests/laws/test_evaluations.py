@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import certbench
-from certbench.models import zoo
-from certbench.models.data import digits
+from certbench.models import data, zoo
 from certbench.runs import suite
 
 RELATIVE = 1e-3
@@ -18,7 +17,7 @@ MODELS = [model.name for model in SUITE.settings.models]
 @pytest.fixture(scope="module")
 def found(lirpa: ModuleType) -> dict[str, tuple[torch.Tensor, ...]]:
     """By search: radii and evaluations, of one input per class with every model and norm of the default suite."""
-    x = digits.load("digits").inputs[:10].double()
+    x = data.load("digits").inputs[:10].double()
     results: dict[str, list[torch.Tensor]] = {"secant": [], "bisection": []}
     for name in MODELS:
         classifier = zoo.load(name)

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from certbench.errors import ConfigError
-from certbench.models.data import digits as data
+from certbench.models import data
+from certbench.models.data.mnist import MNIST
+from certbench.models.data.npz import INPUTS, LABELS
 from tests.support import mnist
 
 SPLITS = {
@@ -98,9 +100,9 @@ def idx(array: Any) -> bytes:
 def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with three images to train on and two to test, which go for MNIST; the network must not be asked."""
     for split, rows in (("train", slice(0, 3)), ("test", slice(3, 5))):
-        start = data.MNIST[split][0]
+        start = MNIST[split][0]
         sha256 = hashlib.sha256(PIXELS[rows].tobytes() + CLASSES[rows].tobytes()).hexdigest()
-        monkeypatch.setitem(data.MNIST, split, (start, rows, sha256))
+        monkeypatch.setitem(MNIST, split, (start, rows, sha256))
         (tmp_path / f"{start}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(PIXELS[rows])))
         (tmp_path / f"{start}-labels-idx1-ubyte").write_bytes(idx(CLASSES[rows]))
     monkeypatch.setenv("CERTBENCH_MNIST", str(tmp_path))
@@ -175,8 +177,8 @@ def write(tmp_path: Path) -> Callable[..., str]:
 X, Y = np.linspace(-1, 2, 12).reshape(3, 4), np.array([0, 2, 1], dtype=np.uint8)
 
 
-@pytest.mark.parametrize("inputs", data.INPUTS)
-@pytest.mark.parametrize("labels", data.LABELS)
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("labels", LABELS)
 def test_floats_are_used_as_they_are(write: Callable[..., str], inputs: str, labels: str) -> None:
     mine = data.load(write(**{inputs: X, labels: Y}))
     assert mine.name == "mine" and mine.num_classes == 3 and mine.input_shape == (4,)

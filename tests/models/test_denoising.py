@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import certbench
 from certbench import ABSTAIN, L2
 from certbench.errors import ConfigError
-from certbench.models import training, zoo
+from certbench.models import data, training, zoo
 from certbench.models.architectures.denoisers import (
     TIMES,
     ConvolutionalDenoiser,
@@ -24,7 +24,7 @@ from certbench.models.architectures.denoisers import (
     signal,
     time_of,
 )
-from certbench.models.data import digits as data
+from certbench.models.data.base import Dataset
 from certbench.models.recipes import denoising
 from certbench.models.recipes.base import Step
 from certbench.models.recipes.stability import Stability
@@ -36,7 +36,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 @pytest.fixture(scope="module")
-def digits() -> data.Dataset:
+def digits() -> Dataset:
     return data.load("digits")
 
 
@@ -50,7 +50,7 @@ def made(name: str) -> tuple[Preprocessor, float]:
     return preprocessor, objective.sigma
 
 
-def seen(name: str) -> data.Dataset:
+def seen(name: str) -> Dataset:
     """The first 500 test inputs of a model."""
     test = mnist.load(zoo.TABLE[name].data)
     return replace(test, inputs=test.inputs[:500], labels=test.labels[:500])
@@ -60,7 +60,7 @@ def noise_like(x: Tensor, seed: int = 0) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
 
 
-def accuracy(module: nn.Module, test: data.Dataset, sigma: float) -> float:
+def accuracy(module: nn.Module, test: Dataset, sigma: float) -> float:
     return float((module(test.inputs + sigma * noise_like(test.inputs)).argmax(1) == test.labels).double().mean())
 
 
@@ -114,7 +114,7 @@ def test_steps_without_times_are_refused(steps: int) -> None:
 # Modules
 
 
-def test_one_step_is_the_prediction_of_carlini(digits: data.Dataset) -> None:
+def test_one_step_is_the_prediction_of_carlini(digits: Dataset) -> None:
     module = zoo.load("cnn-diffusion").double().module
     assert isinstance(module, nn.Sequential)
     x, t = digits.inputs[:5].double(), time_of(0.25)
@@ -199,7 +199,7 @@ def ancestral(denoiser: Diffusion, x: Tensor, generator: torch.Generator) -> Ten
 
 @pytest.mark.parametrize(("sigma", "lost"), [(0.25, 0.03), (0.5, 0.12)])
 def test_many_steps_that_draw_hallucinate_and_those_that_do_not_draw_hardly(
-    sigma: float, lost: float, digits: data.Dataset
+    sigma: float, lost: float, digits: Dataset
 ) -> None:
     module = zoo.load("cnn-diffusion").module
     assert isinstance(module, nn.Sequential) and isinstance(module[0], Diffusion)
@@ -226,7 +226,7 @@ def test_smoothing_certifies_the_whole_and_more_of_it_than_of_the_classifier_alo
     assert torch.equal(again.radius, found[1].radius[3:5])
 
 
-def test_draws_may_be_shared(digits: data.Dataset) -> None:
+def test_draws_may_be_shared(digits: Dataset) -> None:
     certificate = certbench.certify({**SMOOTHING, "share": 0}, zoo.load("cnn-denoised"), digits.inputs[:4], L2)
     assert (certificate.radius > 0).any()
 
@@ -240,7 +240,7 @@ def test_a_recipe_learns_by_its_seed_alone_and_leaves_the_classifier(
 ) -> None:
     preprocessor, whole = made(name)[0], seen(name)
     behind = zoo.load(preprocessor.classifier)
-    few = data.Dataset("few", whole.inputs[:256], whole.labels[:256], 10)
+    few = Dataset("few", whole.inputs[:256], whole.labels[:256], 10)
 
     def build() -> nn.Sequential:
         return nn.Sequential(preprocessor.build(few.input_shape), *copy.deepcopy(behind.module).children())
@@ -262,7 +262,7 @@ def test_a_recipe_learns_by_its_seed_alone_and_leaves_the_classifier(
     assert loss(first) < 0.95 * loss(untrained)
 
 
-def test_stability_asks_for_the_classifiers_own_label(digits: data.Dataset) -> None:
+def test_stability_asks_for_the_classifiers_own_label(digits: Dataset) -> None:
     module = zoo.load("cnn-plain").double().module
     assert isinstance(module, nn.Sequential)
     identity = nn.Sequential(Residual((1, 8, 8), 3).double(), *module)

@@ -18,10 +18,10 @@ from torch import nn
 from certbench import Classifier, Linf, build, certify
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.formats.safetensors import load_external
-from certbench.models import training, zoo
+from certbench.models import data, training, zoo
 from certbench.models.architectures import plain
 from certbench.models.architectures.denoisers import ConvolutionalDenoiser, DiffusionDenoiser
-from certbench.models.data import digits as data
+from certbench.models.data.base import Dataset
 from certbench.models.recipes.adversarial import Adversarial
 from certbench.models.recipes.base import CertifiedObjective, Objective, Step
 from certbench.models.recipes.gaussian import GaussianNoise
@@ -39,7 +39,7 @@ LEAST = {
 
 
 @pytest.fixture(scope="module")
-def digits() -> data.Dataset:
+def digits() -> Dataset:
     return data.load("digits")
 
 
@@ -177,7 +177,7 @@ def test_adversarial_points_lie_in_the_ball_and_cost_more_than_random_ones(p: fl
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_adversarial_training_moves_the_classes_apart(digits: data.Dataset) -> None:
+def test_adversarial_training_moves_the_classes_apart(digits: Dataset) -> None:
     x, y = digits.inputs.double(), digits.labels
     step, attack = Step(x, y, 0.0, torch.Generator().manual_seed(0)), Adversarial(2.0, 0.6, 20)
     accuracy = []
@@ -218,8 +218,8 @@ def test_every_objective_learns_by_its_seed_alone(objective: Objective) -> None:
     assert (first(digits.inputs).argmax(dim=1) == digits.labels).float().mean() > 0.8
 
 
-def test_too_few_inputs_to_train_on_are_refused(digits: data.Dataset) -> None:
-    few = data.Dataset("few", digits.inputs[:5], digits.labels[:5], 10)
+def test_too_few_inputs_to_train_on_are_refused(digits: Dataset) -> None:
+    few = Dataset("few", digits.inputs[:5], digits.labels[:5], 10)
     with pytest.raises(ConfigError, match="few has 5 inputs, less than a batch of 64"):
         training.train(lambda: network("linear"), zoo.TABLE["linear"].recipe, few, 0)
 
@@ -264,7 +264,7 @@ def test_the_accuracy_on_a_card_is_the_measured_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_certified_accuracy_on_a_card_is_the_measured_one(name: str, digits: data.Dataset) -> None:
+def test_the_certified_accuracy_on_a_card_is_the_measured_one(name: str, digits: Dataset) -> None:
     objective, card = zoo.TABLE[name].recipe.objective, zoo.card(name)
     if not isinstance(objective, CertifiedObjective):
         assert card["certified"] is None
@@ -278,7 +278,7 @@ def test_the_certified_accuracy_on_a_card_is_the_measured_one(name: str, digits:
 
 
 @pytest.mark.parametrize("name", ["mlp-ibp", "cnn-ibp"])
-def test_the_ibp_certifier_proves_what_training_proved(name: str, digits: data.Dataset, lirpa: ModuleType) -> None:
+def test_the_ibp_certifier_proves_what_training_proved(name: str, digits: Dataset, lirpa: ModuleType) -> None:
     del lirpa
     model, card = zoo.load(name), zoo.card(name)["certified"]
     ibp = build({"name": "ibp", "search": {"name": "ladder", "eps": [card["eps"]]}})
@@ -419,7 +419,7 @@ def load(factory: str, weights: str = "w.safetensors", classes: int = 10) -> Cla
 
 
 @pytest.mark.parametrize("module", ["users_nets", "users_folder.nets"])
-def test_ones_own_model_is_loaded_exactly(workplace: Path, module: str, digits: data.Dataset) -> None:
+def test_ones_own_model_is_loaded_exactly(workplace: Path, module: str, digits: Dataset) -> None:
     state = torch.get_rng_state()
     model = load(f"{module}:small")
     assert torch.equal(torch.get_rng_state(), state)

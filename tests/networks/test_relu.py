@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from certbench import Classifier, NumericalError, UnsupportedError
 from certbench.networks.maps import Convolution
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.reading import relu_network
 from tests.laws.test_contract import network
 
 
@@ -79,7 +79,7 @@ def wrap(module: nn.Module, shape: tuple[int, ...] = (2, 6, 6), classes: int = 3
 def test_layers_compute_what_the_module_does(kind: str) -> None:
     torch.manual_seed(0)
     classifier = wrap(READ[kind]())
-    net = ReluNetwork.of(classifier)
+    net = relu_network(classifier)
     x = 3 * torch.randn(50, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(net.preactivations(x.flatten(1))[-1], classifier.double()(x), rtol=1e-9, atol=1e-9)
 
@@ -87,7 +87,7 @@ def test_layers_compute_what_the_module_does(kind: str) -> None:
 @pytest.mark.parametrize("kind", READ)
 def test_maps_their_transposes_and_their_matrices_agree(kind: str) -> None:
     torch.manual_seed(0)
-    for layer in ReluNetwork.of(wrap(READ[kind]())).layers:
+    for layer in relu_network(wrap(READ[kind]())).layers:
         for source, part in layer.maps.items():
             for each in (part, layer.paths[source]):
                 h, a = torch.randn(3, each.inputs).double(), torch.randn(3, each.outputs).double()
@@ -192,7 +192,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_what_is_no_such_network_is_refused_with_the_reason(kind: str) -> None:
     make, reason = REFUSED[kind]
     with pytest.raises(UnsupportedError, match=reason):
-        ReluNetwork.of(wrap(make()))
+        relu_network(wrap(make()))
 
 
 def test_a_subclass_of_relu_is_not_taken_for_one() -> None:
@@ -201,16 +201,16 @@ def test_a_subclass_of_relu_is_not_taken_for_one() -> None:
             return input.abs()
 
     with pytest.raises(UnsupportedError):
-        ReluNetwork.of(wrap(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), Odd())))
+        relu_network(wrap(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), Odd())))
 
 
 def test_changed_weights_are_read_anew_and_unchanged_ones_shared() -> None:
     classifier = network("mlp")
-    first = ReluNetwork.of(classifier)
-    assert ReluNetwork.of(classifier) is first
+    first = relu_network(classifier)
+    assert relu_network(classifier) is first
     with torch.no_grad():
         classifier.module[3].weight.mul_(0.5)  # type: ignore[index, union-attr, operator]
-    second = ReluNetwork.of(classifier)
+    second = relu_network(classifier)
     assert second is not first
     x = torch.rand(2, 16, dtype=torch.float64)
     torch.testing.assert_close(second.preactivations(x)[-1], classifier.double()(x.view(2, 1, 4, 4)))
@@ -221,4 +221,4 @@ def test_nan_parameters_are_refused() -> None:
     with torch.no_grad():
         classifier.module[1].weight[0, 0] = torch.nan  # type: ignore[index, union-attr, operator]
     with pytest.raises(NumericalError):
-        ReluNetwork.of(classifier)
+        relu_network(classifier)

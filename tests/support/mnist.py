@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from certbench.models.data import digits
+from certbench.models import data
+from certbench.models.data.base import Dataset
 from tests.conftest import SHARED
 
 FOLDER = Path(os.environ.get("CERTBENCH_MNIST") or SHARED / "datasets" / "mnist")
@@ -21,8 +22,8 @@ def offer(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def load(spec: str, split: str = "test") -> digits.Dataset:
+def load(spec: str, split: str = "test") -> Dataset:
     """`data.load`, once per split."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         offer(spec, monkeypatch)
-        return digits.load(spec, split)
+        return data.load(spec, split)

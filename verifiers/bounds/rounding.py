@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import NumericalError
-from certbench.networks.relu import UNDERFLOW, ReluNetwork
+from certbench.networks.reading import UNDERFLOW
+from certbench.networks.relu import ReluNetwork
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 

@@ -11,6 +11,7 @@ from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, MarginState, clean_margin, margin_rows, tangent
 from certbench.core.search import Evaluation, RadiusSearch, Start
 from certbench.core.threat import ThreatModel
+from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Region
@@ -33,7 +34,7 @@ class NetworkState(MarginState):
         Raises:
             UnsupportedError: it is no ReLU network; the message names the layer.
         """
-        return NetworkState(classifier.double(), threat, ReluNetwork.of(classifier), classifier.dtype)
+        return NetworkState(classifier.double(), threat, relu_network(classifier), classifier.dtype)
 
 
 def crown_bounds(

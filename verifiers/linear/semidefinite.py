@@ -17,7 +17,6 @@ from certbench.networks.relu import ReluNetwork
 from certbench.numerics.rounding import TINY, UNIT, gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 
-
 Array = NDArray[np.float64]
 
 

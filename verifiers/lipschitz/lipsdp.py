@@ -24,6 +24,7 @@ from certbench.core.classifier import Classifier, Regressor
 from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.networks.maps import Dense
+from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzState, proved_norms
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, product_bound, prove, start
@@ -49,7 +50,7 @@ class Chain:
     @staticmethod
     def read(classifier: Classifier, side: int) -> "Chain":
         """Read a classifier, on the CPU."""
-        return Chain.of(ReluNetwork.of(replace(classifier, module=classifier.double().module.cpu())), side)
+        return Chain.of(relu_network(replace(classifier, module=classifier.double().module.cpu())), side)
 
     @staticmethod
     def of(network: ReluNetwork, side: int) -> "Chain":

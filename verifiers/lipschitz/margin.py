@@ -24,6 +24,7 @@ from certbench.core.margins import Bounds, MarginState
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, NumericalError
+from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
 from certbench.numerics.spectral import spectral
 from certbench.verifiers.bounds.backward import layer_bounds
@@ -74,7 +75,7 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> LipschitzState:
         """Bound the constants, once per classifier."""
         exact = classifier.double()
-        network = ReluNetwork.of(classifier) if self.rounding_safe else None
+        network = relu_network(classifier) if self.rounding_safe else None
         constants, facts = self.constants(exact, threat.p)
         if bool(constants.isnan().any()):
             raise NumericalError("a Lipschitz constant is NaN")
@@ -188,7 +189,7 @@ def proved_norms(state: LipschitzState) -> dict[str, Any]:
     Raises:
         UnsupportedError: the classifier is no chain of affine layers and ReLUs.
     """
-    network = ReluNetwork.of(replace(state.classifier, module=state.classifier.double().module.cpu()))
+    network = relu_network(replace(state.classifier, module=state.classifier.double().module.cpu()))
     matrices = [part.matrix() for part in network.chain()[:-1]]
     scaled = []
     if state.threat.p == math.inf:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import certbench
 from certbench import Classifier, Linf, NumericalError, UnsupportedError
 from certbench.core.margins import margin_rows
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.reading import relu_network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
@@ -50,7 +50,7 @@ def zoo() -> list[Classifier]:
 
 @pytest.mark.parametrize("classifier", zoo(), ids=lambda classifier: classifier.name)
 def test_the_float_program_stays_within_its_error_bound(classifier: Classifier) -> None:
-    net, x = ReluNetwork.of(classifier), inputs(4)
+    net, x = relu_network(classifier), inputs(4)
     region = Region(Linf.within(0, 1), x.flatten(1), torch.tensor([1e-3, 0.05, 0.2, 1.0], dtype=torch.float64))
     error = evaluation_error(net, region, layer_bounds(net, region), torch.float32)
     points = sample_ball(x, region.eps, region.threat, 500).flatten(0, 1)
@@ -63,7 +63,7 @@ def test_the_float_program_stays_within_its_error_bound(classifier: Classifier) 
 @pytest.mark.parametrize("classifier", zoo(), ids=lambda classifier: classifier.name)
 def test_linear_bounds_stay_within_their_error_bound(classifier: Classifier) -> None:
     """In float32, where the errors are large enough to be seen from float64; the formula is the same."""
-    net, x = ReluNetwork.of(classifier), inputs(4)
+    net, x = relu_network(classifier), inputs(4)
     region = Region(Linf, x.flatten(1), torch.tensor([1e-3, 0.05, 0.2, 1.0], dtype=torch.float64))
     bounds = layer_bounds(net, region)
     rows = margin_rows(classifier(x).argmax(dim=1), 4)

@@ -17,8 +17,9 @@ from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.optimise import Choice, evaluate, flat, optimise
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
-from certbench.verifiers.complete.branch_and_bound import BranchAndBound, Leaf, Tree
+from certbench.verifiers.complete.branch_and_bound import BranchAndBound
 from certbench.verifiers.complete.descent import Counterexample
+from certbench.verifiers.complete.tree import Leaf, Tree, TreeOptions
 from tests.laws.test_contract import inputs, network
 
 NORMS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
@@ -268,7 +269,7 @@ def test_signs_that_do_not_occur_in_a_ball_prove_nothing_beyond_it(threat: Threa
     found = Counterexample(state.classifier, threat, x.flatten(1), label)
     rows = margin_rows(torch.tensor([label]), 4)[0]
     fast = state.network.to(torch.float32)
-    tree = Tree(BranchAndBound(eps=1e-3), state, fast, rows, 0.0, 1.0, found, math.inf)
+    tree = Tree(TreeOptions(64, 20, 4, 1e-6, 1e-3), state, fast, rows, 0.0, 1.0, found, math.inf)
     tree.choose_level()
     assert tree.bounds is not None
     stable = (flat(tree.bounds)[0][0] > 0).nonzero()[0]

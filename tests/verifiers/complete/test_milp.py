@@ -12,7 +12,7 @@ import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, Outcome, ThreatModel, UnsupportedError
 from certbench.core.margins import SLACK
 from certbench.core.search import Secant
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.reading import relu_network
 from certbench.verifiers.bounds.programs import Program
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.milp import MILP
@@ -22,7 +22,7 @@ pytest.importorskip("highspy")
 
 
 def truth(classifier: Classifier, x: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
-    network, rows = ReluNetwork.of(classifier), rows_at(classifier, x)
+    network, rows = relu_network(classifier), rows_at(classifier, x)
     return torch.tensor([exact_distance(network, threat, x[i], rows[i]) for i in range(len(x))], dtype=torch.float64)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 import certbench
 from certbench import L1, L2, Classifier, Linf, MarginCertifier, ThreatModel, UnsupportedError
 from certbench.core.margins import clean_margin
-from certbench.models import zoo
-from certbench.models.data import digits
-from certbench.verifiers.linear.lirpa import certifiers as ours
+from certbench.models import data, zoo
 from certbench.verifiers.linear.lirpa import release_0_3
 from certbench.verifiers.linear.lirpa.certifiers import IBP, AlphaCrownLirpa, CrownLirpa, FastLin
+from certbench.verifiers.linear.lirpa.graph import Lirpa
+from certbench.verifiers.linear.lirpa.rewriting import as_expected
 from tests.laws.test_contract import inputs, network, sample_ball
 
 pytestmark = pytest.mark.usefixtures("lirpa")
@@ -60,7 +60,7 @@ def test_average_pooling_that_tiles_is_sound(threat: ThreatModel) -> None:
 
 @pytest.mark.parametrize("certifier", [IBP(), CrownLirpa()], ids=["ibp", "crown"])
 @pytest.mark.parametrize("threat", ALL, ids=str)
-def test_an_addition_at_the_input_loses_no_width(certifier: ours.Lirpa, threat: ThreatModel) -> None:
+def test_an_addition_at_the_input_loses_no_width(certifier: Lirpa, threat: ThreatModel) -> None:
     torch.manual_seed(0)
     layers = nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)
     moved = certbench.certify(certifier, wrap(Plain(*layers, shift=0.25)), inputs(4), threat).radius
@@ -104,7 +104,7 @@ def test_dropout_and_missing_biases_change_nothing() -> None:
 def test_a_dropout_that_stands_in_two_places_is_left_out_of_both() -> None:
     drop = nn.Dropout(0.5)
     layers = nn.Linear(16, 8), drop, nn.ReLU(), drop, nn.Linear(8, 4)
-    rewritten = ours._as_expected(nn.Sequential(*layers).eval())
+    rewritten = as_expected(nn.Sequential(*layers).eval())
     assert not any(isinstance(layer, nn.Dropout) for layer in rewritten.modules())
     assert len(rewritten) == 5  # type: ignore[arg-type]
 
@@ -198,7 +198,7 @@ def test_neighbours_with_other_unstable_neurons_do_not_move_a_bound(name: str, t
     """auto-LiRPA's sparse bounds mix intervals in wherever a neuron is stable all over the batch."""
     certifier, classifier = certbench.build(name), zoo.load("mlp-ibp")
     assert isinstance(certifier, MarginCertifier)
-    x = digits.load("digits").inputs[:8].double()
+    x = data.load("digits").inputs[:8].double()
     state = certifier.prepare(classifier, threat)
     label = classifier(x).argmax(dim=1)
     eps = torch.full((8,), {1.0: 0.8, 2.0: 0.3, math.inf: 0.05}[threat.p], dtype=torch.float64)

@@ -16,6 +16,7 @@ import certbench
 from certbench import L1, L2, Classifier, Linf, Outcome, ThreatModel, UnsupportedError
 from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder, Secant
+from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.programs import PlanetModel, Program, tightened
@@ -137,7 +138,7 @@ def balls(threat: ThreatModel, x: Tensor, eps: float) -> Region:
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_bounds_lie_between_crown_and_the_truth(threat: ThreatModel, seed: int, kind: str) -> None:
     classifier, x = tiny(seed, kind), points(2)
-    network, eps = ReluNetwork.of(classifier), 0.2 if threat.p == math.inf else 0.5
+    network, eps = relu_network(classifier), 0.2 if threat.p == math.inf else 0.5
     rows, gained = rows_at(classifier, x), 0.0
     for i in range(len(x)):
         region, row = balls(threat, x[i : i + 1], eps), rows[i : i + 1]
@@ -161,7 +162,7 @@ def test_the_repaired_dual_is_the_solvers_optimum(threat: ThreatModel, tighten: 
             nn.Linear(8, 14), nn.ReLU(), nn.Linear(14, 14), nn.ReLU(), nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 4)
         )
     classifier, x = Classifier(module.eval(), (8,), 4), points(3, 8)
-    network, rows = ReluNetwork.of(classifier), rows_at(classifier, x)
+    network, rows = relu_network(classifier), rows_at(classifier, x)
     for i in range(len(x)):
         region = balls(threat, x[i : i + 1], 0.2 if threat.p == math.inf else 1.0)
         bounds = layer_bounds(network, region)
@@ -179,7 +180,7 @@ def test_the_repaired_dual_is_the_solvers_optimum(threat: ThreatModel, tighten: 
 @pytest.mark.parametrize("threat", [Linf, L1.within(0, 1)], ids=str)
 def test_any_dual_gives_a_sound_bound(threat: ThreatModel) -> None:
     classifier, x = tiny(3), points(1)
-    network, row, region = ReluNetwork.of(classifier), rows_at(classifier, x)[:, :1], balls(threat, x, 0.3)
+    network, row, region = relu_network(classifier), rows_at(classifier, x)[:, :1], balls(threat, x, 0.3)
     bounds = layer_bounds(network, region)
     model = PlanetModel.of(network, region, bounds, 2)
     truth = exact_minimum(network, threat, x[0], 0.3, row[0, 0])
@@ -245,7 +246,7 @@ def test_radii_lie_between_crown_and_the_exact_distance(threat: ThreatModel) -> 
 
 def test_tightened_bounds_hold_and_are_tighter() -> None:
     classifier, x = tiny(13, "skip"), points(1)
-    network = ReluNetwork.of(classifier)
+    network = relu_network(classifier)
     region = balls(Linf, x, 0.3)
     bounds = layer_bounds(network, region)
     sharper = tightened(network, region, bounds)
@@ -263,7 +264,7 @@ def test_solving_every_row_changes_neither_minimum(monkeypatch: pytest.MonkeyPat
         torch.manual_seed(1)
         module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
     classifier, x, solved = Classifier(module.eval(), (6,), 8), points(4, 6), []
-    network, rows = ReluNetwork.of(classifier), rows_at(classifier, x)
+    network, rows = relu_network(classifier), rows_at(classifier, x)
     real = PlanetModel.slopes
     monkeypatch.setattr(PlanetModel, "slopes", lambda self, row: solved.append(1) or real(self, row))
     for i in range(len(x)):

@@ -15,7 +15,7 @@ from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder
 from certbench.errors import ConfigError, UnsupportedError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.reading import relu_network
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
@@ -61,7 +61,7 @@ class Problem:
 
     def __init__(self, kind: str, seed: int, threat: ThreatModel, eps: float, cuts: bool = True) -> None:
         self.classifier, x = network(kind, seed), point(seed)
-        self.network = ReluNetwork.of(self.classifier)
+        self.network = relu_network(self.classifier)
         self.region = Region(threat, x, torch.tensor([eps], dtype=torch.float64))
         self.rows = margin_rows(self.classifier(x).argmax(dim=1), 3)
         self.bounds, found = crown(self.network, self.region, self.rows)
@@ -167,7 +167,7 @@ def test_cuts_use_bounds_that_the_other_constraints_do_not_imply() -> None:
         identity[0].bias.copy_(torch.tensor([0.0, 5.0]))  # the second neuron hands x on: h_2 = x + 5
         identity[2].weight.copy_(torch.tensor([[-1.0, 0.5], [0.0, 0.0]]))
         identity[2].bias.copy_(torch.tensor([-2.5, 0.0]))
-    relu = ReluNetwork.of(Classifier(identity.eval(), (1,), 2))
+    relu = relu_network(Classifier(identity.eval(), (1,), 2))
     region = Region(Linf, torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     ends = torch.tensor([[[-0.5, 4.5]], [[0.5, 5.5]]], dtype=torch.float64)
     bounds, row = LayerBounds((ends[0],), (ends[1],), "known"), np.array([1.0, 0.0])

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 import certbench
 from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
-from certbench.models import zoo
-from certbench.models.data import digits
+from certbench.models import data, zoo
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Region
@@ -132,7 +131,7 @@ def test_refined_bounds_hold_and_are_no_looser() -> None:
 
 @pytest.mark.parametrize("name", ["mlp-plain", "mlp-pgd", "mlp-lipschitz", "cnn-plain"])
 def test_radii_in_l2_are_above_those_of_crown(name: str) -> None:
-    classifier, x = zoo.load(name), digits.load("digits").inputs[:20]
+    classifier, x = zoo.load(name), data.load("digits").inputs[:20]
     crown, plain, refined = (
         certbench.certify(spec, classifier, x, L2).radius
         for spec in ("crown", "jacobian-zonotope", {"name": "jacobian-zonotope", "refine": True})

@@ -14,7 +14,7 @@ from certbench import L1, L2, Classifier, Linf, ThreatModel, certify
 from certbench.core.classifier import Regressor
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.models import zoo
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.reading import relu_network
 from certbench.verifiers.lipschitz import operator_norms
 from certbench.verifiers.lipschitz.lipsdp import Chain, Eclipse, LipSDP, whole_constant
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzMargin
@@ -313,9 +313,9 @@ def test_folded_layers_count_with_their_rounding() -> None:
     plain, scaled = classifier(4, 6, 2), Classifier(Scaled().eval(), (4,), 2)
     expected = table(Eclipse(), plain) / torch.tensor(0.3, dtype=torch.float64)
     assert torch.allclose(table(Eclipse(), scaled), expected, rtol=1e-9)
-    read = Chain.of(ReluNetwork.of(scaled), 100).weights[0]
+    read = Chain.of(relu_network(scaled), 100).weights[0]
     assert read.roundings > 0
-    assert Chain.of(ReluNetwork.of(plain), 100).weights[0].roundings == 0
+    assert Chain.of(relu_network(plain), 100).weights[0].roundings == 0
 
 
 def test_outputs_of_regressors_get_multipliers_of_their_own() -> None:

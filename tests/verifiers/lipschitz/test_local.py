@@ -13,6 +13,7 @@ from certbench import L1, L2, Classifier, ConfigError, Linf, ThreatModel, Unsupp
 from certbench.attacks.battery import attack
 from certbench.core.margins import margin_rows
 from certbench.core.search import Secant
+from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
 from certbench.numerics.spectral import spectral
 from certbench.verifiers.bounds.backward import layer_bounds
@@ -251,7 +252,7 @@ def test_the_gram_norm_itself_is_a_bound_and_is_no_more_than_that_of_the_entries
     generator = torch.Generator().manual_seed(0)
     centre, radius = torch.randn(2, 2, 3, 7, generator=generator, dtype=torch.float64)
     radius = radius.clamp(min=0)
-    first = ReluNetwork.of(mlp(5, 7, 2)).layers[0].maps[0]
+    first = relu_network(mlp(5, 7, 2)).layers[0].maps[0]
     found = fast_lip._together(first, centre, radius)
     weight = first.matrix()
     assert (found <= (centre @ weight).abs().add(radius @ weight.abs()).norm(dim=-1) * (1 + 1e-12)).all()

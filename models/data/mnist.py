@@ -1,0 +1,70 @@
+"""MNIST (LeCun, Cortes and Burges, 1998; 28x28 pixels in 0..255).
+
+It is read from a folder that `CERTBENCH_MNIST` names, with the four files of its first publication, or else downloaded
+once from OpenML, by scikit-learn, which keeps it.
+"""
+
+import gzip
+import hashlib
+import importlib.util
+import math
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from certbench.errors import ConfigError
+from certbench.models.data.base import Dataset
+
+MNIST = {
+    "train": ("train", slice(0, 60_000), "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b"),
+    "test": ("t10k", slice(60_000, 70_000), "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b"),
+}
+"""Of each split: how its files begin, its rows among all 70000, and the sha256 of its pixels, then labels, as bytes."""
+
+
+def read_mnist(split: str) -> Dataset:
+    """MNIST as `(1, 28, 28)` in [0, 1], in its own order: 60000 to train on, 10000 to test; compared with a sha256."""
+    start, rows, sha256 = MNIST[split]
+    folder = os.environ.get("CERTBENCH_MNIST")
+    if folder:
+        images, labels = (_idx(Path(folder), f"{start}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+    else:
+        images, labels = (array[rows] for array in _openml())
+    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != sha256:
+        raise ConfigError(f"what {folder or 'OpenML'} holds is not MNIST, or not whole, or not in its order")
+    inputs = torch.from_numpy(images.reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255))
+    return Dataset(f"mnist/{split}", inputs, torch.from_numpy(labels.astype(np.int64)), 10)
+
+
+def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
+    """The bytes of an idx file, packed by gzip or not, in its shape: a magic number, sizes, then bytes."""
+    packed, path = folder / f"{name}.gz", folder / name
+    try:
+        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"neither {path} nor {packed.name} can be read ({error}); see CERTBENCH_MNIST") from error
+    axes = content[3] if len(content) > 3 else 0
+    shape = np.frombuffer(content[4 : 4 + 4 * axes], dtype=">u4").tolist()
+    if content[:3] != b"\0\0\x08" or len(content) != 4 + 4 * axes + math.prod(shape):
+        raise ConfigError(f"{path if path.is_file() else packed} is no idx file of bytes, or not whole")
+    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _openml() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """All 70000 images and labels."""
+    from sklearn.datasets import fetch_openml  # 1.6 s
+
+    parser = "pandas" if importlib.util.find_spec("pandas") else "liac-arff"  # the latter takes a minute or two
+    try:
+        found = fetch_openml("mnist_784", version=1, as_frame=False, parser=parser)
+    except (OSError, ValueError) as error:  # no network; OpenML's own errors are ValueErrors
+        raise ConfigError(
+            f"MNIST cannot be downloaded from OpenML ({error}); get its four files train-images-idx3-ubyte.gz, "
+            "train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, and let the "
+            "environment variable CERTBENCH_MNIST name their folder"
+        ) from error
+    return found.data.astype(np.uint8), found.target.astype(np.uint8)

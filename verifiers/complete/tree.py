@@ -1,0 +1,415 @@
+"""Leaves of a branch-and-bound tree: bounded in batches, split, and searched for counterexamples."""
+
+import heapq
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.core import ball
+from certbench.core.ball import steepest
+from certbench.core.claims import Outcome
+from certbench.core.threat import ThreatModel
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.bounds.backward import layer_bounds
+from certbench.verifiers.bounds.optimise import (
+    Choice,
+    Optimised,
+    coefficients,
+    evaluate,
+    flat,
+    optimise,
+    optimised_bounds,
+)
+from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
+from certbench.verifiers.bounds.state import NetworkState
+from certbench.verifiers.complete.descent import Counterexample
+from certbench.verifiers.complete.leaf_programs import Programs, closest_point
+
+NEAR, WORK, SMALL = 0.99, 1e5, 1500
+"""Programs are tried at linear leaves; at those whose radius is this share of the goal, where the entries of the
+network times the leaves of the batch are at most `WORK`; and at every leaf of networks of at most `SMALL` entries.
+Judgements: a program of a network of 6000 entries takes as long as some ten leaves in a large batch."""
+
+
+TRIES = 6
+"""A leaf whose signs are all known and which is still open is bounded so often, twice as long each time. What stays
+open then does so for rounding: the allowance keeps the radius below the counterexample's distance."""
+
+
+LIMIT = 1e4
+"""The largest radius ever claimed."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of a certificate."""
+
+    prediction: int
+    radius: float
+    upper: float
+    outcome: Outcome
+    evidence: dict[str, Any]
+
+
+def widest(threat: ThreatModel, x: Tensor) -> float:
+    """No point of the domain is farther away; without one, the largest radius that is ever claimed."""
+    if threat.domain is None:
+        return LIMIT
+    way = torch.maximum(x - threat.domain[0], threat.domain[1] - x).flatten()
+    return float(torch.linalg.vector_norm(way, ord=threat.p)) * (1 + 1e-12)
+
+
+@dataclass(frozen=True)
+class TreeOptions:
+    """How a tree grows; `BranchAndBound` says what each of these is."""
+
+    domains: int
+    iterations: int
+    candidates: int
+    relative: float
+    eps: float | None
+
+
+@dataclass(order=True)
+class Leaf:
+    """A class and decided signs.
+
+    Attributes:
+        radius: proved: no counterexample of the class closer than this has these signs.
+        order: a counter that makes the order total.
+        row: which of the other classes.
+        neurons: the decided ones, by their place among all hidden neurons.
+        signs: 1 for z >= 0, -1 for z <= 0.
+        level: radius of the ball over which it was bounded last; 0 if never.
+        tries: how often it was bounded without being split.
+        alpha: slopes, as a start for the next bound, in half precision.
+        beta: multipliers of the decided neurons, likewise.
+    """
+
+    radius: float
+    order: int
+    row: int = field(compare=False)
+    neurons: Tensor = field(compare=False)
+    signs: Tensor = field(compare=False)
+    level: float = field(compare=False, default=0.0)
+    tries: int = field(compare=False, default=0)
+    alpha: Tensor | None = field(compare=False, default=None)
+    beta: Tensor | None = field(compare=False, default=None)
+
+
+class Tree:
+    """The leaves of one input, and what was proved about them."""
+
+    def __init__(
+        self,
+        options: TreeOptions,
+        state: NetworkState,
+        fast: ReluNetwork,
+        rows: Float[Tensor, "k outputs"],
+        slack: float,
+        scale: float,
+        found: Counterexample,
+        deadline: float,
+    ) -> None:
+        """One leaf per class."""
+        self.options, self.network, self.fast, self.threat = options, state.network, fast, state.threat
+        self.x, self.rows, self.slack, self.scale = found.x, rows, slack, scale
+        self.found, self.deadline = found, deadline
+        none = torch.zeros(0, dtype=torch.int64, device=self.x.device)
+        self.leaves = [Leaf(0.0, j, j, none, none) for j in range(len(rows))]
+        self.count, self.bounded, self.splits = len(self.leaves), 0, 0
+        self.eps, self.method, self.tight = 0.0, "none", False  # of the present level
+        self.bounds: LayerBounds | None = None
+        self.limit = widest(self.threat, self.x)
+        self.programs = Programs(self.network, self.threat, self.x)
+        self.polished = math.inf
+
+    @property
+    def radius(self) -> float:
+        """What is proved: the least over all leaves."""
+        least = self.leaves[0].radius if self.leaves else math.inf
+        return LIMIT if self.threat.domain is not None and least >= self.limit else min(least, LIMIT)
+
+    @property
+    def open(self) -> int:
+        """How many leaves are not finished."""
+        return sum(leaf.radius < self.target for leaf in self.leaves)
+
+    @property
+    def target(self) -> float:
+        """The radius at which a leaf is finished."""
+        if self.options.eps is not None:
+            return self.options.eps
+        return min(self.limit, self.found.distance * (1 - self.options.relative))
+
+    def grow(self) -> bool:
+        """Bound, split and look for counterexamples until it is decided, time is up, or rounding is in the way.
+
+        Returns:
+            Whether it is decided.
+        """
+        while True:
+            self.polish()
+            if self.options.eps is not None and self.found.distance <= self.options.eps:
+                return True
+            if self.leaves[0].radius >= self.target:
+                return True
+            if time.perf_counter() > self.deadline:
+                return False
+            self.choose_level()
+            batch = self.take()
+            old = [leaf for leaf in batch if leaf.level < self.eps]
+            again = [leaf for leaf in batch if leaf.level >= self.eps]
+            if again and not self.tight:
+                self.tighten()
+                self.bound(again + old, self.options.iterations)
+                continue
+            children, stuck = self.split(again)
+            self.bound(old + children, self.options.iterations)
+            if stuck and not old and not children and min(leaf.tries for leaf in stuck) >= TRIES:
+                for leaf in stuck:
+                    self.put(leaf)
+                return False
+            if stuck:
+                tries = max(leaf.tries for leaf in stuck)
+                self.bound(stuck, min(self.options.iterations * 2 ** min(tries, 6), 1000))
+
+    def choose_level(self) -> None:
+        """The ball over which leaves are bounded: half of the way to the counterexample, and at last as far as it."""
+        least = self.leaves[0].radius
+        top = min(self.found.distance, self.limit)
+        if self.options.eps is not None:
+            level = self.options.eps
+        elif math.isinf(self.found.distance):
+            level = min(max(2 * least, self.limit / 1024), self.limit)
+        else:
+            level = top if least >= 0.95 * top else (least + top) / 2
+        if self.bounds is not None and least < min(self.eps, self.target) and level >= 0.98 * self.eps:
+            return  # work is left at this level
+        region = Region(self.threat, self.x, self.x.new_full((1,), level))
+        known = self.bounds if self.bounds is not None and level <= self.eps else None
+        self.bounds = layer_bounds(self.network, region, "crown", known)
+        self.eps, self.method, self.tight = level, self.bounds.method, False
+
+    def tighten(self) -> None:
+        """Optimise the bounds of the hidden layers, before anything is split at this level."""
+        assert self.bounds is not None
+        self.bounds = optimised_bounds(self.network, self.region(1), self.bounds, fast=self.fast)
+        self.method, self.tight = self.bounds.method, True
+
+    def take(self) -> list[Leaf]:
+        """The leaves of the least radii that are not finished at this level."""
+        batch: list[Leaf] = []
+        goal = min(self.eps, self.target)
+        while self.leaves and len(batch) < self.options.domains and self.leaves[0].radius < goal:
+            batch.append(heapq.heappop(self.leaves))
+        return batch
+
+    def put(self, leaf: Leaf) -> None:
+        """Keep a leaf."""
+        heapq.heappush(self.leaves, leaf)
+
+    def assemble(self, leaves: Sequence[Leaf]) -> tuple[LayerBounds, Choice, Tensor, Tensor, Tensor]:
+        """Bounds with the signs built in, starts, which neurons are split, rows, and which leaves are empty."""
+        assert self.bounds is not None
+        low, high = (end.repeat(len(leaves), 1) for end in flat(self.bounds))
+        owner = torch.repeat_interleave(torch.tensor([len(leaf.neurons) for leaf in leaves]))
+        neurons, sign = (torch.cat([getattr(leaf, name) for leaf in leaves]) for name in ("neurons", "signs"))
+        low[owner, neurons] = torch.where(sign > 0, low[owner, neurons].clamp(min=0), low[owner, neurons])
+        high[owner, neurons] = torch.where(sign < 0, high[owner, neurons].clamp(max=0), high[owner, neurons])
+        split = torch.zeros_like(low, dtype=torch.bool)
+        split[owner, neurons] = True
+        sizes = [end.shape[1] for end in self.bounds.lower]
+        bounds = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), self.bounds.method)
+        start = Choice.crown(bounds, 1, len(leaves))
+        alpha, beta = start.alpha[:, 0].clone(), start.beta[:, 0].clone()
+        for i, leaf in enumerate(leaves):
+            if leaf.alpha is not None and leaf.beta is not None:
+                alpha[i] = leaf.alpha.to(alpha)
+                beta[i, leaf.neurons] = leaf.beta.to(beta)
+        rows = self.rows[torch.tensor([leaf.row for leaf in leaves], device=self.x.device)][:, None]
+        return bounds, Choice(alpha[:, None], beta[:, None]), split, rows, (low > high).any(dim=1)
+
+    def region(self, n: int) -> Region:
+        """The ball of this level, n times."""
+        return Region(self.threat, self.x.expand(n, -1), self.x.new_full((n,), self.eps))
+
+    def radii(self, made: Optimised) -> Float[Tensor, " n"]:
+        """Up to where the linear functions prove the margins, inside the ball of this level."""
+        margin = made.centre - self.slack
+        crossing = ball.crossing(made.a, margin, self.threat, self.x.expand(len(margin), -1)).squeeze(1)
+        holds = made.lower.squeeze(1) > self.slack
+        return torch.where(holds, self.eps, crossing.clamp(max=self.eps))
+
+    def bound(self, leaves: list[Leaf], iterations: int) -> None:
+        """Bound leaves, put them back, and offer their minimisers as counterexamples."""
+        for at in range(0, len(leaves), self.options.domains):
+            part = leaves[at : at + self.options.domains]
+            bounds, start, split, rows, empty = self.assemble(part)
+            region = self.region(len(part))
+            enough = torch.full((len(part),), self.slack + 1e-6 * self.scale, dtype=self.x.dtype, device=self.x.device)
+            made = optimise(
+                self.network,
+                region,
+                bounds,
+                rows,
+                splits=split,
+                start=start,
+                iterations=iterations,
+                enough=enough,
+                fast=self.fast,
+            )
+            radii = torch.where(empty, self.eps, self.radii(made))  # empty in this ball; beyond it nothing is known
+            self.bounded += len(part)
+            self.candidates(made, radii)
+            low, high = flat(bounds, len(part))
+            unstable = ((low < 0) & (high > 0)).any(dim=1)
+            for i, leaf in enumerate(part):
+                radius = max(leaf.radius, float(radii[i]))
+                if radius < self.target:
+                    near = radius >= NEAR * min(self.target, self.eps) and len(part) * self.programs.entries <= WORK
+                    if near or not bool(unstable[i]) or self.programs.entries <= SMALL:
+                        exact = self.exact(low[i], high[i], bounds[i : i + 1], rows[i : i + 1], bool(unstable[i]))
+                        radius = max(radius, exact)
+                leaf.tries = leaf.tries + 1 if leaf.level >= self.eps else 0
+                leaf.radius, leaf.level = radius, max(self.eps, leaf.level)
+                leaf.alpha = made.choice.alpha[i, 0].half()
+                leaf.beta = made.choice.beta[i, 0, leaf.neurons].float()
+                self.put(leaf)
+
+    def candidates(self, made: Optimised, radii: Tensor) -> None:
+        """Where the linear functions are least: inside the leaf or not, a counterexample is one."""
+        short = radii < self.target
+        if bool(short.any()):
+            a, x = made.a[short], self.x.expand(int(short.sum()), -1)
+            whole = steepest(a, self.threat, x, self.x.new_full((len(x),), self.eps)).squeeze(1)
+            edge = steepest(a, self.threat, x, radii[short] * (1 + 1e-7)).squeeze(1)
+            self.found.offer(torch.cat([x + whole, x + edge]))
+
+    def exact(self, low: Tensor, high: Tensor, bounds: LayerBounds, row: Tensor, unstable: bool) -> float:
+        """The radius that a program proves of a leaf, 0 if none."""
+        if not self.programs.affordable or time.perf_counter() > self.deadline:
+            return 0.0
+        if self.threat.p != 2:
+            solved = self.programs.solve(low, high, row[0, 0], self.eps)
+        elif unstable:
+            return 0.0
+        else:
+            sign = torch.where(low >= 0, 1.0, -1.0).to(low)
+            solved = self.programs.project(sign, row[0, 0], self.eps)
+        if solved is None:
+            return 0.0
+        choice, point = solved
+        made = evaluate(self.network, self.region(1), bounds, row, choice)
+        way = point - self.x[0]
+        steps = torch.tensor([0.0, 1e-9, 1e-8, 1e-7, 1e-6], dtype=way.dtype, device=way.device)
+        self.found.offer(self.x + way * (1 + steps[:, None]))
+        return float(self.radii(made)[0])
+
+    def polish(self) -> None:
+        """Move the closest counterexample to the nearest point of its linear piece, and on into the next piece."""
+        if self.options.eps is not None or not self.programs.affordable:
+            return
+        for _ in range(4):
+            if self.found.point is None or self.found.distance >= self.polished or time.perf_counter() > self.deadline:
+                return
+            self.polished = self.found.distance
+            z = self.network.preactivations(self.found.point[None])
+            sign = torch.where(torch.cat([self.x.new_zeros(1, 0), *z[:-1]], dim=1)[0] > 0, 1.0, -1.0).to(self.x)
+            worst = int((self.rows @ z[-1][0]).argmin())
+            beyond = 1e-12 * self.scale
+            point = closest_point(self.programs, sign, self.rows[worst], self.found.distance, beyond)
+            if point is None:
+                return
+            way = point - self.x[0]
+            steps = torch.tensor([0.0, 1e-9, 1e-8, 1e-7, 1e-6], dtype=way.dtype, device=way.device)
+            self.found.offer(self.x + way * (1 + steps[:, None]))
+
+    def split(self, leaves: list[Leaf]) -> tuple[list[Leaf], list[Leaf]]:
+        """Both children of each leaf at the most promising neuron, and the leaves that have none left."""
+        if not leaves:
+            return [], []
+        bounds, choice, _, rows, _ = self.assemble(leaves)
+        neurons = self.branch(bounds, choice, rows, leaves)
+        children, stuck = [], []
+        for leaf, neuron in zip(leaves, neurons.tolist(), strict=True):
+            if neuron < 0:
+                stuck.append(leaf)
+                continue
+            assert leaf.beta is not None
+            self.splits += 1
+            for sign in (1, -1):
+                children.append(
+                    Leaf(
+                        leaf.radius,
+                        self.count,
+                        leaf.row,
+                        torch.cat([leaf.neurons, leaf.neurons.new_tensor([neuron])]),
+                        torch.cat([leaf.signs, leaf.signs.new_tensor([sign])]),
+                        alpha=leaf.alpha,
+                        beta=torch.cat([leaf.beta, leaf.beta.new_zeros(1)]),
+                    )
+                )
+                self.count += 1
+        return children, stuck
+
+    @torch.no_grad()
+    def branch(self, bounds: LayerBounds, choice: Choice, rows: Tensor, leaves: list[Leaf]) -> Tensor:
+        """The neuron to split in each leaf, -1 where all signs are known; in float32, as nothing rests on it.
+
+        Candidates are those with the largest gap between relaxation and ReLU at the minimiser, which add up to the
+        whole gap there, and those with the largest intercept (BaBSR). The one whose worse child is best is taken.
+        """
+        low, high = (end.float() for end in flat(bounds))
+        if low.shape[1] == 0:
+            return torch.full((len(leaves),), -1)
+        sizes = [end.shape[1] for end in bounds.lower]
+        single = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), bounds.method)
+        alpha, beta, rows = choice.alpha.float(), choice.beta.float(), rows.float()
+        region = self.region(len(leaves))
+        region = Region(self.threat, region.x.float(), region.eps.float())
+        made = evaluate(self.fast, region, single, rows, Choice(alpha, beta))
+        point = region.x + steepest(made.a, self.threat, region.x, region.eps).squeeze(1)
+        z = torch.cat(self.fast.preactivations(point)[:-1], dim=1)
+        h = coefficients(self.fast, single, rows, Choice(alpha, beta), len(self.network.layers) - 1).squeeze(1)
+        free = (low < 0) & (high > 0)
+        slope, offset = upper_line(low, high)
+        above, below = slope * z + offset - z.clamp(min=0), z.clamp(min=0) - alpha.squeeze(1) * z
+        gap = torch.where(h > 0, h * below, -h * above).clamp(min=0)
+        area = h.abs() * offset
+        k = min(self.options.candidates, low.shape[1])
+        scores = [torch.where(free, score, -1.0) for score in (gap, area)]
+        picks = torch.cat(
+            [score.topk(size, dim=1).indices for score, size in zip(scores, (k - k // 2, k // 2), strict=True)], dim=1
+        )
+        usable = free.gather(1, picks)
+        if k > 1:
+            worst = self.children(single, alpha, beta, rows, picks)
+            worst = torch.where(usable, worst, -math.inf)
+            chosen = picks.gather(1, worst.argmax(dim=1, keepdim=True)).squeeze(1)
+        else:
+            chosen = picks[:, 0]
+        return torch.where(free.any(dim=1), chosen, -1).cpu()
+
+    def children(self, bounds: LayerBounds, alpha: Tensor, beta: Tensor, rows: Tensor, picks: Tensor) -> Tensor:
+        """The worse bound of the two children at each candidate, without any optimisation."""
+        low, high = flat(bounds)
+        n, k = picks.shape
+        sizes = [end.shape[1] for end in bounds.lower]
+        results = []
+        for sign in (1, -1):
+            a, b = (end.repeat_interleave(k, dim=0) for end in (low, high))
+            (a if sign > 0 else b).scatter_(1, picks.reshape(-1, 1), 0.0)
+            child = LayerBounds(torch.split(a, sizes, dim=1), torch.split(b, sizes, dim=1), bounds.method)
+            start = Choice(alpha.repeat_interleave(k, dim=0), beta.repeat_interleave(k, dim=0))
+            region = self.region(n * k)
+            region = Region(self.threat, region.x.float(), region.eps.float())
+            made = evaluate(self.fast, region, child, rows.repeat_interleave(k, dim=0), start)
+            results.append(made.lower.view(n, k))
+        return torch.minimum(*results) + 1e-3 * torch.maximum(*results)

@@ -1,0 +1,474 @@
+"""auto-LiRPA's graph of a network, the ball that it is bounded over, and what is refused."""
+
+import copy
+import inspect
+import logging
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from certbench.core.ball import box, support
+from certbench.core.certifier import MarginCertifier
+from certbench.core.claims import Guarantee
+from certbench.core.classifier import Classifier
+from certbench.core.margins import Bounds, MarginState, margin_rows
+from certbench.core.memory import out_of_memory
+from certbench.core.threat import ThreatModel
+from certbench.errors import MissingBackendError, NumericalError, UnsupportedError
+from certbench.networks.reading import relu_network
+from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
+from certbench.verifiers.linear.lirpa.rewriting import as_expected, dense_layers
+
+
+@dataclass(frozen=True, eq=False)
+class LirpaState(MarginState):
+    """The network as auto-LiRPA sees it.
+
+    Attributes:
+        module: the float64 network, small affine layers written as dense ones.
+        mode: how auto-LiRPA stores the bounds of convolutions.
+        bounded: auto-LiRPA's graph of it.
+        first: for L1 and L2, the nodes that depend affinely on the input and feed something nonlinear, each with
+            the dual norm of every output's row: node = row . x + const, so the ball moves it by eps ||row||_q.
+        affine: whether the logits themselves are affine in the input.
+        program: the precision of the classifier as it came.
+    """
+
+    module: nn.Module
+    mode: str
+    bounded: Any
+    first: dict[str, Float[Tensor, "..."]]
+    affine: bool
+    program: torch.dtype
+
+    @cached_property
+    def network(self) -> ReluNetwork:
+        """The network as our own engine sees it, for what is known of rounding there.
+
+        Raises:
+            UnsupportedError: it is no ReLU network.
+        """
+        return relu_network(self.classifier)
+
+
+class Lirpa(MarginCertifier[LirpaState]):
+    """The shared half of the certifiers below: one graph, one perturbation set, one call a bound."""
+
+    guarantee = Guarantee.SOUND
+    norms = frozenset({1.0, 2.0, math.inf})
+    linear: ClassVar[bool] = True
+    """Whether the last thing that is bounded over the ball is the linear function below the margins."""
+
+    @abstractmethod
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
+        """Lower bounds of `rows` times the logits; `inside` is the batch with its perturbation set."""
+
+    def error(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n k"]:
+        """What is taken off the bounds for rounding; nothing, unless a method offers to."""
+        del self, state, x, eps
+        return torch.zeros_like(rows[..., 0])
+
+    def bound_options(self) -> dict[str, Any]:
+        """Options of auto-LiRPA's graph."""
+        return {}
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
+        """Convert the network, and refuse it unless the conversion computes its logits and a bound comes out."""
+        hidden = classifier.hidden_code()
+        if hidden is not None:
+            raise UnsupportedError(f"{hidden}, which auto-LiRPA's trace may freeze")
+        double = classifier.double()
+        _refuse_branches(double)
+        module = dense_layers(as_expected(double.module), double.input_shape)
+        patches = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
+        for mode in ("patches", "matrix") if patches else ("matrix",):  # patches is faster, but knows fewer layers
+            try:
+                with quiet() as said:
+                    bounded = self.graph(module, classifier, mode)
+                    _refuse_known_wrong(bounded)
+                    self.refuse(bounded)
+                    first, affine = _first_layer(bounded, classifier.input_shape, threat)
+                    state = LirpaState(double, threat, module, mode, bounded, first, affine, classifier.dtype)
+                    self._rehearse(state)
+                return state
+            except (UnsupportedError, MissingBackendError):
+                raise
+            except Exception as error:  # whatever auto-LiRPA raises on a layer it does not know, or bounds wrongly
+                if out_of_memory(error):
+                    raise
+                failure = error
+        unknown = sorted({line for line in said if line.startswith("Name: ")})
+        detail = "; ".join(unknown) or f"{type(failure).__name__}: {failure}"
+        raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from failure
+
+    def single(self, state: LirpaState) -> LirpaState:
+        """The graph is made anew, of the module in float32."""
+        with torch.random.fork_rng(devices=[]):
+            module = copy.deepcopy(state.module).float()
+            bounded = self.graph(module, state.classifier, state.mode)
+        first = {name: norms.float() for name, norms in state.first.items()}
+        classifier = replace(state.classifier, module=copy.deepcopy(state.classifier.module).float())
+        return replace(state, classifier=classifier, module=module, bounded=bounded, first=first)
+
+    def refuse(self, bounded: Any) -> None:
+        """Raise `UnsupportedError` for a graph that auto-LiRPA can bound, but not in the way that this method means."""
+        del bounded
+
+    def graph(self, module: nn.Module, classifier: Classifier, mode: str) -> Any:
+        """auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions.
+
+        Its shortcut of bounding only neurons that are unstable somewhere in the batch, and the others by intervals, is
+        off: a radius must not depend on the input's neighbours.
+        """
+        dtype = next((part.dtype for part in module.parameters()), torch.float64)
+        example = torch.zeros(1, *classifier.input_shape, dtype=dtype, device=classifier.device)
+        options = {"conv_mode": mode, "sparse_intermediate_bounds": False, "verbosity": 0, **self.bound_options()}
+        with precision_of(dtype):
+            graph = auto_lirpa().BoundedModule(module, example, bound_opts=options, device=classifier.device)
+        graph.eval()
+        return graph
+
+    def lower(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Bounds:
+        """auto-LiRPA's lower bounds, with the linear function of the input that they are the minima of."""
+        return self._bounds(state, x, rows, eps).less(self.error(state, x, rows, eps))
+
+    def _bounds(
+        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
+    ) -> Bounds:
+        inside = auto_lirpa().BoundedTensor(x, _perturbation(state.threat, x, eps))
+        with precision_of(x.dtype):
+            # An affine network needs no relaxation, and backward propagation bounds it exactly.
+            lower = backward(state, inside, rows) if state.affine else self.bound(state, inside, rows)
+        shape = tuple(rows.shape[:2])
+        if lower.shape != shape:
+            raise NumericalError(f"auto-LiRPA returned bounds of shape {tuple(lower.shape)}, not {shape}")
+        logits = state.classifier(x)
+        centre = (rows @ logits[..., None]).squeeze(-1)
+        if bool((lower > centre + 1e-6 * _spread(logits)[:, None]).any()):
+            raise NumericalError("auto-LiRPA's lower bound exceeds the margin at the centre of the ball")
+        line = inside.ptb.last
+        if line is None or tuple(line.rows.shape[:2]) != shape or not (self.linear or state.affine):
+            return Bounds(lower)
+        return Bounds(lower, line.rows, lower + line.change)
+
+    def _rehearse(self, state: LirpaState) -> None:
+        """Refuse a graph that computes other logits, or whose bounds are wrong on a few balls.
+
+        Over a tiny ball every relaxation is all but exact, so the bound must meet the margin from both sides: 0.3's
+        backward bounds of overlapping or padded average pooling, for one, are those of another layer. Over larger
+        balls it must not exceed the margin at sampled points.
+        """
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(2, *state.classifier.input_shape, generator=generator, dtype=torch.float64)
+        x = x.to(state.classifier.device)
+        if state.threat.domain is not None:
+            low, high = state.threat.domain
+            x = low + (high - low) * x
+        logits = state.classifier(x)
+        scale = _spread(logits).max().clamp(min=1e-30)
+        if not bool((torch.cat([state.classifier(row[None]) for row in x]) - logits).abs().max() <= 1e-8 * scale):
+            raise UnsupportedError(f"{state.classifier.name} gives an input other logits alone than in a batch")
+        with torch.no_grad():
+            error = (state.bounded(x) - logits).abs().max()
+        if not bool(error <= 1e-8 * scale):
+            raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
+        rows = _questions(logits)
+        tiny = self._bounds(state, x, rows, x.new_full((2,), 1e-9)).lower
+        gap = (tiny - (rows @ logits[..., None]).squeeze(-1)).abs().max()
+        if not bool(gap <= 1e-4 * scale):
+            raise NumericalError(f"over a tiny ball its bound is off the margin by {float(gap):.1e}")
+        for radii in ([0.01, 0.1], [0.5, 1.0]):
+            eps = torch.tensor(radii, dtype=x.dtype, device=x.device)
+            bound = self._bounds(state, x, rows, eps).lower
+            step = torch.randn(2, 128, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
+            step = step.sign() if state.threat.p == math.inf else step
+            step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
+            points = x.flatten(1)[:, None] + step
+            if state.threat.domain is not None:
+                points = points.clamp(*state.threat.domain)
+            outputs = state.classifier(points.view(-1, *x.shape[1:])).view(2, 128, -1)
+            if bool((bound > (outputs @ rows.mT).amin(dim=1) + 1e-6 * scale).any()):
+                raise NumericalError("its bound exceeds the margin at points inside the ball")
+
+
+def backward(
+    state: LirpaState,
+    inside: Any,
+    rows: Float[Tensor, "n k classes"],
+    method: str = "CROWN",
+    layers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> Float[Tensor, "n k"]:
+    """auto-LiRPA's lower bounds of `rows` times the logits, by the method of that name.
+
+    Args:
+        state: the network.
+        inside: the batch with its perturbation set.
+        rows: what to bound, one matrix per input.
+        method: as auto-LiRPA calls it.
+        layers: bounds of intermediate nodes that are known already.
+    """
+    if not method.startswith("forward"):  # which bounds the first layers over the ball by itself
+        layers = {**_first_bounds(state, inside), **(layers or {})}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and method == "CROWN-Optimized"):
+        known = {_layers_argument(state.bounded): layers or None}
+        lower, _ = state.bounded.compute_bounds(x=(inside,), C=rows, method=method, bound_upper=False, **known)
+    assert isinstance(lower, Tensor)
+    return lower.detach()
+
+
+def _layers_argument(bounded: Any) -> str:
+    """What the release calls the bounds of intermediate nodes."""
+    names = inspect.signature(bounded.compute_bounds).parameters
+    return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
+
+
+@torch.no_grad()
+def _first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Bounds of the nodes in `state.first`: the ball's, and the box's where the domain cuts it."""
+    bounds = {}
+    for name, rows in state.first.items():
+        centre = state.bounded(inside, final_node_name=name)
+        reach = rows * inside.ptb.radii.view(-1, *[1] * (centre.dim() - 1))
+        low, high = centre - reach, centre + reach
+        if state.threat.domain is not None:
+            boxed = state.bounded.compute_bounds(x=(inside,), method="IBP", final_node_name=name)
+            low, high = torch.maximum(low, boxed[0]), torch.minimum(high, boxed[1])
+        bounds[name] = (low, high)
+    return bounds
+
+
+def layer_nodes(bounded: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """The bounds of every activation's input that the last computation used."""
+    inputs = [before for node in nonlinear(bounded) for before in node.inputs if _depends(before)]
+    return {node.name: (node.lower.detach(), node.upper.detach()) for node in inputs if node.inputs}
+
+
+def _questions(logits: Float[Tensor, "n outputs"]) -> Float[Tensor, "n k outputs"]:
+    """The rows on which a graph is tried: the margins, or for a single output, it and its negative."""
+    if logits.shape[1] > 1:
+        return margin_rows(logits.argmax(dim=1), logits.shape[1]).to(logits)
+    return torch.tensor([[1.0], [-1.0]], dtype=logits.dtype, device=logits.device).expand(len(logits), 2, 1)
+
+
+def _spread(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
+    """How far the logits lie apart: their scale without what all classes share, and an allowance for its rounding."""
+    if logits.shape[1] == 1:
+        return logits.abs().amax(dim=1)
+    apart = (logits - logits.mean(dim=1, keepdim=True)).abs().amax(dim=1)
+    return apart + 1e-6 * logits.abs().amax(dim=1)
+
+
+def _refuse_branches(classifier: Classifier) -> None:
+    """Refuse a module whose Python code looks at its input's values: a trace has only one side of a branch."""
+    example = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
+    jit: Any = torch.jit  # without annotations
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            jit.trace(classifier.module, example, check_trace=False)
+        except RuntimeError as error:
+            raise UnsupportedError(f"{classifier.name} cannot be traced: {error}") from error
+    for warning in said:
+        # Shape annotations that are checked at run time look at sizes, which stay what they are.
+        if issubclass(warning.category, jit.TracerWarning) and Path(warning.filename).parent.name != "jaxtyping":
+            reason = str(warning.message).partition(". ")[0]
+            raise UnsupportedError(
+                f"{classifier.name} cannot be traced for every input ({warning.filename}:{warning.lineno}): {reason}"
+            )
+
+
+def _refuse_known_wrong(bounded: Any) -> None:
+    """Refuse layers whose bounds in auto-LiRPA 0.3 are known to be those of another layer."""
+    for node in nonlinear(bounded):
+        if type(node).__name__ == "BoundLeakyRelu":
+            slope = float(getattr(node, "leaky_alpha", node.alpha))  # its name after 0.3, and in 0.3
+            if not 0 <= slope <= 1:
+                raise UnsupportedError(f"auto-LiRPA bounds LeakyReLU for slopes in [0, 1], not {slope:g}")
+    for node in _dependent(bounded):
+        if type(node).__name__ == "BoundAveragePool":
+            kernel, stride, padding = (
+                [*_flat_numbers(getattr(node, key))] for key in ("kernel_size", "stride", "padding")
+            )
+            if kernel != stride or any(padding):
+                raise UnsupportedError(
+                    "auto-LiRPA bounds average pooling only where windows neither overlap nor are padded"
+                )
+
+
+def _flat_numbers(value: Any) -> Iterator[int]:
+    yield from value if isinstance(value, list | tuple) else [value, value]
+
+
+AFFINE = frozenset(
+    {
+        "BoundAdd",
+        "BoundAveragePool",
+        "BoundBatchNormalization",
+        "BoundConv",
+        "BoundFlatten",
+        "BoundGlobalAveragePool",
+        "BoundIdentity",
+        "BoundInput",
+        "BoundLinear",
+        "BoundNeg",
+        "BoundReshape",
+        "BoundSqueeze",
+        "BoundSub",
+        "BoundTranspose",
+        "BoundUnsqueeze",
+    }
+)
+"""Nodes of auto-LiRPA's graph that are affine in their inputs; products and quotients are when one side is constant."""
+
+
+def _depends(node: Any) -> bool:
+    """Whether a node's value depends on the network's input; a shape does not."""
+    name = type(node).__name__
+    return name == "BoundInput" or (name != "BoundShape" and any(_depends(before) for before in node.inputs))
+
+
+def _is_affine(node: Any) -> bool:
+    """Whether a node that depends on the network's input is affine in it."""
+    name = type(node).__name__
+    inputs = [before for before in node.inputs if _depends(before)]
+    if name in ("BoundMul", "BoundDiv"):
+        if len(inputs) != 1 or inputs[0] is not node.inputs[0]:
+            return False
+    elif name not in AFFINE:
+        return False
+    return all(_is_affine(before) for before in inputs)
+
+
+def _dependent(bounded: Any) -> list[Any]:
+    return [node for node in bounded._modules.values() if _depends(node)]
+
+
+def nonlinear(bounded: Any) -> list[Any]:
+    """List the nodes that depend on the input and are not affine."""
+    return [node for node in _dependent(bounded) if type(node).__name__ not in AFFINE | {"BoundMul", "BoundDiv"}]
+
+
+def _first_layer(
+    bounded: Any, input_shape: tuple[int, ...], threat: ThreatModel
+) -> tuple[dict[str, Float[Tensor, "..."]], bool]:
+    """The nodes that end the affine part of the graph with their rows' dual norms, and whether the logits are one."""
+    affine = _is_affine(bounded.final_node())
+    if threat.p == math.inf:  # the box: interval arithmetic and backward bounds start from it directly
+        return {}, affine
+    names = {
+        before.name
+        for node in _dependent(bounded)
+        if not _is_affine(node)
+        for before in node.inputs
+        if before.inputs and _depends(before) and _is_affine(before)
+    }
+    device = next(bounded.parameters()).device
+    eye = torch.eye(math.prod(input_shape), dtype=torch.float64, device=device)
+    first: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name in sorted(names):
+            constant = bounded(torch.zeros(1, *input_shape, dtype=torch.float64, device=device), final_node_name=name)
+            total = torch.zeros_like(constant[0])
+            for part in torch.split(eye, 256):
+                moved = bounded(part.view(-1, *input_shape), final_node_name=name)
+                columns = (moved - constant).abs() + 1e-13 * (moved.abs() + constant.abs())  # what cancels is rounded
+                columns = columns.clamp(min=1e-150)  # whose square is a float
+                total = torch.maximum(total, columns.amax(0)) if threat.p == 1 else total + (columns**2).sum(0)
+            first[name] = (total if threat.p == 1 else total.sqrt()) * (1 + 1e-9)  # rounding of the differences
+    return first, affine
+
+
+def _perturbation(threat: ThreatModel, x: Float[Tensor, "n ..."], eps: Float[Tensor, " n"]) -> Any:
+    low, high = box(threat, x.flatten(1), eps)
+    return _ball_class()(threat.p, eps, x.flatten(1), low, high, x.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """The rows of a linear function that was bounded from below, and how far it falls inside the ball."""
+
+    rows: Float[Tensor, "n k d"]
+    change: Float[Tensor, "n k"]
+
+
+@cache
+def _ball_class() -> type[Any]:
+    """auto-LiRPA's own perturbation class, with the box for interval arithmetic and the cut ball for linear bounds."""
+    auto_lirpa()
+    from auto_LiRPA.patches import Patches
+    from auto_LiRPA.perturbations import PerturbationLpNorm
+
+    class CutBall(PerturbationLpNorm):  # type: ignore[misc]
+        """An Lp ball of its own eps per input, cut by the domain."""
+
+        def __init__(self, p: float, eps: Tensor, x: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> None:
+            super().__init__(norm=math.inf, eps=0.0, x_L=low.view(shape), x_U=high.view(shape))
+            self.p, self.radii, self.down, self.up = p, eps, x - low, high - x
+            self.last: _Line | None = None
+
+        def concretize(self, x: Tensor, A: Any, sign: int = -1, *args: Any, **kwargs: Any) -> Any:
+            """Bound A x over the perturbation set, from below (sign -1) or above; the last from below is remembered."""
+            patches = isinstance(A, Patches)
+            if A is None or not (isinstance(A, Tensor) or (patches and not A.identity)):
+                self.last = None if sign == -1 else self.last
+                return super().concretize(x, A, sign, *args, **kwargs)
+            if self.p == math.inf and patches:
+                if sign == -1:
+                    self.last = None  # of features, not of the margins
+                return super().concretize(x, A, sign, *args, **kwargs)
+            rows = A.to_matrix(x.shape) if patches else A
+            rows = rows.reshape(rows.shape[0], rows.shape[1], -1)
+            change = support(rows, self.p, self.radii, *((self.down, self.up) if sign == 1 else (self.up, self.down)))
+            if sign == -1:
+                self.last = _Line(rows.detach(), change.detach())
+            bound = (rows @ x.reshape(x.shape[0], -1, 1)).squeeze(-1) + sign * change
+            if patches and A.unstable_idx is None:
+                bound = bound.view(len(x), A.patches.size(0), A.patches.size(2), A.patches.size(3))
+            return bound
+
+    return CutBall
+
+
+@contextmanager
+def precision_of(dtype: torch.dtype) -> Iterator[None]:
+    """Make a precision the default, as auto-LiRPA makes tensors without being told in which."""
+    """auto-LiRPA 0.3 casts the best bound to torch's default precision: float32 would round one in float64 upwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Collect what auto-LiRPA logs while it converts, instead of printing it."""
+    said: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger = logging.getLogger("auto_LiRPA")
+    handler, handlers, propagate = Collect(logging.ERROR), logger.handlers[:], logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield said
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
