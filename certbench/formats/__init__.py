@@ -1,1 +1,37 @@
-"""Ways in for a user's model."""
+"""Ways in for a user's model.
+
+To add a format of weights: write its file here, with a function that fills a module from a path and raises
+`ConfigError` for a file that does not fit, and its line in `TABLE`.
+"""
+
+import importlib
+from pathlib import Path
+
+from torch import nn
+
+from certbench.errors import ConfigError
+
+TABLE = {".safetensors": "certbench.formats.safetensors:fill"}
+"""Formats of weights: the suffix, and the function as `module:function`."""
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+CONVERT = (
+    "pickles run code when opened, so convert it once, where you trust it: "
+    "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+)
+"""Advice for whoever has a pickle."""
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Load every parameter and buffer of a module from a file; a suffix that is not known is read as safetensors.
+
+    Raises:
+        ConfigError: there is no such file, or it does not fit.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    if path.suffix not in TABLE and path.suffix in PICKLES:
+        raise ConfigError(f"{path} is a pickle, not a safetensors file; {CONVERT}")
+    name, _, function = TABLE.get(path.suffix, TABLE[".safetensors"]).partition(":")
+    getattr(importlib.import_module(name), function)(module, path)

@@ -1,9 +1,5 @@
-"""A user's own model: a function that makes the module, and a safetensors file with its parameters."""
+"""Weights in a safetensors file."""
 
-import importlib
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -11,67 +7,16 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from certbench.core.classifier import Classifier
-from certbench.core.registry import unknown
 from certbench.errors import ConfigError
+from certbench.formats import CONVERT
 
 
-def load_external(
-    factory: str, weights: str | Path, *, input_shape: tuple[int, ...], num_classes: int, name: str | None = None
-) -> Classifier:
-    """A user's own model: a function that makes the module, and a safetensors file with its parameters.
-
-    Args:
-        factory: `module:function`. The module is imported as it would be by a script in the current directory, which
-            is put first on `sys.path` and stays there. The function takes no arguments and returns an `nn.Module`.
-        weights: safetensors file with every parameter and buffer of the module, and no others.
-        input_shape: shape of one input, without the batch axis; that of the data.
-        num_classes: number of logits.
-        name: what tables call it; the factory if left out.
+def fill(module: nn.Module, path: Path) -> None:
+    """Load every parameter and buffer from a file that holds no others, and refuse to round one.
 
     Raises:
-        ConfigError: any of this does not hold; the message says what, and how to mend it.
+        ConfigError: the file is not whole, holds the parameters of another module, or is no safetensors file.
     """
-    make = _import(factory)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            module = make()
-    except Exception as error:
-        raise ConfigError(f"{factory}() fails: {type(error).__name__}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f"{factory}() returns {type(module).__name__}, not a torch.nn.Module")
-    _fill(module, Path(weights))
-    return Classifier(module.eval().requires_grad_(False), input_shape, num_classes, name or factory)
-
-
-def _import(factory: str) -> Callable[[], object]:
-    path, _, function = factory.partition(":")
-    if not path or not function:
-        raise ConfigError(f"factory {factory!r} is no function; write module:function, as in my_models:small_cnn")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(path)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{path}.".startswith(f"{error.name}."):
-            where = f"from {os.getcwd()}; write its name without .py, with dots for folders"
-            raise ConfigError(f"there is no module {path!r} to import {where}") from error
-        raise ConfigError(f"importing {path!r} fails: {type(error).__name__}: {error}") from error
-    made = getattr(module, function, None)
-    if not callable(made):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(unknown(f"function of {path!r}", function, functions))
-    return made  # type: ignore[no-any-return]
-
-
-def _fill(module: nn.Module, path: Path) -> None:
-    """Load every parameter and buffer, and refuse to round one."""
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
-    convert = "pickles run code when opened, so convert it once, where you trust it: "
-    convert += "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
-        raise ConfigError(f"{path} is a pickle, not a safetensors file; {convert}")
     try:
         stored = safetensors.torch.load_file(path)
         own = module.state_dict()
@@ -84,7 +29,7 @@ def _fill(module: nn.Module, path: Path) -> None:
         safetensors.torch.load_model(module, path)
     except safetensors.SafetensorError as error:
         raise ConfigError(
-            f"{path} is not a safetensors file, or damaged ({error}); if it is a pickle: {convert}"
+            f"{path} is not a safetensors file, or damaged ({error}); if it is a pickle: {CONVERT}"
         ) from error
     except RuntimeError as error:  # keys or shapes; the message lists them
         raise ConfigError(f"{path} holds the parameters of another module: {error}") from error

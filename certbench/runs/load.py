@@ -5,7 +5,7 @@ from functools import partial
 
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError
-from certbench.formats.safetensors import load_external
+from certbench.formats.factory import load_external
 from certbench.models import data, zoo
 from certbench.models.data.base import Dataset
 from certbench.runs.suite import ModelSpec, Suite

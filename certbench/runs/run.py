@@ -12,6 +12,7 @@ from certbench.core.claims import Outcome
 from certbench.files.writing import write
 from certbench.results.rows import Estimate, Row
 from certbench.results.store import Store
+from certbench.runs import executors
 from certbench.runs.events import Watcher, gently
 from certbench.runs.load import load
 from certbench.runs.manifest import manifest_of
@@ -50,7 +51,9 @@ class Finished:
     estimates: list[Estimate]
 
 
-def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", threads: int = 1) -> Finished:
+def run(
+    suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", threads: int = 1, executor: str = "inline"
+) -> Finished:
     """Compute what the folder does not hold yet, and nothing else.
 
     Args:
@@ -59,6 +62,7 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
         watcher: told what happens.
         rerun: a key of `RERUN`.
         threads: of torch.
+        executor: who computes, a key of `certbench.runs.executors.TABLE`.
 
     Raises:
         ConfigError: a model or the data cannot be loaded; nothing has run.
@@ -66,6 +70,7 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
         Interrupted: Ctrl-C; what was computed is stored.
     """
     torch.set_num_threads(threads)
+    computer = executors.find(executor)
     dataset, models = load(suite)
     inputs = dataset.inputs[: suite.settings.inputs].double()
     labels = dataset.labels[: suite.settings.inputs]
@@ -96,7 +101,7 @@ def run(suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", 
                 stop()
             for pair in pairs:
                 stop()
-                computed += certify_inputs(suite, store, pair, inputs, fresh, watcher, stop, folder)
+                computed += certify_inputs(suite, store, pair, inputs, fresh, watcher, stop, folder, computer)
             for model, threat, part in guesses:
                 computed += estimate_inputs(suite, store, model, threat, inputs, part, estimated, watcher, stop, folder)
         attacked = store.attacked()

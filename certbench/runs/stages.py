@@ -5,6 +5,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from certbench.errors import CertificationError, ConfigError, MissingBackendErro
 from certbench.files.writing import writing
 from certbench.results.store import Counterexample, PlannedEstimate, Result, Store
 from certbench.runs.events import Watcher
+from certbench.runs.executors import Executor, Job
 from certbench.runs.plan import Pair
 from certbench.runs.suite import Suite
 
@@ -112,6 +114,7 @@ def certify_inputs(
     watcher: Watcher,
     stop: Callable[[], None],
     folder: Path,
+    executor: Executor,
 ) -> int:
     """Certify the inputs of a pair that are not stored; returns how many rows were."""
     todo = [i for i, planned in enumerate(pair.planned) if planned.key not in fresh]
@@ -139,18 +142,22 @@ def certify_inputs(
         state = pair.certifier.prepare(pair.classifier, pair.threat)
         prepared = time.perf_counter() - start
         stop()
-        while left:
-            if time.perf_counter() - start > limit:
-                fail(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {len(left)} inputs left")
-                break
-            part = left[: suite.settings.batch]
-            certificate = certify(
-                pair.certifier, pair.classifier, inputs[part], pair.threat,
-                state=state, batch_size=suite.settings.batch, seed=suite.settings.seed, throw=False,
-            )  # fmt: skip
-            put(part, certificate)
-            left = left[len(part) :]
+
+        def jobs() -> Iterator[Job]:
+            for at in range(0, len(todo), suite.settings.batch):
+                if time.perf_counter() - start > limit:
+                    return
+                yield partial(
+                    certify, pair.certifier, pair.classifier, inputs[todo[at : at + suite.settings.batch]], pair.threat,
+                    state=state, batch_size=suite.settings.batch, seed=suite.settings.seed, throw=False,
+                )  # fmt: skip
+
+        for certificate in executor.answers(jobs()):
+            put(left[: len(certificate)], certificate)
+            left = left[len(certificate) :]
             stop()
+        if left:
+            fail(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {len(left)} inputs left")
     except UnsupportedError as error:
         fail(Outcome.UNSUPPORTED, str(error))
     except (MissingBackendError, CertificationError, ConfigError) as error:

@@ -24,7 +24,7 @@ from certbench.core import registry
 from certbench.models import zoo
 from certbench.models.cards import cards
 from certbench.results.store import Store
-from certbench.runs import run as benchmark
+from certbench.runs import stages
 from certbench.runs.shipped import suites
 from certbench.verifiers.linear.lirpa.release_0_3 import INSTALL
 from tests.runs.test_run import MISHAPS, POINTS, Fake
@@ -199,7 +199,7 @@ def test_known_issues_are_shown_and_do_not_decide_and_stale_ones_are_named(certb
 
 
 def test_a_refuted_estimate_is_shown_and_changes_no_exit_code(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "clever", lambda model, x, threat, **options: torch.full((len(x),), 5.0))
+    monkeypatch.setattr(stages, "clever", lambda model, x, threat, **options: torch.full((len(x),), 5.0))
     write(attacks={"steps": 5}, clever={"radius": {"2": 5}})
     for arguments in (("run", "little.yaml"), ("show", str(FOLDER)), ("report", str(FOLDER), "--markdown")):
         code, out, err = certbench(*arguments)

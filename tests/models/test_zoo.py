@@ -17,7 +17,7 @@ from torch import nn
 
 from certbench import Classifier, Linf, build, certify
 from certbench.errors import ConfigError, UnsupportedError
-from certbench.formats.safetensors import load_external
+from certbench.formats.factory import load_external
 from certbench.models import data, training, zoo
 from certbench.models.architectures import plain
 from certbench.models.architectures.denoisers import ConvolutionalDenoiser, DiffusionDenoiser

@@ -26,6 +26,7 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, MissingBackendError, SolverError, StoreError, UnsupportedError
 from certbench.results.rows import Row
 from certbench.runs import run as benchmark
+from certbench.runs import stages
 from certbench.runs.events import Interrupted
 from certbench.runs.run import Finished
 from certbench.runs.suite import load
@@ -136,7 +137,9 @@ class Bench:
         state = {"0.weight": torch.tensor(matrix), "0.bias": torch.zeros(3)}
         safetensors.torch.save_file(state, self.folder / "linear.safetensors")
 
-    def run(self, *certifiers: Any, rerun: str = "errors", model: str = "plane", **changes: Any) -> Finished:
+    def run(
+        self, *certifiers: Any, rerun: str = "errors", model: str = "plane", executor: str = "inline", **changes: Any
+    ) -> Finished:
         suite = {
             "name": "little",
             "data": str(self.folder / "plane.npz"),
@@ -152,7 +155,7 @@ class Bench:
         path.write_text(json.dumps({**suite, **changes}), encoding="utf-8")
         self.watcher = Watcher()
         CALLS.clear()
-        return benchmark.run(load(str(path)), self.folder / "run", self.watcher, rerun=rerun)
+        return benchmark.run(load(str(path)), self.folder / "run", self.watcher, rerun=rerun, executor=executor)
 
 
 @pytest.fixture
@@ -382,12 +385,12 @@ def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(
     def broken(*args: Any, **options: Any) -> None:
         raise RuntimeError("no gradient")
 
-    monkeypatch.setattr(benchmark, "attack", broken)
+    monkeypatch.setattr(stages, "attack", broken)
     finished = bench.run("fake", attacks={"steps": 3})
     assert outcomes(finished.rows) == {"fake": {Outcome.COMPLETED}}
     assert finished.unaudited == 3
     assert "attacks on plane failed: RuntimeError: no gradient" in bench.watcher.notes[0]
-    monkeypatch.setattr(benchmark, "attack", battery.attack)
+    monkeypatch.setattr(stages, "attack", battery.attack)
     again = bench.run("fake", attacks={"steps": 3})
     assert (again.computed, again.unaudited) == (3, 0)
 
@@ -442,7 +445,7 @@ def test_estimates_that_fail_cost_nothing_and_are_tried_again(bench: Bench, monk
         raise RuntimeError("no gradient")
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "clever", broken)
+        patch.setattr(stages, "clever", broken)
         finished = bench.run("fake", **ATTACKS, **CLEVER)
     assert (outcomes(finished.rows), finished.estimates) == ({"fake": {Outcome.COMPLETED}}, [])
     assert "estimates of plane, L2 failed: RuntimeError: no gradient" in bench.watcher.notes[0]

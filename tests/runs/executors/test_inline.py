@@ -1,0 +1,52 @@
+"""Whoever computes, a run has the same rows."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from certbench.core.certificate import Certificate
+from certbench.errors import ConfigError
+from certbench.runs import executors
+from tests.runs.test_run import Bench, Fake
+
+
+class Threads:
+    """Computes all jobs at once, the last one first."""
+
+    def answers(self, jobs: Iterable[executors.Job]) -> Iterator[Certificate]:
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(job) for job in reversed(list(jobs))]
+            yield from (future.result() for future in reversed(futures))
+
+
+def test_a_line_in_the_table_adds_an_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(executors.TABLE, "threads", f"{__name__}:Threads")
+    runs = {}
+    for name in executors.TABLE:
+        (tmp_path / name).mkdir()
+        bench = Bench(tmp_path / name)
+        runs[name] = bench.run("lipschitz", "crown", {"name": "smoothing", "n": 100}, batch=1, executor=name).rows
+    assert len(runs["inline"]) == 9
+    for one, two in zip(runs["inline"], runs["threads"], strict=True):
+        assert (one.certifier, one.input, one.prediction, one.radius) == (
+            two.certifier, two.input, two.prediction, two.radius,
+        )  # fmt: skip
+
+
+def test_a_job_that_fails_fails_its_pair_whoever_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(executors.TABLE, "threads", f"{__name__}:Threads")
+    from certbench.core import registry
+
+    monkeypatch.setitem(registry.table(), "fake", f"{Fake.__module__}:Fake")
+    for name in executors.TABLE:
+        (tmp_path / name).mkdir()
+        rows = Bench(tmp_path / name).run("fake", {"name": "fake", "certifies": "bug"}, batch=1, executor=name).rows
+        assert {row.outcome.value for row in rows[:3]} == {"completed"}
+        assert {row.outcome.value for row in rows[3:]} == {"failed"}
+
+
+def test_an_unknown_executor_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="inline"):
+        Bench(tmp_path).run("lipschitz", executor="cluster")
