@@ -203,8 +203,8 @@ class _Reader(fx.Interpreter):
                         raise UnsupportedError(f"{name} moves the batch axis")
                     self.aliases.add(n)
                     return value
-                if kind in _RULES:
-                    part, bias, height = _RULES[kind](layer, size[1:], shape[1:])
+                if kind in RULES:
+                    part, bias, height = RULES[kind](layer, size[1:], shape[1:])
                     return value.then(part, bias, height)
         if n.target in _ARITHMETIC and len(args) == 2 and not options:
             return self.combine(n, args, shape, name)
@@ -346,13 +346,14 @@ def _two(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-_RULES: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]], Rule]] = {
+RULES: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]], Rule]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.AvgPool2d: _average,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
 }
+"""Affine layers, each with the function that gives its map, bias and moduli, from the shapes before and after it."""
 
 
 _UNMOVED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Unflatten)
