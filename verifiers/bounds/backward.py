@@ -21,11 +21,11 @@ from certbench.verifiers.bounds.intervals import interval_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region, lower_slope, upper_line
 
 ENTRIES = 2**20
-"""The most entries of the coefficients that are held at once for one layer of features: 8 MB in float64, which was
-faster than 2**22 and 2**24 on networks of digits and MNIST, for a processor's cache."""
+"""Largest number of coefficients that are held at once for one layer of features: 8 MB in float64. That fits a
+processor's cache, and was faster than 2**22 and 2**24 on networks of digits and MNIST."""
 
 SHARED = 8
-"""How many batches of intermediate bounds a network remembers."""
+"""Number of batches of intermediate bounds that a network remembers."""
 
 
 def backward(
@@ -36,17 +36,17 @@ def backward(
     slopes: Sequence[Tensor] | None = None,
     multipliers: Sequence[Tensor] | None = None,
 ) -> Linear:
-    """Linear functions of the input below `rows` times what `layer` gives, wherever `bounds` hold.
+    """Return linear functions of the input below `rows` times the outputs of `layer`, valid where `bounds` hold.
 
     Args:
-        network: of which `layers[layer]` is bounded; the last one gives the logits.
-        rows: what to bound; no rows of zeros are needed.
+        network: the network; `layers[layer]` is bounded, and the last one gives the logits.
+        rows: linear functions of that layer's outputs.
         layer: its index in `network.layers`.
-        bounds: of the hidden layers before it.
-        slopes: by hidden layer, of the lines below unstable ReLUs, broadcast to (n, k, size); clamped into [0, 1].
-            None: CROWN's adaptive choice, 1 where u > -l, else 0.
-        multipliers: by hidden layer, broadcast to (n, k, size); added to the coefficients of the pre-activations. Sound
-            where a split says so: a term m z is at most 0 wherever m and z have opposite signs or one is 0.
+        bounds: bounds of the hidden layers before it.
+        slopes: by hidden layer, the slopes of the lines below unstable ReLUs, broadcast to (n, k, size); clamped
+            into [0, 1]. None: CROWN's adaptive choice, 1 where u > -l, else 0.
+        multipliers: by hidden layer, numbers that are added to the coefficients of the pre-activations, broadcast to
+            (n, k, size). They are sound only where a split fixes the sign of z, so that the term m z is at most 0.
     """
     coefficients: dict[int, Tensor] = {}
     at: int = layer
@@ -80,13 +80,13 @@ def layer_bounds(
     entries: int = ENTRIES,
     errors: Sequence[Tensor] | None = None,
 ) -> LayerBounds:
-    """Bounds of all hidden layers over the balls, layer by layer; those asked for last are remembered by the network.
+    """Bound all hidden layers over the balls, layer by layer; the network remembers the bounds asked for last.
 
     Args:
         network: the network.
         region: the balls.
         method: "ibp", "crown" (adaptive lower slopes) or "fast-lin" (lower slopes u / (u - l), as Wong and Kolter).
-        known: sound bounds that the result is intersected with: those of a larger ball, say.
+        known: sound bounds that the result is intersected with, for example those of a larger ball.
         entries: the most coefficients held at once; halved while memory runs out.
         errors: by layer, what rounding may do to a bound; each is widened by it before it is used.
 
@@ -146,7 +146,7 @@ def _both_ends(
     parallel: bool,
     entries: int,
 ) -> tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]:
-    """Bounds of the neurons of a hidden layer whose sign is open, as many at a time as memory allows."""
+    """Bound the neurons of a hidden layer whose sign is open, as many at a time as memory allows."""
     widest = max([network.inputs, *(part.outputs for part in network.layers[: layer + 1])])
     counts = ((lower < 0) & (upper > 0)).sum(dim=1)
     order = ((lower < 0) & (upper > 0)).to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -174,7 +174,7 @@ def _both_ends(
 
 
 def _halves(first: int, last: int, at: int, end: int, counts: Tensor) -> list[tuple[int, int, int, int]]:
-    """A piece of work in two: fewer inputs, or of a single one fewer neurons."""
+    """Halve a piece of work: fewer inputs, or fewer neurons of a single input."""
     if last - first == 1:
         middle = (at + end) // 2
         return [(first, last, at, middle), (first, last, middle, end)]
@@ -186,7 +186,7 @@ def _halves(first: int, last: int, at: int, end: int, counts: Tensor) -> list[tu
 def _ends(
     network: ReluNetwork, region: Region, layer: int, neurons: Tensor, bounds: LayerBounds, parallel: bool
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """Lower and upper bounds of the given neurons of each input."""
+    """Return lower and upper bounds of the given neurons of each input."""
     n, k = neurons.shape
     rows = torch.zeros(n, 2 * k, network.layers[layer].outputs, dtype=region.x.dtype, device=region.x.device)
     rows[:, :k].scatter_(2, neurons[..., None], 1.0)

@@ -7,7 +7,7 @@ from certbench.verifiers.bounds.region import LayerBounds, Region
 
 
 def interval_bounds(network: ReluNetwork, region: Region) -> LayerBounds:
-    """Interval arithmetic (IBP), from the box around each ball."""
+    """Bound all hidden layers by interval arithmetic (IBP), from the box around each ball."""
     low, high = region.box()
     centres, radii = [(low + high) / 2], [(high - low) / 2]
     lower, upper = [], []
@@ -28,7 +28,7 @@ def interval_bounds(network: ReluNetwork, region: Region) -> LayerBounds:
 
 @torch.no_grad()
 def intervals(network: ReluNetwork, region: Region) -> LayerBounds:
-    """Interval arithmetic for one ball, the layers that read the input alone bounded over the ball itself."""
+    """Bound all hidden layers over one ball by intervals; first layers are bounded over the ball itself."""
     box, lower, upper = region.box(), [], []
     lows, highs = [box[0]], [box[1]]
     for layer in network.hidden:

@@ -1,6 +1,6 @@
 r"""Optimised linear bounds: slopes alpha (Xu et al., 2021) and split multipliers beta (Wang et al., 2021).
 
-The bound of `relaxation.backward` depends, piecewise smoothly, on the slopes $\alpha \in [0, 1]$ and on the multipliers
+The bound of `backward` depends, piecewise smoothly, on the slopes $\alpha \in [0, 1]$ and on the multipliers
 $\beta \geq 0$ of neurons whose sign is known. Adam climbs it, in float32; what comes back is evaluated anew in float64
 at the best point that was seen. Any point is sound, so nothing rests on how well it climbed.
 """
@@ -20,10 +20,10 @@ from certbench.verifiers.bounds.backward import backward
 from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope, upper_line
 
 RATE = 0.25, 0.5
-"""First steps of Adam, in alpha and in beta, the latter in units of the layer's largest coefficient; both shrink by
+"""First step sizes of Adam in alpha and in beta, the latter in units of the layer's largest coefficient. Both shrink by
 `DECAY` per iteration. Judgements, from a few networks of digits and MNIST."""
 DECAY = 0.9, 0.98
-"""Shrinking of the steps per iteration: not faster than the first, and for long runs not slower than the second."""
+"""Fastest shrinking of the step sizes per iteration, and the slowest in long runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ class Choice:
     beta: Float[Tensor, "n k neurons"]
 
     def __getitem__(self, index: Tensor | slice) -> "Choice":
-        """Those of some of the domains."""
+        """Select some of the domains."""
         return Choice(self.alpha[index], self.beta[index])
 
     @staticmethod
     def crown(bounds: LayerBounds, rows: int, n: int = 1) -> "Choice":
-        """CROWN's adaptive slopes, and no multipliers; `n` domains, where there is no hidden layer to tell."""
+        """Return CROWN's adaptive slopes, and no multipliers, for `n` domains."""
         low, high = flat(bounds, n)
         alpha = lower_slope(low, high, None)[:, None].expand(-1, rows, -1)
         return Choice(alpha, torch.zeros_like(alpha))
@@ -58,7 +58,7 @@ class Optimised:
         a: coefficients of the flat input.
         centre: values at the input itself.
         lower: lower bounds over the region.
-        choice: what they were made with; a start for other regions and further splits.
+        choice: the slopes and multipliers that made them; a start for other regions and further splits.
     """
 
     a: Float[Tensor, "n k d"]
@@ -68,14 +68,14 @@ class Optimised:
 
 
 def flat(bounds: LayerBounds, n: int = 1) -> tuple[Float[Tensor, "n neurons"], Float[Tensor, "n neurons"]]:
-    """Bounds of all hidden layers side by side; of none, `n` empty rows."""
+    """Put the bounds of all hidden layers side by side; without hidden layers these are `n` empty rows."""
     if not bounds.lower:
         return torch.zeros(n, 0, dtype=torch.float64), torch.zeros(n, 0, dtype=torch.float64)
     return torch.cat(bounds.lower, dim=1), torch.cat(bounds.upper, dim=1)
 
 
 def signs(low: Float[Tensor, "... neurons"], high: Float[Tensor, "... neurons"]) -> Float[Tensor, "... neurons"]:
-    """1 where a pre-activation is known to be at least 0, -1 where it is known to be at most 0, else 0."""
+    """Return 1 where a pre-activation is known to be at least 0, -1 where it is known to be at most 0, else 0."""
     return (low >= 0).to(low.dtype) - ((high <= 0) & (low < 0)).to(low.dtype)
 
 
@@ -86,7 +86,7 @@ def relax(
     choice: Choice,
     layer: int | None = None,
 ) -> tuple[Float[Tensor, "n k d"], Float[Tensor, "n k"]]:
-    """Linear functions a . x + b below `rows` times what `layer` gives (the last one by default), for any choice.
+    """Return linear functions a . x + b below `rows` times the outputs of `layer`, by default the last, for any choice.
 
     A multiplier counts only where `bounds` fix the sign of the neuron, as -beta z with z >= 0 or beta z with z <= 0.
     """
@@ -112,7 +112,7 @@ def evaluate(
     choice: Choice,
     layer: int | None = None,
 ) -> Optimised:
-    """The bound of a choice, in the precision of the network: rigorous in float64, whatever the choice."""
+    """Return the bound of a choice, in the precision of the network; in float64 it is rigorous for any choice."""
     sane = Choice(choice.alpha.nan_to_num(0.0).to(rows.dtype), choice.beta.nan_to_num(0.0, posinf=0.0).to(rows.dtype))
     a, b = relax(network, bounds, rows, sane, layer)
     return Optimised(a, (a @ region.x[..., None]).squeeze(-1) + b, region.minimum(a, b), sane)
@@ -134,20 +134,18 @@ def optimise(
 ) -> Optimised:
     """Raise the lower bounds of `rows` over the region by Adam on alpha and beta; the best seen of each row is kept.
 
-    Below the start no row ends, but for the rounding of float32.
-
-    Row i depends on domain i alone. Runs where the bounds of domain i are those of its own splits.
+    No row ends below its start, up to the rounding of float32. Row i depends on domain i alone.
 
     Args:
         network: in float64.
         region: balls over which the minimum is raised, inside those on which `bounds` hold.
-        bounds: of the hidden layers before `layer`, with a bound of 0 at every neuron that is split.
-        rows: what to bound.
+        bounds: bounds of the hidden layers before `layer`, with a bound of 0 at every neuron that is split.
+        rows: linear functions of the outputs of `layer`.
         splits: neurons whose multiplier is optimised; none by default.
         start: where to begin; CROWN's slopes by default.
         iterations: steps of Adam.
         enough: domains whose bounds all exceed this are left alone from then on.
-        layer: whose outputs the rows weigh; the logits by default.
+        layer: the layer that is bounded; by default the last one, which gives the logits.
         fast: the same network in float32, made here if missing.
         rate: first steps in alpha and in beta.
     """
@@ -177,13 +175,13 @@ def optimised_bounds(
     entries: int = 2**22,
     errors: Sequence[Tensor] | None = None,
 ) -> LayerBounds:
-    """Sharper bounds of the unstable neurons, layer by layer, each with slopes of its own (Xu et al., 2021).
+    """Sharpen the bounds of unstable neurons, layer by layer, each with slopes of its own (Xu et al., 2021).
 
     Args:
         network: in float64.
         region: the balls.
-        bounds: of all hidden layers over them.
-        iterations: of `optimise`.
+        bounds: bounds of all hidden layers over them.
+        iterations: steps of Adam.
         fast: the same network in float32.
         entries: the most slopes held at once.
         errors: by layer, what rounding may do to a bound; each is widened by it before it is used.
@@ -212,7 +210,7 @@ def optimised_bounds(
 
 
 class _Climber:
-    """Adam on the choices of a batch of domains, each for itself; in its own precision, and with no claim."""
+    """Adam on the choices of a batch of domains, each for itself. It works in float32 and proves nothing."""
 
     def __init__(
         self,
@@ -249,7 +247,7 @@ class _Climber:
             self.unit = units(network, small, self.rows, whole, layer)[..., self.columns]
 
     def run(self, iterations: int, enough: Tensor | None) -> Choice:
-        """The best choice seen of each row."""
+        """Return the best choice that was seen for each row."""
         n, k = self.rows.shape[:2]
         index = torch.arange(n, device=self.rows.device)
         best = torch.full((n, k), -math.inf, dtype=self.rows.dtype, device=self.rows.device)
@@ -296,7 +294,7 @@ class _Climber:
         return Choice(kept[0], beta)
 
     def frame(self, index: Tensor) -> dict[str, Any]:
-        """What a step needs of some of the domains, by layer where layers use it."""
+        """Collect what a step needs of some of the domains, by layer where layers use it."""
         low, high = self.sign[index][:, None], self.offset[index][:, None]
         return {
             "region": self.region[index],
@@ -311,7 +309,7 @@ class _Climber:
         }
 
     def value(self, frame: dict[str, Any], alpha: Tensor, beta: Tensor | None = None) -> Tensor:
-        """The minima over the region; their gradient is that at the minimiser held fixed (Danskin)."""
+        """Return the minima over the region; their gradient is taken at the fixed minimiser (Danskin's theorem)."""
         slopes = torch.split(alpha, self.sizes, dim=-1)
         extra = None
         if beta is not None:
@@ -347,7 +345,7 @@ class _Climber:
 def coefficients(
     network: ReluNetwork, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
 ) -> Float[Tensor, "n k neurons"]:
-    """What the backward pass multiplies each ReLU's output with, for scores and units; no bound is made of it."""
+    """Return the coefficients of each ReLU's output in the backward pass; they serve scores and units, not bounds."""
     sizes = [low.shape[1] for low in bounds.lower]
     sign = signs(*flat(bounds))[:, None]
     slopes = torch.split(choice.alpha, sizes, dim=-1)
@@ -372,7 +370,7 @@ def coefficients(
 def units(
     network: ReluNetwork, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
 ) -> Float[Tensor, "n k neurons"]:
-    """The largest coefficient of each neuron's layer: the unit of its multiplier."""
+    """Return the largest coefficient of each neuron's layer, which is the unit of its multiplier."""
     sizes = [low.shape[1] for low in bounds.lower]
     parts = torch.split(coefficients(network, bounds, rows, choice, layer), sizes, dim=-1)
     return torch.cat([part.abs().amax(dim=-1, keepdim=True).expand_as(part) for part in parts], dim=-1).clamp(min=1e-12)

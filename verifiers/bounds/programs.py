@@ -30,7 +30,7 @@ Terms = list[tuple[Columns, scipy.sparse.csr_matrix]]
 
 
 def highs() -> "type[highspy.Highs]":
-    """The solver.
+    """Import HiGHS.
 
     Raises:
         MissingBackendError: it is not installed.
@@ -46,7 +46,7 @@ class Program:
     """A linear or mixed-integer program to be minimised, as it grows."""
 
     def __init__(self) -> None:
-        """No columns, no rows."""
+        """Begin with no columns and no rows."""
         self.lower: list[Vector] = []
         self.upper: list[Vector] = []
         self.integer: list[NDArray[np.bool_]] = []
@@ -57,7 +57,7 @@ class Program:
         self.height = 0
 
     def columns(self, lower: Vector, upper: Vector, integer: bool = False) -> Columns:
-        """New variables between the bounds."""
+        """Add variables between the bounds."""
         self.lower.append(lower)
         self.upper.append(upper)
         self.integer.append(np.full(len(lower), integer))
@@ -65,7 +65,7 @@ class Program:
         return np.arange(self.width - len(lower), self.width)
 
     def rows(self, terms: Terms, lower: Vector, upper: Vector) -> Columns:
-        """New rows: the sum of the terms lies between the bounds."""
+        """Add rows: the sum of the terms lies between the bounds."""
         for columns, matrix in terms:
             entries = matrix.tocoo()
             self.entries.append((entries.row.astype(np.int64) + self.height, columns[entries.col], entries.data))
@@ -75,10 +75,10 @@ class Program:
         return np.arange(self.height - len(lower), self.height)
 
     def solver(self, **options: str | float | int) -> "highspy.Highs":
-        """The program, loaded; `options` are the solver's own.
+        """Load the program into HiGHS; `options` are the solver's own.
 
         Raises:
-            SolverError: it is not accepted.
+            SolverError: HiGHS does not accept it.
         """
         from highspy import HighsLp, HighsStatus, HighsVarType, MatrixFormat
 
@@ -108,7 +108,7 @@ class Program:
 
 @lru_cache(maxsize=4)
 def matrices(network: ReluNetwork) -> tuple[dict[int, scipy.sparse.csr_matrix], ...]:
-    """The maps of every layer, by source."""
+    """Return the maps of every layer as sparse matrices, by source."""
     return tuple({source: part.sparse() for source, part in layer.maps.items()} for layer in network.layers)
 
 
@@ -116,20 +116,20 @@ def matrices(network: ReluNetwork) -> tuple[dict[int, scipy.sparse.csr_matrix], 
 class PlanetModel:
     """The hidden layers before `layer` over one ball and its bounds, as rows of a program.
 
-    Inputs are x + `spread` @ columns: the change itself for Linf, its positive and negative part for L1. Of a neuron
-    that is off no column is kept, of one that is on z and h are the same column.
+    Inputs are x + `spread` @ columns: the change itself for Linf, its positive and negative part for L1. A neuron that
+    is off has no column; for a neuron that is on, z and h are the same column.
 
     Attributes:
         network: the network.
         x: the centre of the ball.
         bounds: of its layers, one row.
-        layer: whose outputs can be minimised.
+        layer: the layer whose outputs can be minimised.
         program: columns and rows.
         inputs: columns of the change of the input.
-        spread: which matrix makes the change out of them.
+        spread: the matrix that makes the change out of them.
         z: by hidden layer, the column of each pre-activation; -1: none.
         h: by hidden layer, the column of each ReLU; -1: it is 0.
-        unstable: by hidden layer, the neurons in question.
+        unstable: by hidden layer, the neurons whose sign is open.
         above: by hidden layer, the rows h >= z of its unstable neurons; none in a mixed-integer program.
         binary: by hidden layer, the binaries of its unstable neurons, 1 where z >= 0; none in a linear program.
     """
@@ -151,7 +151,7 @@ class PlanetModel:
     def of(
         network: ReluNetwork, region: Region, bounds: LayerBounds, layer: int, *, integer: bool = False
     ) -> "PlanetModel":
-        """The program over a single ball; with binaries instead of triangles if `integer`.
+        """Build the program over a single ball; with `integer`, binaries take the place of triangles.
 
         Raises:
             SolverError: a bound is infinite.
@@ -174,7 +174,7 @@ class PlanetModel:
         return model
 
     def _with_layer(self, integer: bool) -> "PlanetModel":
-        """One more hidden layer."""
+        """Add a hidden layer."""
         i, program = self.layer, self.program
         low, high = (ends[i][0].detach().cpu().numpy() for ends in (self.bounds.lower, self.bounds.upper))
         unstable = ((low < 0) & (high > 0)).nonzero()[0]
@@ -215,7 +215,7 @@ class PlanetModel:
         )
 
     def affine(self, layer: int, rows: scipy.sparse.csr_matrix) -> tuple[Terms, Vector]:
-        """`rows` times what a layer gives, as terms and a constant."""
+        """Return `rows` times the outputs of a layer, as terms and a constant."""
         constant = rows @ self.network.layers[layer].bias.detach().cpu().numpy()
         terms: Terms = []
         for source, matrix in matrices(self.network)[layer].items():
@@ -229,7 +229,7 @@ class PlanetModel:
         return terms, constant
 
     def cost(self, row: Float[Tensor, " outputs"]) -> Vector:
-        """The objective `row` times what `layer` gives, without its constant."""
+        """Return the objective `row` times the outputs of `layer`, without its constant."""
         cost = np.zeros(self.program.width)
         for columns, matrix in self.affine(self.layer, scipy.sparse.csr_matrix(row.detach().cpu().numpy()[None]))[0]:
             np.add.at(cost, columns, matrix.toarray()[0])
@@ -240,7 +240,7 @@ class PlanetModel:
         return self.program.solver(solver="simplex")
 
     def slopes(self, row: Float[Tensor, " outputs"]) -> list[Tensor] | None:
-        """Lower slopes that the dual of the program proposes for `row`, None where the solver has no dual."""
+        """Return the lower slopes that the program's dual proposes for `row`, or None if the solver has no dual."""
         solver = self._solver
         solver.changeColsCost(self.program.width, np.arange(self.program.width, dtype=np.int32), self.cost(row))
         solver.run()
@@ -250,7 +250,7 @@ class PlanetModel:
         return self.slopes_of(np.array(solution.row_dual), np.array(solution.col_dual))
 
     def slopes_of(self, row_dual: Vector, column_dual: Vector) -> list[Tensor]:
-        """The slopes of a dual solution, good or bad; CROWN's choice where both multipliers are 0."""
+        """Return the slopes of a dual solution, good or bad; CROWN's choice where both multipliers are 0."""
         slopes = self.default_slopes()
         for i, neurons in enumerate(self.unstable):
             over, off = row_dual[self.above[i]].clip(min=0), column_dual[self.h[i][neurons]].clip(min=0)
@@ -261,7 +261,7 @@ class PlanetModel:
         return slopes
 
     def default_slopes(self) -> list[Tensor]:
-        """CROWN's."""
+        """Return CROWN's slopes."""
         ends = zip(self.bounds.lower, self.bounds.upper, strict=True)
         return [lower_slope(low, high, None)[:, None].clone() for low, high in list(ends)[: self.layer]]
 
@@ -271,13 +271,13 @@ def _diagonal(entries: Vector) -> scipy.sparse.csr_matrix:
 
 
 def _select(neurons: Columns, size: int) -> scipy.sparse.csr_matrix:
-    """The matrix that picks some entries of a vector."""
+    """Return the matrix that picks some entries of a vector."""
     return scipy.sparse.csr_matrix((np.ones(len(neurons)), (np.arange(len(neurons)), neurons)), (len(neurons), size))
 
 
 @torch.no_grad()
 def tightened(network: ReluNetwork, region: Region, bounds: LayerBounds) -> LayerBounds:
-    """Bounds of a single ball, sharpened by two LPs per unstable neuron; those of the first layer are exact already."""
+    """Sharpen the bounds over a single ball by two LPs per unstable neuron; the first layer's are exact already."""
     for i in range(1, len(network.hidden)):
         neurons = bounds.unstable(i)[0].nonzero().squeeze(1)
         if len(neurons) == 0 or not any(bool(bounds.unstable(j).any()) for j in range(i)):

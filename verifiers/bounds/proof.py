@@ -1,4 +1,4 @@
-r"""What relaxations hand to the exporter of certificates: bounds of the layers and slopes below ReLUs, nothing else.
+r"""Proofs of relaxations, for the exporter of certificates: bounds of the layers and slopes below ReLUs, nothing else.
 
 By Salman et al. (2019) every dual solution of the LP relaxation is a choice of such slopes, so this is what IBP, CROWN,
 Wong and Kolter's dual and the LP have in common. `certbench.checker` derives the bounds from it anew.
@@ -19,10 +19,10 @@ from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope, 
 
 @dataclass(frozen=True, eq=False)
 class RelaxationProof:
-    """What proves the margins of one input over one ball.
+    """A proof of the margins of one input over one ball.
 
     Attributes:
-        bounds: of the hidden layers.
+        bounds: bounds of the hidden layers.
         inner: by hidden layer, the lower slopes with which later layers were bounded; None: by interval arithmetic.
         slopes: by hidden layer, the lower slopes below the margins, one row for all or one per margin; None: likewise.
     """
@@ -33,12 +33,12 @@ class RelaxationProof:
 
 
 def adaptive(bounds: LayerBounds) -> list[Float[Tensor, " _size"]]:
-    """CROWN's lower slopes: 1 where u > -l, else 0."""
+    """Return CROWN's lower slopes: 1 where u > -l, else 0."""
     return [lower_slope(low, high, None)[0] for low, high in zip(bounds.lower, bounds.upper, strict=True)]
 
 
 def parallel(bounds: LayerBounds) -> list[Float[Tensor, " _size"]]:
-    """Fast-Lin's and Wong and Kolter's lower slopes: u / (u - l), that of the line above."""
+    """Return the lower slopes of Fast-Lin and of Wong and Kolter: u / (u - l), the slope of the line above."""
     return [upper_line(low, high)[0][0] for low, high in zip(bounds.lower, bounds.upper, strict=True)]
 
 
@@ -49,9 +49,9 @@ def sufficient(
     slopes: Sequence[Tensor],
     rows: Float[Tensor, "1 k outputs"],
 ) -> list[Float[Tensor, "_k _size"]]:
-    """These slopes below `rows` of the outputs, if they prove them positive, else optimised ones: any are sound.
+    """Return the given slopes if they prove `rows` of the outputs positive, else optimised ones; any slopes are sound.
 
-    A radius may rest on a bound over another ball, or on bounds of layers that another engine computed otherwise.
+    They may fail to, because a radius may rest on a bound over another ball, or on another engine's bounds of layers.
     """
     given = [s[None] for s in slopes]
     linear = backward(network, rows, len(network.hidden), bounds, [s[None] for s in given])

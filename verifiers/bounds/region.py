@@ -21,15 +21,15 @@ class Region:
     eps: Float[Tensor, " n"]
 
     def __len__(self) -> int:
-        """Number of inputs."""
+        """Return the number of inputs."""
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> "Region":
-        """Some of them."""
+        """Select some of the balls."""
         return replace(self, x=self.x[index], eps=self.eps[index])
 
     def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """A lower bound of a . x + b over each ball."""
+        """Return a lower bound of a . x + b over each ball."""
         if self.threat.p == math.inf:
             low, high = self.box()
             centre, half = (low + high) / 2, (high - low) / 2
@@ -37,7 +37,7 @@ class Region:
         return (a @ self.x[..., None]).squeeze(-1) + b - ball.fall(a, self.threat, self.x, self.eps)
 
     def box(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-        """The smallest boxes around the balls."""
+        """Return the smallest boxes around the balls."""
         return ball.box(self.threat, self.x, self.eps)
 
 
@@ -46,9 +46,9 @@ class LayerBounds:
     """Bounds of every pre-activation of the hidden layers, one row per input.
 
     Attributes:
-        lower: by hidden layer, in order.
-        upper: likewise.
-        method: how they came about; certificates state it.
+        lower: lower bounds, by hidden layer, in order.
+        upper: upper bounds, likewise.
+        method: name of the method that made them; certificates state it.
     """
 
     lower: tuple[Float[Tensor, "n _"], ...]
@@ -56,19 +56,19 @@ class LayerBounds:
     method: str
 
     def __getitem__(self, index: Tensor | slice) -> "LayerBounds":
-        """The bounds of some of the inputs."""
+        """Select some of the inputs."""
         return LayerBounds(tuple(low[index] for low in self.lower), tuple(up[index] for up in self.upper), self.method)
 
     def unstable(self, layer: int) -> Tensor:
-        """Which neurons of a hidden layer may lie on either side of zero: (n, size)."""
+        """Say which neurons of a hidden layer may lie on either side of zero: (n, size)."""
         return (self.lower[layer] < 0) & (self.upper[layer] > 0)
 
     def upto(self, layer: int) -> "LayerBounds":
-        """Those of the hidden layers before `layer` alone."""
+        """Keep the hidden layers before `layer` alone."""
         return LayerBounds(self.lower[:layer], self.upper[:layer], self.method)
 
     def widened(self, errors: Sequence[Tensor] | None) -> "LayerBounds":
-        """Bounds that hold in real arithmetic too, if `errors` says by layer what rounding may have done to them."""
+        """Widen the bounds by `errors`, by layer: what rounding may have done to them."""
         if errors is None:
             return self
         lower = tuple(low - error for low, error in zip(self.lower, errors, strict=False))
@@ -77,7 +77,7 @@ class LayerBounds:
         )
 
     def tightened(self, other: "LayerBounds", method: str) -> "LayerBounds":
-        """The better of two bounds, neuron by neuron; both are sound, so this is."""
+        """Take the better of two bounds, neuron by neuron; the result is sound, as both are."""
         return LayerBounds(
             tuple(torch.maximum(a, b) for a, b in zip(self.lower, other.lower, strict=True)),
             tuple(torch.minimum(a, b) for a, b in zip(self.upper, other.upper, strict=True)),
@@ -93,12 +93,12 @@ class Linear:
     b: Float[Tensor, "n k"]
 
     def at(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Their values."""
+        """Return their values at inputs."""
         return (self.a @ x[..., None]).squeeze(-1) + self.b
 
 
 def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
+    """Return slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
     unstable = (low < 0) & (high > 0)
     slope = torch.where(unstable, high / (high - low), (low >= 0).to(low.dtype))
     slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
@@ -106,6 +106,6 @@ def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lower_slope(low: Tensor, high: Tensor, chosen: Tensor | None) -> Tensor:
-    """Slope of the line below a ReLU on [low, high]: what it must be where the sign is known, else as chosen."""
+    """Return the slope of the line below a ReLU on [low, high]: 0 or 1 where the sign is known, else as chosen."""
     free = (high > -low).to(low.dtype) if chosen is None else chosen.clamp(0, 1)
     return torch.where((low < 0) & (high > 0), free, (low >= 0).to(low.dtype))

@@ -26,7 +26,7 @@ UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 def evaluation_error(
     network: ReluNetwork, region: Region, bounds: LayerBounds, dtype: torch.dtype
 ) -> Float[Tensor, "n outputs"]:
-    """How far each logit of the float program can be from the real network's, anywhere in the balls.
+    """Bound how far each logit of the float program can be from the real network's, anywhere in the balls.
 
     Args:
         network: the network.
@@ -61,7 +61,7 @@ def evaluation_error(
 def program_error(
     network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], dtype: torch.dtype
 ) -> Float[Tensor, "n k"]:
-    """How far `rows` times the logits can be off, of the float program in the balls and of float64 at their centres.
+    """Bound the error of `rows` times the logits: of the float program in the balls, plus of float64 at their centres.
 
     Args:
         network: the network.
@@ -81,7 +81,7 @@ def program_error(
 def bound_errors(
     network: ReluNetwork, region: Region, dtype: torch.dtype = torch.float64
 ) -> list[Float[Tensor, "n _"]]:
-    r"""How far a linear bound of each layer's outputs can be off, computed by `relaxation.backward` in float64.
+    r"""Bound the rounding error of a linear bound of each layer's outputs, computed by `backward` in float64.
 
     The bound is a sum of products along paths of the network with slopes in [0, 1], of constants and of intercepts no
     larger than the pre-activations. Without slopes these sum up to the magnitude $m_i = \sum_j |W_{ij}| m_j + |b_i|$ of

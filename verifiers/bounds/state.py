@@ -1,4 +1,4 @@
-"""What certifiers on the shared engine prepare: a network, and where it is looked at."""
+"""What certifiers on the shared engine prepare, and CROWN's bounds, with which costlier methods begin."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from certbench.verifiers.bounds.region import Region
 
 @dataclass(frozen=True, eq=False)
 class NetworkState(MarginState):
-    """What certifiers on this engine prepare: the classifier in float64, the threat model, the network as layers.
+    """The classifier in float64, the threat model, and the network as layers.
 
     `program` is the precision of the classifier as it came, in which its user runs it.
     """
@@ -40,7 +40,7 @@ class NetworkState(MarginState):
 def crown_bounds(
     state: NetworkState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
 ) -> Bounds:
-    """CROWN's linear functions below `rows` times the logits."""
+    """Return CROWN's linear functions below `rows` times the logits."""
     region = Region(state.threat, x.flatten(1), eps)
     bounds = layer_bounds(state.network, region)
     linear = backward(state.network, rows, len(state.network.layers) - 1, bounds)
@@ -55,9 +55,9 @@ def crown_radius(
     search: RadiusSearch,
     guess: float = math.nan,
 ) -> Float[Tensor, " n"]:
-    """What CROWN certifies, each margin exceeding its input's `slack`: where costlier methods begin.
+    """Return the radii that CROWN certifies, where each margin must exceed its input's `slack`.
 
-    With `Secant(evaluations=1)` and a guess, what one look there proves.
+    Costlier methods begin there. With `Secant(evaluations=1)` and a guess, this is what one evaluation there proves.
     """
     rows = margin_rows(label, state.classifier.num_classes).to(x)
     floor = slack[:, None].expand(rows.shape[:2])

@@ -50,7 +50,7 @@ class LP(MarginCertifier[NetworkState]):
     norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
 
     def intermediate(self) -> str:
-        """CROWN's, or the LP's."""
+        """Name the method of the intermediate bounds: CROWN, or LPs."""
         return "lp" if self.tighten else "crown"
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
@@ -64,7 +64,7 @@ class LP(MarginCertifier[NetworkState]):
         return NetworkState.of(classifier, threat)
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
-        """CROWN's radius, which this one can only exceed, as far as the search asks."""
+        """Return CROWN's radius, which the LP can only exceed, as far as the search asks."""
         guess = x.new_full((len(x),), torch.nan)
         if isinstance(self.search, Secant):
             guess = crown_radius(state, x, label, x.new_zeros(len(x)), Secant())
@@ -77,7 +77,7 @@ class LP(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """Input by input: by row, the better one of CROWN's linear function and of that of the LP's dual."""
+        """Bound each row by the better of CROWN's linear function and of the LP's dual, input by input."""
         region = Region(state.threat, x.flatten(1), eps)
         functions = [self._functions(state.network, region[i : i + 1], rows[i : i + 1]) for i in range(len(x))]
         a, b = torch.cat([f.a for f in functions]), torch.cat([f.b for f in functions])
@@ -92,7 +92,7 @@ class LP(MarginCertifier[NetworkState]):
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """CROWN's bounds, and of each margin the slopes of the LP's dual, or CROWN's where these are better.
+        """Return CROWN's bounds, and for each margin the slopes of the LP's dual, or CROWN's where these are better.
 
         Raises:
             UnsupportedError: hidden layers were bounded by LPs, whose duals are not kept.
@@ -115,10 +115,10 @@ class LP(MarginCertifier[NetworkState]):
 
 @torch.no_grad()
 def improved(network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Float[Tensor, "1 k outputs"]) -> Linear:
-    """Linear functions below `rows` times the logits over a single ball, by LPs where these can matter.
+    """Return linear functions below `rows` times the logits over a single ball, by LPs where these can matter.
 
-    The next row solved is always the one whose bound, or whose crossing, is the smallest of all at that time. So both
-    minima over the rows, which is all that a certificate needs, are the same as if every row had been solved.
+    The next row solved is always the one whose bound, or whose crossing, is the smallest of all at that time. A
+    certificate needs only these two minima over the rows, and they are the same as if every row had been solved.
     """
     last = len(network.hidden)
     linear = backward(network, rows, last, bounds)

@@ -9,7 +9,7 @@ bounds $\ell \leq \hat z \leq u$, a lower bound of $c^T \hat z_k$ over the ball 
     u_ij / (u_ij - l_ij) nu_hat_ij on I (the rest): the choice of alpha that makes the dual network linear.
 
 Where a domain cuts the ball, its support function takes the place of the norm. The layers' bounds come from the same
-dual with c = +-e_j, first layer first (Algorithm 1). Written without the engine of `relaxation`, which it cross-checks.
+dual with c = +-e_j, first layer first (Algorithm 1). It does not use the engine in `bounds`, which it cross-checks.
 """
 
 import math
@@ -59,7 +59,7 @@ class WongKolter(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """J(x, c) for every row c; without its eps, a linear function of x."""
+        """Return J(x, c) for every row c; without its term in eps it is a linear function of x."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds = layerwise(state.network, region)
         dual = DualNetwork.of(state.network, rows, len(state.network.layers) - 1, bounds)
@@ -69,7 +69,7 @@ class WongKolter(MarginCertifier[NetworkState]):
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """The dual network's bounds; its lines below ReLUs are parallel to those above."""
+        """Return the dual network's bounds and slopes; its lines below ReLUs are parallel to those above."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds = layerwise(state.network, region)
         rows, slopes = margin_rows(label, state.classifier.num_classes).to(x), parallel(bounds)
@@ -81,7 +81,7 @@ class DualNetwork:
     r"""The parts of J for k rows c; for -c all change sign but `relus` and `mirrored`, which change places.
 
     Attributes:
-        nu_hat_1: what arrives at the input; it has one batch entry where no ReLU was met.
+        nu_hat_1: coefficients that arrive at the input; one batch entry if no ReLU was met.
         constant: $-\sum_i \nu_i^T b_i$.
         relus: $\sum_i \sum_{j \in I_i} \ell_{ij} [\nu_{ij}]_+$.
         mirrored: $\sum_i \sum_{j \in I_i} \ell_{ij} [-\nu_{ij}]_+$.
@@ -94,7 +94,7 @@ class DualNetwork:
 
     @staticmethod
     def of(network: ReluNetwork, c: Float[Tensor, "_ k outputs"], layer: int, bounds: LayerBounds) -> "DualNetwork":
-        """For the rows c of what `network.layers[layer]` gives; `bounds` are of the hidden layers before it."""
+        """Build it for rows c of the outputs of `network.layers[layer]`, from bounds of the layers before it."""
         nu = -c
         constant = torch.zeros_like(c[..., 0])
         relus, mirrored = constant, constant
@@ -116,7 +116,7 @@ class DualNetwork:
         return DualNetwork(nu_hat[0], constant, relus, mirrored)
 
     def ends(self, region: Region) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-        """J(x, c) and -J(x, -c): the bounds below and above."""
+        """Return J(x, c) and -J(x, -c), the bounds below and above."""
         threat, n = region.threat, len(region)
         at_x = self.constant - _times(self.nu_hat_1, region.x)
         if threat.domain is None:
@@ -131,14 +131,14 @@ class DualNetwork:
 
 
 def slope(lower: Float[Tensor, "..."], upper: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """1 on I+, 0 on I-, u / (u - l) on I; NaN bounds belong to none of them and give NaN."""
+    """Return 1 on I+, 0 on I-, u / (u - l) on I; NaN bounds belong to none of these and give NaN."""
     settled = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, torch.nan)).to(lower)
     return torch.where((lower < 0) & (upper > 0), upper / (upper - lower), settled)
 
 
 @torch.no_grad()
 def layerwise(network: ReluNetwork, region: Region) -> LayerBounds:
-    """Bounds of all hidden layers, each from the dual with those before it (Wong and Kolter, 2018, Algorithm 1)."""
+    """Bound all hidden layers, each by the dual with the bounds before it (Wong and Kolter, 2018, Algorithm 1)."""
     bounds = LayerBounds((), (), "wong-kolter")
     for i, layer in enumerate(network.hidden):
         widest = max([network.inputs, *(before.outputs for before in network.layers[: i + 1])])
@@ -154,17 +154,17 @@ def layerwise(network: ReluNetwork, region: Region) -> LayerBounds:
 def estimated_l1(
     network: ReluNetwork, bounds: LayerBounds, layer: int, projections: int, seed: int
 ) -> Float[Tensor, "_ size"]:
-    """An ESTIMATE of ||nu_hat_1||_1 for every c = e_j of a layer: no bound, so never part of a certificate.
+    """Return an ESTIMATE of ||nu_hat_1||_1 for every c = e_j of a layer: no bound, so never part of a certificate.
 
     The median modulus of Cauchy random projections (Li et al., 2007; Wong et al., 2018, section 3.2). The projections
     go forwards through the dual network, which is linear, so that all neurons share them.
 
     Args:
         network: the network.
-        bounds: of the hidden layers before `layer`.
-        layer: its index in `network.layers`.
-        projections: how many; the relative error falls like their inverse square root.
-        seed: of the draws.
+        bounds: bounds of the hidden layers before `layer`.
+        layer: index in `network.layers`.
+        projections: number of projections; the relative error falls like its inverse square root.
+        seed: seed of the draws.
 
     Returns:
         One row per input, or a single one for all where no ReLU comes before.
@@ -187,10 +187,10 @@ def estimated_l1(
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """What a cascade of classifiers answers.
+    """The answers of a cascade of classifiers.
 
     Attributes:
-        prediction: of the stage that answers.
+        prediction: class named by the stage that answers.
         certified: whether that stage keeps its prediction in the ball of radius eps.
         stage: its index.
     """
@@ -201,7 +201,7 @@ class Cascade:
 
 
 def cascade(certificates: Sequence[Certificate], eps: float) -> Cascade:
-    """The cascade of Wong et al. (2018, section 3.3): the first stage that certifies its prediction at eps answers.
+    """Run the cascade of Wong et al. (2018, section 3.3): the first stage that certifies its prediction at eps answers.
 
     Where none does, the last stage's prediction stands, uncertified. This is the paper's figure of merit and no
     `Certificate`: another input of the ball may be answered by another stage, so the cascade itself, run on
@@ -220,5 +220,5 @@ def cascade(certificates: Sequence[Certificate], eps: float) -> Cascade:
 
 
 def _times(a: Float[Tensor, "_ k m"], b: Float[Tensor, "n m"]) -> Float[Tensor, "n k"]:
-    """Row by row, a . b."""
+    """Return a . b, row by row."""
     return (a * b[:, None]).sum(dim=-1) if len(a) != len(b) else (a @ b[..., None]).squeeze(-1)

@@ -12,8 +12,8 @@ their sums are exact too. A ReLU on [l, u] with l < 0 < u becomes, for any slope
 
 DeepZ takes slope = u / (u - l), where the interval is narrowest, and gives it a symbol of its own, which later layers
 follow: that is the bound of Fast-Lin and of Wong and Kolter's dual, found in the other direction (Salman et al., 2019).
-Hybrid zonotopes add it to a box around the values, of which later layers know the width alone: looser, but no symbols
-arise.
+Hybrid zonotopes add it to a box around the values. Later layers know only the width of that box: the bound is looser,
+but there are no new symbols.
 """
 
 import math
@@ -40,7 +40,7 @@ from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
 
 Slope = Callable[[Tensor, Tensor], Tensor]
-"""The slope of an unstable ReLU from its bounds l and u."""
+"""A function that gives the slope of an unstable ReLU from its bounds l and u."""
 
 SLOPES: dict[str, Slope] = {
     "switch": lambda low, high: (high >= -low).to(low),
@@ -74,7 +74,7 @@ class DeepZ(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """The centre less the symbols' reach; linear in the input's own coordinates."""
+        """Subtract the symbols' reach from the centre; the bound is linear in the input's own coordinates."""
         return lower(state, x, rows, eps, SLOPES["least"], symbols=True)
 
 
@@ -83,8 +83,8 @@ class HybridZonotope(MarginCertifier[NetworkState]):
     """DiffAI's hybrid zonotopes: the errors of unstable ReLUs go into a box (Mirman et al., 2018).
 
     Attributes:
-        transformer: of unstable ReLUs. "box" forgets what they depend on, "diagonal" keeps slope 1, "switch" takes of
-            these two the narrower one; "least" has DeepZ's slope u / (u - l).
+        transformer: rule for unstable ReLUs. "box" forgets what they depend on, "diagonal" keeps slope 1, "switch"
+            takes the narrower of these two, "least" has DeepZ's slope u / (u - l).
     """
 
     transformer: str = "switch"
@@ -111,13 +111,13 @@ class HybridZonotope(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """The centre less the box's reach; linear in the input's own coordinates."""
+        """Subtract the box's reach from the centre; the bound is linear in the input's own coordinates."""
         return lower(state, x, rows, eps, SLOPES[self.transformer], symbols=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Zonotope:
-    """n zonotopes of m values each.
+    """A batch of n zonotopes of m values each.
 
     Attributes:
         centre: the values where all symbols are 0.
@@ -134,12 +134,12 @@ class Zonotope:
 
     @staticmethod
     def around(x: Float[Tensor, "n d"]) -> "Zonotope":
-        """The inputs themselves."""
+        """Return the zonotopes of the inputs themselves."""
         eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         return Zonotope(x, eye[None], x.new_zeros(len(x), 0, x.shape[1]), torch.zeros_like(x))
 
     def ends(self, region: Region) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
-        """The smallest and the largest values over the balls, or beyond."""
+        """Return bounds of the smallest and the largest values over the balls."""
         threat, error = region.threat, self.errors.abs().sum(dim=1) + self.box
         if threat.domain is None:
             gain = region.eps[:, None] * ball.length(self.inputs.movedim(1, -1), threat.q)
@@ -152,7 +152,7 @@ class Zonotope:
         return self.centre - loss - error, self.centre + gain + error
 
     def relu(self, low: Float[Tensor, "n m"], high: Float[Tensor, "n m"], choose: Slope, symbols: bool) -> "Zonotope":
-        """Its image, given bounds of the values; the errors of unstable ReLUs become symbols, or go into the box."""
+        """Return the image, given bounds of the values; errors of unstable ReLUs become symbols, or go into the box."""
         unstable = (low < 0) & (high > 0)
         slope = torch.where(unstable, choose(low, high), (low >= 0).to(low))
         slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
@@ -166,7 +166,7 @@ class Zonotope:
 
 
 def propagate(network: ReluNetwork, region: Region, choose: Slope, symbols: bool) -> list[Zonotope]:
-    """The zonotopes of all sources: the input's and those behind each ReLU."""
+    """Return the zonotopes of all sources: of the input, and behind each ReLU."""
     sources = [Zonotope.around(region.x)]
     for layer, moduli in zip(network.hidden, network.absolute, strict=False):
         centre = layer.bias.expand(len(region), -1)
@@ -193,7 +193,7 @@ def lower(
     choose: Slope,
     symbols: bool,
 ) -> Bounds:
-    """Bounds of `rows` times the logits, with as many inputs at once as memory allows if every ReLU were unstable."""
+    """Bound `rows` times the logits, as many inputs at a time as memory allows if every ReLU were unstable."""
     network, region = state.network, Region(state.threat, x.flatten(1), eps)
     sizes = [layer.outputs for layer in network.hidden]
     size = max(1, ENTRIES // ((network.inputs + symbols * sum(sizes)) * max([network.inputs, *sizes])))
@@ -208,9 +208,9 @@ def lower(
 def _below(
     network: ReluNetwork, region: Region, rows: Float[Tensor, "n k outputs"], choose: Slope, symbols: bool
 ) -> tuple[Float[Tensor, "n k d"], Float[Tensor, "n k"]]:
-    """Coefficients of the perturbation and value at the input of functions below `rows` times the logits.
+    """Return linear functions below `rows` times the logits: coefficients of the perturbation, and value at the input.
 
-    The rows are merged with the last layer, of which the box then sees only what they leave.
+    The rows are merged with the last layer first, which makes the box narrower.
     """
     sources, last = propagate(network, region, choose, symbols), network.layers[-1]
     n, k = rows.shape[:2]
@@ -227,7 +227,7 @@ def _below(
 
 
 def _each(part: Map, generators: Float[Tensor, "n s before"]) -> Float[Tensor, "n s after"]:
-    """A map, applied to every generator."""
+    """Apply a map to every generator."""
     n, s = generators.shape[:2]
     if n * s == 0:
         return generators.new_zeros(n, s, part.outputs)
@@ -235,7 +235,7 @@ def _each(part: Map, generators: Float[Tensor, "n s before"]) -> Float[Tensor, "
 
 
 def _new_symbols(half: Float[Tensor, "n m"]) -> Float[Tensor, "n e m"]:
-    """A symbol per entry that is not 0; inputs that have fewer of them than others get symbols that move nothing."""
+    """Add a symbol per entry that is not 0; inputs that have fewer of them get symbols that move nothing."""
     wanted = half != 0
     count = int(wanted.sum(dim=1).amax()) if len(half) else 0
     at = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count, None]
