@@ -1,4 +1,4 @@
-"""Certificates: what was proved about n inputs."""
+"""Certificates: facts that were proved about n inputs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from certbench.errors import NumericalError
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What was proved about n inputs: a struct of arrays, on the CPU, floats in float64.
+    """Facts that were proved about n inputs: a struct of arrays, on the CPU, floats in float64.
 
     Attributes:
         prediction: the class certified, or `ABSTAIN`.
@@ -27,7 +27,7 @@ class Certificate:
         evidence: what a reader needs to re-check each claim (counts and alpha, layer bounds,
             bracket), or `{"reason": ...}` where the outcome is not an answer. JSON-able.
 
-    Labels are no part of it: being right is a matter of metrics.
+    Labels are no part of it: whether a prediction is right is for the metrics to say.
     """
 
     prediction: Int[Tensor, " n"]
@@ -54,7 +54,7 @@ class Certificate:
             raise NumericalError("an abstaining certificate cannot carry a radius")
 
     def __len__(self) -> int:
-        """Number of inputs."""
+        """Return the number of inputs."""
         return len(self.prediction)
 
     @staticmethod
@@ -66,7 +66,7 @@ class Certificate:
         outcome: Sequence[Outcome] | None = None,
         upper: Float[Tensor, " n"] | None = None,
     ) -> "Certificate":
-        """A certificate from the columns that a method computes; the front door fills in the time."""
+        """Make a certificate from the columns that a method computes; the front door fills in the time."""
         n = len(prediction)
         if outcome is None:
             outcome = [Outcome.ABSTAINED if c == ABSTAIN else Outcome.COMPLETED for c in prediction.tolist()]
@@ -81,7 +81,7 @@ class Certificate:
 
     @staticmethod
     def nothing(n: int, outcome: Outcome, reason: str) -> "Certificate":
-        """Nothing was proved about n inputs, and why."""
+        """Say that nothing was proved about n inputs, and why."""
         return Certificate.of(
             torch.full((n,), ABSTAIN),
             torch.zeros(n, dtype=torch.float64),
@@ -91,7 +91,7 @@ class Certificate:
 
     @staticmethod
     def concatenate(parts: "Sequence[Certificate]") -> "Certificate":
-        """The certificates of the parts' inputs, in order."""
+        """Join the certificates of parts, in order."""
         return Certificate(
             prediction=torch.cat([part.prediction for part in parts]),
             radius=torch.cat([part.radius for part in parts]),

@@ -7,7 +7,7 @@ ABSTAIN = -1
 
 
 class Guarantee(str, Enum):
-    """What a certifier's radii mean."""
+    """The meaning of a certifier's radii."""
 
     SOUND = "sound"  # never wrong
     COMPLETE = "complete"  # never wrong, and exact when the outcome is completed
@@ -15,14 +15,14 @@ class Guarantee(str, Enum):
 
 
 class Subject(str, Enum):
-    """Which function is certified."""
+    """The function that is certified."""
 
     BASE = "base"  # the classifier itself
     SMOOTHED = "smoothed"  # its majority vote under noise: another function
 
 
 class Outcome(str, Enum):
-    """How the computation for one input ended. The radius is valid whatever the outcome."""
+    """The way in which the computation for one input ended. The radius is valid whatever the outcome."""
 
     COMPLETED = "completed"
     ABSTAINED = "abstained"

@@ -34,7 +34,7 @@ class Classifier:
     name: str = "classifier"
 
     least: ClassVar[int] = 2
-    """The fewest outputs that make sense."""
+    """Smallest number of outputs that makes sense."""
 
     def __post_init__(self) -> None:
         """Check the declaration once, on a batch of two zeros."""
@@ -54,15 +54,15 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
-        """Logits, computed on the module's device and in its precision."""
+        """Compute logits, on the module's device and in its precision."""
         logits = self.module(x.to(self.device, self.dtype, copy=True))  # a module may work in place
         assert isinstance(logits, Tensor)
         return logits
 
     def logits_and_scale(self, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
-        """Logits, and the largest number that any submodule gives on the way to them, per input.
+        """Return logits and, per input, the largest number that any submodule gives on the way to them.
 
-        What cancels inside the network leaves its rounding behind, in proportion to what cancelled.
+        Numbers that cancel inside the network leave rounding errors behind, in proportion to their size.
         """
         largest: list[Tensor] = []
 
@@ -79,7 +79,7 @@ class Classifier:
         return logits, torch.stack([*largest, logits.abs().amax(dim=1)]).amax(dim=0)
 
     def hidden_code(self) -> str | None:
-        """The first submodule with hooks or a `forward` of its own, which a look at its type does not show."""
+        """Name the first submodule with hooks or a `forward` of its own, which its type does not show, if there is one."""
         for name, part in self.module.named_modules():
             if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
                 return f"{name or self.name} ({type(part).__name__}) has hooks, or a forward of its own"
@@ -87,7 +87,7 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; the CPU if there are none."""
+        """Device of the parameters; the CPU if there are none."""
         return next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
 
     @property
@@ -96,16 +96,16 @@ class Classifier:
         return next((tensor.dtype for tensor in self.tensors() if tensor.is_floating_point()), torch.float32)
 
     def double(self) -> "Classifier":
-        """A copy in float64: the network in which bounds are computed, with exactly the same parameters."""
+        """Return a copy in float64, with exactly the same parameters, in which bounds are computed."""
         return replace(self, module=copy.deepcopy(self.module).double().requires_grad_(False))
 
     def fingerprint(self) -> str:
-        """Sha256 over everything that decides the logits: code, settings, parameters.
+        """Return the sha256 of everything that decides the logits: code, settings, parameters.
 
         Neither the classifier's name nor the place, the formatting and the comments of its code count.
 
         Raises:
-            ConfigError: if a setting of a submodule cannot be read reliably. What is not seen at all: see `content`.
+            ConfigError: a setting of a submodule cannot be read reliably. `fingerprint` lists what is not seen at all.
         """
         digest = hashlib.sha256(repr((self.input_shape, self.num_classes)).encode())
         try:
@@ -116,7 +116,7 @@ class Classifier:
         return digest.hexdigest()
 
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters, then buffers."""
+        """Yield parameters, then buffers."""
         yield from self.module.parameters()
         yield from self.module.buffers()
 

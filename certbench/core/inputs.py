@@ -11,14 +11,14 @@ from certbench.errors import ConfigError
 
 
 def input_seed(seed: int, x: Tensor) -> int:
-    """128 bits that depend on the base seed and on the input's content, on nothing else."""
+    """Return 128 bits that depend on the base seed and on the input's content, on nothing else."""
     content = x.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
     digest = hashlib.sha256(f"{seed}:{tuple(x.shape)}:".encode() + content).digest()
     return int.from_bytes(digest[:16], "little")
 
 
 def check_inputs(classifier: Classifier, x: Tensor, threat: ThreatModel) -> None:
-    """Refuse inputs that no certifier could mean.
+    """Refuse inputs that no certifier can take.
 
     Raises:
         ConfigError: another shape, NaN or infinity, or outside the threat model's domain.

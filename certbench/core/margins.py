@@ -1,4 +1,4 @@
-"""Margins: differences of logits, their lower bounds, and what a linear bound says of a radius."""
+"""Margins: differences of logits, their lower bounds, and the radii that linear bounds prove."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from certbench.core.threat import ThreatModel
 
 @dataclass(frozen=True, eq=False)
 class MarginState:
-    """What every margin certifier prepares: the classifier in float64 and the threat model."""
+    """The preparation of every margin certifier: the classifier in float64 and the threat model."""
 
     classifier: Classifier
     threat: ThreatModel
@@ -25,10 +25,11 @@ class Bounds:
 
     Attributes:
         lower: the bounds.
-        coefficients: of a linear function of the flat input that lies below on the whole ball, None where the method
-            has none.
-        centre: the value of such a function, or of a cone, at the input itself; None where there is neither.
-        slope: of a cone that lies below on the whole ball, centre - slope * distance from the input; None likewise.
+        coefficients: coefficients of a linear function of the flat input that lies below on the whole ball; None if
+            the method has none.
+        centre: value of such a function, or of a cone, at the input itself; None if there is neither.
+        slope: slope of a cone that lies below on the whole ball, centre - slope * distance from the input; None if
+            there is none.
     """
 
     lower: Float[Tensor, "n k"]
@@ -44,24 +45,24 @@ class Bounds:
         x: Float[Tensor, "n d"],
         eps: Float[Tensor, " n"],
     ) -> "Bounds":
-        """From the linear function alone: its minimum over the ball."""
+        """Make bounds from the linear function alone: its minimum over the ball."""
         return Bounds(centre - ball.fall(coefficients, threat, x, eps), coefficients, centre)
 
     @staticmethod
     def steep(centre: Float[Tensor, "n k"], slope: Float[Tensor, "n k"], eps: Float[Tensor, " n"]) -> "Bounds":
-        """From a cone alone; its slope is raised by `SLACK`, for the rounding errors of its computation."""
+        """Make bounds from a cone alone; its slope is raised by `SLACK`, for the rounding errors of its computation."""
         slope = slope * (1 + SLACK)
         return Bounds(centre - slope * eps[:, None], None, centre, slope)
 
     def less(self, error: Float[Tensor, "n k"]) -> "Bounds":
-        """The same, lowered."""
+        """Lower the bounds by an error."""
         centre = None if self.centre is None else self.centre - error
         return Bounds(self.lower - error, self.coefficients, centre, self.slope)
 
     def crossing(
         self, threat: ThreatModel, x: Float[Tensor, "n d"], floor: Float[Tensor, "n k"]
     ) -> Float[Tensor, " n"]:
-        """Up to which radius all the linear functions, or cones, exceed `floor`; NaN where there are none."""
+        """Return the radius up to which all linear functions, or cones, exceed `floor`; NaN where there are none."""
         if self.centre is not None and self.slope is not None:
             return ((self.centre - floor) / self.slope).amin(dim=1)
         if self.coefficients is None or self.centre is None:
@@ -70,14 +71,14 @@ class Bounds:
 
 
 def margin_rows(label: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n others classes"]:
-    """The rows e_label - e_j of every other class j, in order."""
+    """Return the rows e_label - e_j of every other class j, in order."""
     identity = torch.eye(classes, dtype=torch.float64, device=label.device)
     rows = identity[label][:, None] - identity
     return rows[torch.arange(classes, device=label.device) != label[:, None]].view(len(label), classes - 1, classes)
 
 
 def tangent(state: MarginState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The radius at which the first tangent of a margin reaches zero: a guess, as good as the network is smooth."""
+    """Return the radius at which the first tangent of a margin reaches zero: a guess, good if the network is smooth."""
     rows = margin_rows(label, state.classifier.num_classes).to(x)
     points = x.repeat_interleave(rows.shape[1], dim=0).requires_grad_()
     with torch.enable_grad():
@@ -90,11 +91,11 @@ def tangent(state: MarginState, x: Float[Tensor, "n ..."], label: Int[Tensor, " 
 
 
 LIMIT = 1e40
-"""No radius above it is ever claimed, so that what underflows in a slope is not felt."""
+"""Largest radius that is ever claimed; it keeps underflow in a slope from mattering."""
 
 
 FLOOR = 1e-100
-"""Margins have to exceed it, whatever the scale: squares underflow below 1e-154, other products too."""
+"""Value that a margin has to exceed, whatever the scale: squares underflow below 1e-154, other products too."""
 
 
 SLACK = 1e-9
@@ -104,6 +105,6 @@ enclosure: a network that is made for it can still hide larger numbers, inside o
 
 
 def clean_margin(logits: Float[Tensor, "n classes"], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Logit of the label minus the largest other logit."""
+    """Return the logit of the label minus the largest other logit."""
     own = logits.gather(1, label[:, None]).squeeze(1)
     return own - logits.scatter(1, label[:, None], -torch.inf).amax(dim=1)

@@ -26,7 +26,7 @@ def margins(
     state: Any = None,
     batch_size: int = 64,
 ) -> Float[Tensor, "n classes"]:
-    """Lower bounds of each margin f_c - f_j over the ball, c being the classifier's own prediction; 0 for c itself.
+    """Bound each margin f_c - f_j from below over the ball, c being the classifier's own prediction; 0 for c itself.
 
     Class j cannot be reached inside the ball where its entry is positive.
 
@@ -36,8 +36,8 @@ def margins(
         x: `(n, *input_shape)`, inside the domain.
         threat: the norm, and the domain where one is meant.
         eps: radius of the ball, one for all or one per input.
-        state: what `certifier.prepare(classifier, threat)` returned, to pay for it once.
-        batch_size: inputs at once.
+        state: result of `certifier.prepare(classifier, threat)`, to pay for it once.
+        batch_size: number of inputs at once.
 
     Raises:
         ConfigError: bad inputs or radii, or a certifier that bounds no margins.
@@ -65,7 +65,7 @@ def output_bounds(
     state: Any = None,
     batch_size: int = 64,
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs"]]:
-    """Lower and upper bounds of every output over the ball, of a `Regressor` or of a classifier's logits.
+    """Bound every output over the ball from both sides, of a `Regressor` or of a classifier's logits.
 
     Arguments and errors as for `margins`.
     """
@@ -91,7 +91,7 @@ def output_radius(
     state: Any = None,
     batch_size: int = 64,
 ) -> Float[Tensor, " n"]:
-    """The largest radius found within which every output stays between `low` and `high`; 0 if nothing is proved.
+    """Return the largest radius found within which every output stays between `low` and `high`; 0 if none is proved.
 
     Both are (n, outputs); bounds that do not matter may be infinite. Other arguments and errors as for `margins`.
     """
@@ -136,11 +136,11 @@ def _prepared(
 
 
 def _both(x: Tensor, outputs: int) -> Float[Tensor, "n rows outputs"]:
-    """Every output, and minus every output."""
+    """Return the rows for every output, and for minus every output."""
     identity = torch.eye(outputs, dtype=x.dtype, device=x.device)
     return torch.cat([identity, -identity]).expand(len(x), -1, -1)
 
 
 def _known(lower: Tensor) -> Tensor:
-    """A bound that is NaN is no bound."""
+    """Replace bounds that are NaN by no bound."""
     return torch.where(lower.isnan(), -torch.inf, lower)

@@ -1,4 +1,4 @@
-"""What there is to find by name: the one table of certifiers, ours and other packages'; suites; cards of models."""
+"""The one table of certifiers, ours and other packages', in which they are found by name."""
 
 import ast
 import difflib
@@ -16,7 +16,7 @@ GROUP = "certbench.verifiers"
 
 @cache
 def table() -> dict[str, str]:
-    """Every known certifier, name to `module:Class`; imports no backend.
+    """Return every known certifier, name to `module:Class`, without importing a backend.
 
     Raises:
         ConfigError: two packages claim one name, or a package's table cannot be imported.
@@ -34,7 +34,7 @@ def table() -> dict[str, str]:
 
 
 def find(name: str) -> type[Any]:
-    """The certifier class of that name; imports its module.
+    """Return the certifier class of that name; this imports its module.
 
     Raises:
         ConfigError: no certifier has this name, or its line in the table leads nowhere.
@@ -54,13 +54,13 @@ def find(name: str) -> type[Any]:
 
 
 def name_of(certifier: type[Any]) -> str:
-    """The name under which a class stands in the table; `module:Class` if it stands in none."""
+    """Return the name under which a class stands in the table; `module:Class` if it stands in none."""
     target = f"{certifier.__module__}:{certifier.__qualname__}"
     return next((name for name, entry in table().items() if entry == target), target)
 
 
 def summary(name: str) -> str:
-    """First line of the class's docstring, read from the source so that no backend is imported."""
+    """Return the first line of the class's docstring, read from the source so that no backend is imported."""
     module, _, attribute = table()[name].partition(":")
     try:
         spec = importlib.util.find_spec(module)
@@ -77,7 +77,7 @@ def summary(name: str) -> str:
 
 
 def unknown(kind: str, name: str, known: Any) -> str:
-    """A message for a name that is not known, with the nearest ones."""
+    """Write a message for a name that is not known, with the nearest ones."""
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"

@@ -24,7 +24,7 @@ class ThreatModel:
     domain: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no certifier could mean."""
+        """Refuse another norm and an empty domain."""
         if self.p not in (0.0, 1.0, 2.0, math.inf):
             raise ConfigError(f"norm {self.p!r} is unknown; write 1, 2 or inf, or 0 to count coordinates", ("p",))
         object.__setattr__(self, "p", float(self.p))
@@ -32,7 +32,7 @@ class ThreatModel:
             raise ConfigError(f"domain {self.domain!r} is empty; write [low, high], low < high", ("domain",))
 
     def within(self, low: float, high: float) -> "ThreatModel":
-        """The same norm, for inputs known to lie in `[low, high]` coordinate by coordinate."""
+        """Return the same norm for inputs that lie in `[low, high]`, coordinate by coordinate."""
         return replace(self, domain=(float(low), float(high)))
 
     @property
@@ -40,7 +40,7 @@ class ThreatModel:
         """The dual exponent, 1/p + 1/q = 1.
 
         Raises:
-            UnsupportedError: of L0, which has none.
+            UnsupportedError: L0 has none.
         """
         if self.p == 0.0:
             raise UnsupportedError("L0 counts coordinates and has no dual norm")

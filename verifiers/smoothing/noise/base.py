@@ -1,4 +1,4 @@
-"""What noises of randomized smoothing share: from heights to certified radii, and pieces of samplers.
+"""The base class of noises, the step from heights to certified radii, and pieces of samplers.
 
 Two arguments turn probabilities into radii. Both serve one-vs-rest (`p_upper = 1 - p_lower`) and two classes.
 
@@ -28,14 +28,14 @@ from torch import Tensor
 from certbench.errors import ConfigError, UnsupportedError
 
 Stream = np.random.Generator | torch.Generator
-"""Where draws come from: NumPy's generator, on the CPU, or torch's, on its device. They give different draws."""
+"""A source of draws: NumPy's generator, on the CPU, or torch's, on its device. They give different draws."""
 
 ALLOWANCE = 1e-11
-"""What is taken off radii, relative to the heights they are made of. Against 40 digits, SciPy's inverse functions and
-the sums built on them are right to 1e-13 on the probabilities and dimensions of the tests."""
+"""Relative allowance that is taken off radii, in units of the heights that they are made of. SciPy's inverse functions
+and the sums built on them agree with 40 digits to 1e-13 on the probabilities and dimensions of the tests."""
 
 TINY = 1e-60
-"""Smaller probabilities are not told apart: a rival's is raised to it, and a class below it certifies nothing."""
+"""Smallest probability that is told apart: a rival's is raised to it, and a class below it certifies nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Noise(ABC):
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     """Norms that certificates are asked for; `radius` knows every p >= 1."""
     additive: ClassVar[bool] = True
-    """Whether nothing is lost if noise passes an affine layer by itself, before the input is added."""
+    """Whether the noise may pass an affine layer by itself, before the input is added, without any loss."""
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -60,7 +60,7 @@ class Noise(ABC):
 
     @abstractmethod
     def scale(self, d: int) -> float:
-        """The scale in which the literature states this noise, for dimension d.
+        """Return the scale in which the literature states this noise, for dimension d.
 
         Raises:
             UnsupportedError: the noise does not exist in so few dimensions.
@@ -75,22 +75,22 @@ class Noise(ABC):
         """
 
     def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
-        """As `draw`, for NumPy."""
+        """Draw n times, for NumPy."""
         found: Float[np.ndarray, "n d"] = self.draw(stream, n, d).numpy()
         return found
 
     def perturb(self, point: Float[Tensor, " d"], stream: Stream, n: int) -> Float[Tensor, "n d"]:
-        """The input plus each of n draws, in the input's precision; the input is on the stream's device."""
+        """Add each of n draws to the input, in the input's precision; the input is on the stream's device."""
         return self.draw(stream, n, len(point)).to(point.dtype).add_(point)
 
     @abstractmethod
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        """Radii in the norms that have a formula of their own, rounded down; `0 <= p_upper < p_lower <= 1` holds."""
+        """Return radii in the norms that have their own formula, rounded down; `0 <= p_upper < p_lower <= 1` holds."""
 
     def radius(self, p_lower: float, p_upper: float, p: float, d: int) -> float:
-        r"""Certified radius in the p-norm, rounded down; 0 where nothing is certified.
+        r"""Return the certified radius in the p-norm, rounded down; 0 where nothing is certified.
 
-        The largest of the direct ones $R_a$ over $d^{1/a - 1/p}$ if p > a, else over 1, as
+        It is the largest of the direct radii $R_a$, each divided by $d^{\max(0, 1/a - 1/p)}$, because
         $\|\delta\|_a \le d^{\max(0, 1/a - 1/p)} \|\delta\|_p$.
 
         Args:
@@ -112,7 +112,7 @@ class Noise(ABC):
 
 
 def odd(height: Callable[[float], float], p_lower: float, p_upper: float, allowance: float = ALLOWANCE) -> float:
-    """(h(p_lower) - h(p_upper)) / 2, rounded down, where h(1 - t) = -h(t) = height(t) for t in (0, 1/2]."""
+    """Return (h(p_lower) - h(p_upper)) / 2, rounded down, where h(1 - t) = -h(t) = height(t) for t in (0, 1/2]."""
     if p_lower == 1 or p_upper == 0:
         return math.inf
     high, low = (
@@ -123,7 +123,7 @@ def odd(height: Callable[[float], float], p_lower: float, p_upper: float, allowa
 
 
 def odd_integral(integral: Callable[[float, float], float], p_lower: float, p_upper: float, allowance: float) -> float:
-    """As `odd`, where the height is an integral that errs downward: `integral(t, top)` with t < top <= 1/2."""
+    """Do as `odd` does where the height is an integral that errs downward: `integral(t, top)` with t < top <= 1/2."""
     if p_lower == 1 or p_upper == 0:
         return math.inf
     if p_lower <= 0.5:
@@ -136,28 +136,28 @@ def odd_integral(integral: Callable[[float, float], float], p_lower: float, p_up
 
 
 def normal(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-    """Standard normals. On a device they are drawn in float64: torch's float32 ones end early (on the CPU at 5.77)."""
+    """Draw standard normals; on a device in float64, because torch's float32 ones end early (on the CPU at 5.77)."""
     if isinstance(stream, np.random.Generator):
         return torch.from_numpy(stream.standard_normal((n, d), dtype=np.float32))
     return _empty(stream, n, d).normal_(generator=stream).float()
 
 
 def exponential(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-    """Standard exponential draws; on a device from float64, which ends at 36.7 and not at 16.6."""
+    """Draw standard exponentials; on a device from float64, which ends at 36.7 and not at 16.6."""
     if isinstance(stream, np.random.Generator):
         return torch.from_numpy(stream.standard_exponential((n, d), dtype=np.float32))
     return _empty(stream, n, d).exponential_(generator=stream).float()
 
 
 def symmetric(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-    """Uniform on [-1, 1], centred in the 2^24 cells that float32 draws tell apart, or the 2^53 of a device."""
+    """Draw uniformly on [-1, 1], centred in the 2^24 cells that float32 draws tell apart, or the 2^53 of a device."""
     if isinstance(stream, np.random.Generator):
         return torch.from_numpy(stream.random((n, d), dtype=np.float32)).mul_(2).sub_(1 - 2.0**-24)
     return _empty(stream, n, d).uniform_(generator=stream).mul_(2).sub_(1 - 2.0**-53).float()
 
 
 def integers(stream: Stream, top: int, *shape: int) -> Int[Tensor, "..."]:
-    """Uniform on 0, ..., top - 1, for top at most 2^63."""
+    """Draw uniformly from 0, ..., top - 1, for top at most 2^63."""
     if isinstance(stream, np.random.Generator):
         return torch.from_numpy(stream.integers(0, top, shape))
     drawn = torch.empty(shape, dtype=torch.int64, device=stream.device)
@@ -165,34 +165,34 @@ def integers(stream: Stream, top: int, *shape: int) -> Int[Tensor, "..."]:
 
 
 def signs(stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-    """Fair signs."""
+    """Draw fair signs."""
     if isinstance(stream, np.random.Generator):
         return torch.from_numpy(stream.integers(0, 2, (n, d), dtype=np.int8)).float().mul_(2).sub_(1)
     return integers(stream, 2, n, d).float().mul_(2).sub_(1)
 
 
 def host(stream: Stream) -> np.random.Generator:
-    """The stream, or one of NumPy that its next draw seeds: for gamma draws, of which most noises need one a row."""
+    """Return a stream of NumPy for gamma draws, mostly one per row: this one, or one that its next draw seeds."""
     if isinstance(stream, np.random.Generator):
         return stream
     return np.random.Generator(np.random.SFC64(int(integers(stream, 2**63, 1))))
 
 
 def times(noise: Float[Tensor, "n d"], factor: float) -> Float[Tensor, "n d"]:
-    """The noise times a factor that is rounded up, so that its scale is never below the one certified; in place."""
+    """Multiply the noise in place by a factor that is rounded up: its scale is never below the certified one."""
     rounded = np.float32(factor)
     return noise.mul_(float(rounded if rounded >= factor else np.nextafter(rounded, np.float32(math.inf))))
 
 
 def directions(stream: Stream, length: Float[np.ndarray, " n"], d: int) -> Float[Tensor, "n d"]:
-    """Uniform directions of the given lengths."""
+    """Draw uniform directions of the given lengths."""
     noise = normal(stream, len(length), d)
     norm = torch.linalg.vector_norm(noise, dim=1, dtype=torch.float64)
     return noise.mul_((torch.from_numpy(length).to(noise.device) / norm.clamp_(min=1e-30)).float()[:, None])
 
 
 def cubes(stream: Stream, length: Float[np.ndarray, " n"], d: int) -> Float[Tensor, "n d"]:
-    """Uniform on the surfaces of cubes of the given half sides."""
+    """Draw uniformly on the surfaces of cubes of the given half sides."""
     noise = symmetric(stream, len(length), d)
     axes = integers(stream, d, len(length))
     noise.scatter_(1, axes[:, None], signs(stream, len(length), 1))

@@ -1,6 +1,6 @@
-"""Heights h(1 - t) of noises in units of their scale, for a tail 0 < t <= 1/2: what `noise` turns into radii.
+"""Heights h(1 - t) of noises in units of their scale, for a tail 0 < t <= 1/2; `families` turns them into radii.
 
-Each is the integral of ds / F(s) from t to 1/2 (see `noise_base`), where F(s) is the largest flux through the boundary
+Each is the integral of ds / F(s) from t to 1/2 (see `base`), where F(s) is the largest flux through the boundary
 of a set of probability s: the integral of the score -v . grad log q over the set {score >= c} that has probability s
 (Neyman and Pearson). The method is that of Yang et al. (2020).
 
@@ -25,17 +25,17 @@ from scipy.special import (
 )
 
 PANELS = 8192
-"""Tangents per integral; they lose 2e-8 of it at t = 0.01 and 1e-6 at t = 1e-12."""
+"""Number of tangents per integral. They lose 2e-8 of it at t = 0.01 and 1e-6 at t = 1e-12."""
 
 SERIES = 100_000
-"""The largest shape at which SciPy's series of the lower incomplete gamma function is used. The series stops after 2000
-terms, at shape 1.5 million 8e-5 short."""
+"""Largest shape at which SciPy's series of the lower incomplete gamma function is used. The series stops after 2000
+terms; at shape 1.5 million it is 8e-5 short."""
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 def gamma_ratio(x: float, step: float) -> float:
-    """Gamma(x + step) / Gamma(x); by the difference of Stirling's series where that of logarithms loses digits."""
+    """Return Gamma(x + step) / Gamma(x), by differences of Stirling's series where those of logarithms lose digits."""
     if min(x, x + step) < 100:
         return math.exp(math.lgamma(x + step) - math.lgamma(x))
     end = x + step
@@ -172,7 +172,7 @@ def pow_inf_linf(tail: float, top: float, a: float, d: int) -> float:
 
 
 def _panels(tail: float, top: float) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " n"]]:
-    """Panels from `tail` to `top`, in geometric progression, and where tangents are to touch."""
+    """Return panels from `tail` to `top`, in geometric progression, and the points where tangents touch."""
     places = math.log(tail / top) * np.linspace(1, 0, 2 * PANELS + 1)
     points = top * np.exp(places)
     points[0] = tail
@@ -185,7 +185,7 @@ def _tangents(
     flux: Float[np.ndarray, " n"],
     score: Float[np.ndarray, " n"],
 ) -> float:
-    """Integral of 1/F by tangents at s: F' is the score at the boundary, so F is concave and 1/F convex."""
+    """Integrate 1/F by tangents at s: F' is the score at the boundary, so F is concave and 1/F convex."""
     width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
     return float((width / flux * (1 - score / flux * (middle - s))).sum())
 

@@ -1,7 +1,7 @@
 """Noises of randomized smoothing, each with its sampler and its certified radii.
 
 Families of Yang, Duan, Hu, Salman, Razenshteyn and Li (2020), "Randomized smoothing of all shapes and sizes", and the
-papers named at each; `noise_base` explains how heights and total variation become radii.
+papers named at each; `base` explains how heights and total variation become radii.
 """
 
 import math
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 LOOSE = 1e-9
-"""In place of `ALLOWANCE` where an integral is a sum over thousands of incomplete gamma or beta functions."""
+"""Relative allowance where an integral is a sum over thousands of incomplete gamma or beta functions."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Gaussian(Noise):
         return self.sigma
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """Normal draws that do not end at 5.77, as torch's in float32 do."""
+        """Draw normals that do not end at 5.77, as torch's in float32 do."""
         return times(normal(stream, n, d), self.sigma)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
@@ -76,16 +76,16 @@ class Laplace(Noise):
     """Independent Laplace noise (Teng, Lee and Yuan, 2020; Yang et al., 2020). Scale: b = sigma / sqrt(2)."""
 
     def scale(self, d: int) -> float:
-        """The b of density exp(-|x|/b) / 2b."""
+        """Return the b of density exp(-|x|/b) / 2b."""
         del d
         return self.sigma / math.sqrt(2)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """Differences of two exponential draws."""
+        """Draw differences of two exponentials."""
         return times(exponential(stream, n, d).sub_(exponential(stream, n, d)), self.scale(d))
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        """L1: half the difference of quantiles, tight; Linf: `heights.laplace_linf`, exact."""
+        """Return the L1 radius, half the difference of quantiles (tight), and Linf by `laplace_linf` (exact)."""
         b = self.scale(d)
         return {
             1.0: b * odd(lambda tail: -math.log(2 * tail), p_lower, p_upper),
@@ -98,16 +98,16 @@ class Uniform(Noise):
     """Uniform noise on a box (Lee et al., 2019; Yang et al., 2020). Scale: half its side, lambda = sigma sqrt(3)."""
 
     def scale(self, d: int) -> float:
-        """The lambda of [-lambda, lambda]^d."""
+        """Return the lambda of [-lambda, lambda]^d."""
         del d
         return self.sigma * math.sqrt(3)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """Uniform draws."""
+        """Draw uniformly."""
         return times(symmetric(stream, n, d), self.scale(d))
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        r"""By total variation $T = 1 - \prod (1 - u_i)$, $u_i = |\delta_i| / 2\lambda$, tight in each norm.
+        r"""Return radii by total variation $T = 1 - \prod (1 - u_i)$, $u_i = |\delta_i| / 2\lambda$; all are tight.
 
         L1: $T \le \sum u_i$, with equality on an axis. L2 and Linf: the worst shift is a diagonal one,
         $T = 1 - (1 - u)^d$, in Linf as T increases in each u_i, and in L2 because $T \le 1/2$ leaves
@@ -123,16 +123,16 @@ class UniformBall(Noise):
     """Uniform noise in an L2 ball (Yang et al., 2020). Scale: its radius, lambda = sigma sqrt(d + 2)."""
 
     def scale(self, d: int) -> float:
-        """The ball's radius."""
+        """Return the ball's radius."""
         return self.sigma * math.sqrt(d + 2)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """A direction times the d-th root of a uniform draw."""
+        """Draw directions, each times the d-th root of a uniform draw."""
         length = self.scale(d) * np.exp(-host(stream).standard_exponential(n) / d)
         return directions(stream, length, d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        r"""L2, by total variation, tight for two classes too.
+        r"""Return the L2 radius by total variation; it is tight for two classes too.
 
         Two balls at distance r share what lies beyond the middle, so T(r) is the probability of $|u_1| \le r / 2$
         for a point u of the ball, and $u_1^2 / \lambda^2$ follows Beta(1/2, (d + 1)/2).
@@ -165,12 +165,12 @@ class Pareto(Noise):
         return self.sigma * math.sqrt((self.a - 1) * (self.a - 2) / 2)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """Quantiles of exponential draws, with random signs."""
+        """Draw quantiles of exponentials, with random signs."""
         noise = exponential(stream, n, d).div_(self.a).expm1_()
         return times(noise.mul_(signs(stream, n, d)), self.scale(d))
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        """L1: `heights.pareto`."""
+        """Return the L1 radius by `pareto`."""
         return {1.0: self.scale(d) * odd(partial(heights.pareto, a=self.a), p_lower, p_upper)}
 
 
@@ -198,13 +198,13 @@ class ExpP(Noise):
         return self.sigma * math.exp((math.lgamma(1 / self.exponent) - math.lgamma(3 / self.exponent)) / 2)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """Powers of gamma draws, with random signs."""
+        """Draw powers of gamma draws, with random signs."""
         noise = torch.from_numpy(host(stream).standard_gamma(1 / self.exponent, (n, d), dtype=np.float32))
         sign = signs(stream, n, d)
         return times(noise.pow_(1 / self.exponent).to(sign.device).mul_(sign), self.scale(d))
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        """L1: `heights.exp_p`."""
+        """Return the L1 radius by `exp_p`."""
         return {1.0: self.scale(d) * odd(partial(heights.exp_p, q=self.exponent), p_lower, p_upper)}
 
 
@@ -217,11 +217,11 @@ class ExpTwo(Noise):
         return self.sigma / math.sqrt(d + 1)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """A direction times a gamma draw."""
+        """Draw directions, each times a gamma draw."""
         return directions(stream, self.scale(d) * host(stream).standard_gamma(d, n), d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        """L2: `heights.exp_two`."""
+        """Return the L2 radius by `exp_two`."""
         return {2.0: self.scale(d) * odd(partial(heights.exp_two, d=d), p_lower, p_upper)}
 
 
@@ -254,12 +254,12 @@ class ExpInf(Noise):
         return self.sigma / math.sqrt(moment)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """A point of the surface of a cube times the root of a gamma draw."""
+        """Draw points on the surface of a cube, each times the root of a gamma draw."""
         length = self.scale(d) * host(stream).standard_gamma(self._freedom(d) / self.k, n) ** (1 / self.k)
         return cubes(stream, length, d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        r"""L1 by total variation, linear in p; Linf, if j = 0, by `heights.exp_inf_linf` where that has the digits.
+        r"""Return L1 by total variation, linear in p, and Linf, if j = 0, by `exp_inf_linf` where that has the digits.
 
         Along each line parallel to an axis the density rises to the middle and falls, so
         $T(\delta) \le M \|\delta\|_1$ with $M = \int q(0, y) dy$ over the others,
@@ -307,13 +307,13 @@ class PowInf(Noise):
         return self.sigma * math.sqrt(3 * (self.a - 1) * (self.a - 2) / ((d + 1) * (d + 2)))
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """A point of the surface of a cube times a ratio of gamma draws."""
+        """Draw points on the surface of a cube, each times a ratio of gamma draws."""
         gamma = host(stream)
         length = self.scale(d) * gamma.standard_gamma(d, n) / gamma.standard_gamma(self.a, n)
         return cubes(stream, length, d)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        r"""L1 by total variation, as `ExpInf`, $1/M = 2 \lambda d / a$; Linf by `heights.pow_inf_linf`."""
+        r"""Return L1 by total variation, as `ExpInf`, with $1/M = 2 \lambda d / a$, and Linf by `pow_inf_linf`."""
         scale = self.scale(d)
         linf = partial(heights.pow_inf_linf, a=self.a, d=d)
         return {
@@ -338,11 +338,11 @@ exponent, pow-2, and exp-1 with another exponent than 1 (Laplace)."""
 
 
 def uniform_l1_in_box(p_lower: float, p_upper: float, x: Float[np.ndarray, " d"], half_side: float) -> float:
-    r"""L1 radius of box noise against inputs of [0, 1]^d alone (Voráček and Hein, 2023), rounded down.
+    r"""Return the L1 radius of box noise against inputs of [0, 1]^d alone (Voráček and Hein, 2023), rounded down.
 
     A perturbation moves x_i by at most $b_i = \max(x_i, 1 - x_i)$. Among all of L1 norm R the total variation
     $1 - \prod (1 - |\delta_i| / 2\lambda)$ is largest where the largest b_i are used up one after the other, as
-    that vector majorises the rest and the product is Schur-concave. At least the radius without a box.
+    that vector majorises the rest and the product is Schur-concave. It is at least the radius without a box.
 
     Args:
         p_lower: lower bound of the class's probability.
