@@ -79,7 +79,7 @@ class Classifier:
         return logits, torch.stack([*largest, logits.abs().amax(dim=1)]).amax(dim=0)
 
     def hidden_code(self) -> str | None:
-        """Name the first submodule with hooks or a `forward` of its own, which its type does not show, if there is one."""
+        """Name the first submodule with hooks or a `forward` of its own, which its type does not show, if any."""
         for name, part in self.module.named_modules():
             if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
                 return f"{name or self.name} ({type(part).__name__}) has hooks, or a forward of its own"
