@@ -7,7 +7,7 @@ ends the matter.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.margins import FLOOR, SLACK
+from certbench.core.ranges import between
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
 from certbench.verifiers.linear.crown import Crown
@@ -56,12 +57,12 @@ class BestOf(Certifier[BestOfState]):
     of: tuple[Certifier[Any], ...] = field(
         default_factory=lambda: (LipschitzMargin(), JacobianZonotope(refine=True), Crown())
     )
-    relative: float = 1e-3
+    relative: Annotated[float, between(0, 1, "left")] = 1e-3
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, torch.inf})
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         """Refuse certificates of different functions, which have no best."""
         if not self.of:
             raise ConfigError("name at least one certifier", ("of",))
@@ -72,8 +73,6 @@ class BestOf(Certifier[BestOfState]):
                 )
         if len({getattr(member, "rounding_safe", False) for member in self.of}) > 1:
             raise ConfigError("some claims are about the float program (rounding_safe), others are not", ("of",))
-        if not 0 <= self.relative < 1:
-            raise ConfigError(f"relative must lie between 0 and 1, not {self.relative}", ("relative",))
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
         """A norm that is not offered, or what every member says."""

@@ -14,6 +14,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.claims import Guarantee, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.margins import FLOOR, LIMIT, SLACK, Bounds, MarginState, margin_rows, tangent
+from certbench.core.ranges import Options
 from certbench.core.search import Evaluation, Found, RadiusSearch, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
@@ -21,11 +22,12 @@ from certbench.errors import UnsupportedError
 State = TypeVar("State")
 
 
-class Certifier(ABC, Generic[State]):
+class Certifier(Options, ABC, Generic[State]):
     """A method with its options.
 
     Subclasses are frozen dataclasses. Their fields are the options: what a suite file may set, what
-    `describe` stores, what the table prints. The norm is an argument, never an option.
+    `describe` stores, what the table prints. The norm is an argument, never an option. Ranges stand in the annotations,
+    see `ranges`; what concerns two options together is a method `check_together`.
     """
 
     guarantee: ClassVar[Guarantee]

@@ -6,11 +6,11 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from certbench.core import registry
+from certbench.core import ranges, registry
 from certbench.core.certifier import Certifier
 from certbench.core.search import SEARCHES, RadiusSearch
 from certbench.errors import ConfigError
@@ -71,10 +71,13 @@ def label(certifier: Certifier[Any], usual: Mapping[str, Any] | None = None) -> 
     return _labelled(registry.name_of(type(certifier)), certifier, usual or {})
 
 
-def describe_default(field: "dataclasses.Field[Any]") -> str:
-    """An option's default as text."""
-    default = _default(field)
-    return "required" if default is _REQUIRED else json.dumps(_plain(default))
+def describe_options(cls: type[Any]) -> list[tuple[str, str, str]]:
+    """Return the name of each option, what may be written for it, and its default, in words."""
+    types_ = ranges.annotations(cls)
+    return [
+        (field.name, _words(types_.get(field.name, field.type)), _default_text(field))
+        for field in dataclasses.fields(cls)
+    ]
 
 
 def _named(spec: object, path: Path) -> tuple[str, dict[str, Any]]:
@@ -142,6 +145,29 @@ def _readable(hint: Any) -> Any:
     return hint
 
 
+def _words(hint: Any) -> str:
+    """Return what may be written for an option of this type."""
+    hint, optional = ranges.without_none(hint)
+    if optional:
+        return f"{_words(hint)}, or null"
+    if hint in FAMILIES:
+        return f"one of {', '.join(FAMILIES[hint])}"
+    if typing.get_origin(hint) is Certifier or hint is Certifier:
+        return "a certifier"
+    choices = [part for part in ranges.allowed(hint) if isinstance(part, ranges.OneOf)]
+    if choices:
+        return ", ".join(choices[0].words())
+    if typing.get_origin(hint) is Annotated:
+        return ", ".join([_words(hint.__origin__), *(word for part in ranges.allowed(hint) for word in part.words())])
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        return f"list of: {_words(parts[0])}" if parts[-1] is Ellipsis else f"[{'; '.join(map(_words, parts))}]"
+    return PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+PLAIN: Mapping[Any, str] = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+"""Types of options in plain words."""
+
 _REQUIRED = object()
 
 
@@ -151,17 +177,43 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else _REQUIRED
 
 
+def _default_text(field: "dataclasses.Field[Any]") -> str:
+    default = _default(field)
+    if default is _REQUIRED:
+        return "required"
+    short = _shortest(default)
+    return short if isinstance(short, str) else json.dumps(short)
+
+
+def _shortest(value: Any) -> Any:
+    """Return the shortest specification of an option: defaults are left out, and a name alone is no mapping."""
+    name = _name(value)
+    if name is not None:
+        fields = dataclasses.fields(value)
+        given = {field.name: getattr(value, field.name) for field in fields}
+        changed = {field.name: _shortest(given[field.name]) for field in fields if given[field.name] != _default(field)}
+        return {"name": name, **changed} if changed else name
+    if isinstance(value, tuple | list):
+        return [_shortest(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else _plain(value)
+
+
+def _name(value: Any) -> str | None:
+    """Return the name of a certifier, or of a member of a family; None for other values."""
+    if isinstance(value, Certifier):
+        return registry.name_of(type(value))
+    names = (name for family in FAMILIES.values() for name, choice in family.items() if type(value) is choice)
+    return next(names, None)
+
+
 def _fields(options: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Certifier):
-        return describe(value)
-    for family in FAMILIES.values():
-        for name, choice in family.items():
-            if type(value) is choice:
-                return {"name": name, **_fields(value)}
+    name = _name(value)
+    if name is not None:
+        return {"name": name, **_fields(value)}
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     if isinstance(value, float) and math.isinf(value):
@@ -179,12 +231,9 @@ def _labelled(name: str, value: Any, usual: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, Certifier):
-        return label(value)
-    for family in FAMILIES.values():
-        for name, choice in family.items():
-            if type(value) is choice:
-                return _labelled(name, value, {})
+    name = _name(value)
+    if name is not None:
+        return _labelled(name, value, {})
     if isinstance(value, tuple):
         return "+".join(_short(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

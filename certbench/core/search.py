@@ -1,6 +1,5 @@
 """Radius search: from "is the margin positive at eps?" to a certified radius, all inputs of a batch at once."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from certbench.core.ranges import Options, PositiveFloat, PositiveInt, RelativeTolerance
 from certbench.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ class Found:
     evaluations: Int[Tensor, " n"]
 
 
-class RadiusSearch(ABC):
+class RadiusSearch(Options, ABC):
     """A strategy for choosing the radii at which the margin is bounded.
 
     Sound whatever the margin does in between: `certified` is always a radius that an evaluation proved.
@@ -77,12 +77,13 @@ class Ladder(RadiusSearch):
     `Ladder((0.1,))` asks "is it certified at 0.1?" at the cost of one evaluation.
     """
 
-    eps: tuple[float, ...]
+    eps: tuple[PositiveFloat, ...]
 
     def __post_init__(self) -> None:
-        """Refuse radii that are no radii."""
-        if not self.eps or not all(0 < eps < math.inf for eps in self.eps):
-            raise ConfigError("a ladder needs at least one radius, each positive and finite", ("eps",))
+        """Sort the radii, of which there is at least one."""
+        RadiusSearch.__post_init__(self)
+        if not self.eps:
+            raise ConfigError("a ladder needs at least one radius", ("eps",))
         object.__setattr__(self, "eps", tuple(sorted(self.eps)))
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
@@ -113,18 +114,15 @@ class Bisection(RadiusSearch):
         evaluations: at most so many bounds per input; a failing start is followed downwards meanwhile.
     """
 
-    start: float = 0.1
-    relative: float = 1e-3
-    limit: float = 1e4
-    evaluations: int = 60
+    start: PositiveFloat = 0.1
+    relative: RelativeTolerance = 1e-3
+    limit: PositiveFloat = 1e4
+    evaluations: PositiveInt = 60
 
-    def __post_init__(self) -> None:
-        """Refuse settings with which no search could end."""
-        if not 0 < self.start < math.inf:
-            raise ConfigError(f"start must be positive and finite, not {self.start}", ("start",))
-        if not self.start <= self.limit < math.inf:
-            raise ConfigError(f"limit must be finite and at least start, not {self.limit}", ("limit",))
-        _check(self.relative, self.evaluations)
+    def check_together(self) -> None:
+        """Refuse a start above the limit."""
+        if self.start > self.limit:
+            raise ConfigError(f"limit must be at least start, {self.start}, not {self.limit}", ("limit",))
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """About log2(1 / relative) evaluations, plus those that find the bracket."""
@@ -162,15 +160,9 @@ class Secant(RadiusSearch):
         evaluations: at most so many bounds per input.
     """
 
-    relative: float = 1e-3
-    limit: float = 1e4
-    evaluations: int = 60
-
-    def __post_init__(self) -> None:
-        """Refuse settings with which no search could end."""
-        if not 0 < self.limit < math.inf:
-            raise ConfigError(f"limit must be positive and finite, not {self.limit}", ("limit",))
-        _check(self.relative, self.evaluations)
+    relative: RelativeTolerance = 1e-3
+    limit: PositiveFloat = 1e4
+    evaluations: PositiveInt = 60
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Each input keeps its own bracket and leaves the batch when it is finished."""
@@ -302,13 +294,6 @@ def _nothing_yet(clean: Float[Tensor, " n"]) -> Found:
         refuted=torch.full_like(clean, torch.inf),
         evaluations=torch.zeros(len(clean), dtype=torch.int64, device=clean.device),
     )
-
-
-def _check(relative: float, evaluations: int) -> None:
-    if not 0 < relative < 1:
-        raise ConfigError(f"relative must lie between 0 and 1, not {relative}", ("relative",))
-    if evaluations < 1:
-        raise ConfigError(f"evaluations must be at least 1, not {evaluations}", ("evaluations",))
 
 
 SEARCHES: dict[str, type[RadiusSearch]] = {"secant": Secant, "bisection": Bisection, "ladder": Ladder}

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,9 +22,10 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.margins import SLACK, clean_margin, margin_rows, tangent
+from certbench.core.ranges import BatchSize, PositiveInt, RelativeTolerance, Seconds, between
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, NumericalError
+from certbench.errors import NumericalError
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.descent import Counterexample, attack, refute
@@ -45,27 +46,15 @@ class BranchAndBound(Certifier[NetworkState]):
             not, `upper` is at most `eps` and `radius` any radius that was proved.
     """
 
-    seconds: float = 60.0
-    domains: int = 64
-    iterations: int = 20
-    candidates: int = 4
-    relative: float = 1e-6
-    eps: float | None = None
+    seconds: Seconds = 60.0
+    domains: BatchSize = 64
+    iterations: PositiveInt = 20
+    candidates: PositiveInt = 4
+    relative: RelativeTolerance = 1e-6
+    eps: Annotated[float, between(0, LIMIT, "right")] | None = None
 
     guarantee: ClassVar[Guarantee] = Guarantee.COMPLETE
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
-
-    def __post_init__(self) -> None:
-        """Refuse settings with which nothing could end."""
-        if not 0 < self.seconds < math.inf:
-            raise ConfigError(f"seconds must be positive and finite, not {self.seconds}", ("seconds",))
-        for name in ("domains", "iterations", "candidates"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", (name,))
-        if not 0 < self.relative < 1:
-            raise ConfigError(f"relative must lie between 0 and 1, not {self.relative}", ("relative",))
-        if self.eps is not None and not 0 < self.eps <= LIMIT:
-            raise ConfigError(f"eps must be positive and at most {LIMIT:g}, not {self.eps}", ("eps",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""

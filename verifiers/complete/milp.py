@@ -8,7 +8,7 @@ ball of the nearest counterexample known.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,9 +19,9 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.margins import SLACK, clean_margin, margin_rows
+from certbench.core.ranges import PositiveFloat, Seconds, between
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError
 from certbench.verifiers.bounds.programs import highs
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.milp_search import WIDEN, Bracket
@@ -48,22 +48,13 @@ class MILP(Certifier[NetworkState]):
         tighten: sharpen CROWN's intermediate bounds by LPs first: fewer binaries, at a price.
     """
 
-    eps: float | None = None
-    seconds: float = 60.0
-    tolerance: float = 1e-4
+    eps: PositiveFloat | None = None
+    seconds: Seconds = 60.0
+    tolerance: Annotated[float, between(10 * WIDEN, 1, "left")] = 1e-4
     tighten: bool = False
 
     guarantee: ClassVar[Guarantee] = Guarantee.COMPLETE
     norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
-
-    def __post_init__(self) -> None:
-        """Refuse what no solver could meet."""
-        if self.eps is not None and not 0 < self.eps < math.inf:
-            raise ConfigError(f"eps must be positive and finite, or left out, not {self.eps}", ("eps",))
-        if not 0 < self.seconds < math.inf:
-            raise ConfigError(f"seconds must be positive and finite, not {self.seconds}", ("seconds",))
-        if not 10 * WIDEN <= self.tolerance < 1:
-            raise ConfigError(f"tolerance must lie between {10 * WIDEN:g} and 1, not {self.tolerance}", ("tolerance",))
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
         """L2 needs mixed-integer quadratic programs."""

@@ -18,9 +18,10 @@ from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, margin_rows, tangent
+from certbench.core.ranges import NonNegativeInt, PositiveInt
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.errors import UnsupportedError
 from certbench.verifiers.bounds.backward import ENTRIES, backward, layer_bounds
 from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, sufficient
@@ -42,16 +43,12 @@ class Crown(MarginCertifier[NetworkState]):
     """
 
     rounding_safe: bool = False
-    entries: int = ENTRIES
+    entries: PositiveInt = ENTRIES
     search: RadiusSearch = field(default_factory=Secant)
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     version: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        _check_entries(self.entries)
 
     def intermediate(self) -> str:
         """CROWN's."""
@@ -102,23 +99,15 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
     """
 
-    iterations: int = 20
-    layers: int = 0
+    iterations: PositiveInt = 20
+    layers: NonNegativeInt = 0
     rounding_safe: bool = False
-    entries: int = ENTRIES
+    entries: PositiveInt = ENTRIES
     search: RadiusSearch = field(default_factory=Secant)
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     version: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if self.iterations < 1:
-            raise ConfigError(f"iterations must be at least 1, not {self.iterations}", ("iterations",))
-        _check_entries(self.entries)
-        if self.layers < 0:
-            raise ConfigError(f"layers must be at least 0, not {self.layers}", ("layers",))
 
     def intermediate(self) -> str:
         """CROWN's, or optimised ones."""
@@ -192,8 +181,3 @@ def _safe(
     """Bounds of what the float program computes, from bounds as they were computed."""
     error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
     return found.less((rows.abs() @ error[..., None]).squeeze(-1))
-
-
-def _check_entries(entries: int) -> None:
-    if entries < 1:
-        raise ConfigError(f"entries must be at least 1, not {entries}", ("entries",))

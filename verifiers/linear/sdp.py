@@ -17,7 +17,7 @@ A solver proposes w and `Relaxation.bound` proves, so neither its tolerance nor 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +29,10 @@ from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, margin_rows, tangent
+from certbench.core.ranges import at_least, one_of
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, MissingBackendError, UnsupportedError
+from certbench.errors import MissingBackendError, UnsupportedError
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.proof import adaptive
@@ -74,19 +75,12 @@ class SDP(MarginCertifier[NetworkState]):
     """
 
     search: RadiusSearch = field(default_factory=lambda: Secant(relative=1e-2))
-    solver: str = "scs"
+    solver: Annotated[str, one_of(*BACKENDS)] = "scs"
     cuts: bool = True
-    limit: int | None = None
+    limit: Annotated[int, at_least(2)] | None = None
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({2.0, math.inf})
-
-    def __post_init__(self) -> None:
-        """Refuse solvers that are not known and limits that allow nothing."""
-        if self.solver not in BACKENDS:
-            raise ConfigError(f"solver must be one of {', '.join(BACKENDS)}, not {self.solver!r}", ("solver",))
-        if self.limit is not None and self.limit < 2:
-            raise ConfigError(f"limit must be at least 2, not {self.limit}", ("limit",))
 
     def intermediate(self) -> str:
         """CROWN's."""

@@ -19,7 +19,7 @@ but there are no new symbols.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -30,9 +30,9 @@ from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds
+from certbench.core.ranges import one_of
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError
 from certbench.networks.maps import Map
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.backward import ENTRIES
@@ -87,18 +87,11 @@ class HybridZonotope(MarginCertifier[NetworkState]):
             takes the narrower of these two, "least" has DeepZ's slope u / (u - l).
     """
 
-    transformer: str = "switch"
+    transformer: Annotated[str, one_of(*SLOPES)] = "switch"
     search: RadiusSearch = field(default_factory=Secant)
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown transformer."""
-        if self.transformer not in SLOPES:
-            raise ConfigError(
-                f"transformer {self.transformer!r} is unknown; write one of {', '.join(SLOPES)}", ("transformer",)
-            )
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""

@@ -17,6 +17,7 @@ from torch.nn.functional import one_hot
 
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.ranges import PositiveInt
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
@@ -53,7 +54,7 @@ class FastLip(LocalLipschitz):
     """
 
     chords: bool = False
-    shells: int = 1
+    shells: PositiveInt = 1
     gram: bool = False
     rounding_safe: bool = False
     search: RadiusSearch = field(default_factory=Secant)
@@ -111,7 +112,7 @@ class RecurJac(LocalLipschitz):
     """
 
     chords: bool = False
-    shells: int = 1
+    shells: PositiveInt = 1
     rounding_safe: bool = False
     search: RadiusSearch = field(default_factory=Secant)
 

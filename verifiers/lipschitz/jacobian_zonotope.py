@@ -20,6 +20,7 @@ from torch import Tensor
 
 from certbench.core import ball
 from certbench.core.claims import Guarantee
+from certbench.core.ranges import PositiveInt
 from certbench.core.search import RadiusSearch, Secant
 from certbench.networks.maps import Dense, Map
 from certbench.networks.relu import ReluNetwork
@@ -49,7 +50,7 @@ class JacobianZonotope(LocalLipschitz):
     """
 
     chords: bool = True
-    shells: int = 1
+    shells: PositiveInt = 1
     refine: bool = False
     rounding_safe: bool = False
     search: RadiusSearch = field(default_factory=Secant)

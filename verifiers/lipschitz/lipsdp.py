@@ -12,7 +12,7 @@ relu(x) - relu(0.9 x - 10) it gives 0.1; the slope at x = 1 is 1.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,8 +21,9 @@ from torch import Tensor
 from certbench.checker.reading import written
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier, Regressor
+from certbench.core.ranges import NonNegativeInt, one_of
 from certbench.core.search import RadiusSearch, Secant
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.errors import UnsupportedError
 from certbench.networks.maps import Dense
 from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
@@ -184,6 +185,10 @@ class Eclipse(GlobalLipschitz):
         return witness(state, int(label))
 
 
+NETWORK = "LipSDP-Network is no bound; it gives 0.1 for relu(x) - relu(0.9 x - 10), whose slope at x = 1 is 1"
+"""Reason why one of the published forms is refused."""
+
+
 @dataclass(frozen=True)
 class LipSDP(GlobalLipschitz):
     """LipSDP (Fazlyab et al., 2019), one constant per pair of classes, for networks without skip connections.
@@ -199,33 +204,15 @@ class LipSDP(GlobalLipschitz):
         search: how radii are chosen.
     """
 
-    multipliers: str = "pair"
-    form: str = "neuron"
-    solver: str = "newton"
-    iterations: int = 300
+    multipliers: Annotated[str, one_of("pair", "shared")] = "pair"
+    form: Annotated[str, one_of("neuron", "layer", note=NETWORK)] = "neuron"
+    solver: Annotated[str, one_of("newton", "gradient", "scs", "clarabel")] = "newton"
+    iterations: NonNegativeInt = 300
     rounding_safe: bool = False
     search: RadiusSearch = field(default_factory=Secant)
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
-
-    def __post_init__(self) -> None:
-        """Refuse what is unknown, and the form that is no bound."""
-        if self.form == "network":
-            raise ConfigError(
-                "LipSDP-Network is no bound: it gives 0.1 for relu(x) - relu(0.9 x - 10), whose slope at x = 1 is 1; "
-                "write neuron or layer",
-                ("form",),
-            )
-        for name, known in (
-            ("multipliers", ("pair", "shared")),
-            ("form", ("neuron", "layer")),
-            ("solver", ("newton", "gradient", "scs", "clarabel")),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}", (name,))
-        if self.iterations < 0:
-            raise ConfigError(f"iterations must be at least 0, not {self.iterations}", ("iterations",))
 
     @torch.no_grad()
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:

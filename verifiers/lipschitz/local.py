@@ -24,6 +24,7 @@ from certbench.core import ball
 from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier
 from certbench.core.margins import SLACK, Bounds
+from certbench.core.ranges import PositiveInt
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.relu import ReluNetwork
@@ -97,15 +98,13 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
     """
 
     chords: bool
-    shells: int
+    shells: PositiveInt
     rounding_safe: bool
 
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
 
-    def __post_init__(self) -> None:
-        """Refuse what would be unsound, or no number of shells."""
-        if self.shells < 1:
-            raise ConfigError(f"shells must be at least 1, not {self.shells}", ("shells",))
+    def check_together(self) -> None:
+        """Refuse what would be unsound."""
         if self.chords and self.shells > 1:
             raise ConfigError(
                 "the radial integral is over tangents; chords start at the input: shells need chords: false",

@@ -21,6 +21,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.ranges import PositiveInt
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
@@ -46,7 +47,7 @@ class MaskedProduct(LocalLipschitz):
     """
 
     chords: bool = False
-    shells: int = 1
+    shells: PositiveInt = 1
     rounding_safe: bool = False
     search: RadiusSearch = field(default_factory=Secant)
 

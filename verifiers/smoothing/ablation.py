@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.ranges import Alpha, PositiveInt, between
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.verifiers.smoothing.counting import Counter
 from certbench.verifiers.smoothing.splitting import check_range
-from certbench.verifiers.smoothing.votes import Rule, VoteState, check_sampling, sample
+from certbench.verifiers.smoothing.votes import Draws, Rule, VoteState, sample
 
 LIMIT = 256
 """The largest radius that `DiscreteSmoothing` looks for, so that weak noise costs no hours."""
@@ -66,7 +67,7 @@ class DiscreteSmoothing(Certifier[VoteState]):
     coordinate which stays the same, so perturbed inputs may have any values.
 
     Attributes:
-        keep: probability that a coordinate keeps its value.
+        keep: probability that a coordinate keeps its value. Above 1 / (grid + 1), which is all noise.
         grid: steps between 0 and 1: 255 for 8-bit images, 1 for black and white.
         pixels: whether the radius counts pixels, that is positions with all their channels, of inputs with three axes.
         n: draws that estimate the probabilities.
@@ -75,12 +76,12 @@ class DiscreteSmoothing(Certifier[VoteState]):
         rule: `one-vs-rest` bounds the runner-up by 1 - p_A; `two-class` bounds both from the counts, at alpha / 2.
     """
 
-    keep: float = 0.2
-    grid: int = 255
+    keep: Annotated[float, between(0, 1, "neither")] = 0.2
+    grid: Annotated[int, between(1, 2**31 - 1)] = 255
     pixels: bool = False
-    n: int = 100_000
-    n0: int = 100
-    alpha: float = 0.001
+    n: Draws = 100_000
+    n0: Draws = 100
+    alpha: Alpha = 0.001
     rule: Rule = "two-class"
 
     guarantee = Guarantee.PROBABILISTIC
@@ -88,13 +89,10 @@ class DiscreteSmoothing(Certifier[VoteState]):
     norms = frozenset({0.0})
     version = 2
 
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if not 1 <= self.grid < 2**31:
-            raise ConfigError(f"grid must lie between 1 and 2^31 - 1, not {self.grid}", ("grid",))
-        if not 1 / (self.grid + 1) < self.keep < 1:
-            raise ConfigError(f"keep must lie between 1/{self.grid + 1} (all noise) and 1, not {self.keep}", ("keep",))
-        check_sampling(self.n, self.n0, self.alpha, self.rule)
+    def check_together(self) -> None:
+        """Refuse noise that leaves nothing of the input."""
+        if not 1 / (self.grid + 1) < self.keep:
+            raise ConfigError(f"keep must be above 1/{self.grid + 1}, which is all noise, not {self.keep}", ("keep",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
         """Nothing to compute."""
@@ -230,26 +228,18 @@ class RandomizedAblation(Certifier[VoteState]):
         rule: `one-vs-rest` bounds the runner-up by 1 - p_A; `two-class` bounds both from the counts, at alpha / 2.
     """
 
-    keep: int = 45
+    keep: PositiveInt = 45
     encode: Literal["two-channel", "zero"] = "zero"
     pixels: bool = True
-    n: int = 100_000
-    n0: int = 100
-    alpha: float = 0.001
+    n: Draws = 100_000
+    n0: Draws = 100
+    alpha: Alpha = 0.001
     rule: Rule = "two-class"
 
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({0.0})
     version = 2
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if self.keep < 1:
-            raise ConfigError(f"keep must be at least 1, not {self.keep}", ("keep",))
-        if self.encode not in ("two-channel", "zero"):
-            raise ConfigError(f"encode must be two-channel or zero, not {self.encode!r}", ("encode",))
-        check_sampling(self.n, self.n0, self.alpha, self.rule)
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
         """Check that the classifier can read what it will be shown.

@@ -18,12 +18,13 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.ranges import Alpha, PositiveFloat
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.errors import UnsupportedError
 from certbench.verifiers.smoothing.confidence import scores
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, add_votes, rows_of
 from certbench.verifiers.smoothing.noise.families import Gaussian, Noise
-from certbench.verifiers.smoothing.votes import check_sampling
+from certbench.verifiers.smoothing.votes import Draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,23 +61,15 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
     """
 
     noise: Noise = field(default_factory=Gaussian)
-    radius: float = 0.25
-    n: int = 100_000
-    n0: int = 100
-    alpha: float = 0.001
-    step: int = 100
+    radius: PositiveFloat = 0.25
+    n: Draws = 100_000
+    n0: Draws = 100
+    alpha: Alpha = 0.001
+    step: Draws = 100
 
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({1.0, 2.0, math.inf})
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if not 0 < self.radius < math.inf:
-            raise ConfigError(f"radius must be positive and finite, not {self.radius}", ("radius",))
-        check_sampling(self.n, self.n0, self.alpha)
-        if self.step < 1:
-            raise ConfigError(f"step must be at least 1, not {self.step}", ("step",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> AdaptiveState:
         """Find the probability that is enough.

@@ -10,7 +10,7 @@ sound.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,15 +20,16 @@ from certbench.core.certificate import Certificate
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.inputs import check_inputs
+from certbench.core.ranges import Options, PositiveInt, between
 from certbench.core.threat import L0
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.errors import UnsupportedError
 from certbench.verifiers.smoothing.ablation import readable
 from certbench.verifiers.smoothing.counting import rows_of
 from certbench.verifiers.smoothing.splitting import ranking
 
 
 @dataclass(frozen=True)
-class PatchSmoothing:
+class PatchSmoothing(Options):
     """Band or block smoothing.
 
     Attributes:
@@ -42,27 +43,13 @@ class PatchSmoothing:
     """
 
     kind: Literal["band", "block"] = "band"
-    size: int = 4
-    threshold: float = 0.3
+    size: PositiveInt = 4
+    threshold: Annotated[float, between(0, 1, "right")] = 0.3
     rule: Literal["located", "uniform"] = "located"
     encode: Literal["two-channel", "zero"] = "two-channel"
 
     guarantee = Guarantee.SOUND
     subject = Subject.SMOOTHED
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if self.size < 1:
-            raise ConfigError(f"size must be at least 1, not {self.size}", ("size",))
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold must lie between 0 and 1, not {self.threshold}", ("threshold",))
-        for name, choices in (
-            ("kind", ("band", "block")),
-            ("rule", ("located", "uniform")),
-            ("encode", ("two-channel", "zero")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}", (name,))
 
     def certify(self, classifier: Classifier, x: Float[Tensor, "n ..."]) -> Certificate:
         """The class of each image, and the side of the largest square patch that cannot change it.

@@ -26,6 +26,7 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier, Regressor
 from certbench.core.inputs import input_seed
+from certbench.core.ranges import Alpha, Seed, Sigma
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.sequences import cut
@@ -34,7 +35,7 @@ from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.counting import ESTIMATION, PREDICTION, SELECTION, Counter
 from certbench.verifiers.smoothing.hidden_layers import Interleaved, Noises, Place
 from certbench.verifiers.smoothing.noise.families import Gaussian, Noise, Uniform, uniform_l1_in_box
-from certbench.verifiers.smoothing.votes import Rule, bounds, check_sampling
+from certbench.verifiers.smoothing.votes import Draws, Rule, bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +85,13 @@ class Smoothing(Certifier[SmoothingState]):
     """
 
     noise: Noise = field(default_factory=Gaussian)
-    n: int = 100_000
-    n0: int = 100
-    alpha: float = 0.001
+    n: Draws = 100_000
+    n0: Draws = 100
+    alpha: Alpha = 0.001
     rule: Rule = "two-class"
     layer: str | None = None
-    also: tuple[tuple[str, float], ...] = ()
-    share: int | None = None
+    also: tuple[tuple[str, Sigma], ...] = ()
+    share: Seed | None = None
     precision: Literal["bfloat16"] | None = None
     compile: bool = False
 
@@ -99,23 +100,15 @@ class Smoothing(Certifier[SmoothingState]):
     norms = frozenset({1.0, 2.0, math.inf})
     version = 3
 
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        check_sampling(self.n, self.n0, self.alpha, self.rule)
-        if self.share is not None and self.share < 0:
-            raise ConfigError(f"share is a seed, at least 0, not {self.share}", ("share",))
+    def check_together(self) -> None:
+        """Refuse what the noise cannot do."""
         if self.share is not None and not self.noise.additive:
             raise ConfigError("this noise is added in integers, to each input by itself; leave share out", ("share",))
         for name, used in (("layer", self.layer is not None), ("also", self.also)):
             if used and not self.noise.additive:
                 raise ConfigError("this noise is for inputs on a grid; features of a layer are not", (name,))
-        if self.precision not in (None, "bfloat16"):
-            raise ConfigError(f"precision is bfloat16 or left out, not {self.precision!r}", ("precision",))
         if self.precision is not None and self.also:
             raise ConfigError("bfloat16 would round the noise of the later layers; leave it out", ("precision",))
-        for i, (_, sigma) in enumerate(self.also):
-            if not 0 < sigma < math.inf:
-                raise ConfigError(f"sigma must be positive and finite, not {sigma}", ("also", i, 1))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> SmoothingState:
         """Cut the network where the noise goes, and bound what comes before.

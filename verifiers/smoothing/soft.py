@@ -8,7 +8,7 @@ radius is $\frac\sigma2(\Phi^{-1}(\hat f_A) - \Phi^{-1}(\hat f_B))$, from bounds
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,15 +19,14 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.ranges import Alpha, PositiveFloat, Sigma, at_least
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, rows_of
 from certbench.verifiers.smoothing.noise.families import Gaussian
-from certbench.verifiers.smoothing.votes import bounds, check_sampling
+from certbench.verifiers.smoothing.votes import Draws, bounds
 
 Bound = Literal["chernoff", "hoeffding", "bernstein", "sampled"]
-BOUNDS = ("chernoff", "hoeffding", "bernstein", "sampled")
 
 UNIT = 2**30
 """Scores are rounded to whole multiples of 1 / UNIT, against the certificate, so that their sums are exact."""
@@ -86,27 +85,16 @@ class SoftSmoothing(Certifier[SoftState]):
             `sampled` draws one class from each softmax and has the exact bounds of Clopper and Pearson for the counts.
     """
 
-    sigma: float = 0.25
-    beta: float = 1.0
-    n: int = 100_000
-    n0: int = 100
-    alpha: float = 0.001
+    sigma: Sigma = 0.25
+    beta: PositiveFloat = 1.0
+    n: Annotated[int, at_least(2, "a variance needs two draws")] = 100_000
+    n0: Draws = 100
+    alpha: Alpha = 0.001
     bound: Bound = "chernoff"
 
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({1.0, 2.0, math.inf})
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        for name in ("sigma", "beta"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be positive and finite, not {getattr(self, name)}", (name,))
-        check_sampling(self.n, self.n0, self.alpha)
-        if self.n < 2:
-            raise ConfigError(f"n must be at least 2, for a variance, not {self.n}", ("n",))
-        if self.bound not in BOUNDS:
-            raise ConfigError(f"bound must be one of {', '.join(BOUNDS)}, not {self.bound!r}", ("bound",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> SoftState:
         """There is nothing to compute."""

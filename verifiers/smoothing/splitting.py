@@ -25,10 +25,11 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.ranges import Alpha, PositiveFloat, PositiveInt, Seed
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.counting import Counter, rows_of, tally
-from certbench.verifiers.smoothing.votes import Rule, VoteState, check_sampling, sample
+from certbench.verifiers.smoothing.votes import Draws, Rule, VoteState, sample
 
 NEAR = 1e-4
 """How far a value may lie from the grid, in its steps: float32 moves multiples of 1/255 by up to 2e-5 of a step."""
@@ -73,21 +74,16 @@ class SplittingSmoothing(Certifier[VoteState]):
         rule: `one-vs-rest` bounds the runner-up by 1 - p_A; `two-class` bounds both from the counts, at alpha / 2.
     """
 
-    lam: float = 0.5
-    n: int = 100_000
-    n0: int = 100
-    alpha: float = 0.001
+    lam: PositiveFloat = 0.5
+    n: Draws = 100_000
+    n0: Draws = 100
+    alpha: Alpha = 0.001
     rule: Rule = "two-class"
 
     guarantee = Guarantee.PROBABILISTIC
     subject = Subject.SMOOTHED
     norms = frozenset({1.0})
     version = 2
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        check_scale(self.lam)
-        check_sampling(self.n, self.n0, self.alpha, self.rule)
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
         """Nothing to compute."""
@@ -145,26 +141,19 @@ class DeterministicSplitting(Certifier[ExactState]):
         offsets: seed of the v_i.
     """
 
-    lam: float = 0.5
-    grid: int = 255
+    lam: PositiveFloat = 0.5
+    grid: PositiveInt = 255
     points: Literal["grid", "all"] = "grid"
-    offsets: int = 0
+    offsets: Seed = 0
 
     guarantee = Guarantee.SOUND
     subject = Subject.SMOOTHED
     norms = frozenset({1.0})
 
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        check_scale(self.lam)
-        if self.grid < 1:
-            raise ConfigError(f"grid must be at least 1, not {self.grid}", ("grid",))
+    def check_together(self) -> None:
+        """Refuse cuts that are closer than the grid."""
         if self.levels < 1:
             raise ConfigError(f"lam {self.lam} is below half a step of the grid, 1/{2 * self.grid}", ("lam",))
-        if self.points not in ("grid", "all"):
-            raise ConfigError(f"points must be grid or all, not {self.points!r}", ("points",))
-        if self.offsets < 0:
-            raise ConfigError(f"a seed is at least 0, not {self.offsets}", ("offsets",))
 
     @property
     def levels(self) -> int:
@@ -262,13 +251,3 @@ def check_range(x: Float[Tensor, "n ..."]) -> None:
             f"inputs lie between {float(x.min()):g} and {float(x.max()):g}; this noise is for [0, 1], "
             "so rescale them and put the normalisation inside the classifier"
         )
-
-
-def check_scale(lam: float) -> None:
-    """Refuse a distance between cuts that is none.
-
-    Raises:
-        ConfigError: it is not positive and finite.
-    """
-    if not 0 < lam < math.inf:
-        raise ConfigError(f"lam must be positive and finite, not {lam}", ("lam",))

@@ -8,27 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.core.ranges import PositiveInt
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
 
 Rule = Literal["two-class", "one-vs-rest"]
 
-
-def check_sampling(n: int, n0: int, alpha: float, rule: str = "two-class") -> None:
-    """Refuse numbers of draws and levels of confidence that no run could use.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}", ("alpha",))
-    for name, value in (("n", n), ("n0", n0)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}", (name,))
-    if rule not in ("two-class", "one-vs-rest"):
-        raise ConfigError(f"rule must be two-class or one-vs-rest, not {rule!r}", ("rule",))
+Draws = PositiveInt
+"""Number of draws of the noise."""
 
 
 def bounds(top: int, estimation: Sequence[int], n: int, alpha: float, rule: Rule = "two-class") -> tuple[float, float]:

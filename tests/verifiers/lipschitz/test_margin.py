@@ -570,7 +570,7 @@ def test_orders_of_the_rules_that_are_theorems():
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ConfigError, match="write one of best, pairwise"):
+    with pytest.raises(ConfigError, match="rule must be one of best, pairwise"):
         LipschitzMargin(rule="gloro")
 
 

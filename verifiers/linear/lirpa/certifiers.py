@@ -5,7 +5,6 @@ L2; and checks that the converted graph is the network that was asked about. aut
 not used, because its interval arithmetic forgets the ball at the first addition (0.3: bounds of width zero).
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.core.margins import margin_rows
+from certbench.core.ranges import PositiveFloat, PositiveInt
 from certbench.core.search import RadiusSearch, Secant
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.errors import UnsupportedError
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.intervals import interval_bounds, intervals
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, parallel, sufficient
@@ -172,22 +172,13 @@ class AlphaCrownLirpa(Lirpa):
         layers: whether the slopes below intermediate layers are optimised too; else their bounds stay CROWN's.
     """
 
-    iterations: int = 20
+    iterations: PositiveInt = 20
     layers: bool = False
-    learning_rate: float = 0.1
+    learning_rate: PositiveFloat = 0.1
     search: RadiusSearch = field(default_factory=Secant)
 
     linear: ClassVar[bool] = False
     optimisable: ClassVar[frozenset[str]] = frozenset({"BoundRelu", "BoundTanh", "BoundSigmoid"})
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if self.iterations < 1:
-            raise ConfigError(f"iterations must be at least 1, not {self.iterations}", ("iterations",))
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(
-                f"learning_rate must be positive and finite, not {self.learning_rate}", ("learning_rate",)
-            )
 
     def bound_options(self) -> dict[str, Any]:
         """No early stop: it would look at the whole batch, and an input's radius must not depend on the others.

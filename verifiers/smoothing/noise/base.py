@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.core.ranges import Options, Sigma
+from certbench.errors import UnsupportedError
 
 Stream = np.random.Generator | torch.Generator
 """A source of draws: NumPy's generator, on the CPU, or torch's, on its device. They give different draws."""
@@ -39,24 +40,19 @@ TINY = 1e-60
 
 
 @dataclass(frozen=True)
-class Noise(ABC):
+class Noise(Options, ABC):
     """Additive noise, symmetric about 0, the same whatever the input.
 
     Attributes:
         sigma: root of the mean square of a coordinate, in units of the input.
     """
 
-    sigma: float = 0.25
+    sigma: Sigma = 0.25
 
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     """Norms that certificates are asked for; `radius` knows every p >= 1."""
     additive: ClassVar[bool] = True
     """Whether the noise may pass an affine layer by itself, before the input is added, without any loss."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if not 0 < self.sigma < math.inf:
-            raise ConfigError(f"sigma must be positive and finite, not {self.sigma}", ("sigma",))
 
     @abstractmethod
     def scale(self, d: int) -> float:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from jaxtyping import Float
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.core.ranges import between
+from certbench.errors import UnsupportedError
 from certbench.verifiers.smoothing.noise import differential_method as heights
 from certbench.verifiers.smoothing.noise.base import (
     ALLOWANCE,
@@ -50,6 +52,9 @@ __all__ = [
 
 LOOSE = 1e-9
 """Relative allowance where an integral is a sum over thousands of incomplete gamma or beta functions."""
+
+TailIndex = Annotated[float, between(2, 1000, "right", "sigma is infinite up to 2")]
+"""Power of a tail, for a density that falls like x^(-a - 1)."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +156,7 @@ class Pareto(Noise):
         a: index of the tail; above 2, for a finite sigma.
     """
 
-    a: float = 3.0
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        Noise.__post_init__(self)
-        if not 2 < self.a <= 1000:
-            raise ConfigError(f"a must lie above 2, for a finite sigma, and not above 1000; it is {self.a}", ("a",))
+    a: TailIndex = 3.0
 
     def scale(self, d: int) -> float:
         """Lambda."""
@@ -184,13 +183,7 @@ class ExpP(Noise):
         exponent: q; 1 is Laplace, 2 is normal (its L1 radius; `gaussian` has the L2 radius).
     """
 
-    exponent: float = 1.5
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        Noise.__post_init__(self)
-        if not 0.1 <= self.exponent <= 10:
-            raise ConfigError(f"exponent must lie between 0.1 and 10, not {self.exponent}", ("exponent",))
+    exponent: Annotated[float, between(0.1, 10)] = 1.5
 
     def scale(self, d: int) -> float:
         """Lambda."""
@@ -236,16 +229,8 @@ class ExpInf(Noise):
         j: power of the pole at 0; at least j + 2 dimensions are needed, or any number if j is 0.
     """
 
-    k: float = 1.0
-    j: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        Noise.__post_init__(self)
-        if not 0.1 <= self.k <= 100:
-            raise ConfigError(f"k must lie between 0.1 and 100, not {self.k}", ("k",))
-        if not 0 <= self.j < math.inf:
-            raise ConfigError(f"j must be at least 0 and finite, not {self.j}", ("j",))
+    k: Annotated[float, between(0.1, 100)] = 1.0
+    j: Annotated[float, between(0, math.inf, "left")] = 0.0
 
     def scale(self, d: int) -> float:
         """Lambda."""
@@ -294,13 +279,7 @@ class PowInf(Noise):
         a: index of the norm's tail; above 2, for a finite sigma.
     """
 
-    a: float = 3.0
-
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        Noise.__post_init__(self)
-        if not 2 < self.a <= 1000:
-            raise ConfigError(f"a must lie above 2, for a finite sigma, and not above 1000; it is {self.a}", ("a",))
+    a: TailIndex = 3.0
 
     def scale(self, d: int) -> float:
         """Lambda."""

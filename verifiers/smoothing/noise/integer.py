@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from scipy.special import ndtr
 from torch import Tensor
 
+from certbench.core.ranges import PositiveInt
 from certbench.errors import ConfigError, NumericalError
 from certbench.verifiers.smoothing.noise.base import Noise, Stream, integers
 from certbench.verifiers.smoothing.noise.families import Gaussian
@@ -40,17 +41,13 @@ class IntegerGaussian(Noise):
             the inputs on it.
     """
 
-    grid: int = 255
+    grid: PositiveInt = 255
 
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     additive: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        """Refuse what no run could use."""
-        if not 0 < self.sigma < math.inf:
-            raise ConfigError(f"sigma must be positive and finite, not {self.sigma}", ("sigma",))
-        if self.grid < 1:
-            raise ConfigError(f"grid must be at least 1, not {self.grid}", ("grid",))
+    def check_together(self) -> None:
+        """Refuse noise whose table of thresholds would be too long."""
         if self.grid * self.sigma * 10 > 2**20:
             raise ConfigError("the noise spans more than a million steps of the grid", ("grid",))
 
