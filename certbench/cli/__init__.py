@@ -348,20 +348,17 @@ class _Watcher:
 
 
 def _show_certifier(name: str) -> None:
-    import dataclasses
     import inspect
 
-    from certbench.core.options import describe_default
+    from certbench.core.options import describe_options
 
     found = registry.find(name)
     norms = ", ".join(f"L{p:g}" for p in sorted(found.norms))
     out.print(f"{name}: {found.guarantee.value}, certifies the {found.subject.value} classifier, {norms}", markup=False)
     out.print(inspect.getdoc(found) or "", markup=False, soft_wrap=True)
-    table = Table("option", "type", "default", box=None, pad_edge=False)
-    for field in dataclasses.fields(found):
-        table.add_row(
-            field.name, escape(str(getattr(field.type, "__name__", field.type))), escape(describe_default(field))
-        )
+    table = Table("option", "value", "default", box=None, pad_edge=False)
+    for row in describe_options(found):
+        table.add_row(*map(escape, row))
     out.print(table)
 
 

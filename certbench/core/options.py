@@ -71,13 +71,18 @@ def label(certifier: Certifier[Any], usual: Mapping[str, Any] | None = None) -> 
     return _labelled(registry.name_of(type(certifier)), certifier, usual or {})
 
 
-def describe_options(cls: type[Any]) -> list[tuple[str, str, str]]:
-    """Return the name of each option, what may be written for it, and its default, in words."""
-    types_ = ranges.annotations(cls)
-    return [
-        (field.name, _words(types_.get(field.name, field.type)), _default_text(field))
-        for field in dataclasses.fields(cls)
-    ]
+def describe_options(cls: Any) -> list[tuple[str, str, str]]:
+    """Return the name of each option, what may be written for it, and its default, in words.
+
+    The options of what is chosen by name follow, indented.
+    """
+    hints, rows = ranges.annotations(cls), []
+    for field in dataclasses.fields(cls):
+        hint = hints.get(field.name, field.type)
+        rows.append((field.name, _words(hint), _default_text(field)))
+        for name, choice in _choices(hint).items():
+            rows += [(f"  {name}.{option}", words, default) for option, words, default in describe_options(choice)]
+    return rows
 
 
 def _named(spec: object, path: Path) -> tuple[str, dict[str, Any]]:
@@ -145,13 +150,18 @@ def _readable(hint: Any) -> Any:
     return hint
 
 
+def _choices(hint: Any) -> Mapping[str, type[Any]]:
+    """Return what may be chosen by name for an option of this type; nothing for types that are no family."""
+    return next((choices for kind, choices in FAMILIES.items() if kind is hint), {})  # a hint may have no hash
+
+
 def _words(hint: Any) -> str:
     """Return what may be written for an option of this type."""
     hint, optional = ranges.without_none(hint)
     if optional:
         return f"{_words(hint)}, or null"
-    if hint in FAMILIES:
-        return f"one of {', '.join(FAMILIES[hint])}"
+    if _choices(hint):
+        return f"one of {', '.join(_choices(hint))}"
     if typing.get_origin(hint) is Certifier or hint is Certifier:
         return "a certifier"
     choices = [part for part in ranges.allowed(hint) if isinstance(part, ranges.OneOf)]
@@ -182,7 +192,7 @@ def _default_text(field: "dataclasses.Field[Any]") -> str:
     if default is _REQUIRED:
         return "required"
     short = _shortest(default)
-    return short if isinstance(short, str) else json.dumps(short)
+    return short if isinstance(short, str) else json.dumps(short, default=str)
 
 
 def _shortest(value: Any) -> Any:

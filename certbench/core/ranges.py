@@ -131,7 +131,7 @@ class Options:
 
 
 @cache
-def annotations(cls: type[Any]) -> Mapping[str, Any]:
+def annotations(cls: Any) -> Mapping[str, Any]:
     """Return the type of each option with its range.
 
     Where a name in an annotation means something to a type checker alone, annotations that are text have no range;

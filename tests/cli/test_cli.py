@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -181,6 +182,22 @@ def test_an_unsound_certificate_is_shouted(certbench: Run) -> None:
         assert code == cli.UNSOUND
         assert "UNSOUND: fake(radius=100) on plane, norm 2, input 0: radius 100, but a counterexample lies at" in err
         assert "3 certificates are refuted" in err
+
+
+@pytest.mark.parametrize("name", ["milp", "smoothing", "sdp", "best-of"])
+def test_options_are_shown_with_their_ranges_at_80_columns(
+    certbench: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = certbench("show", name)
+    table = out[out.index("\noption ") :].splitlines()
+    assert code == 0 and max(map(len, table)) <= 80 and "\u2026" not in out
+    cells = [re.split(r"\s{2,}", line.strip()) for line in table]
+    if name == "milp":
+        assert ["seconds", "number, above 0, finite", "60"] in cells
+        assert ["eps", "number, above 0, finite, or null", "null"] in cells
+    if name == "smoothing":
+        assert ["pareto.a", "number, above 2, at most 1000", "3"] in cells
 
 
 def test_known_issues_are_shown_and_do_not_decide_and_stale_ones_are_named(certbench: Run) -> None:

@@ -134,7 +134,7 @@ def test_what_is_not_whole_is_refused(text: object) -> None:
         ({"name": "crown", "search": {"name": "secant", "relative": 2}}, ("search", "relative"), "between 0 and 1"),
         ({"name": "crown", "search": {"name": "ladder"}}, ("search",), "needs the option 'eps'"),
         ({"name": "crown", "search": {"name": "ladder", "eps": [0.1, "x"]}}, ("search", "eps", 1), "x"),
-        ({"name": "crown", "search": {"name": "ladder", "eps": [0.1, -1]}}, ("search", "eps", 1), "above 0"),
+        ({"name": "crown", "search": {"name": "ladder", "eps": [0.1, -1]}}, ("search", "eps", 1), "eps[1] must be"),
         ({"name": "crown", "search": {"relative": 0.1}}, ("search",), "`name`"),
         ({"name": "crown", "search": 3}, ("search",), "`name`"),
         ({"name": "crown", "search": Smoothing()}, ("search",), "`name`"),

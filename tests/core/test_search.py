@@ -215,24 +215,26 @@ def test_an_empty_batch_is_fine(search: RadiusSearch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "option"),
+    ("make", "path"),
     [
-        (lambda: Bisection(start=0), "start"),
-        (lambda: Bisection(start=math.nan), "start"),
-        (lambda: Secant(limit=0.0), "limit"),
-        (lambda: Bisection(start=math.inf, limit=math.inf), "start"),
-        (lambda: Bisection(limit=math.inf), "limit"),
-        (lambda: Bisection(start=1.0, limit=0.5), "limit"),
-        (lambda: Secant(relative=0.0), "relative"),
-        (lambda: Secant(relative=1.0), "relative"),
-        (lambda: Bisection(evaluations=0), "evaluations"),
-        (lambda: Ladder(()), "eps"),
-        (lambda: Ladder((0.1, -0.1)), "eps"),
-        (lambda: Ladder((math.nan,)), "eps"),
-        (lambda: Ladder((math.inf,)), "eps"),
+        (lambda: Bisection(start=0), ("start",)),
+        (lambda: Bisection(start=math.nan), ("start",)),
+        (lambda: Secant(limit=0.0), ("limit",)),
+        (lambda: Bisection(start=math.inf, limit=math.inf), ("start",)),
+        (lambda: Bisection(limit=math.inf), ("limit",)),
+        (lambda: Bisection(start=1.0, limit=0.5), ("limit",)),
+        (lambda: Secant(relative=0.0), ("relative",)),
+        (lambda: Secant(relative=1.0), ("relative",)),
+        (lambda: Bisection(evaluations=0), ("evaluations",)),
+        (lambda: Ladder(()), ("eps",)),
+        (lambda: Ladder((0.1, -0.1)), ("eps", 1)),
+        (lambda: Ladder((math.nan,)), ("eps", 0)),
+        (lambda: Ladder((math.inf,)), ("eps", 0)),
     ],
 )
-def test_settings_with_which_no_search_could_end_are_refused(make: Callable[[], object], option: str) -> None:
+def test_settings_with_which_no_search_could_end_are_refused(
+    make: Callable[[], object], path: tuple[object, ...]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
-    assert caught.value.path == (option,)
+    assert caught.value.path == path

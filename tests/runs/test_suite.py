@@ -119,7 +119,7 @@ def test_a_suite_means_the_same_in_json(tmp_path: Path) -> None:
             12,
             "certifiers.0.noise.sigma: 'ten'",
         ),
-        ("eps: [0.1]", "eps: [0.1, -1]", 11, "positive"),
+        ("eps: [0.1]", "eps: [0.1, -1]", 11, "eps[1] must be above 0"),
         ("inputs: 3", "inputs: 3\ninputs: 4", 4, "'inputs' is given twice"),
         ("name: secant,", "name: secant, name: secant,", 8, "'name' is given twice"),
         ("inputs: 3", "inputs: [3", None, "not valid YAML"),

@@ -77,7 +77,7 @@ class DiscreteSmoothing(Certifier[VoteState]):
     """
 
     keep: Annotated[float, between(0, 1, "neither")] = 0.2
-    grid: Annotated[int, between(1, 2**31 - 1)] = 255
+    grid: Annotated[int, between(1, 2**31, "left")] = 255
     pixels: bool = False
     n: Draws = 100_000
     n0: Draws = 100

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, ConfigError, Linf
-from certbench.verifiers.smoothing import counting, soft
+from certbench.verifiers.smoothing import counting
 from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
