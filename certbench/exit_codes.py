@@ -4,20 +4,31 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Say how a command ended; where several hold, the command says which one it returns."""
+    """Say how a command ended; where several hold, the command says which one it returns.
 
-    OK = 0
-    VIOLATED = 1
-    """A policy is violated."""
-    USAGE = 2
-    """Something was asked for that cannot be run, or a file cannot be read."""
-    UNSOUND = 3
-    """A certificate is refuted, or its file does not prove it."""
-    INCOMPARABLE = 4
-    """The runs cannot be compared."""
-    INCOMPLETE = 5
-    """Rows failed, timed out, ran out of memory or were not reached."""
-    STORE = 6
-    """Results cannot be written or read."""
-    INTERRUPTED = 130
-    """Ctrl-C was pressed."""
+    Attributes:
+        meaning: what it says, as the command line's help lists it.
+    """
+
+    _value_: int
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> "ExitCode":
+        """Make a member of its number and its meaning."""
+        member = int.__new__(cls, code)
+        member._value_, member.meaning = code, meaning
+        return member
+
+    OK = 0, "fine"
+    VIOLATED = 1, "a policy is violated"
+    USAGE = 2, "something was asked for that cannot be run"
+    UNSOUND = 3, "a certificate is refuted, or not proved by its file"
+    INCOMPARABLE = 4, "runs cannot be compared"
+    INCOMPLETE = 5, "rows failed, timed out, ran out of memory or were not reached"
+    STORE = 6, "results cannot be written or read"
+    INTERRUPTED = 130, "interrupted"
+
+
+def explained() -> str:
+    """Return all codes with their meanings, in a sentence."""
+    return f"Exit codes: {'; '.join(f'{code.value} {code.meaning}' for code in ExitCode)}."

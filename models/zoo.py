@@ -44,7 +44,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooModel:
     """How a model of the zoo is made.
 
     Attributes:
@@ -65,43 +65,43 @@ class Entry:
 # Epochs, learning rates and decays are judgements, made with the test split in sight, so accuracies flatter a little.
 # Seed 1 ends within 0.8 points of every card of the digits; on MNIST it was not tried.
 TABLE = {
-    "linear": Entry("linear", Recipe(CrossEntropy(), epochs=50, learning_rate=2e-3)),
-    "mlp-plain": Entry("mlp", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
-    "mlp-small": Entry("mlp-small", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
-    "mlp-gaussian": Entry("mlp", Recipe(GaussianNoise(sigma=0.25), epochs=60)),
-    "mlp-pgd": Entry("mlp", Recipe(Adversarial(p=2.0, eps=0.3), epochs=60)),
-    "mlp-ibp": Entry("mlp", Recipe(IntervalBounds(eps=0.1), epochs=120)),
-    "mlp-lipschitz": Entry("mlp", Recipe(LipschitzMargin(eps=0.3), epochs=60)),
-    "cnn-plain": Entry("cnn", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
-    "cnn-gaussian": Entry("cnn", Recipe(GaussianNoise(sigma=0.25), epochs=60)),
-    "cnn-ibp": Entry("cnn", Recipe(IntervalBounds(eps=0.1), epochs=120)),
-    "cnn-denoised": Entry(
+    "linear": ZooModel("linear", Recipe(CrossEntropy(), epochs=50, learning_rate=2e-3)),
+    "mlp-plain": ZooModel("mlp", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
+    "mlp-small": ZooModel("mlp-small", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
+    "mlp-gaussian": ZooModel("mlp", Recipe(GaussianNoise(sigma=0.25), epochs=60)),
+    "mlp-pgd": ZooModel("mlp", Recipe(Adversarial(p=2.0, eps=0.3), epochs=60)),
+    "mlp-ibp": ZooModel("mlp", Recipe(IntervalBounds(eps=0.1), epochs=120)),
+    "mlp-lipschitz": ZooModel("mlp", Recipe(LipschitzMargin(eps=0.3), epochs=60)),
+    "cnn-plain": ZooModel("cnn", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
+    "cnn-gaussian": ZooModel("cnn", Recipe(GaussianNoise(sigma=0.25), epochs=60)),
+    "cnn-ibp": ZooModel("cnn", Recipe(IntervalBounds(eps=0.1), epochs=120)),
+    "cnn-denoised": ZooModel(
         "cnn", Recipe(Denoising(sigma=0.25), epochs=400, learning_rate=2e-3), preprocessor=Denoiser("cnn-plain")
     ),
-    "cnn-denoised-stability": Entry(
+    "cnn-denoised-stability": ZooModel(
         "cnn",
         Recipe(Stability(sigma=0.25), epochs=100, learning_rate=2e-3, weight_decay=0.1),
         preprocessor=Denoiser("cnn-plain"),
     ),
-    "cnn-diffusion": Entry(
+    "cnn-diffusion": ZooModel(
         "cnn",
         Recipe(NoisePrediction(), epochs=800, learning_rate=2e-3),
         preprocessor=DiffusionDenoiser("cnn-plain", sigma=0.25),
     ),
-    "cnn-diffusion-multistep": Entry(
+    "cnn-diffusion-multistep": ZooModel(
         "cnn",
         Recipe(NoisePrediction(), epochs=800, learning_rate=2e-3),
         preprocessor=DiffusionDenoiser("cnn-plain", sigma=0.25, steps=20),
     ),
-    "mnist-cnn-plain": Entry("cnn-small", Recipe(CrossEntropy(), epochs=4, batch_size=128), "mnist"),
-    "mnist-cnn-gaussian": Entry("cnn-small", Recipe(GaussianNoise(sigma=0.5), epochs=4, batch_size=128), "mnist"),
-    "mnist-cnn-denoised": Entry(
+    "mnist-cnn-plain": ZooModel("cnn-small", Recipe(CrossEntropy(), epochs=4, batch_size=128), "mnist"),
+    "mnist-cnn-gaussian": ZooModel("cnn-small", Recipe(GaussianNoise(sigma=0.5), epochs=4, batch_size=128), "mnist"),
+    "mnist-cnn-denoised": ZooModel(
         "cnn-small",
         Recipe(Denoising(sigma=0.5), epochs=3, batch_size=128, learning_rate=3e-3),
         "mnist",
         preprocessor=ConvolutionalDenoiser("mnist-cnn-plain"),
     ),
-    "mnist-cnn-denoised-stability": Entry(
+    "mnist-cnn-denoised-stability": ZooModel(
         "cnn-small",
         Recipe(Stability(sigma=0.5), epochs=3, batch_size=128, learning_rate=3e-3),
         "mnist",
@@ -218,7 +218,7 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
     return facts
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> ZooModel:
     if name not in TABLE:
         raise ConfigError(unknown("model", name, TABLE))
     return TABLE[name]

@@ -22,7 +22,7 @@ from certbench.auditing.base_classifiers import BaseAudit, distances, press
 from certbench.auditing.contradictions import examine
 from certbench.auditing.output import show
 from certbench.auditing.recheck_bounds import rebound
-from certbench.auditing.result import UNBOUND, UNPROVED, UNREACHED, Result, record
+from certbench.auditing.result import UNBOUND, UNPROVED, UNREACHED, Audit, record
 from certbench.auditing.rounding import FloatAudit, float_audit
 from certbench.auditing.smoothed_test import conclude, judge
 from certbench.core import options, registry
@@ -32,7 +32,7 @@ from certbench.files.writing import write
 from certbench.results import recheck_counts
 from certbench.results.rows import Row
 from certbench.results.store import Store
-from certbench.runs.reopen import Entry, StoredRun, reopen
+from certbench.runs.reopen import StoredRow, StoredRun, reopen
 from certbench.verifiers.smoothing.smoothing import Smoothing
 
 SMOOTHED_BATCH = 16
@@ -78,7 +78,7 @@ def run(
     opened = reopen(folder)
     entries = _chosen(opened, inputs, only)
     keys = {entry.key for entry in entries if opened.proves(entry)}
-    result = Result(skipped=[(entry.row, UNPROVED) for entry in entries if entry.key not in keys])
+    result = Audit(skipped=[(entry.row, UNPROVED) for entry in entries if entry.key not in keys])
     entries = [entry for entry in entries if entry.key in keys]
     smoothed = [entry for entry in entries if entry.row.subject is Subject.SMOOTHED]
     base = [entry for entry in entries if entry.row.subject is Subject.BASE]
@@ -111,7 +111,7 @@ def run(
                 status.update(f"attacks on {group[0].row.certifier} of {group[0].row.model}")
                 _test(opened, group, result, steps, seed, _share(deadline, 1 / (len(groups) - number)))
             keyed, stated = store.keyed_rows(), store.attacked()
-            known = distances(opened, (Entry(*one) for one in keyed if one[0].subject is Subject.BASE), store)
+            known = distances(opened, (StoredRow(*one) for one in keyed if one[0].subject is Subject.BASE), store)
         finally:
             store.close()
     fresh = {(row.model, row.certifier, row.norm, row.input): row for row, _, _ in keyed}
@@ -135,7 +135,7 @@ def run(
     return result.code
 
 
-def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[Entry]:
+def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[StoredRow]:
     """The rows that are asked for, of which at least the counterexamples are those of this model and these data."""
     if not opened.entries:
         raise ConfigError(f"none of the rows of {opened.folder} has been computed; run the suite first")
@@ -162,7 +162,7 @@ def _share(deadline: float, part: float) -> float:
     return now + part * (deadline - now) if deadline > now else deadline
 
 
-def _rebound(opened: StoredRun, entries: list[Entry], result: Result, deadline: float) -> None:
+def _rebound(opened: StoredRun, entries: list[StoredRow], result: Audit, deadline: float) -> None:
     """Bound the margins at claimed radii again, those first that took the least time."""
     current = []
     for entry in entries:
@@ -200,7 +200,7 @@ def _gave_up(row: Row) -> float:
     return float(value) if isinstance(value, int | float) else math.inf
 
 
-def _round(opened: StoredRun, group: list[Entry], result: Result) -> None:
+def _round(opened: StoredRun, group: list[StoredRow], result: Audit) -> None:
     """Bound the margins of one classifier at its certified radii again, in every way."""
     first = group[0].row
     x = opened.inputs[[entry.row.input for entry in group]]
@@ -218,21 +218,21 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, CertbenchError) else f"{type(error).__name__}: {error}"
 
 
-def _groups(entries: list[Entry]) -> list[list[Entry]]:
-    groups: dict[tuple[str, str, float], list[Entry]] = defaultdict(list)
+def _groups(entries: list[StoredRow]) -> list[list[StoredRow]]:
+    groups: dict[tuple[str, str, float], list[StoredRow]] = defaultdict(list)
     for entry in entries:
         groups[entry.row.model, entry.row.certifier, entry.row.norm].append(entry)
     return list(groups.values())
 
 
-def _test(opened: StoredRun, group: list[Entry], result: Result, steps: int, seed: int, deadline: float) -> None:
+def _test(opened: StoredRun, group: list[StoredRow], result: Audit, steps: int, seed: int, deadline: float) -> None:
     """Attack the certificates of one smoothed classifier inside their radii, and let PREDICT judge."""
     first = group[0]
     claims = [entry for entry in group if entry.row.radius > 0 and entry.row.prediction != ABSTAIN]
     if not claims:
         return
 
-    def skip(entries: list[Entry], reason: str) -> None:
+    def skip(entries: list[StoredRow], reason: str) -> None:
         result.skipped.extend((entry.row, reason) for entry in entries)
 
     try:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from certbench.attacks.battery import INSIDE, refute, search
 from certbench.attacks.counterexamples import Counterexamples, Found, replay
-from certbench.auditing.result import UNREACHED, Result
+from certbench.auditing.result import UNREACHED, Audit
 from certbench.core.claims import ABSTAIN
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import StoreError
 from certbench.results.rows import Row
 from certbench.results.store import Counterexample, Store
-from certbench.runs.reopen import Entry, StoredRun
+from certbench.runs.reopen import StoredRow, StoredRun
 
 BATCH = 32
 ROUNDS = 12
@@ -30,7 +30,7 @@ class BaseAudit:
     """The audit of one base classifier."""
 
     def __init__(
-        self, opened: StoredRun, name: str, entries: list[Entry], store: Store, steps: int, seed: int, result: Result
+        self, opened: StoredRun, name: str, entries: list[StoredRow], store: Store, steps: int, seed: int, result: Audit
     ) -> None:
         self.model, self.entries, self.store, self.steps, self.seed = opened.models[name], entries, store, steps, seed
         self.result = result
@@ -155,7 +155,7 @@ class BaseAudit:
             self.result.credits.update(name for name in found.attack if name)
 
 
-def distances(opened: StoredRun, entries: Iterable[Entry], store: Store) -> dict[str, float]:
+def distances(opened: StoredRun, entries: Iterable[StoredRow], store: Store) -> dict[str, float]:
     """How far the stored counterexamples of these rows are, replayed, by their keys; inf for one that is none."""
     stored, found = store.counterexamples(), dict[str, float]()
     groups: dict[tuple[str, ThreatModel], dict[str, int]] = defaultdict(dict)

@@ -41,7 +41,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Contradiction:
     """Two rows that cannot both be right, or a bound that is looser than a theorem says.
 
     Attributes:
@@ -97,7 +97,7 @@ ORDERS = (
 """See the module's text. LP and alpha-CROWN here take their intermediate bounds from `crown`, tightened at most."""
 
 
-def examine(rows: Iterable[Row]) -> list[Finding]:
+def examine(rows: Iterable[Row]) -> list[Contradiction]:
     """Hold the rows of base classifiers against one another.
 
     Args:
@@ -106,7 +106,7 @@ def examine(rows: Iterable[Row]) -> list[Finding]:
     groups: dict[Where, list[Row]] = {}
     findings = []
     for row in rows:
-        findings += [Finding(row, row, law, True) for law in _broken(row)]
+        findings += [Contradiction(row, row, law, True) for law in _broken(row)]
         if row.subject is Subject.BASE and row.prediction != ABSTAIN:
             groups.setdefault((row.model, row.input), []).append(row)
     return findings + [finding for group in groups.values() for finding in _examine(group)]
@@ -128,28 +128,28 @@ def _constant(evidence: Mapping[str, Any]) -> bool:
     return any(bound == 0 for place in places for bound in place.get("constants", {}).values())
 
 
-def _examine(group: list[Row]) -> Iterator[Finding]:
+def _examine(group: list[Row]) -> Iterator[Contradiction]:
     """All rows of one model and input, in all norms and domains."""
     for row in group:
         rivals = [other for other in group if other.upper < math.inf and _refutes(other, row)]
         nearest = min(rivals, key=lambda other: other.upper, default=None)
         if nearest is not None and replace(row, upper=nearest.upper).unsound:
             law = f"a counterexample is known at L{nearest.norm:g} distance {nearest.upper:.6g}"
-            yield Finding(row, nearest, law, True)
+            yield Contradiction(row, nearest, law, True)
     answered = [row for row in group if row.radius > 0]
     for row in answered[1:]:
         if row.prediction != answered[0].prediction:
-            yield Finding(row, answered[0], "both certify the class that the classifier itself predicts", True)
+            yield Contradiction(row, answered[0], "both certify the class that the classifier itself predicts", True)
     for order in ORDERS:
         for small in filter(lambda row: order.below(row.spec), group):
             for great in filter(lambda row: order.above(row.spec) and row.outcome.answered, group):
                 if _comparable(small, great) and _falls_short(great, small):
-                    yield Finding(small, great, order.why, False)
+                    yield Contradiction(small, great, order.why, False)
     for whole in group:
         if whole.spec.get("name") == "best-of" and whole.outcome.answered:
             for part in group:
                 if part.spec in whole.spec.get("of", ()) and _same_ball(part, whole) and _falls_short(whole, part):
-                    yield Finding(part, whole, "the best of several is at least each", False)
+                    yield Contradiction(part, whole, "the best of several is at least each", False)
 
 
 def _refutes(other: Row, row: Row) -> bool:

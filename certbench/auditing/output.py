@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from certbench.auditing.result import Result
+from certbench.auditing.result import Audit
 from certbench.results.rows import Row
 
 
-def show(result: Result, written: Mapping[str, Any], out: Console) -> None:
+def show(result: Audit, written: Mapping[str, Any], out: Console) -> None:
     """Print tables, and a line for whatever is wrong or was left out."""
 
     def number(value: float | None) -> str:

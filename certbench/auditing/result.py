@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from certbench.auditing.contradictions import Finding
+from certbench.auditing.contradictions import Contradiction
 from certbench.auditing.recheck_bounds import Rebound
 from certbench.auditing.rounding import FloatAudit
 from certbench.auditing.smoothed_test import Test, pooled
@@ -30,7 +30,7 @@ UNPROVED = "by its key, the row is of another model, input or version of the cer
 
 
 @dataclass
-class Result:
+class Audit:
     """What an audit came to.
 
     Attributes:
@@ -68,7 +68,7 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)
     unconfirmed: list[tuple[str, float, int]] = field(default_factory=list)
     skipped: list[tuple[Row, str]] = field(default_factory=list)
-    crossed: list[Finding] = field(default_factory=list)
+    crossed: list[Contradiction] = field(default_factory=list)
     floats: dict[tuple[str, str, float], FloatAudit | str] = field(default_factory=dict)
 
     @property
@@ -110,7 +110,7 @@ def _by_pair(rows: list[Row]) -> dict[tuple[str, str, float], list[Row]]:
     return pairs
 
 
-def record(result: Result, **settings: Any) -> dict[str, Any]:
+def record(result: Audit, **settings: Any) -> dict[str, Any]:
     """The audit as JSON."""
     bad = {id(row) for row in [*result.refuted, *result.misnamed]}
 

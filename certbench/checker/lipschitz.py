@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from certbench.checker.network import Layer, Network
+from certbench.checker.network import EnclosedLayer, Network
 from certbench.checker.reading import Claim, Refused, array, fields, items, number
 from certbench.checker.rounding import TINY, UNIT, gamma, norm_up, positive_semidefinite, product_up, raised, up
 
@@ -44,15 +44,19 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
     return None
 
 
-def rows_of(last: Layer, claim: Claim) -> Layer:
+def rows_of(last: EnclosedLayer, claim: Claim) -> EnclosedLayer:
     """The last layer of the differences between the class and each other one."""
     own, others = claim.prediction, [j for j in range(len(last.bias)) if j != claim.prediction]
     weight, bias = last.weight[own] - last.weight[others], last.bias[own] - last.bias[others]
     weight_error = up(last.weight_error[own] + last.weight_error[others] + UNIT * np.abs(weight))
-    return Layer(weight, weight_error, bias, up(last.bias_error[own] + last.bias_error[others] + UNIT * np.abs(bias)))
+    return EnclosedLayer(
+        weight, weight_error, bias, up(last.bias_error[own] + last.bias_error[others] + UNIT * np.abs(bias))
+    )
 
 
-def margins_of(layers: Sequence[Layer], rows: Layer, claim: Claim, spectral: Sequence[float]) -> np.ndarray:
+def margins_of(
+    layers: Sequence[EnclosedLayer], rows: EnclosedLayer, claim: Claim, spectral: Sequence[float]
+) -> np.ndarray:
     """At most the margins at the input; `spectral` are proved bounds of the 2-norms of all layers but the last.
 
     Rounding errors are carried along entry by entry and in the 2-norm, where they grow less.
@@ -69,7 +73,7 @@ def margins_of(layers: Sequence[Layer], rows: Layer, claim: Claim, spectral: Seq
     return result
 
 
-def _forward(layer: Layer, h: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _forward(layer: EnclosedLayer, h: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A layer's value at h, and how far that is from the true layer's, beside what its weights make of h's own error.
 
     Within `off` of h lies the true input of the layer.
@@ -80,7 +84,7 @@ def _forward(layer: Layer, h: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, 
 
 
 def constants(
-    claim: Claim, layers: Sequence[Layer], rows: Layer, spectral: Sequence[float], box: Sequence[float]
+    claim: Claim, layers: Sequence[EnclosedLayer], rows: EnclosedLayer, spectral: Sequence[float], box: Sequence[float]
 ) -> np.ndarray:
     """At least the Lipschitz constant of each margin, by claimed bounds of 2-norms that are proved."""
     p, d, hidden = claim.norm, len(claim.input), len(layers) - 1
@@ -148,7 +152,7 @@ def scales(matrix: np.ndarray) -> np.ndarray:
 
 
 def by_multipliers(
-    claim: Claim, layers: Sequence[Layer], rows: Layer, margin: float, k: int, multipliers: Any
+    claim: Claim, layers: Sequence[EnclosedLayer], rows: EnclosedLayer, margin: float, k: int, multipliers: Any
 ) -> float:
     r"""The constant that suffices for a margin, if LipSDP's matrix proves it for the pair's own multipliers.
 
@@ -176,7 +180,9 @@ def by_multipliers(
     return float(allowed)
 
 
-def _proved(layers: Sequence[Layer], rows: Layer, k: int, diagonals: Sequence[np.ndarray], rho: float) -> bool:
+def _proved(
+    layers: Sequence[EnclosedLayer], rows: EnclosedLayer, k: int, diagonals: Sequence[np.ndarray], rho: float
+) -> bool:
     """Whether LipSDP's matrix has no negative eigenvalue; that of its Schur complement after G, which is smaller."""
     g, lam, n = diagonals[0], diagonals[1][:, None], len(diagonals[1])
     diagonal = np.concatenate([*diagonals[1:], [rho]])
@@ -202,7 +208,7 @@ def _proved(layers: Sequence[Layer], rows: Layer, k: int, diagonals: Sequence[np
     return positive_semidefinite(matrix * power * power[:, None], raised(float(off)))
 
 
-def _moduli(layer: Layer) -> np.ndarray:
+def _moduli(layer: EnclosedLayer) -> np.ndarray:
     return up(np.abs(layer.weight) + layer.weight_error)
 
 

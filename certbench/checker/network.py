@@ -25,7 +25,7 @@ PARAMETERS = {
 }
 
 
-class Layer(NamedTuple):
+class EnclosedLayer(NamedTuple):
     """An affine map between ReLUs, and how far each entry can be off."""
 
     weight: np.ndarray
@@ -104,9 +104,9 @@ class Network:
                 values.append(np.maximum(h, 0.0) if node.op == "relu" else h + values[node.inputs[1]])
         return values[-1]
 
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[EnclosedLayer]:
         """The affine maps between the ReLUs of a chain, each multiplied out, the errors of that enclosed."""
-        found: list[Layer | None] = [None]
+        found: list[EnclosedLayer | None] = [None]
         for i, node in enumerate(self.nodes[1:], 1):
             if node.inputs != (i - 1,):
                 raise Refused(f"node {i} does not read the one before it alone: a skip connection")
@@ -120,19 +120,19 @@ class Network:
         return layers
 
 
-def _then(first: Layer | None, node: Node) -> Layer:
+def _then(first: EnclosedLayer | None, node: Node) -> EnclosedLayer:
     """An affine map after another one."""
     weight, bias = node.rows(np.arange(node.size)), node.bias
     off = 2 * gamma(node.roundings)
     error, bias_error = off * np.abs(weight), off * np.abs(bias) + (TINY if node.roundings else 0.0)
     if first is None:
-        return Layer(weight, error, bias, bias_error)
+        return EnclosedLayer(weight, error, bias, bias_error)
     far, sums = np.abs(weight), gamma(weight.shape[1] + 2)
     near, near_bias = up(np.abs(first.weight) + first.weight_error), up(np.abs(first.bias) + first.bias_error)
     spread = product_up(far, first.weight_error) + product_up(error, near) + sums * product_up(far, near)
     moved = product_up(far, first.bias_error) + product_up(error, near_bias) + sums * product_up(far, near_bias)
     rounded = up(moved + sums * np.abs(bias) + bias_error, 8)
-    return Layer(weight @ first.weight, up(spread, 8), weight @ first.bias + bias, rounded)
+    return EnclosedLayer(weight @ first.weight, up(spread, 8), weight @ first.bias + bias, rounded)
 
 
 def read(path: Path, digest: str) -> Network:

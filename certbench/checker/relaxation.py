@@ -35,7 +35,7 @@ def below(value: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class CutBall:
     """The ball, cut by the domain: how far each coordinate can go down and up, and its largest modulus."""
 
     claim: Claim
@@ -44,11 +44,11 @@ class Region:
     size: np.ndarray
 
     @staticmethod
-    def of(claim: Claim, radius: float) -> "Region":
+    def of(claim: Claim, radius: float) -> "CutBall":
         """The ball of this radius around the input of the claim."""
         x, box = claim.input, (-math.inf, math.inf) if claim.domain is None else claim.domain
         down, high = (np.minimum(radius, up(np.maximum(side, 0.0))) for side in (x - box[0], box[1] - x))
-        return Region(replace(claim, radius=radius), down, high, up(np.abs(x) + np.maximum(down, high)))
+        return CutBall(replace(claim, radius=radius), down, high, up(np.abs(x) + np.maximum(down, high)))
 
     def minimum(self, a: np.ndarray, constant: np.ndarray) -> np.ndarray:
         """At most the smallest a . x + constant in the region."""
@@ -95,7 +95,7 @@ def _cut(moduli: np.ndarray, room: np.ndarray, eps: float, norm: float) -> np.nd
 class Prover:
     """What is proved so far of a network over a region: bounds of the ReLUs' inputs, and sizes of all nodes."""
 
-    def __init__(self, network: Network, region: Region) -> None:
+    def __init__(self, network: Network, region: CutBall) -> None:
         self.network, self.region = network, region
         self.bounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.sizes: list[np.ndarray] = [region.size]
@@ -229,7 +229,7 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
     radius, relus = number(region, "evidence.region"), network.relus
     if not claim.radius <= radius:
         return "evidence.region is smaller than the ball of the claim"
-    prover = Prover(network, Region.of(claim, radius))
+    prover = Prover(network, CutBall.of(claim, radius))
     if len(items(layers, "evidence.layers")) != len(relus):
         return f"evidence.layers must have bounds for each of {len(relus)} ReLUs"
     for i, (at, layer) in enumerate(zip(relus, layers, strict=True)):
@@ -253,7 +253,7 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
         if not (claimed[1] <= below(constant - apart)).all():
             return "evidence.margins: the linear functions are not proved to lie below the margins"
         a, constant = claimed
-    proved = Region.of(claim, claim.radius).minimum(a, constant)
+    proved = CutBall.of(claim, claim.radius).minimum(a, constant)
     least = array(lower, "evidence.margins.lower", (k,))
     if not (proved >= least).all():
         return "evidence.margins.lower is not proved"

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from certbench.checker.network import Layer, Network
+from certbench.checker.network import EnclosedLayer, Network
 from certbench.checker.reading import Claim, Refused, array, fields, items, number
-from certbench.checker.relaxation import Prover, Region
+from certbench.checker.relaxation import CutBall, Prover
 from certbench.checker.rounding import TINY, UNIT, gamma, least_eigenvalue, product_up, raised, up
 
 
@@ -23,7 +23,7 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
     if network is None:
         return "a claim about a network needs one"
     _, bounds, slopes, multipliers = fields(evidence, ("kind", "layers", "slopes", "multipliers"), "evidence")
-    region, layers, relus = Region.of(claim, claim.radius), network.layers(), network.relus
+    region, layers, relus = CutBall.of(claim, claim.radius), network.layers(), network.relus
     prover = Prover(network, region)
     if len(items(bounds, "evidence.layers")) != len(relus):
         return f"evidence.layers must have bounds for each of {len(relus)} ReLUs"
@@ -38,7 +38,7 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
     found = region.minimum(*below)
     if len(items(multipliers, "evidence.multipliers")) != len(others):
         return "evidence.multipliers must be null or an object for each other class"
-    relaxation = Relaxation(region, layers, [prover.bounds[at] for at in relus])
+    relaxation = QuadraticForms(region, layers, [prover.bounds[at] for at in relus])
     for k, given in enumerate(multipliers):
         if given is not None:
             found[k] = max(found[k], relaxation.bound(rows[k], given))
@@ -47,10 +47,12 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
     return None
 
 
-class Relaxation:
+class QuadraticForms:
     """Affine functions of y, each as the coefficients of v and how far these can be off, and products of them."""
 
-    def __init__(self, region: Region, layers: list[Layer], bounds: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(
+        self, region: CutBall, layers: list[EnclosedLayer], bounds: list[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
         """Follow the network; `first` and `second` are the factors of the products."""
         d, x = len(region.down), region.claim.input
         self.open = [np.flatnonzero((low < 0) & (high > 0)) for low, high in bounds]
@@ -142,7 +144,7 @@ class Relaxation:
         return found if np.isfinite(found) else -np.inf
 
 
-def _through(layer: Layer, value: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _through(layer: EnclosedLayer, value: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An affine layer of functions."""
     moduli, size = np.abs(layer.weight), up(np.abs(value) + off)
     error = product_up(up(moduli + layer.weight_error), off) + product_up(layer.weight_error, size)

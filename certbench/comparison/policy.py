@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from certbench.errors import ConfigError
+from certbench.files.reading import read_text
 
 Action = Literal["fail", "warn", "ignore"]
 
@@ -124,11 +125,7 @@ def load(path: Path) -> Policy:
     """
     from certbench.files import yaml_lines
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the policy {path}: {error}") from error
-    values, lines = yaml_lines.read(text, path)
+    values, lines = yaml_lines.read(read_text(path, "the policy"), path)
     try:
         return _policy({} if values is None else values)
     except ConfigError as error:

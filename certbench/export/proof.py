@@ -7,7 +7,7 @@ import torch
 
 from certbench.checker.network import Network
 from certbench.checker.reading import Claim, written
-from certbench.checker.relaxation import Prover, Region
+from certbench.checker.relaxation import CutBall, Prover
 from certbench.errors import NumericalError
 from certbench.verifiers.bounds.proof import RelaxationProof
 
@@ -19,7 +19,7 @@ def relaxation(network: Network, claim: Claim, witness: RelaxationProof, region:
     Raises:
         NumericalError: the witness has tighter bounds than can be proved with its slopes.
     """
-    prover = Prover(network, Region.of(claim, region))
+    prover = Prover(network, CutBall.of(claim, region))
     inner = None if witness.inner is None else [_numbers(s)[None] for s in witness.inner]
     layers = []
     for i, at in enumerate(network.relus):
@@ -60,7 +60,7 @@ def relaxation(network: Network, claim: Claim, witness: RelaxationProof, region:
     a, constants = prover.below(len(network.nodes) - 1, rows, slopes)
     constants = constants - WIDER * (np.abs(constants) + np.abs(a) @ prover.sizes[0])
     radius = _largest(claim, a, constants, min(region, claim.radius))
-    lower = Region.of(claim, radius).minimum(a, constants)
+    lower = CutBall.of(claim, radius).minimum(a, constants)
     margins: dict[str, Any] = {"rivals": others, "lower": written(lower - WIDER * np.abs(lower))}
     if slopes is not None:
         margins |= {
@@ -76,7 +76,7 @@ def _largest(claim: Claim, a: np.ndarray, constants: np.ndarray, radius: float) 
     """The largest radius up to `radius` at which the functions are positive, 0 if there is none worth its name."""
 
     def holds(eps: float) -> bool:
-        return bool((Region.of(claim, eps).minimum(a, constants) > 0).all())
+        return bool((CutBall.of(claim, eps).minimum(a, constants) > 0).all())
 
     if holds(radius):
         return radius

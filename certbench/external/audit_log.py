@@ -15,7 +15,7 @@ from rich.table import Table
 from certbench.errors import ConfigError, StoreError
 from certbench.external import smoothing_logs, vnncomp
 from certbench.external.findings import Finding, Severity, refuted
-from certbench.external.ladder import SIGMAS, Claim, Inference, infer, judge, rounding
+from certbench.external.ladder import SIGMAS, Inference, Sampling, infer, judge, rounding
 from certbench.external.published import Cell, read_cells
 from certbench.external.smoothing_logs import RADII, Log
 from certbench.external.vnncomp import Instances, Verdicts
@@ -77,7 +77,7 @@ def run(
         raise ConfigError(f"alpha lies between 0 and 1, and is not {alpha}", ("alpha",))
     cells = [] if published is None else read_cells(published)
     logs, results, instances, unreadable = _read(files)
-    audited = [_audit(log, cells, Claim(n, alpha), sigma, classes) for log in logs]
+    audited = [_audit(log, cells, Sampling(n, alpha), sigma, classes) for log in logs]
     shown = radii or [r for r in RADII if any(log.has_radii and log.accuracy(r) > 0 for log in logs)]
     contradictions = vnncomp.audit(results, instances)
 
@@ -145,11 +145,11 @@ def _expanded(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
             yield path, None
 
 
-def _audit(log: Log, cells: Sequence[Cell], claim: Claim, sigma: float | None, classes: int | None) -> Audited:
+def _audit(log: Log, cells: Sequence[Cell], claim: Sampling, sigma: float | None, classes: int | None) -> Audited:
     result = Audited(log, findings=smoothing_logs.check(log, classes))
     mine = [cell for cell in cells if cell.is_of(log)]
     stated = {cell.claim for cell in mine}
-    if claim == Claim() and len(stated) == 1:
+    if claim == Sampling() and len(stated) == 1:
         claim = stated.pop()
     if log.radii:
         result.inference, found = _inferred(log, claim, sigma)
@@ -165,7 +165,7 @@ def _audit(log: Log, cells: Sequence[Cell], claim: Claim, sigma: float | None, c
     return result
 
 
-def _inferred(log: Log, claim: Claim, sigma: float | None) -> tuple[Inference | None, list[Finding]]:
+def _inferred(log: Log, claim: Sampling, sigma: float | None) -> tuple[Inference | None, list[Finding]]:
     """What the radii say, at the noise that is stated, or else at that which explains them with the fewest draws."""
     draws, alphas = [claim.n] if claim.n else [], [claim.alpha] if claim.alpha else []
     known = sigma or log.sigma

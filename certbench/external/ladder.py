@@ -97,7 +97,7 @@ def _significant(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class RadiusLadder:
     """The radii that n draws at level alpha can give with noise of standard deviation sigma."""
 
     sigma: float
@@ -152,7 +152,7 @@ def _tail(k: Any, n: int, p: Any) -> Any:
     return np.where(k > n, 0.0, betainc(np.minimum(k, n), n - np.minimum(k, n) + 1, p))
 
 
-BEYOND = Ladder(1.0, 1_000_000_000, 0.5)
+BEYOND = RadiusLadder(1.0, 1_000_000_000, 0.5)
 """No log is of more draws than this: its top, 6.1 sigma, is above every honest radius."""
 
 
@@ -191,9 +191,9 @@ class Inference:
     """
 
     sigma: float
-    fitting: tuple[Ladder, ...]
+    fitting: tuple[RadiusLadder, ...]
     pile: Printed | None
-    explained: tuple[Ladder, ...]
+    explained: tuple[RadiusLadder, ...]
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -239,7 +239,7 @@ def infer(
     top = float(log_ndtr((radii[0].value - radii[0].half) / sigma)) if radii else 0.0
     for n in sorted({*DRAWS, *draws}):
         for alpha in sorted({*ALPHAS, *alphas}, reverse=True):
-            ladder = Ladder(sigma, n, alpha)
+            ladder = RadiusLadder(sigma, n, alpha)
             reached = radii and n * top <= math.log(alpha) + 1e-6  # else the largest radius is above the top
             if reached and ladder.fit(radii[:12]).whole and ladder.fit(radii).whole:
                 fitting.append(ladder)
@@ -255,7 +255,7 @@ def infer(
 
 
 @dataclass(frozen=True)
-class Claim:
+class Sampling:
     """What is said of how a log was made, None where nothing is."""
 
     n: int | None = None
@@ -269,7 +269,7 @@ def fewest(radius: Printed, sigma: float, alpha: float) -> int:
     return math.ceil(math.log(alpha) / float(log_ndtr((radius.value - radius.half) / sigma)) * (1 - 1e-9))
 
 
-def judge(radii: Sequence[Printed], inference: Inference, claim: Claim) -> Iterator[Finding]:
+def judge(radii: Sequence[Printed], inference: Inference, claim: Sampling) -> Iterator[Finding]:
     """What the radii say about a claim of n and alpha.
 
     Args:
@@ -283,7 +283,7 @@ def judge(radii: Sequence[Printed], inference: Inference, claim: Claim) -> Itera
         text = f"the radius {largest.value:g} is above {limit:.4g}, which no number of draws gives at sigma {sigma:g}"
         yield Finding("ladder", Severity.REFUTED, text, largest.lines)
         return
-    if claim == Claim():
+    if claim == Sampling():
         if not inference.explained:
             text = f"no usual n and alpha gives these radii at sigma {sigma:g}: another sigma, noise, norm or rule?"
             least = fewest(largest, sigma, USUAL)
@@ -294,7 +294,7 @@ def judge(radii: Sequence[Printed], inference: Inference, claim: Claim) -> Itera
     worse = claim.alpha is not None and bool(inference.alphas) and min(inference.alphas) > claim.alpha
     lines: tuple[int, ...] = ()
     if claim.n is not None and claim.alpha is not None:
-        ladder = Ladder(sigma, claim.n, claim.alpha)
+        ladder = RadiusLadder(sigma, claim.n, claim.alpha)
         fit = ladder.fit(radii)
         if fit.whole and (inference.pile is None or ladder in inference.explained):
             return

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certbench.errors import ConfigError
-from certbench.external.ladder import Claim
+from certbench.external.ladder import Sampling
 from certbench.external.smoothing_logs import Log
 
 
@@ -30,7 +30,7 @@ class Cell:
     log: str
     words: tuple[str, ...]
     sigma: float | None
-    claim: Claim
+    claim: Sampling
 
     def is_of(self, log: Log) -> bool:
         """Whether this log is the one behind the cell."""
@@ -76,7 +76,7 @@ def read_cells(path: Path) -> list[Cell]:
                     row.get("log") or "",
                     tuple(_plain(word) for word in [row.get("dataset") or "", *network.split()[:1]] if word),
                     float(sigma[1]) if sigma else None,
-                    Claim(int(draws) if draws else None, float(alpha) if alpha else None),
+                    Sampling(int(draws) if draws else None, float(alpha) if alpha else None),
                 )
             )
         except ValueError as error:

@@ -37,7 +37,7 @@ ROWS = 10
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogRow:
     """One row: what it says of one input, None where the log has no such column."""
 
     line: int
@@ -60,7 +60,7 @@ class Log:
     """A log: where it comes from, its rows, and the columns that have no meaning here, as text."""
 
     path: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[LogRow, ...]
     extra: dict[str, tuple[str, ...]]
     ended: bool
 
@@ -161,7 +161,7 @@ def read(path: Path, text: str) -> Log:
     numbers = {kind: _parsed(path, kind, texts) for kind, texts in column.items()}
     nothing = [None] * len(cells)
     entries = tuple(
-        Entry(line, *values)
+        LogRow(line, *values)
         for line, *values in zip(
             range(2, len(cells) + 2),
             *(numbers.get(kind, nothing) for kind in ("index", "label", "predict", "radius")),
@@ -226,7 +226,7 @@ def check(log: Log, classes: int | None = None) -> list[Finding]:
     ]
 
 
-def _found(check: str, severity: Severity, message: str, rows: Sequence[Entry]) -> Iterator[Finding]:
+def _found(check: str, severity: Severity, message: str, rows: Sequence[LogRow]) -> Iterator[Finding]:
     if rows:
         yield Finding(check, severity, message.format(n=len(rows)), tuple(row.line for row in rows))
 
@@ -317,9 +317,9 @@ def _order(log: Log) -> Iterator[Finding]:
 
 
 def _duplicates(log: Log) -> Iterator[Finding]:
-    first: dict[int, Entry] = {}
-    again: list[Entry] = []
-    other: list[Entry] = []
+    first: dict[int, LogRow] = {}
+    again: list[LogRow] = []
+    other: list[LogRow] = []
     for entry in log.entries:
         if entry.index is not None and (earlier := first.setdefault(entry.index, entry)) is not entry:
             (again if earlier.label == entry.label else other).append(entry)

@@ -42,7 +42,7 @@ Instance = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ToolAnswer:
     """One row of a file: which instance, what it says (`unsat`, `sat`, `unknown`, `timeout`, `error`), how long."""
 
     line: int
@@ -64,7 +64,7 @@ class Verdicts:
 
     path: Path
     source: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ToolAnswer, ...]
     known: bool = False
 
     def count(self, verdict: str) -> int:
@@ -114,7 +114,7 @@ def read(path: Path, text: str) -> Verdicts | Instances:
         if not _is_number(cells[5]):
             raise ConfigError(f"{path}:{number}: {cells[5]!r} is no time in seconds")
         instance = _instance(cells[0], cells[1], cells[2])
-        answers.append(Answer(number, instance, _word(path, number, cells[4]), float(cells[5])))
+        answers.append(ToolAnswer(number, instance, _word(path, number, cells[4]), float(cells[5])))
     return Verdicts(path, _tool(path, answers[0].instance[0]), tuple(answers))
 
 
@@ -126,7 +126,7 @@ def _known(path: Path, rows: Sequence[tuple[int, list[str]]]) -> Verdicts:
             raise ConfigError(f"{path}:{number}: {len(cells)} columns where the header has {len(header)}")
         row = dict(zip(header, cells, strict=True))
         instance = _instance(row.get("category", ""), row["onnx"], row["vnnlib"])
-        answers.append(Answer(number, instance, _word(path, number, row["verdict"])))
+        answers.append(ToolAnswer(number, instance, _word(path, number, row["verdict"])))
     return Verdicts(path, path.name, tuple(answers), known=True)
 
 

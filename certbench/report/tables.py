@@ -52,7 +52,7 @@ class Column:
     cell: Callable[[Summary], str]
 
 
-class Kind(Enum):
+class NoteKind(Enum):
     """What a note below a table is about."""
 
     UNSOUND = "unsound"
@@ -65,11 +65,11 @@ class Kind(Enum):
 class Note:
     """One line below a table."""
 
-    kind: Kind
+    kind: NoteKind
     text: str
 
 
-_STYLES = {Kind.UNSOUND: "bold red", Kind.CAPTION: "dim", Kind.FAILURE: "", Kind.UNSUPPORTED: ""}
+_STYLES = {NoteKind.UNSOUND: "bold red", NoteKind.CAPTION: "dim", NoteKind.FAILURE: "", NoteKind.UNSUPPORTED: ""}
 
 
 def by_threat(summaries: Iterable[Summary]) -> list[tuple[ThreatModel, list[Summary]]]:
@@ -138,29 +138,30 @@ def notes(summaries: Sequence[Summary]) -> list[Note]:
     shown = supported(summaries)
     result = [
         Note(
-            Kind.UNSOUND, f"UNSOUND: {name(s)}: {s.unsound} of {s.n} certificates are refuted by a known counterexample"
+            NoteKind.UNSOUND,
+            f"UNSOUND: {name(s)}: {s.unsound} of {s.n} certificates are refuted by a known counterexample",
         )
         for s in shown
         if s.unsound
     ]
     if any(s.subject is Subject.SMOOTHED for s in shown):
-        result.append(Note(Kind.CAPTION, SMOOTHED))
+        result.append(Note(NoteKind.CAPTION, SMOOTHED))
     if any(s.guarantee is Guarantee.PROBABILISTIC for s in shown):
-        result.append(Note(Kind.CAPTION, expected_wrong(shown)))
+        result.append(Note(NoteKind.CAPTION, expected_wrong(shown)))
     if any(s.failed for s in shown):
-        result.append(Note(Kind.CAPTION, "Failed inputs count in every denominator, as not certified."))
+        result.append(Note(NoteKind.CAPTION, "Failed inputs count in every denominator, as not certified."))
     for s in shown:
         for outcome, count in s.failures.items():
             reason = one_line(s.reasons[outcome])
             result.append(
-                Note(Kind.FAILURE, f"{name(s)}: {count} {outcome.value}" + (f"; first: {reason}" if reason else ""))
+                Note(NoteKind.FAILURE, f"{name(s)}: {count} {outcome.value}" + (f"; first: {reason}" if reason else ""))
             )
     refused: dict[tuple[str, str], list[str]] = {}
     for s in summaries:
         if s.unsupported is not None:
             refused.setdefault((s.certifier, one_line(s.unsupported)), []).append(s.model)
     for (certifier, reason), models in refused.items():
-        result.append(Note(Kind.UNSUPPORTED, f"{certifier}: unsupported for {', '.join(models)}: {reason}"))
+        result.append(Note(NoteKind.UNSUPPORTED, f"{certifier}: unsupported for {', '.join(models)}: {reason}"))
     return result
 
 
@@ -209,7 +210,7 @@ def render(summaries: Sequence[Summary], console: Console, estimates: Sequence[E
             console.print(Text(LEGEND, style="dim"))
         for note in notes(group):
             # prose is wrapped; a line about one pair stays one line, for grep
-            console.print(Text(note.text, style=_STYLES[note.kind]), soft_wrap=note.kind is not Kind.CAPTION)
+            console.print(Text(note.text, style=_STYLES[note.kind]), soft_wrap=note.kind is not NoteKind.CAPTION)
         guesses = [s for s in estimates if s.threat == threat]
         if guesses:
             console.print()

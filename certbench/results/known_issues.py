@@ -22,10 +22,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from certbench.core import registry
 from certbench.core.claims import Outcome
 from certbench.errors import ConfigError
+from certbench.files.reading import read_text
 from certbench.files.yaml_lines import at, read
 from certbench.results.rows import Row
 
-Kind = Literal["unsound", "failed", "timed out", "out of memory", "lost", "looser", "missing", "tighter", "label-flip"]
+Problem = Literal[
+    "unsound", "failed", "timed out", "out of memory", "lost", "looser", "missing", "tighter", "label-flip"
+]
 """What may be known: of a row of one run, or of a row against an older one (`certbench compare`)."""
 
 NORMS = ("L0", "L1", "L2", "Linf", "inf")
@@ -53,7 +56,7 @@ class KnownIssue(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reason: str = Field(min_length=1)
-    kind: Kind
+    kind: Problem
     certifier: str | None = None
     model: str | None = None
     norm: Annotated[float | None, BeforeValidator(_norm)] = None
@@ -110,7 +113,7 @@ class KnownIssues:
 
 
 def problem(row: Row) -> str | None:
-    """What is wrong with a row of one run, if anything: a word of `Kind`."""
+    """What is wrong with a row of one run, if anything: a word of `Problem`."""
     if row.unsound:
         return "unsound"
     if row.outcome in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY):
@@ -124,11 +127,7 @@ def load(path: Path) -> KnownIssues:
     Raises:
         ConfigError: it cannot be read, or an entry is not understood; the message names file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the known issues {path}: {error}") from error
-    values, lines = read(text, path)
+    values, lines = read(read_text(path, "the known issues"), path)
     if not isinstance(values, list):
         raise ConfigError(f"{path}: known issues are a list of entries, each with a reason")
     entries = []

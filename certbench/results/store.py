@@ -74,7 +74,7 @@ class PlannedEstimate:
 
 
 @dataclass(frozen=True)
-class Result:
+class StoredAnswer:
     """What was computed for one key."""
 
     key: str
@@ -161,7 +161,7 @@ class Store:
                 ],
             )
 
-    def put(self, results: Iterable[Result]) -> None:
+    def put(self, results: Iterable[StoredAnswer]) -> None:
         """Write results in one transaction; a later answer replaces an earlier one."""
         values = [
             (

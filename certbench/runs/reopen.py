@@ -25,7 +25,7 @@ from certbench.runs.suite import Suite, SuiteFile
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredRow:
     """A row of the run, and the keys under which it and its counterexample are stored."""
 
     row: Row
@@ -54,21 +54,21 @@ class StoredRun:
     settings: SuiteFile
     models: Mapping[str, Classifier]
     inputs: Float[Tensor, "n ..."]
-    entries: list[Entry]
+    entries: list[StoredRow]
 
     @cached_property
     def _parts(self) -> tuple[dict[str, str], list[str]]:
         """What keys know of the models and of the inputs."""
         return {name: model.fingerprint() for name, model in self.models.items()}, hashes(self.inputs)
 
-    def _common(self, entry: Entry) -> tuple[str, str, ThreatModel, int]:
+    def _common(self, entry: StoredRow) -> tuple[str, str, ThreatModel, int]:
         prints, digests = self._parts
         row = entry.row
         if row.model not in prints or not 0 <= row.input < len(digests):
             raise ConfigError(f"the manifest in {self.folder} does not know model {row.model!r} or input {row.input}")
         return prints[row.model], digests[row.input], entry.threat, self.settings.seed
 
-    def check(self, entry: Entry) -> None:
+    def check(self, entry: StoredRow) -> None:
         """Refuse a row whose counterexample is, by its key, one of another model or other data.
 
         Raises:
@@ -82,7 +82,7 @@ class StoredRun:
                 f"({entry.row.model}, input {entry.row.input}); run the suite again"
             )
 
-    def proves(self, entry: Entry) -> bool:
+    def proves(self, entry: StoredRow) -> bool:
         """Whether a row's own key is that of this model, input and certifier, today's version or an earlier one.
 
         What the row says of the certifier beside its options, which the key does not know, has to be so.
@@ -94,7 +94,7 @@ class StoredRun:
         common = self._common(entry)
         return entry.key in (row_key(*common, entry.row.spec, v) for v in _versions(entry.row.spec))
 
-    def certifier(self, entry: Entry) -> Certifier[Any]:
+    def certifier(self, entry: StoredRow) -> Certifier[Any]:
         """The certifier of a row, if the row is an answer of today's version for this model and input.
 
         Raises:
@@ -137,7 +137,7 @@ def reopen(folder: Path) -> StoredRun:
         raise ConfigError(f"the data {settings.data!r} are not those of this run; run the suite again")
     store = Store(folder / "results.db", create=False)
     try:
-        entries = [Entry(*found) for found in store.keyed_rows()]
+        entries = [StoredRow(*found) for found in store.keyed_rows()]
     finally:
         store.close()
     inputs = dataset.inputs[: settings.inputs].double()

@@ -20,7 +20,7 @@ from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, MissingBackendError, StoreError, UnsupportedError
 from certbench.files.writing import writing
-from certbench.results.store import Counterexample, PlannedEstimate, Result, Store
+from certbench.results.store import Counterexample, PlannedEstimate, Store, StoredAnswer
 from certbench.runs.events import Watcher
 from certbench.runs.executors import Executor, Job
 from certbench.runs.plan import Pair
@@ -179,10 +179,10 @@ def _log(folder: Path, name: str) -> None:
         file.write(f"{name}\n{traceback.format_exc()}\n")
 
 
-def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iterator[Result]:
+def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iterator[StoredAnswer]:
     for i, key in enumerate(keys):
         evidence = certificate.evidence[i]
-        yield Result(
+        yield StoredAnswer(
             key=key,
             prediction=int(certificate.prediction[i]),
             radius=float(certificate.radius[i]),

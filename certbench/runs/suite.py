@@ -15,6 +15,7 @@ from certbench.core.search import RadiusSearch
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.files.numbers import Number, Whole, number
+from certbench.files.reading import read_text
 from certbench.files.yaml_lines import Lines, at, read
 from certbench.models.cards import cards
 from certbench.runs.shipped import suites
@@ -121,11 +122,7 @@ def load(name: str) -> Suite:
     path = suites().get(name) or Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(registry.unknown("suite", name, suites()) + "; or write the path of a .yaml file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the suite {path}: {error}") from error
-    values, lines = read(text, path)
+    values, lines = read(read_text(path, "the suite"), path)
     try:
         return _validate(values, path, lines)
     except ConfigError as error:

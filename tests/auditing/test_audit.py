@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from certbench.auditing import audit, base_classifiers, recheck_bounds, smoothed_classifiers
-from certbench.auditing.result import UNREACHED, Result
+from certbench.auditing.result import UNREACHED, Audit
 from certbench.auditing.smoothed_test import Test, chance, judge, pooled
 from certbench.core import registry
 from certbench.core.certificate import Certificate
@@ -456,7 +456,7 @@ def test_refutations_of_several_tests_are_counted_together_by_input() -> None:
         return Test(*(2, 2, len(hits), 0, 0.001, 0.001, value, shared), frozenset({0, 1}), frozenset(hits))
 
     def unsound(*tests: Test) -> bool:
-        return Result(tests={("m", "s", float(i)): test for i, test in enumerate(tests)}).unsound
+        return Audit(tests={("m", "s", float(i)): test for i, test in enumerate(tests)}).unsound
 
     assert not unsound(test({0}), test({0}), test({0}), test({0}))  # one input, whose draws are the same in each
     assert unsound(test({0}), test({0}), test({1}), test({1}))
@@ -464,7 +464,7 @@ def test_refutations_of_several_tests_are_counted_together_by_input() -> None:
     assert not unsound(*(test({0, 1}, True) for _ in range(4)))  # what shares draws fails together
     assert pooled([test({0}), test({1})]) == pytest.approx(2 * 0.004**2)
     assert pooled([]) == 1
-    quiet = Result(tests={("m", "s", 2.0): test({0}), ("m", "s", 1.0): test({1})})
+    quiet = Audit(tests={("m", "s", 2.0): test({0}), ("m", "s", 1.0): test({1})})
     assert quiet.inconsistent == [] and quiet.code == 3
 
 

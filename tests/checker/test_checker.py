@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from certbench import Classifier, ThreatModel, build, certify, checker, describe
 from certbench.checker import Verdict, check, reading, rounding
 from certbench.checker.reading import Claim
-from certbench.checker.relaxation import Prover, Region
+from certbench.checker.relaxation import CutBall, Prover
 from certbench.core.claims import Outcome
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.export import exporter as export
@@ -415,7 +415,7 @@ def test_another_network_is_noticed(file: Path, tmp_path: Path) -> None:
 def test_no_point_of_the_region_falls_further(p: float, box: tuple[float, float] | None) -> None:
     rng = np.random.default_rng(0)
     x, a = rng.random(6), rng.standard_normal((40, 6)) * rng.choice([1e-8, 1.0, 1e8], (40, 1))
-    region = Region.of(Claim(x, p, box, 0, 0.5, "base", "sound"), 0.5)
+    region = CutBall.of(Claim(x, p, box, 0, 0.5, "base", "sound"), 0.5)
     step = rng.standard_normal((20_000, 6)) ** 3
     step *= 0.5 / np.linalg.norm(step, p, axis=1, keepdims=True)
     points = x + step if box is None else np.clip(x + step, *box)
@@ -485,7 +485,7 @@ def test_linear_functions_lie_below_in_exact_arithmetic(tmp_path: Path) -> None:
         net, _ = Exporter(Classifier(module.eval(), (3,), 2), tmp_path).network
         x, radius = rng.random(3), 10.0 ** rng.integers(-12, -2)
         claim = Claim(x, math.inf, None, 0, radius, "base", "sound")
-        prover = Prover(net, Region.of(claim, radius))
+        prover = Prover(net, CutBall.of(claim, radius))
         for at in net.relus:
             prover.advance()
             source, index = net.nodes[at].inputs[0], np.arange(4)

@@ -11,7 +11,7 @@ import pytest
 from certbench.checker import semidefinite
 from certbench.checker.network import Network
 from certbench.checker.reading import Claim, array, written
-from certbench.checker.relaxation import Region
+from certbench.checker.relaxation import CutBall
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
 from certbench.verifiers.linear.sdp import SDP
@@ -121,9 +121,9 @@ def test_nothing_that_is_written_raises_or_is_believed(sample: tuple[Claim, dict
 def test_bounds_by_any_multipliers_lie_below_samples(sample: tuple[Claim, dict[str, Any], Network]) -> None:
     """Weak duality: whatever the multipliers, if their signs are right."""
     claim, evidence, read = sample
-    rng, region = np.random.default_rng(0), Region.of(claim, claim.radius)
+    rng, region = np.random.default_rng(0), CutBall.of(claim, claim.radius)
     ends = [tuple(array(layer[name], name) for name in ("lower", "upper")) for layer in evidence["layers"]]
-    relaxation = semidefinite.Relaxation(region, read.layers(), ends)  # type: ignore[arg-type]
+    relaxation = semidefinite.QuadraticForms(region, read.layers(), ends)  # type: ignore[arg-type]
     moved = rng.normal(size=(3000, 4))
     if claim.norm == 2:
         moved /= np.linalg.norm(moved, axis=1, keepdims=True) * rng.random((3000, 1)) ** -0.1

@@ -16,7 +16,7 @@ from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, StoreError, Subj
 from certbench.comparison.baseline import read, show, update
 from certbench.comparison.compare import Kind, compare
 from certbench.comparison.output import run
-from certbench.results.store import Counterexample, Planned, Result, Store
+from certbench.results.store import Counterexample, Planned, Store, StoredAnswer
 
 SPECS: dict[str, Any] = {
     "crown": (Guarantee.SOUND, Subject.BASE),
@@ -37,7 +37,7 @@ def write(folder: Path, *, attack: float = 0.8, unplanned: int = 0, **radii: lis
             answer = 1 if radius > 0 else ABSTAIN
             outcome = Outcome.COMPLETED if radius > 0 else Outcome.ABSTAINED
             evidence = EVIDENCE if name == "smoothing" else {"bracket": [radius, radius * (1 + 1e-5)]}
-            results.append(Result(key, answer, radius, math.inf, 1.0, 1.0, outcome, "", evidence))
+            results.append(StoredAnswer(key, answer, radius, math.inf, 1.0, 1.0, outcome, "", evidence))
     planned += [replace(planned[0], key=f"later-{i}", norm=1.0, input=i) for i in range(unplanned)]
     store.plan(planned)
     store.put(results)

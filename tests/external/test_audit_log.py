@@ -21,7 +21,7 @@ from certbench import ConfigError, StoreError
 from certbench.external import vnncomp
 from certbench.external.audit_log import envelope, run
 from certbench.external.findings import Severity
-from certbench.external.ladder import Claim, Ladder, infer, judge, printed
+from certbench.external.ladder import RadiusLadder, Sampling, infer, judge, printed
 from certbench.external.published import read_cells
 from certbench.external.smoothing_logs import Log, check, read, seconds
 from tests.conftest import SHARED
@@ -195,7 +195,7 @@ def test_the_half_unit_follows_the_format() -> None:
 def test_the_ladder_behind_a_log_is_found(n: int, alpha: float, form: str) -> None:
     for sigma in (0.12, 1.0):
         found = infer(log(honest(n, alpha, sigma, form=form)).radii, sigma)
-        assert found.explained == (Ladder(sigma, n, alpha),)
+        assert found.explained == (RadiusLadder(sigma, n, alpha),)
         levels = found.levels(n)
         assert found.pile is not None and levels is not None and levels[0] <= alpha <= levels[1]
 
@@ -205,7 +205,7 @@ def test_a_log_always_fits_the_ladder_it_was_made_with(n: int) -> None:
     for alpha in (0.3, 0.007):
         for k in (n, n - 1, n - 5, round(0.8 * n), round(0.6 * n)):
             for form in ("{:.3}", "{:.6f}", "{}"):
-                ladder = Ladder(0.5, n, alpha)
+                ladder = RadiusLadder(0.5, n, alpha)
                 shown = printed([form.format(radius(k, n, alpha, 0.5))])
                 assert ladder.fit(shown).whole
                 assert ladder.rung(k) == pytest.approx(radius(k, n, alpha, 0.5), rel=1e-9)
@@ -221,13 +221,13 @@ def test_radii_printed_larger_than_they_were() -> None:
     n, alpha, sigma = 100_000, 0.001, 0.25
     true = [radius(k, n, alpha, sigma) for k in [*range(n - 40, n + 1), *range(60_000, 90_000, 5000)]]
     shown = [f"{value:.3}" for value in true]
-    fit = Ladder(sigma, n, alpha).fit(printed(shown))
+    fit = RadiusLadder(sigma, n, alpha).fit(printed(shown))
     up, unclear = ({line for r in those for line in r.lines} for those in (fit.up, fit.unclear))
     larger = {i for i, (value, digits) in enumerate(zip(true, shown, strict=True), 1) if float(digits) > value}
     assert up and up <= larger <= up | unclear
 
 
-def claimed(rows: Sequence[Row], claim: Claim, sigma: float = 0.25) -> list[Severity]:
+def claimed(rows: Sequence[Row], claim: Sampling, sigma: float = 0.25) -> list[Severity]:
     radii = log(rows).radii
     draws, alphas = [claim.n] if claim.n else [], [claim.alpha] if claim.alpha else []
     return [f.severity for f in judge(radii, infer(radii, sigma, draws=draws, alphas=alphas), claim)]
@@ -236,23 +236,27 @@ def claimed(rows: Sequence[Row], claim: Claim, sigma: float = 0.25) -> list[Seve
 def test_a_fit_by_chance_is_no_explanation() -> None:
     radii = printed([f"{radius(k, 1000, 0.001, 0.5):.3}" for k in (700, 800)])  # two radii: something always fits
     found = infer(radii, 0.5)
-    assert Ladder(0.5, 1000, 0.001) in found.fitting and found.explained == found.fitting
+    assert RadiusLadder(0.5, 1000, 0.001) in found.fitting and found.explained == found.fitting
 
 
 def test_claims_about_n_and_alpha() -> None:
     rows = honest(100_000, 0.01)
-    assert claimed(rows, Claim()) == claimed(rows, Claim(100_000, 0.01)) == claimed(rows, Claim(None, 0.01)) == []
-    assert claimed(rows, Claim(100_000, 0.001)) == [Severity.REFUTED]  # what the radii allow is less confidence
-    assert claimed(rows, Claim(10_000, 0.01)) == [Severity.REFUTED]  # above the top
-    assert claimed(rows, Claim(None, 0.001)) == [Severity.REFUTED]
-    assert claimed(rows, Claim(100_000, 0.1)) == [Severity.WARNING]  # more confidence than is claimed
-    assert claimed(rows, Claim(50_000, None)) == [Severity.WARNING]
-    assert claimed(rows, Claim(10_000_000, 0.01)) == [Severity.WARNING]  # fits, but is cut off below its top
+    assert (
+        claimed(rows, Sampling()) == claimed(rows, Sampling(100_000, 0.01)) == claimed(rows, Sampling(None, 0.01)) == []
+    )
+    assert claimed(rows, Sampling(100_000, 0.001)) == [Severity.REFUTED]  # what the radii allow is less confidence
+    assert claimed(rows, Sampling(10_000, 0.01)) == [Severity.REFUTED]  # above the top
+    assert claimed(rows, Sampling(None, 0.001)) == [Severity.REFUTED]
+    assert claimed(rows, Sampling(100_000, 0.1)) == [Severity.WARNING]  # more confidence than is claimed
+    assert claimed(rows, Sampling(50_000, None)) == [Severity.WARNING]
+    assert claimed(rows, Sampling(10_000_000, 0.01)) == [Severity.WARNING]  # fits, but is cut off below its top
     for form, severity in (("{:.3}", Severity.WARNING), ("{:.4f}", Severity.REFUTED)):
         below = [row for row in honest(100_000, 0.01, form=form) if float(row[3]) < 0.92]  # only between the rungs
-        assert claimed(below, Claim(100_000, 0.001)) == [severity]  # three digits leave open what it was instead
+        assert claimed(below, Sampling(100_000, 0.001)) == [severity]  # three digits leave open what it was instead
     odd = [[*row[:3], f"{0.9 * float(row[3]):.4f}", *row[4:]] for row in rows]
-    assert claimed(odd, Claim()) == claimed(odd, Claim(100_000, 0.01)) == [Severity.WARNING]  # smaller than was proved
+    assert (
+        claimed(odd, Sampling()) == claimed(odd, Sampling(100_000, 0.01)) == [Severity.WARNING]
+    )  # smaller than was proved
 
 
 def test_no_number_of_draws_gives_seven_sigma(audit: Audit) -> None:

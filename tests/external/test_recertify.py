@@ -20,7 +20,7 @@ from scipy.stats import beta, multinomial
 from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, StoreError, Subject
 from certbench.external.count_files import read
 from certbench.external.recertify import run
-from certbench.results.store import Planned, Result, Store
+from certbench.results.store import Planned, Store, StoredAnswer
 from certbench.verifiers.smoothing.confidence import binomial, top_k
 from certbench.verifiers.smoothing.noise import gaussian_radius
 from certbench.verifiers.smoothing.noise.families import NOISES
@@ -244,7 +244,7 @@ def stored(folder: Path, spec: Mapping[str, Any] = GAUSSIAN) -> Path:
             Planned(key, key, "net", name, spec, Guarantee.PROBABILISTIC, Subject.SMOOTHED, norm, None, i, LABELS[i])
         )
         evidence = {"counts": COUNTS[i], "selection": COUNTS[i], "n": 1000, "alpha": 0.01, "dimension": 16}
-        results.append(Result(key, 0, 0.0, math.inf, 0.0, 0.0, Outcome.COMPLETED, "", evidence))
+        results.append(StoredAnswer(key, 0, 0.0, math.inf, 0.0, 0.0, Outcome.COMPLETED, "", evidence))
     store.plan(planned)
     store.put(results)
     store.close()

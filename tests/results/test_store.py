@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.errors import StoreError
-from certbench.results.store import Counterexample, Planned, PlannedEstimate, Result, Store
+from certbench.results.store import Counterexample, Planned, PlannedEstimate, Store, StoredAnswer
 from certbench.runs.keys import content_key
 
 PLANNED = Planned("key", "attack", "net", "crown", {"name": "crown"}, Guarantee.SOUND, Subject.BASE, 2.0, (0, 1), 0, 3)
-RESULT = Result("key", 3, 0.5, math.inf, 1.0, 2.0, Outcome.COMPLETED, "", {"bracket": [0.5, math.inf]})
+RESULT = StoredAnswer("key", 3, 0.5, math.inf, 1.0, 2.0, Outcome.COMPLETED, "", {"bracket": [0.5, math.inf]})
 FOUND = Counterexample("attack", 0.75, "PGD", b"point")
 
 values = st.recursive(
@@ -135,11 +135,11 @@ def test_a_killed_writer_loses_only_its_last_transaction(tmp_path: Path) -> None
     code = """
 import itertools, math, sys
 from pathlib import Path
-from certbench.results.store import Result, Store
+from certbench.results.store import StoredAnswer, Store
 from certbench.core.claims import Outcome
 store = Store(Path(sys.argv[1]))
 for i in itertools.count():
-    store.put([Result(f"{i}-{j}", 1, 0.5, math.inf, 0.0, 0.0, Outcome.COMPLETED, "", {}) for j in range(50)])
+    store.put([StoredAnswer(f"{i}-{j}", 1, 0.5, math.inf, 0.0, 0.0, Outcome.COMPLETED, "", {}) for j in range(50)])
     print(i, flush=True)
 """
     path = tmp_path / "results.db"

@@ -1,0 +1,114 @@
+"""The folder of a run, opened to be read: its manifest and its store. Imports nothing heavy."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from certbench.errors import ConfigError, StoreError
+from certbench.results.rows import Estimate, Row
+from certbench.results.store import Store
+
+RESULTS = "results.db"
+"""Name of the store in the folder of a run."""
+
+MANIFEST = "manifest.json"
+"""Name of the file that says what was run, with which versions, on what."""
+
+T = TypeVar("T")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run."""
+    return (folder / RESULTS).exists()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run.
+
+    Attributes:
+        path: of the folder.
+        database: name of its store.
+
+    Raises:
+        ConfigError: there is no store in it.
+    """
+
+    path: Path
+    database: str = RESULTS
+
+    def __post_init__(self) -> None:
+        if not (self.path / self.database).exists():
+            raise ConfigError(f"{self.path} is not the folder of a run: there is no {RESULTS} in it")
+
+    def manifest(self, choose: Callable[[Any], T]) -> T:
+        """Read the manifest.
+
+        Args:
+            choose: takes what is needed out of it; what it cannot take is missing.
+
+        Raises:
+            StoreError: the manifest cannot be read, or lacks what is needed.
+        """
+        path = self.path / MANIFEST
+        try:
+            return choose(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise StoreError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """Open the store to read it, and close it at the end.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        store = Store(self.path / self.database, create=False)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What a run has found so far.
+
+    Attributes:
+        manifest: what was run, with which versions, on what.
+        rows: in the order of the suite.
+        estimates: guesses beside the attacks, which prove nothing.
+        missing: number of rows that have not been computed.
+    """
+
+    manifest: dict[str, Any]
+    rows: list[Row]
+    estimates: list[Estimate]
+    missing: int = 0
+
+
+def read_results(folder: Path) -> RunResults:
+    """Read what a run has found.
+
+    Raises:
+        ConfigError: this is not the folder of a run.
+        StoreError: it cannot be read.
+    """
+    opened = RunFolder(folder)
+
+    def whole(manifest: Any) -> dict[str, Any]:
+        radii(manifest)
+        str(manifest["suite"]["name"])
+        return dict(manifest)
+
+    manifest = opened.manifest(whole)
+    with opened.store() as store:
+        return RunResults(manifest, store.rows(), store.estimates(), store.missing())
+
+
+def radii(manifest: Mapping[str, Any]) -> dict[float, list[float]]:
+    """Return for each norm the radii at which the suite asks for certified accuracy."""
+    return {float(p): [float(eps) for eps in values] for p, values in manifest["suite"]["radii"].items()}
