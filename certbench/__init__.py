@@ -19,6 +19,11 @@ from certbench.errors import (
 from certbench.version import __version__
 
 if TYPE_CHECKING:
+    from certbench.auditing.audit import audit
+    from certbench.checker import check
+    from certbench.comparison.baseline import read_baseline
+    from certbench.comparison.compare import compare
+    from certbench.comparison.update import update_baseline
     from certbench.core.certificate import Certificate
     from certbench.core.certification import certify
     from certbench.core.certifier import Certifier, MarginCertifier
@@ -27,9 +32,20 @@ if TYPE_CHECKING:
     from certbench.core.options import build, describe
     from certbench.core.outputs import margins, output_bounds, output_radius
     from certbench.core.search import Bisection, Ladder, RadiusSearch, Secant
+    from certbench.export.exporter import export_certificates
+    from certbench.external.audit_log import audit_log
+    from certbench.external.recertify import recertify_file
     from certbench.verifiers.smoothing.recertification import recertify
 
-_LAZY = {  # these import torch, which the command line and the reports do not need
+_LAZY = {  # these are imported when they are first used: most need torch, which the command line does not
+    "audit": "certbench.auditing.audit",
+    "audit_log": "certbench.external.audit_log",
+    "check": "certbench.checker",
+    "compare": "certbench.comparison.compare",
+    "export_certificates": "certbench.export.exporter",
+    "read_baseline": "certbench.comparison.baseline",
+    "recertify_file": "certbench.external.recertify",
+    "update_baseline": "certbench.comparison.update",
     "Certificate": "certbench.core.certificate",
     "certify": "certbench.core.certification",
     "Bounds": "certbench.core.margins",
@@ -52,7 +68,7 @@ _LAZY = {  # these import torch, which the command line and the reports do not n
 
 
 def __getattr__(name: str) -> Any:
-    """Import the names that need torch when they are first used."""
+    """Import a name of `_LAZY` when it is first used."""
     if name not in _LAZY:
         raise AttributeError(f"module 'certbench' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
@@ -89,11 +105,19 @@ __all__ = [
     "ThreatModel",
     "TimeLimitError",
     "UnsupportedError",
+    "audit",
+    "audit_log",
     "build",
     "certify",
+    "check",
+    "compare",
     "describe",
+    "export_certificates",
     "margins",
     "output_bounds",
     "output_radius",
+    "read_baseline",
     "recertify",
+    "recertify_file",
+    "update_baseline",
 ]

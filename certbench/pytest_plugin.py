@@ -20,7 +20,9 @@ from typing import Any
 
 import pytest
 
-from certbench.comparison.compare import Kind, Tolerance, classify
+from certbench.comparison.compare import classify
+from certbench.comparison.policy import Kind, Tolerance
+from certbench.files.writing import write
 from certbench.results.rows import refuted
 
 FAILING = frozenset(Kind) - {Kind.SAME, Kind.NOISE, Kind.GAINED, Kind.TIGHTER}
@@ -205,7 +207,7 @@ def _message(lines: Sequence[str], what: str) -> str:
 def _write(path: Path, values: Sequence[float]) -> None:
     """One radius per line, with as few digits as give the same double."""
     lines = ",\n".join(json.dumps(_text(radius)) for radius in values)
-    path.write_text(f'{{"radii": [\n{lines}\n]}}\n', encoding="utf-8")
+    write(path, f'{{"radii": [\n{lines}\n]}}\n')
 
 
 def _text(value: float) -> float | str:

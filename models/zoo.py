@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from certbench.core.classifier import Classifier
 from certbench.core.registry import unknown
 from certbench.errors import ConfigError
+from certbench.files.writing import write
 from certbench.models import data
 from certbench.models.architectures.denoisers import ConvolutionalDenoiser, Denoiser, DiffusionDenoiser, Preprocessor
 from certbench.models.architectures.plain import ARCHITECTURES
@@ -171,6 +172,7 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
 
     Raises:
         ConfigError: no model has this name.
+        StoreError: the folder cannot be written.
     """
     entry, folder = _entry(name), Path(folder)
     training, test = data.load(entry.data, "train"), data.load(entry.data)
@@ -212,9 +214,8 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
     }
     if entry.preprocessor is not None:
         facts["preprocessor"] = {"name": type(entry.preprocessor).__name__, **asdict(entry.preprocessor)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.safetensors").write_bytes(content)
-    (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write(folder / f"{name}.safetensors", content, create_folder=True)
+    write(folder / f"{name}.json", json.dumps(facts, indent=2) + "\n")
     return facts
 
 

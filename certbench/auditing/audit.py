@@ -11,16 +11,15 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from certbench.auditing import smoothed_classifiers
 from certbench.auditing.base_classifiers import BaseAudit, distances, press
 from certbench.auditing.contradictions import examine
-from certbench.auditing.output import show
 from certbench.auditing.recheck_bounds import rebound
 from certbench.auditing.result import UNBOUND, UNPROVED, UNREACHED, Audit, record
 from certbench.auditing.rounding import FloatAudit, float_audit
@@ -30,6 +29,7 @@ from certbench.core.claims import ABSTAIN, Subject
 from certbench.errors import CertbenchError, ConfigError, UnsupportedError
 from certbench.files.writing import write
 from certbench.results import recheck_counts
+from certbench.results.folder import RESULTS
 from certbench.results.rows import Row
 from certbench.results.store import Store
 from certbench.runs.reopen import StoredRow, StoredRun, reopen
@@ -42,9 +42,8 @@ DRAWS, LEVEL = 10_000, 0.001
 """Of PREDICT: its draws, and the largest level at which it names a class."""
 
 
-def run(
-    folder: Path,
-    out: Console,
+def audit(
+    run: Path | str,
     *,
     inputs: int | None = None,
     steps: int = 200,
@@ -52,87 +51,91 @@ def run(
     only: str | None = None,
     seconds: float = 600.0,
     floats: bool = False,
-) -> int:
-    """The command `certbench audit`: attack a run's certificates, store what is closer, and write `audit.json`.
+    watch: Callable[[str], None] = lambda stage: None,
+) -> Audit:
+    """Attack every certificate of a run, bound it again, and hold it against the others.
+
+    Counterexamples that are closer than those known are stored with the run, as they are found; `audit.json` in its
+    folder gets the whole result.
 
     Args:
-        folder: of the run.
-        out: to print to.
-        inputs: the first so many inputs; None: all.
-        steps: of each attack.
-        seed: of the attacks' starts and of the draws that judge smoothed classifiers.
+        run: folder of the run.
+        inputs: number of inputs, the first ones; None: all.
+        steps: number of steps of each attack.
+        seed: seed of the attacks' starts and of the draws that judge smoothed classifiers.
         only: one certifier, by its name or by its label in tables.
         seconds: budget of bounds and attacks; what was not reached within it is listed, and the exit code is then 5.
             No attack or batch of bounds begins afterwards, but one that has begun is not cut off.
-        floats: also audit what rounding does to the bounds of margins, which takes some twenty bounds per row.
+        floats: whether to find what rounding does to the bounds of margins, too; it takes some twenty bounds per row.
+        watch: is told what is being done.
 
     Returns:
-        0 fine; 1 an order of certifiers that is a theorem does not hold; 3 a certificate is refuted, or not proved by
-        its own method; 5 rows are missing, something was not reached or not confirmed, or an attack failed.
+        What was found; `Audit.exit_code` is 0 if nothing is wrong.
 
     Raises:
         ConfigError: no run, or none of its rows has been computed; or the model or data at hand are not those of it.
         StoreError: the run cannot be read or written.
     """
-    start = time.monotonic()
+    start, folder = time.monotonic(), Path(run)
     opened = reopen(folder)
     entries = _chosen(opened, inputs, only)
     keys = {entry.key for entry in entries if opened.proves(entry)}
-    result = Audit(skipped=[(entry.row, UNPROVED) for entry in entries if entry.key not in keys])
+    found = Audit(skipped=[(entry.row, UNPROVED) for entry in entries if entry.key not in keys])
     entries = [entry for entry in entries if entry.key in keys]
     smoothed = [entry for entry in entries if entry.row.subject is Subject.SMOOTHED]
     base = [entry for entry in entries if entry.row.subject is Subject.BASE]
-    store = Store(folder / "results.db")
-    with out.status("attacks") as status:
-        try:
-            deadline = start + seconds
-            result.missing = store.missing()
-            for entry in smoothed:
-                reason = recheck_counts.wrong(entry.row, opened.inputs[entry.row.input].flatten().tolist())
-                result.recounted += [] if reason is None else [(entry.row, reason)]
-            status.update("bounds")
-            _rebound(opened, base, result, start + BOUNDS_SHARE * seconds)
-            audits = [
-                BaseAudit(
-                    opened, name, [entry for entry in base if entry.row.model == name], store, steps, seed, result
-                )
-                for name in dict.fromkeys(entry.row.model for entry in base)
-            ]
-            for audit in audits:
-                audit.know(store.counterexamples(), store.attacked())
-            attacked = _share(deadline, 1 - SMOOTHED_SHARE if smoothed and base else 1.0)
-            for audit in audits:
-                status.update(f"attacks on {audit.model.name}")
-                audit.sweep(attacked)
-            status.update("attacks where certificates are close")
-            press(audits, attacked)
-            groups = _groups(smoothed)
-            for number, group in enumerate(groups):
-                status.update(f"attacks on {group[0].row.certifier} of {group[0].row.model}")
-                _test(opened, group, result, steps, seed, _share(deadline, 1 / (len(groups) - number)))
-            keyed, stated = store.keyed_rows(), store.attacked()
-            known = distances(opened, (StoredRow(*one) for one in keyed if one[0].subject is Subject.BASE), store)
-        finally:
-            store.close()
+    store = Store(folder / RESULTS)
+    try:
+        watch("attacks")
+        deadline = start + seconds
+        missing = store.missing()
+        for entry in smoothed:
+            reason = recheck_counts.wrong(entry.row, opened.inputs[entry.row.input].flatten().tolist())
+            found.recounted.extend([] if reason is None else [(entry.row, reason)])
+        watch("bounds")
+        _rebound(opened, base, found, start + BOUNDS_SHARE * seconds)
+        audits = [
+            BaseAudit(opened, name, [entry for entry in base if entry.row.model == name], store, steps, seed, found)
+            for name in dict.fromkeys(entry.row.model for entry in base)
+        ]
+        for part in audits:
+            part.know(store.counterexamples(), store.attacked())
+        attacked = _share(deadline, 1 - SMOOTHED_SHARE if smoothed and base else 1.0)
+        for part in audits:
+            watch(f"attacks on {part.model.name}")
+            part.sweep(attacked)
+        watch("attacks where certificates are close")
+        press(audits, attacked)
+        groups = _groups(smoothed)
+        for number, group in enumerate(groups):
+            watch(f"attacks on {group[0].row.certifier} of {group[0].row.model}")
+            _test(opened, group, found, steps, seed, _share(deadline, 1 / (len(groups) - number)))
+        keyed, stated = store.keyed_rows(), store.attacked()
+        known = distances(opened, (StoredRow(*one) for one in keyed if one[0].subject is Subject.BASE), store)
+    finally:
+        store.close()
     fresh = {(row.model, row.certifier, row.norm, row.input): row for row, _, _ in keyed}
-    for audit in audits:
-        audit.conclude(fresh)
+    for part in audits:
+        part.conclude(fresh)
     names = {row.certifier for row in fresh.values() if only in (None, row.certifier, row.spec.get("name"))}
     refuting = (  # a point counts at its own distance; a certifier's own answer counts as stored
         replace(row, upper=known.get(key, math.inf)) if row.upper >= stated.get(key, math.inf) else row
         for row, _, key in keyed
         if inputs is None or row.input < inputs
     )
-    crossed = examine(refuting)
-    result.crossed = [found for found in crossed if names & {found.row.certifier, found.other.certifier}]
+    found.crossed.extend(one for one in examine(refuting) if names & {one.row.certifier, one.other.certifier})
     if floats:
         for group in _groups(base):
-            _round(opened, group, result)
-    written = record(result, seed=seed, steps=steps, seconds=seconds, spent=time.monotonic() - start)
-    write(folder / "audit.json", json.dumps(written, indent=2, allow_nan=False))
-    show(result, written, out)
-    out.print(f"Written: {folder / 'audit.json'}", markup=False, soft_wrap=True)
-    return result.code
+            _round(opened, group, found)
+    found = replace(
+        found,
+        folder=folder,
+        missing=missing,
+        closer=sum(part.closer for part in audits),
+        settings={"seed": seed, "steps": steps, "seconds": seconds, "spent": time.monotonic() - start},
+    )
+    write(found.file, json.dumps(record(found), indent=2, allow_nan=False))
+    return found
 
 
 def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[StoredRow]:
@@ -162,7 +165,7 @@ def _share(deadline: float, part: float) -> float:
     return now + part * (deadline - now) if deadline > now else deadline
 
 
-def _rebound(opened: StoredRun, entries: list[StoredRow], result: Audit, deadline: float) -> None:
+def _rebound(opened: StoredRun, entries: list[StoredRow], whole: Audit, deadline: float) -> None:
     """Bound the margins at claimed radii again, those first that took the least time."""
     current = []
     for entry in entries:
@@ -170,7 +173,7 @@ def _rebound(opened: StoredRun, entries: list[StoredRow], result: Audit, deadlin
             if entry.row.radius > 0 and entry.row.prediction != ABSTAIN and opened.certifier(entry):
                 current.append(entry)
         except CertbenchError as error:  # another version, that may have proved more
-            result.bounds[entry.row.model, entry.row.certifier, entry.row.norm] = str(error)
+            whole.bounds[entry.row.model, entry.row.certifier, entry.row.norm] = str(error)
     groups = _groups(current)
     for group in sorted(groups, key=lambda group: group[0].row.prepare_seconds + sum(e.row.seconds for e in group)):
         first, rows = group[0].row, [entry.row for entry in group]
@@ -183,14 +186,14 @@ def _rebound(opened: StoredRun, entries: list[StoredRow], result: Audit, deadlin
                 seed=opened.settings.seed, beside=beside, deadline=deadline,
             )  # fmt: skip
         except UnsupportedError as error:
-            result.bounds[key] = str(error)
+            whole.bounds[key] = str(error)
             continue
         except Exception as error:  # the classifier is anybody's
-            result.failed[f"bounds of {first.certifier} on {first.model}, L{first.norm:g}"] = _reason(error)
+            whole.failed[f"bounds of {first.certifier} on {first.model}, L{first.norm:g}"] = _reason(error)
             continue
-        result.bounds[key] = found
-        (result.unproved if found.repeatable else result.unrepeated).extend(rows[i] for i in found.unproved)
-        result.skipped += [(rows[i], UNBOUND) for i in found.unreached]
+        whole.bounds[key] = found
+        (whole.unproved if found.repeatable else whole.unrepeated).extend(rows[i] for i in found.unproved)
+        whole.skipped.extend((rows[i], UNBOUND) for i in found.unreached)
 
 
 def _gave_up(row: Row) -> float:
@@ -200,7 +203,7 @@ def _gave_up(row: Row) -> float:
     return float(value) if isinstance(value, int | float) else math.inf
 
 
-def _round(opened: StoredRun, group: list[StoredRow], result: Audit) -> None:
+def _round(opened: StoredRun, group: list[StoredRow], whole: Audit) -> None:
     """Bound the margins of one classifier at its certified radii again, in every way."""
     first = group[0].row
     x = opened.inputs[[entry.row.input for entry in group]]
@@ -211,7 +214,7 @@ def _round(opened: StoredRun, group: list[StoredRow], result: Audit) -> None:
         )
     except Exception as error:  # the classifier is anybody's
         found = _reason(error)
-    result.floats[first.model, first.certifier, first.norm] = found
+    whole.floats[first.model, first.certifier, first.norm] = found
 
 
 def _reason(error: Exception) -> str:
@@ -225,7 +228,7 @@ def _groups(entries: list[StoredRow]) -> list[list[StoredRow]]:
     return list(groups.values())
 
 
-def _test(opened: StoredRun, group: list[StoredRow], result: Audit, steps: int, seed: int, deadline: float) -> None:
+def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, seed: int, deadline: float) -> None:
     """Attack the certificates of one smoothed classifier inside their radii, and let PREDICT judge."""
     first = group[0]
     claims = [entry for entry in group if entry.row.radius > 0 and entry.row.prediction != ABSTAIN]
@@ -233,7 +236,7 @@ def _test(opened: StoredRun, group: list[StoredRow], result: Audit, steps: int, 
         return
 
     def skip(entries: list[StoredRow], reason: str) -> None:
-        result.skipped.extend((entry.row, reason) for entry in entries)
+        whole.skipped.extend((entry.row, reason) for entry in entries)
 
     try:
         certifier = options.build(first.row.spec)
@@ -261,7 +264,7 @@ def _test(opened: StoredRun, group: list[StoredRow], result: Audit, steps: int, 
             answer = judge(certifier, classifier, attacked, level=level, draws=DRAWS, seed=seed)
         except Exception as error:  # the classifier is anybody's; that it is not audited shows in the exit code
             name = f"{first.row.certifier} on {first.row.model}, L{first.row.norm:g}"
-            result.failed[name] = f"{type(error).__name__}: {error}"
+            whole.failed[name] = f"{type(error).__name__}: {error}"
             skip(claims[start:], "the attack failed")
             break
         labels.append(label)
@@ -273,5 +276,5 @@ def _test(opened: StoredRun, group: list[StoredRow], result: Audit, steps: int, 
         tried = frozenset(entry.row.input for entry in group) - left
         test = conclude(certifier, len(tried), torch.cat(labels), torch.cat(answers), level=level)
         test = replace(test, inputs=tried, hits=frozenset(row.input for row in hits))
-        result.tests[first.row.model, first.row.certifier, first.row.norm] = test
-        result.hits += hits
+        whole.tests[first.row.model, first.row.certifier, first.row.norm] = test
+        whole.hits.extend(hits)

@@ -27,13 +27,17 @@ ROUNDS = 12
 
 
 class BaseAudit:
-    """The audit of one base classifier."""
+    """The audit of one base classifier; what it finds goes into `whole`.
+
+    Attributes:
+        closer: number of counterexamples stored because they were closer than what was known.
+    """
 
     def __init__(
-        self, opened: StoredRun, name: str, entries: list[StoredRow], store: Store, steps: int, seed: int, result: Audit
+        self, opened: StoredRun, name: str, entries: list[StoredRow], store: Store, steps: int, seed: int, whole: Audit
     ) -> None:
         self.model, self.entries, self.store, self.steps, self.seed = opened.models[name], entries, store, steps, seed
-        self.result = result
+        self.whole, self.closer = whole, 0
         self.indices = sorted({entry.row.input for entry in entries})
         self.at = {index: i for i, index in enumerate(self.indices)}
         self.x = opened.inputs[self.indices]
@@ -54,7 +58,7 @@ class BaseAudit:
             self.found[threat] = _replayed(self.model, self.x, threat, keys, stored)
             for i, key in enumerate(keys):
                 if distances.get(key, math.inf) * (1 + 1e-9) < self.found[threat].distance[i]:
-                    self.result.unconfirmed.append((self.model.name, threat.p, self.indices[i]))
+                    self.whole.unconfirmed.append((self.model.name, threat.p, self.indices[i]))
 
     def sweep(self, deadline: float) -> None:
         """The whole battery, once for every input that has not had it yet."""
@@ -68,7 +72,7 @@ class BaseAudit:
                 *(self.model, self.x[rows], self.threats, self.box),
                 steps=self.steps, seed=self.seed, known=known, deadline=deadline,
             )  # fmt: skip
-            self.result.failed |= {f"{name} on {self.model.name}": reason for name, reason in failed.items()}
+            self.whole.failed.update({f"{name} on {self.model.name}": reason for name, reason in failed.items()})
             self.take(rows, found)
             if time.monotonic() <= deadline:  # else some attacks were left out
                 self.reached |= set(rows)
@@ -130,7 +134,7 @@ class BaseAudit:
                     new.append(Counterexample(self.keys[threat, i], there, names[i], blob))
             self.found[threat] = Counterexamples(distance, point, tuple(names))
         self.store.put_attacks(new)
-        self.result.closer += len(new)
+        self.closer += len(new)
         return gain
 
     def conclude(self, fresh: Mapping[tuple[str, str, float, int], Row]) -> None:
@@ -142,17 +146,17 @@ class BaseAudit:
             distance = float(self.found[entry.threat].distance[i])
             if row.upper > distance:
                 raise StoreError(f"a counterexample of {row.model}, input {row.input}, was not read again as stored")
-            if (row.model, row.norm, row.input) in self.result.unconfirmed:
+            if (row.model, row.norm, row.input) in self.whole.unconfirmed:
                 row = replace(row, upper=distance)
-            self.result.rows.append(row)
+            self.whole.rows.append(row)
             if i not in self.reached:
-                self.result.skipped.append((row, UNREACHED))
+                self.whole.skipped.append((row, UNREACHED))
             if row.radius > 0 and row.prediction not in (ABSTAIN, int(own[i])):
-                self.result.misnamed.append(row)
+                self.whole.misnamed.append(row)
             elif replace(row, upper=distance).unsound:  # by points that were replayed alone
-                self.result.refuted.append(row)
+                self.whole.refuted.append(row)
         for found in self.found.values():
-            self.result.credits.update(name for name in found.attack if name)
+            self.whole.credits.update(name for name in found.attack if name)
 
 
 def distances(opened: StoredRun, entries: Iterable[StoredRow], store: Store) -> dict[str, float]:

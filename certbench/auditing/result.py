@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,9 +30,9 @@ UNBOUND = "the budget was spent before its bounds were computed again"
 UNPROVED = "by its key, the row is of another model, input or version of the certifier"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Audit:
-    """What an audit came to.
+    """What an audit came to; its lists and tables are filled while the audit goes on.
 
     Attributes:
         refuted: rows with a counterexample inside their ball, as read again from the store.
@@ -51,6 +52,8 @@ class Audit:
         skipped: what was not audited, with the reason.
         crossed: rows that contradict one another, or an order that is a theorem.
         floats: by model, certifier and norm, what rounding does to bounds, or why that is not known.
+        folder: folder of the run.
+        settings: seed, steps, and the seconds that were allowed and spent.
     """
 
     refuted: list[Row] = field(default_factory=list)
@@ -70,6 +73,13 @@ class Audit:
     skipped: list[tuple[Row, str]] = field(default_factory=list)
     crossed: list[Contradiction] = field(default_factory=list)
     floats: dict[tuple[str, str, float], FloatAudit | str] = field(default_factory=dict)
+    folder: Path = Path()
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """Where the audit is written."""
+        return self.folder / "audit.json"
 
     @property
     def inconsistent(self) -> list[tuple[str, str, float]]:
@@ -93,8 +103,13 @@ class Audit:
         return bool(self.inconsistent) or self.together < SIGNIFICANT / 2
 
     @property
-    def code(self) -> int:
-        """The exit code."""
+    def exit_code(self) -> ExitCode:
+        """Return what the command ends with; the gravest first.
+
+        `UNSOUND`: a certificate is refuted, or not proved by its own method. `INCOMPLETE`: rows are missing, something
+        was not reached or not confirmed, or an attack failed. `VIOLATED`: an order of certifiers that is a theorem does
+        not hold. Else `OK`.
+        """
         if self.unsound:
             return ExitCode.UNSOUND
         left_out = any(reason in (UNREACHED, UNBOUND, UNPROVED) for _, reason in self.skipped)
@@ -110,9 +125,9 @@ def _by_pair(rows: list[Row]) -> dict[tuple[str, str, float], list[Row]]:
     return pairs
 
 
-def record(result: Audit, **settings: Any) -> dict[str, Any]:
-    """The audit as JSON."""
-    bad = {id(row) for row in [*result.refuted, *result.misnamed]}
+def record(audit: Audit) -> dict[str, Any]:
+    """Return the audit as JSON."""
+    bad = {id(row) for row in [*audit.refuted, *audit.misnamed]}
 
     def named(row: Row) -> dict[str, Any]:
         return {"model": row.model, "certifier": row.certifier, "norm": row.norm, "input": row.input}
@@ -128,48 +143,48 @@ def record(result: Audit, **settings: Any) -> dict[str, Any]:
         {**key(pair), "rows": len(rows), "claims": sum(row.radius > 0 for row in rows)}
         | {"refuted": sum(id(row) in bad for row in rows), "radius / upper": ratios(rows)}
         | {"mean radius": _mean(row.radius for row in rows), "mean upper": _mean(row.upper for row in rows)}
-        for pair, rows in _by_pair(result.rows).items()
+        for pair, rows in _by_pair(audit.rows).items()
     ]
     smoothed = [
         {**key(pair), "tried": test.tried, "tested": test.tested, "refuted": test.refuted, "abstained": test.abstained}
         | {"alpha": test.alpha, "level": test.level, "expected": test.expected, "p_value": test.p_value}
-        | {"shared draws": test.shared, "unsound": pair in result.inconsistent}
-        for pair, test in result.tests.items()
+        | {"shared draws": test.shared, "unsound": pair in audit.inconsistent}
+        for pair, test in audit.tests.items()
     ]
     reasons: Counter[tuple[tuple[str, str, float], str]] = Counter(
-        ((row.model, row.certifier, row.norm), reason) for row, reason in result.skipped
+        ((row.model, row.certifier, row.norm), reason) for row, reason in audit.skipped
     )
     whole = {
         "version": 1,
-        **settings,
-        "unsound": result.unsound,
+        **audit.settings,
+        "unsound": audit.unsound,
         "base": base,
-        "refuted": [{**named(row), "radius": row.radius, "upper": row.upper} for row in result.refuted],
-        "another class": [{**named(row), "radius": row.radius} for row in result.misnamed],
-        "counts": [{**named(row), "radius": row.radius, "reason": reason} for row, reason in result.recounted],
-        "not proved": [{**named(row), "radius": row.radius} for row in result.unproved],
-        "not proved again": [{**named(row), "radius": row.radius} for row in result.unrepeated],
+        "refuted": [{**named(row), "radius": row.radius, "upper": row.upper} for row in audit.refuted],
+        "another class": [{**named(row), "radius": row.radius} for row in audit.misnamed],
+        "counts": [{**named(row), "radius": row.radius, "reason": reason} for row, reason in audit.recounted],
+        "not proved": [{**named(row), "radius": row.radius} for row in audit.unproved],
+        "not proved again": [{**named(row), "radius": row.radius} for row in audit.unrepeated],
         "bounds": [
             {**key(pair), **({"reason": found} if isinstance(found, str) else {"proved": found.proved})}
-            for pair, found in result.bounds.items()
+            for pair, found in audit.bounds.items()
         ],
-        "missing": result.missing,
+        "missing": audit.missing,
         "smoothed": smoothed,
-        "smoothed, together": result.together,
-        "smoothed refutations": [{**named(row), "radius": row.radius} for row in result.hits],
+        "smoothed, together": audit.together,
+        "smoothed refutations": [{**named(row), "radius": row.radius} for row in audit.hits],
         "cross-audit": [
             {**named(found.row), "other": named(found.other), "law": found.law, "unsound": found.unsound}
-            for found in result.crossed
+            for found in audit.crossed
         ],
         "float audit": [
             {**key(pair), **({"reason": found} if isinstance(found, str) else asdict(found))}
-            for pair, found in result.floats.items()
+            for pair, found in audit.floats.items()
         ],
-        "closer": result.closer,
-        "closest found by": dict(result.credits.most_common()),
-        "attacks that failed": result.failed,
+        "closer": audit.closer,
+        "closest found by": dict(audit.credits.most_common()),
+        "attacks that failed": audit.failed,
         "stored counterexamples that are none": [
-            {"model": model, "norm": p, "input": index} for model, p, index in result.unconfirmed
+            {"model": model, "norm": p, "input": index} for model, p, index in audit.unconfirmed
         ],
         "not audited": [{**key(pair), "rows": n, "reason": reason} for (pair, reason), n in reasons.items()],
     }

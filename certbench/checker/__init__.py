@@ -1,18 +1,18 @@
 """An independent checker of certificate files: numpy and the standard library; no torch, no solver, no certbench.
 
-`check` re-derives what a file claims from the evidence in it; nothing in the file is believed. It reads a certificate
-(`reading`), the network that the claim is about (`network`), and hands both to the rule for the kind of evidence:
-`relaxation` (interval arithmetic and linear relaxations), `lipschitz`, `semidefinite` or `counts`. Every bound is
-computed with its rounding errors enclosed (`rounding`), and is about the network in exact real arithmetic.
+`check_file` re-derives what a file claims from the evidence in it; nothing in the file is believed. It reads a
+certificate (`reading`), the network that the claim is about (`network`), and hands both to the rule for the kind of
+evidence: `relaxation` (interval arithmetic and linear relaxations), `lipschitz`, `semidefinite` or `counts`. Every
+bound is computed with its rounding errors enclosed (`rounding`), and is about the network in exact real arithmetic.
+`check` does so for several files.
 """
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,8 @@ KINDS = {
     "counts": "counts",
 }
 EXITS = {"accepted": 0, "unreadable": 2, "refused": 3}
+"""Exit code for each status. They are those of `certbench.exit_codes`, written again: this folder and numpy suffice to
+check a file, and a test compares the numbers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,60 @@ class Verdict:
         return self.status == "accepted"
 
 
-def check(path: Path | str) -> Verdict:
+@dataclass(frozen=True)
+class Checked:
+    """What became of several files.
+
+    Attributes:
+        verdicts: of each file, in the order in which they were named; those of a folder by name.
+        empty: folders in which there is no certificate.
+    """
+
+    verdicts: tuple[tuple[Path, Verdict], ...]
+    empty: tuple[Path, ...] = ()
+
+    @property
+    def accepted(self) -> int:
+        """Number of files whose claim is proved."""
+        return sum(verdict.accepted for _, verdict in self.verdicts)
+
+    @property
+    def exit_code(self) -> int:
+        """Return the code of the worst file; "unreadable" if there is none, or a folder is empty."""
+        codes = [EXITS[verdict.status] for _, verdict in self.verdicts]
+        return max([*codes, EXITS["unreadable"]] if self.empty or not codes else codes)
+
+    @property
+    def summary(self) -> str:
+        """Return a line that counts."""
+        return f"{self.accepted} of {len(self.verdicts)} accepted"
+
+
+def check(
+    files: Path | str | Iterable[Path | str], watch: Callable[[Path, Verdict], None] = lambda file, verdict: None
+) -> Checked:
+    """Verify certificate files, with nothing but numpy; what a file says is not believed.
+
+    Args:
+        files: paths of files, or of folders of them.
+        watch: is told of each file, and of each folder without certificates, as soon as it is done.
+
+    Returns:
+        A verdict for each file: whether it proves its claim, and why not. A file that cannot be read has one, too.
+    """
+    verdicts, empty = list[tuple[Path, Verdict]](), list[Path]()
+    for path in map(Path, [files] if isinstance(files, str | Path) else files):
+        found = sorted(part for part in path.glob("*.json") if not part.name.startswith("network-"))
+        for file in found if path.is_dir() else [path]:
+            verdicts.append((file, check_file(file)))
+            watch(*verdicts[-1])
+        if path.is_dir() and not found:
+            empty.append(path)
+            watch(path, Verdict("unreadable", "a folder without certificates"))
+    return Checked(tuple(verdicts), tuple(empty))
+
+
+def check_file(path: Path | str) -> Verdict:
     """Read a certificate file and prove its claim, or say why not. Its network file lies beside it."""
     try:
         with np.errstate(all="ignore"):  # what overflows ends as a refusal
@@ -61,24 +116,9 @@ def check(path: Path | str) -> Verdict:
     return Verdict("accepted", reading.statement(claim)) if reason is None else Verdict("refused", reason)
 
 
-def run(files: Sequence[Path | str], out: Any) -> int:
-    """Check files, and those in folders, and print a line for each; the exit code is that of the worst one."""
-    worst, count, total = 0 if files else 2, 0, 0
-    for path in map(Path, files):
-        found = sorted(part for part in path.glob("*.json") if not part.name.startswith("network-"))
-        for file in found if path.is_dir() else [path]:
-            verdict = check(file)
-            out.print(_one_line(f"{file}: {verdict.status}: {verdict.reason}"))
-            worst, count, total = max(worst, EXITS[verdict.status]), count + verdict.accepted, total + 1
-        if path.is_dir() and not found:
-            out.print(_one_line(f"{path}: unreadable: a folder without certificates"))
-            worst = max(worst, EXITS["unreadable"])
-    out.print(f"{count} of {total} accepted")
-    return worst
-
-
-def _one_line(words: str) -> str:
-    """Text without what a terminal acts upon: a file that is read must not write lines of its own."""
+def told(file: Path, verdict: Verdict) -> str:
+    """Return a verdict as a line, without what a terminal acts upon: a file must not write lines of its own."""
+    words = f"{file}: {verdict.status}: {verdict.reason}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
 
 
@@ -135,8 +175,6 @@ def _read(path: Path, digest: str) -> network.Network:
 
 def main() -> int:
     """Check the files named on the command line."""
-
-    class Out:
-        print = staticmethod(print)
-
-    return run(sys.argv[1:], Out())
+    checked = check(sys.argv[1:], lambda file, verdict: print(told(file, verdict)))
+    print(checked.summary)
+    return checked.exit_code

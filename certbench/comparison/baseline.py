@@ -7,24 +7,20 @@ distances of counterexamples, and the reason for every update.
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from certbench.comparison.compare import Kind, Known, Place, Side, compare, distances, identities, merge, wrong
-from certbench.comparison.policy import Policy
+from certbench.comparison.side import Known, Place, Side, identities
 from certbench.core.claims import Guarantee, Outcome, Subject
-from certbench.errors import ConfigError, StoreError
+from certbench.errors import ConfigError
 from certbench.files.json_text import plain
+from certbench.results.folder import RunFolder
 from certbench.results.rows import Row
 from certbench.results.significance import counted
-from certbench.results.store import Store
 
 FORMAT = 1
 MARK = "certbench baseline"
@@ -49,7 +45,7 @@ def read(path: Path) -> Side:
         StoreError: it cannot be read.
     """
     if path.is_dir():
-        return _run(path)[0]
+        return read_run(path)[0]
     values = _load(path)
     if isinstance(values, dict) and MARK in values:
         return _baseline(path, values)
@@ -58,88 +54,22 @@ def read(path: Path) -> Side:
     raise ConfigError(f"{path} is neither the folder of a run, nor a baseline, nor a file of pytest-benchmark")
 
 
-def update(run: Path, reason: str, console: Console, path: Path | None = None) -> int:
-    """The command `certbench baseline update`: make a run the baseline; refused for one that is wrong or incomplete.
-
-    Args:
-        run: its folder.
-        reason: why, for the file's history.
-        console: to print to.
-        path: of the baseline; `reports/NAME/baseline.json` if None.
-
-    Returns:
-        The exit code: 0; 3 if a radius is refuted or no number, 5 if rows of the run are missing.
+def read_run(folder: Path) -> tuple[Side, dict[str, Any]]:
+    """Read a run, by its folder, and its manifest.
 
     Raises:
-        ConfigError: this is no run, or no reason is given.
-        StoreError: a file cannot be read or written.
+        ConfigError: it is none, or has a row twice.
+        StoreError: it cannot be read.
     """
-    if not reason.strip():
-        raise ConfigError("say why the baseline changes: --reason TEXT", ("reason",))
-    side, manifest = _run(run)
-    if not side.rows and not side.uncomputed:
-        raise ConfigError(f"{run} holds no rows, so that there is nothing to make a baseline of")
-    path = path or Path("reports") / str(manifest["suite"]["name"]) / "baseline.json"
-    known, said = distances(side.rows), f"{len(side.rows)} rows, new"
-    history: list[dict[str, Any]] = []
-    if path.exists():
-        before, history = _committed(path)
-        changes = compare(before, side, Policy()).changes
-        counts = Counter(change.kind for change in changes)
-        said = ", ".join(f"{counts[kind]} {kind.value}" for kind in Kind if counts[kind])
-        fits = {name: not before.mismatch(side, name) for name in side.models}
-        known = merge(known, {place: one for place, one in before.known.items() if fits.get(place[0])})
-    bad = [(row, found) for row in side.rows if (found := wrong(row, known, row)) is not None]
-    if bad or side.uncomputed:
-        for row, (kind, why) in bad[:10]:
-            where = f"{row.certifier} on {row.model}, L{row.norm:g}, input {row.input}"
-            console.print(f"{kind.value}: {where}: radius {row.radius:.6g}; {why}", markup=False, soft_wrap=True)
-        console.print(f"The baseline stays: {len(bad)} rows are wrong, {side.uncomputed} have not been computed.")
-        advice = f"certbench audit {run}" if bad else "run the suite again, which computes what is missing"
-        console.print(f"Next: {advice}.", markup=False, soft_wrap=True)
-        return 3 if bad else 5
-    entry = {"date": datetime.now(UTC).date().isoformat(), "reason": reason.strip(), "changed": said}
-    entry |= {"certbench": side.versions.get("certbench", ""), "commit": str(manifest.get("commit", ""))}
-    _write(path, "".join(_lines(side, known, [*history, entry])))
-    console.print(f"{path}: {said}", markup=False, soft_wrap=True)
-    return 0
+    opened = RunFolder(folder)
 
-
-def show(path: Path, console: Console) -> int:
-    """The command `certbench baseline show`: what a baseline holds, and why it changed.
-
-    Raises:
-        ConfigError: this is no baseline.
-    """
-    side, history = _committed(path)
-    console.print(f"{path}: {len(side.rows)} rows of {len(side.models)} models", markup=False, soft_wrap=True)
-    versions = ", ".join(f"{name} {version}" for name, version in side.versions.items())
-    console.print(f"made with {versions}", markup=False, soft_wrap=True)
-    for (certifier, model, norm), group in groupby(side.rows, lambda row: (row.certifier, row.model, row.norm)):
-        radii = [row.radius for row in group]
-        finite = [radius for radius in radii if radius < math.inf]
-        mean = math.fsum(finite) / max(len(finite), 1)
-        place = f"{certifier} on {model}, L{norm:g}"
-        console.print(f"  {place}: {len(radii)} inputs, mean radius {mean:.6g}", markup=False, soft_wrap=True)
-    for entry in history:
-        console.print(f"{entry['date']}  {entry['reason']}  ({entry['changed']})", markup=False, soft_wrap=True)
-    return 0
-
-
-def _run(folder: Path) -> tuple[Side, dict[str, Any]]:
-    if not (folder / "results.db").exists():
-        raise ConfigError(f"{folder} is not the folder of a run: there is no results.db in it")
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        models, data, versions = dict(manifest["models"]), str(manifest["data"]["sha256"]), dict(manifest["versions"])
+    def content(manifest: Any) -> tuple[dict[str, Any], dict[str, str], str, dict[str, str]]:
         str(manifest["suite"]["name"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StoreError(f"cannot read {folder / 'manifest.json'}: {type(error).__name__}: {error}") from error
-    store = Store(folder / "results.db", create=False)
-    try:
+        return manifest, dict(manifest["models"]), str(manifest["data"]["sha256"]), dict(manifest["versions"])
+
+    manifest, models, data, versions = opened.manifest(content)
+    with opened.store() as store:
         rows, uncomputed = store.rows(), store.missing()
-    finally:
-        store.close()
     _once(folder, rows)
     return Side(str(folder), rows, models, data, uncomputed=uncomputed, versions=versions), manifest
 
@@ -153,14 +83,35 @@ def _load(path: Path) -> Any:
         raise ConfigError(f"{path} is neither the folder of a run nor a baseline: {error}") from error
 
 
-def _committed(path: Path) -> tuple[Side, list[dict[str, Any]]]:
-    """A baseline, and its history."""
+@dataclass(frozen=True)
+class Baseline:
+    """What a baseline holds.
+
+    Attributes:
+        side: its rows, and what they are about. Radii are in units of the input.
+        history: each update with its `date`, `reason`, what `changed`, the version of `certbench` and the `commit`.
+    """
+
+    side: Side
+    history: Sequence[Mapping[str, str]]
+
+
+def read_baseline(file: Path | str) -> Baseline:
+    """Read a baseline.
+
+    Args:
+        file: path of the baseline.
+
+    Raises:
+        ConfigError: it is no baseline, or cannot be read.
+    """
+    path = Path(file)
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, and no baseline; `certbench show {path}` shows a run")
     values = _load(path)
     if not isinstance(values, dict) or MARK not in values:
         raise ConfigError(f"{path} is no baseline; make one with `certbench baseline update RUN --reason TEXT`")
-    return _baseline(path, values), values["history"]
+    return Baseline(_baseline(path, values), values["history"])
 
 
 def _once(path: Path, rows: Sequence[Row]) -> None:
@@ -253,8 +204,8 @@ def _box(domain: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def _lines(side: Side, known: Mapping[Place, Known], history: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The file, in pieces: whoever changes one row changes one line."""
+def text_of(side: Side, known: Mapping[Place, Known], history: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the file of a baseline, in pieces: whoever changes one row changes one line."""
     content = {"models": side.models, "data": side.data, "versions": side.versions}
     yield f'{{\n"{MARK}": {FORMAT},\n"history": [\n{_list(history)}\n],\n"content": {_json(content)},\n'
     yield f'"distances": [\n{_list([*map(plain, place), one.distance, one.source] for place, one in known.items())}\n'
@@ -277,17 +228,6 @@ def _list(values: Iterable[Any]) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(plain(value), allow_nan=False)
-
-
-def _write(path: Path, text: str) -> None:
-    """In one step, so that no reader meets half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(path.suffix + ".part")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
 
 
 def _benchmarks(path: Path, values: Mapping[str, Any]) -> Side:

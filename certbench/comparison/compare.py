@@ -5,21 +5,22 @@ over all rows tested. With a new seed and 200 inputs, "a radius fell by 5 %" is 
 difference of counts is not. What the counts of the new row prove is computed anew, and its radius held to that.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from certbench.comparison.policy import WRONG, Kind, Policy, Rule, Terms, Tolerance
+from certbench.comparison import baseline
+from certbench.comparison.policy import WRONG, Kind, Policy, Rule, Terms, Tolerance, load
+from certbench.comparison.side import Known, Place, Side, merge, place_of, spec_text
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+from certbench.errors import ConfigError
+from certbench.exit_codes import ExitCode
 from certbench.results import recheck_counts
 from certbench.results.rows import Row, refuted
 from certbench.results.significance import holm, p_value, same_draws, strongest
-
-__all__ = ["Change", "Comparison", "Kind", "Known", "Side", "Tolerance"]
-__all__ += ["classify", "compare", "distances", "identities", "merge", "wrong"]
 
 ROUNDING = Tolerance()
 """What moves radii that did not change."""
@@ -29,55 +30,6 @@ EXACT_SLACK = 1e-6
 
 SHORT = Tolerance(1e-9, 1e-6)
 """How far a radius may fall short of what its own counts prove, which is rounding."""
-
-Place = tuple[str, float, tuple[float, float] | None, int]
-"""Model, norm, domain and input."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """A distance that no certified radius of the base classifier may exceed, and how it is known."""
-
-    distance: float
-    source: str
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two runs, as it was read; see `certbench.comparison.baseline.read`.
-
-    Attributes:
-        name: for messages.
-        rows: what was computed.
-        models: fingerprint of each model, by its name.
-        data: fingerprint of the data set.
-        known: distances known beside those in the rows.
-        uncomputed: rows that were asked for but not computed.
-        versions: of packages.
-        medians: seconds of benchmarks, by name, if this is a file of pytest-benchmark.
-        machine: where they were measured.
-    """
-
-    name: str
-    rows: Sequence[Row]
-    models: Mapping[str, str] = field(default_factory=dict)
-    data: str = ""
-    known: Mapping[Place, Known] = field(default_factory=dict)
-    uncomputed: int = 0
-    versions: Mapping[str, str] = field(default_factory=dict)
-    medians: Mapping[str, float] = field(default_factory=dict)
-    machine: str = ""
-
-    def mismatch(self, other: "Side", model: str) -> str:
-        """Why rows of a model do not speak of the same thing here and there; empty if they do."""
-        pairs = {f"classifier {model}": (self.models.get(model), other.models.get(model))}
-        pairs["data set"] = (self.data, other.data)
-        for what, (a, b) in pairs.items():
-            if not a or not b:
-                return f"no fingerprint of the {what} is recorded in {self.name if not a else other.name}"
-            if a != b:
-                return f"the {what} changed: fingerprint {a[:12]} became {b[:12]}"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -181,16 +133,16 @@ class Comparison:
         return bool(self.old.medians and self.new.medians) and self.old.machine != self.new.machine
 
     @property
-    def exit_code(self) -> int:
-        """0 fine, 1 policy violated, 3 unsound or non-finite, 4 incomparable, 5 incomplete; the gravest first."""
+    def exit_code(self) -> ExitCode:
+        """Return what the command ends with; the gravest first."""
         failing = {kind for _, kind, _, _ in self.over("fail")}
         if failing & WRONG:
-            return 3
+            return ExitCode.UNSOUND
         if Kind.INCOMPARABLE in failing or self.foreign:
-            return 4
+            return ExitCode.INCOMPARABLE
         if self.new.uncomputed:
-            return 5
-        return 1 if failing or self.slower else 0
+            return ExitCode.INCOMPLETE
+        return ExitCode.VIOLATED if failing or self.slower else ExitCode.OK
 
 
 def classify(old: float, new: float, tolerance: Tolerance = ROUNDING, upper: float = math.inf) -> Kind:
@@ -219,13 +171,68 @@ def classify(old: float, new: float, tolerance: Tolerance = ROUNDING, upper: flo
     return Kind.LOOSER if new < old else Kind.TIGHTER
 
 
-def compare(old: Side, new: Side, policy: Policy | None = None) -> Comparison:
-    """Class every row of either side; see `Kind`.
+def compare(
+    old: Path | str | Side,
+    new: Path | str | Side,
+    *,
+    policy: Path | str | Policy | None = None,
+    known: Path | str | None = None,
+) -> Comparison:
+    """Say row by row what was lost, gained, became looser, tighter or wrong; see `Kind`.
 
     Wrong rows come first, whatever else is the matter with them; then rows that one side lacks, then those that do not
     speak of the same thing, and then the radii.
+
+    Args:
+        old: what it was: the folder of a run, a baseline, or a JSON file of pytest-benchmark; or one that was read.
+        new: what it is, likewise.
+        policy: which differences fail: a YAML file, or one that was read; None: see `certbench.comparison.policy`.
+        known: a YAML file of known issues, which do not fail; see `certbench.results.known_issues`.
+
+    Returns:
+        The changes, and what the policy makes of them; `Comparison.exit_code` is 0 if nothing fails. Radii and
+        distances are in units of the input.
+
+    Raises:
+        ConfigError: one of the files is not what it should be, or a side has no rows.
+        StoreError: a run cannot be read.
     """
-    policy = policy or Policy()
+    rules = policy if isinstance(policy, Policy) else Policy() if policy is None else load(Path(policy))
+    before, after = (side if isinstance(side, Side) else baseline.read(Path(side)) for side in (old, new))
+    for side, given in ((before, old), (after, new)):
+        if not isinstance(given, Side) and not side.rows and not side.medians:
+            raise ConfigError(f"{side.name} holds no rows, so that there is nothing to compare")
+    comparison = _compared(before, after, rules)
+    return comparison if known is None else _excuse(comparison, Path(known))
+
+
+def _excuse(comparison: Comparison, path: Path) -> Comparison:
+    """Return the comparison without what the file knows, with notes about entries that meet nothing."""
+    from certbench.results import known_issues
+
+    issues = known_issues.load(path)
+    entries = [(change, issues.of(change.row, change.kind.value)) for change in comparison.changes]
+    kinds = {kind.value for kind in Kind}
+    used = {entry for _, entry in entries if entry is not None}
+    notes = []
+    for entry in issues.entries:
+        meant = any(
+            entry.concerns(row.certifier, str(row.spec.get("name", row.certifier)), row.model, row.norm, row.input)
+            for row in (change.row for change in comparison.changes)
+        )
+        if not meant:
+            notes.append(f"note: known issue that matches no row: {entry}")
+        elif entry.kind in kinds and entry not in used:
+            notes.append(f"note: known issue that is none any more: {entry}")
+    return replace(
+        comparison,
+        changes=[change for change, entry in entries if entry is None],
+        known=[(change, entry.reason) for change, entry in entries if entry is not None],
+        notes=notes,
+    )
+
+
+def _compared(old: Side, new: Side, policy: Policy) -> Comparison:
     olds, news = _matched(old.rows, new.rows)
     mismatch = {name: old.mismatch(new, name) for name in {row.model for row in (*old.rows, *new.rows)}}
     known = merge(distances(new.rows), new.known)
@@ -256,9 +263,9 @@ def distances(rows: Iterable[Row]) -> dict[Place, Known]:
     for row in rows:
         if row.subject is Subject.BASE:
             here = (Known(row.upper, "counterexample"), Known(_exact_radius(row), f"{row.certifier}, complete"))
-            nearest = min(*here, found.get(_place(row), here[0]), key=lambda known: known.distance)
+            nearest = min(*here, found.get(place_of(row), here[0]), key=lambda known: known.distance)
             if nearest.distance < math.inf:
-                found[_place(row)] = nearest
+                found[place_of(row)] = nearest
     return found
 
 
@@ -270,36 +277,14 @@ def _exact_radius(row: Row) -> float:
     return math.inf if bracket is None else float(bracket[1]) * (1 + EXACT_SLACK)
 
 
-def merge(a: Mapping[Place, Known], b: Mapping[Place, Known]) -> dict[Place, Known]:
-    """The smaller distance at every place."""
-    merged = dict(a)
-    for place, known in b.items():
-        if place not in merged or known.distance < merged[place].distance:
-            merged[place] = known
-    return merged
-
-
-def _place(row: Row) -> Place:
-    return row.model, row.norm, row.domain, row.input
-
-
 def _names(row: Row) -> tuple[str, str]:
     """The certifier's label, and its name alone."""
     return row.certifier, str(row.spec.get("name", row.certifier))
 
 
-def _text(row: Row) -> str:
-    return json.dumps(row.spec or {"name": row.certifier}, sort_keys=True)
-
-
-def identities(rows: Iterable[Row]) -> list[tuple[str, Place]]:
-    """What makes each row another row than the rest: the certifier with its options, and the place."""
-    return [(_text(row), _place(row)) for row in rows]
-
-
 def _matched(old: Sequence[Row], new: Sequence[Row]) -> tuple[dict[Any, Row], dict[Any, Row]]:
     """Both sides' rows by identity. A new option of a certifier is no new certifier if the rest of it fits just one."""
-    texts = [[_text(row) for row in rows] for rows in (old, new)]
+    texts = [[spec_text(row) for row in rows] for rows in (old, new)]
     specs = [{text: row.spec for text, row in zip(*pair, strict=True)} for pair in zip(texts, (old, new), strict=True)]
     names: dict[str, str] = {}
     for text in specs[1].keys() - specs[0].keys():
@@ -308,8 +293,8 @@ def _matched(old: Sequence[Row], new: Sequence[Row]) -> tuple[dict[Any, Row], di
             names[text] = fits[0]
     if len(set(names.values())) < len(names):  # one of them is the old one, and nobody can say which
         names = {text: other for text, other in names.items() if [*names.values()].count(other) == 1}
-    olds = {(text, *_place(row)): row for text, row in zip(texts[0], old, strict=True)}
-    return olds, {(names.get(text, text), *_place(row)): row for text, row in zip(texts[1], new, strict=True)}
+    olds = {(text, *place_of(row)): row for text, row in zip(texts[0], old, strict=True)}
+    return olds, {(names.get(text, text), *place_of(row)): row for text, row in zip(texts[1], new, strict=True)}
 
 
 def _fits(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -330,7 +315,7 @@ def wrong(new: Row, known: Mapping[Place, Known], old: Row | None = None) -> tup
         return Kind.NON_FINITE, f"the radius is {radius:g}"
     if new.prediction == ABSTAIN and radius > 0:
         return Kind.UNSOUND, "it names no class, but has a radius"
-    found = known.get(_place(new)) if new.subject is Subject.BASE else None
+    found = known.get(place_of(new)) if new.subject is Subject.BASE else None
     if found is not None and refuted(radius, found.distance, new.norm):
         return Kind.UNSOUND, f"{found.source} at {found.distance:.6g}"
     unproved = recheck_counts.wrong(new)

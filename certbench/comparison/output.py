@@ -1,13 +1,12 @@
-"""The command `certbench compare`: what became of each row, as text, Markdown, JSON or JUnit's XML."""
+"""Comparisons as text, Markdown, JSON or JUnit's XML; baselines and their updates as lines."""
 
 import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from certbench.comparison import baseline
-from certbench.comparison.compare import Change, Comparison, Kind, compare
-from certbench.comparison.policy import Policy, load
+from certbench.comparison.baseline import BENCHMARK, Baseline
+from certbench.comparison.compare import Change, Comparison
+from certbench.comparison.policy import Kind
+from certbench.comparison.update import BaselineUpdate
 from certbench.core import registry
-from certbench.errors import ConfigError, StoreError
+from certbench.errors import ConfigError
+from certbench.exit_codes import ExitCode
 from certbench.files.json_text import plain
 from certbench.results.rows import Row
 
@@ -33,110 +34,34 @@ NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML may have, not even as references."""
 
 VERDICTS = {
-    0: "No difference that the policy minds.",
-    1: "The policy is violated.",
-    3: "A radius is unsound, or no number: use none of that certifier; `certbench audit RUN` looks into it, and only a "
-    "change of the code mends it, no new baseline.",
-    4: "The two sides do not speak of the same thing.",
-    5: "The new run is incomplete.",
+    ExitCode.OK: "No difference that the policy minds.",
+    ExitCode.VIOLATED: "The policy is violated.",
+    ExitCode.UNSOUND: "A radius is unsound, or no number: use none of that certifier; `certbench audit RUN` looks "
+    "into it, and only a change of the code mends it, no new baseline.",
+    ExitCode.INCOMPARABLE: "The two sides do not speak of the same thing.",
+    ExitCode.INCOMPLETE: "The new run is incomplete.",
 }
 
 
-def run(
-    old: Path,
-    new: Path,
-    console: Console,
-    *,
-    policy: Path | None = None,
-    known: Path | None = None,
-    shape: str = "text",
-    out: Path | None = None,
-) -> int:
-    """Compare two runs, baselines or files of pytest-benchmark, and print or write the result.
-
-    Args:
-        old: what it was.
-        new: what it is.
-        console: to print to.
-        policy: see `certbench.comparison.policy`; its defaults, if None.
-        known: a file of known issues, see `certbench.results.known_issues`.
-        shape: a key of `SHAPES`.
-        out: where to write it; then the console gets the text.
-
-    Returns:
-        The exit code, see `Comparison.exit_code`.
-
-    Raises:
-        ConfigError: one of the files is not what it should be.
-        StoreError: a file cannot be read or written.
-    """
-    if shape not in SHAPES:
-        raise ConfigError(registry.unknown("format", shape, SHAPES), ("format",))
-    rules = Policy() if policy is None else load(policy)
-    before, after = baseline.read(old), baseline.read(new)
-    for side in (before, after):
-        if not side.rows and not side.medians:
-            raise ConfigError(f"{side.name} holds no rows, so that there is nothing to compare")
-    comparison = compare(before, after, rules)
-    if known is not None:
-        comparison = _excuse(comparison, known)
-    if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(SHAPES[shape](comparison), encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"cannot write {out}: {error}") from error
-    if out is None and shape != "text":
-        console.print(SHAPES[shape](comparison), markup=False, highlight=False, soft_wrap=True, end="")
-    else:
-        render(comparison, console)
-    return comparison.exit_code
-
-
-def _excuse(comparison: Comparison, path: Path) -> Comparison:
-    """The comparison without what the file knows, with notes about entries that meet nothing."""
-    from certbench.results import known_issues
-
-    issues = known_issues.load(path)
-    entries = [(change, issues.of(change.row, change.kind.value)) for change in comparison.changes]
-    kinds = {kind.value for kind in Kind}
-    used = {entry for _, entry in entries if entry is not None}
-    notes = []
-    for entry in issues.entries:
-        meant = any(
-            entry.concerns(row.certifier, str(row.spec.get("name", row.certifier)), row.model, row.norm, row.input)
-            for row in (change.row for change in comparison.changes)
-        )
-        if not meant:
-            notes.append(f"note: known issue that matches no row: {entry}")
-        elif entry.kind in kinds and entry not in used:
-            notes.append(f"note: known issue that is none any more: {entry}")
-    return replace(
-        comparison,
-        changes=[change for change, entry in entries if entry is None],
-        known=[(change, entry.reason) for change, entry in entries if entry is not None],
-        notes=notes,
-    )
-
-
-def render(comparison: Comparison, console: Console) -> None:
-    """Tables on a console."""
-    console.print(f"{comparison.old.name} -> {comparison.new.name}", markup=False, soft_wrap=True)
+def told(comparison: Comparison) -> Iterator[Table | str]:
+    """Yield the comparison as tables and lines for the terminal."""
+    yield f"{comparison.old.name} -> {comparison.new.name}"
     for title, heads, rows in _tables(comparison):
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for head in heads:
             table.add_column(head, overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
-        console.print(table)
-    for line in _verdict(comparison):
-        console.print(line, markup=False, soft_wrap=True)
+        yield table
+    yield from _verdict(comparison)
 
 
 def text(comparison: Comparison) -> str:
-    """What `render` prints, without colours."""
+    """Return what `told` yields as text of 160 columns, without colours."""
     file = io.StringIO()
-    render(comparison, Console(file=file, width=160))
+    console = Console(file=file, width=160)
+    for part in told(comparison):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
     return file.getvalue()
 
 
@@ -184,7 +109,7 @@ def junit(comparison: Comparison) -> str:
             failure = ElementTree.SubElement(case, "failure", message=message, type=wrong[0].kind.value)
             failure.text = "\n".join(": ".join(filter(None, _described(change))) for change in wrong)
     whole = ElementTree.SubElement(suite, "testcase", classname="certbench", name="both sides")
-    if comparison.exit_code in (4, 5) or comparison.slower:
+    if comparison.exit_code in (ExitCode.INCOMPARABLE, ExitCode.INCOMPLETE) or comparison.slower:
         failures += 1
         ElementTree.SubElement(whole, "failure", message=" ".join(_verdict(comparison)), type="run")
     ElementTree.SubElement(suite, "system-out").text = "\n".join(_verdict(comparison))
@@ -201,6 +126,44 @@ SHAPES: Mapping[str, Callable[[Comparison], str]] = {
     "junit": junit,
 }
 """Formats of the result."""
+
+
+def shape_of(name: str) -> Callable[[Comparison], str]:
+    """Return the function that writes a format.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    if name not in SHAPES:
+        raise ConfigError(registry.unknown("format", name, SHAPES), ("format",))
+    return SHAPES[name]
+
+
+def told_update(update: BaselineUpdate) -> Iterator[str]:
+    """Yield what came of the update of a baseline, as lines."""
+    if update.written:
+        yield f"{update.file}: {update.changed}"
+        return
+    for row, kind, why in update.wrong[:10]:
+        where = f"{row.certifier} on {row.model}, L{row.norm:g}, input {row.input}"
+        yield f"{kind.value}: {where}: radius {row.radius:.6g}; {why}"
+    yield f"The baseline stays: {len(update.wrong)} rows are wrong, {update.uncomputed} have not been computed."
+    again = "run the suite again, which computes what is missing"
+    yield f"Next: {f'certbench audit {update.run}' if update.wrong else again}."
+
+
+def told_baseline(baseline: Baseline) -> Iterator[str]:
+    """Yield what a baseline holds, and why it changed, as lines."""
+    side = baseline.side
+    yield f"{side.name}: {len(side.rows)} rows of {len(side.models)} models"
+    yield f"made with {', '.join(f'{name} {version}' for name, version in side.versions.items())}"
+    for (certifier, model, norm), group in groupby(side.rows, lambda row: (row.certifier, row.model, row.norm)):
+        radii = [row.radius for row in group]
+        finite = [radius for radius in radii if radius < math.inf]
+        mean = math.fsum(finite) / max(len(finite), 1)
+        yield f"  {certifier} on {model}, L{norm:g}: {len(radii)} inputs, mean radius {mean:.6g}"
+    for entry in baseline.history:
+        yield f"{entry['date']}  {entry['reason']}  ({entry['changed']})"
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -242,7 +205,7 @@ def _described(change: Change) -> tuple[str, str, str]:
 
 
 def _norm(row: Row) -> str:
-    return "" if row.certifier == baseline.BENCHMARK else f"L{row.norm:g}"
+    return "" if row.certifier == BENCHMARK else f"L{row.norm:g}"
 
 
 def _verdict(comparison: Comparison) -> list[str]:

@@ -7,7 +7,8 @@ the search had it from a larger ball, the claim is lowered, to no less than `LEA
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
 
-from certbench.checker import check, reading
+from certbench.checker import check_file, reading
 from certbench.checker.network import Network, read
 from certbench.checker.reading import Claim, Refused, Unreadable, written
 from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.claims import Subject
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, NumericalError, StoreError, UnsupportedError
+from certbench.errors import ConfigError, NumericalError, UnsupportedError
+from certbench.exit_codes import ExitCode
 from certbench.export import network_file
 from certbench.export.proof import LEAST, relaxation
 from certbench.files.json_text import plain
+from certbench.files.writing import write
 from certbench.results.rows import Row
 from certbench.runs import reopen
 from certbench.verifiers.bounds.proof import RelaxationProof
@@ -63,7 +64,7 @@ class Exporter:
         content = network_file.write(self.classifier)
         digest = hashlib.sha256(content).hexdigest()
         path = self.folder / f"network-{digest[:16]}.json"
-        _write(path, content)
+        write(path, content, create_folder=True)
         network = read(path, digest)
         double = self.classifier.double()
         generator = torch.Generator().manual_seed(0)
@@ -93,7 +94,7 @@ class Exporter:
         first = ""
         for lowered, evidence in self.candidates(certifier, state, claim, x, row):
             path = self.put(lowered, evidence, row)
-            verdict = check(path)
+            verdict = check_file(path)
             if verdict.accepted:
                 return path, lowered.radius
             path.unlink()
@@ -155,7 +156,7 @@ class Exporter:
         content["seal"] = reading.seal(content)
         name = f"{row.model}-{row.certifier}-L{row.norm:g}-{row.input}-{content['seal'][:8]}"
         path = self.folder / ("".join(c if c.isalnum() or c in "-+=.," else "_" for c in name) + ".json")
-        _write(path, json.dumps(content, indent=1, allow_nan=False).encode())
+        write(path, json.dumps(content, indent=1, allow_nan=False), create_folder=True)
         return path
 
     def proved(
@@ -179,39 +180,58 @@ class Exporter:
         return replace(claim, radius=best[0]), best[1]
 
 
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
+@dataclass(frozen=True)
+class Exported:
+    """What came of an export of certificates.
+
+    Attributes:
+        folder: where the files lie.
+        files: one for each certificate that was written.
+        lowered: number of files that claim a little less than the run does, at least `LEAST` of it.
+        refused: why rows have no file, and how many.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    lowered: int
+    refused: Mapping[str, int]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Return what the command ends with: `INCOMPLETE` if some rows have no file."""
+        return ExitCode.INCOMPLETE if self.refused else ExitCode.OK
 
 
-def run(
-    folder: Path,
-    into: Path,
-    out: Console,
+def export_certificates(
+    run: Path | str,
+    into: Path | str,
     *,
     certifier: str | None = None,
     model: str | None = None,
     norm: float | None = None,
-    inputs: Sequence[int] | None = None,
-) -> int:
-    """Write the certificates of a run's rows that have a radius, and say which have no checkable evidence.
+    inputs: Collection[int] | None = None,
+) -> Exported:
+    """Write the certificates of a run as files that `certbench.check` verifies, each with its evidence.
+
+    A row without a radius has no certificate. The files are checked as they are written.
 
     Args:
-        folder: of the run.
-        into: for the files.
-        out: where the result is told.
+        run: folder of the run.
+        into: folder for the files; made if need be.
         certifier: only those of this one, by name or with its options.
         model: only those of this one.
-        norm: only in this one.
-        inputs: only those about these.
+        norm: only those in this one: 1, 2 or inf.
+        inputs: only those about these inputs, by their index in the data set.
 
     Returns:
-        The exit code: 0 if a file was written for every row, 2 if there is no such row, 5 if some have none.
+        The files, and which rows have none.
+
+    Raises:
+        ConfigError: this is no run, no row that was asked for has a radius, or the model or data at hand, or a version
+            of a certifier, are not those of the run.
+        StoreError: the run cannot be read, or a file not be written.
     """
-    opened = reopen.reopen(folder)
+    opened, folder = reopen.reopen(Path(run)), Path(into)
     entries = [
         entry
         for entry in opened.entries
@@ -222,25 +242,20 @@ def run(
         and (inputs is None or entry.row.input in inputs)
     ]
     if not entries:
-        raise ConfigError(f"{folder} has no row with a radius that was asked for")
-    exporters = {name: Exporter(classifier, into) for name, classifier in opened.models.items()}
+        raise ConfigError(f"{run} has no row with a radius that was asked for")
+    exporters = {name: Exporter(classifier, folder) for name, classifier in opened.models.items()}
     states: dict[tuple[str, str, ThreatModel], Any] = {}
-    count, lowered, refused = 0, 0, dict[str, int]()
+    files, lowered, refused = list[Path](), 0, Counter[str]()
     for entry in entries:
         row, made = entry.row, opened.certifier(entry)
         key = row.model, row.certifier, entry.threat
         try:
             if row.subject is Subject.BASE and key not in states:
                 states = {key: made.prepare(opened.models[row.model], key[2])}  # one at a time: they can be large
-            _, radius = exporters[row.model].write(made, states.get(key), row, opened.inputs[row.input])
+            file, radius = exporters[row.model].write(made, states.get(key), row, opened.inputs[row.input])
         except (UnsupportedError, NumericalError, Refused, Unreadable) as error:
-            reason = f"{row.certifier} on {row.model}, L{row.norm:g}: {error}"
-            refused[reason] = refused.get(reason, 0) + 1
+            refused[f"{row.certifier} on {row.model}, L{row.norm:g}: {error}"] += 1
             continue
-        count, lowered = count + 1, lowered + (radius < row.radius)
-    out.print(f"{count} certificates written to {escape(str(into))}")
-    if lowered:
-        out.print(f"{lowered} of them claim a little less than the run does (at least {LEAST:g} of it)")
-    for reason, number in refused.items():
-        out.print(f"{number} not written: {escape(reason)}")
-    return 5 if refused else 0
+        files.append(file)
+        lowered += radius < row.radius
+    return Exported(folder, tuple(files), lowered, refused)

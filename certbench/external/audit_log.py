@@ -1,18 +1,14 @@
-"""The command `certbench audit-log`: recompute and check what somebody else's certification logs claim."""
+"""The audit of logs: what somebody else's certification logs and result files claim is recomputed and checked."""
 
 import csv
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from certbench.errors import ConfigError, StoreError
+from certbench.errors import ConfigError
+from certbench.exit_codes import ExitCode
 from certbench.external import smoothing_logs, vnncomp
 from certbench.external.findings import Finding, Severity, refuted
 from certbench.external.ladder import SIGMAS, Inference, Sampling, infer, judge, rounding
@@ -20,53 +16,92 @@ from certbench.external.published import Cell, read_cells
 from certbench.external.smoothing_logs import RADII, Log
 from certbench.external.vnncomp import Instances, Verdicts
 
-OK, UNREADABLE, REFUTED = 0, 2, 3
 
-_STYLES = {Severity.REFUTED: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+@dataclass(frozen=True)
+class AuditedLog:
+    """A log of randomized smoothing and everything found in it.
 
-
-@dataclass
-class Audited:
-    """A log and everything found in it."""
+    Attributes:
+        log: the log.
+        inference: what its radii say about how it was made; None if they say nothing.
+        findings: what was found.
+        cells: cells of the published table that are of this log, each with the accuracy in percent that the log has.
+    """
 
     log: Log
-    inference: Inference | None = None
-    findings: list[Finding] = field(default_factory=list)
-    cells: list[tuple[Cell, float]] = field(default_factory=list)
+    inference: Inference | None
+    findings: tuple[Finding, ...]
+    cells: tuple[tuple[Cell, float], ...]
 
 
-def run(
-    files: Sequence[Path],
-    out: Console,
+@dataclass(frozen=True)
+class LogAudit:
+    """What became of files that somebody else wrote.
+
+    Attributes:
+        logs: the logs of randomized smoothing.
+        results: files of answers of VNN-COMP, and of verdicts that are known.
+        contradictions: for each of these files, what was found in it.
+        unreadable: why files cannot be read.
+        radii: radii at which certified accuracy is shown, in units of the input.
+        best: best certified accuracy at each radius over logs of the same inputs, see `envelope`.
+        published: path of the published table, if there is one.
+        cells: number of its cells.
+    """
+
+    logs: tuple[AuditedLog, ...]
+    results: tuple[Verdicts, ...]
+    contradictions: Mapping[Path, list[Finding]]
+    unreadable: tuple[str, ...]
+    radii: tuple[float, ...]
+    best: tuple[dict[str, Any], ...]
+    published: Path | None = None
+    cells: int = 0
+
+    @property
+    def findings(self) -> list[tuple[Path, Sequence[Finding]]]:
+        """Return what was found in each file."""
+        return [*((one.log.path, one.findings) for one in self.logs), *self.contradictions.items()]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Return what the command ends with.
+
+        `UNSOUND`: something claims more than is so. Else `USAGE`: a file cannot be read. Else `OK`.
+        """
+        if any(refuted(found) for _, found in self.findings):
+            return ExitCode.UNSOUND
+        return ExitCode.USAGE if self.unreadable else ExitCode.OK
+
+
+def audit_log(
+    files: Path | str | Iterable[Path | str],
     *,
     sigma: float | None = None,
     n: int | None = None,
     alpha: float | None = None,
     classes: int | None = None,
     radii: Sequence[float] = (),
-    published: Path | None = None,
-    json_file: Path | None = None,
-) -> int:
-    """Audit logs of randomized smoothing, and result files of VNN-COMP, and print what was found.
+    published: Path | str | None = None,
+) -> LogAudit:
+    """Recompute and check what somebody else's logs of randomized smoothing, or results of VNN-COMP, claim.
 
     Args:
         files: logs, result files, known verdicts, instances, told apart by their first line; of a folder, all of these
             that are below it.
-        out: to print to.
-        sigma: noise of the certificates; else what the path states, or what the radii fit.
+        sigma: standard deviation of the noise of the certificates, in units of the input; None: what the path states,
+            or what the radii fit.
         n: draws per certificate, as claimed.
         alpha: probability of error per certificate, as claimed.
-        classes: how many there are.
-        radii: at which certified accuracy is shown; those of `RADII` that any log reaches, if empty.
-        published: a CSV of cells to compare with, see `published_cells.read_cells`.
-        json_file: to write everything to.
+        classes: number of classes, to check labels.
+        radii: radii at which certified accuracy is shown; if empty, those of `RADII` that any log reaches.
+        published: a CSV of published accuracies to compare with, see `published.read_cells`.
 
     Returns:
-        0 if nothing claims more than is so; 3 if something does; else 2 if a file cannot be read.
+        What was found; `LogAudit.exit_code` is 0 if nothing claims more than is so and every file can be read.
 
     Raises:
         ConfigError: the published table cannot be read, or an option makes no sense.
-        StoreError: `json_file` cannot be written.
     """
     for name, value in (("sigma", sigma), ("n", n), ("classes", classes)):
         if value is not None and not 0 < value < math.inf:
@@ -75,36 +110,20 @@ def run(
         raise ConfigError("a radius must be finite, and at least 0", ("radius",))
     if not (alpha is None or 0 < alpha < 1):
         raise ConfigError(f"alpha lies between 0 and 1, and is not {alpha}", ("alpha",))
-    cells = [] if published is None else read_cells(published)
-    logs, results, instances, unreadable = _read(files)
-    audited = [_audit(log, cells, Sampling(n, alpha), sigma, classes) for log in logs]
+    cells = [] if published is None else read_cells(Path(published))
+    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
+    logs, results, instances, unreadable = _read(paths)
     shown = radii or [r for r in RADII if any(log.has_radii and log.accuracy(r) > 0 for log in logs)]
-    contradictions = vnncomp.audit(results, instances)
-
-    for error in unreadable:
-        out.print(f"[bold red]unreadable:[/] {escape(error)}", soft_wrap=True)
-    best = envelope(logs, shown)
-    names = _names([*(log.path for log in logs), *(file.path for file in results)])
-    if logs:
-        out.print(_accuracies(audited, names, shown, best))
-    for row in best:
-        out.print(escape(row["says"]), soft_wrap=True, style="dim")
-    if any(one.inference for one in audited):
-        out.print(_ladders(audited, names))
-    if published is not None:
-        pairs = [pair for one in audited for pair in one.cells]
-        good = sum(abs(cell.percent - value) <= cell.half for cell, value in pairs)
-        out.print(f"{published.name}: {good} of {len(pairs)} cells reproduced, {len(cells) - len(pairs)} have no log")
-    if results:
-        out.print(_verdict_table(results, contradictions, names))
-    for path, findings in [*((one.log.path, one.findings) for one in audited), *contradictions.items()]:
-        _print_findings(out, names[path], findings)
-    everything = [finding for one in audited for finding in one.findings]
-    everything += [finding for findings in contradictions.values() for finding in findings]
-    code = REFUTED if refuted(everything) else UNREADABLE if unreadable else OK
-    if json_file is not None:
-        _write(json_file, audited, results, contradictions, shown, best, unreadable, code)
-    return code
+    return LogAudit(
+        logs=tuple(_audit(log, cells, Sampling(n, alpha), sigma, classes) for log in logs),
+        results=tuple(results),
+        contradictions=vnncomp.audit(results, instances),
+        unreadable=tuple(unreadable),
+        radii=tuple(shown),
+        best=tuple(envelope(logs, shown)),
+        published=None if published is None else Path(published),
+        cells=len(cells),
+    )
 
 
 def _read(files: Sequence[Path]) -> tuple[list[Log], list[Verdicts], list[Instances], list[str]]:
@@ -145,24 +164,23 @@ def _expanded(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
             yield path, None
 
 
-def _audit(log: Log, cells: Sequence[Cell], claim: Sampling, sigma: float | None, classes: int | None) -> Audited:
-    result = Audited(log, findings=smoothing_logs.check(log, classes))
+def _audit(log: Log, cells: Sequence[Cell], claim: Sampling, sigma: float | None, classes: int | None) -> AuditedLog:
+    findings, inference = smoothing_logs.check(log, classes), None
     mine = [cell for cell in cells if cell.is_of(log)]
     stated = {cell.claim for cell in mine}
     if claim == Sampling() and len(stated) == 1:
         claim = stated.pop()
     if log.radii:
-        result.inference, found = _inferred(log, claim, sigma)
-        result.findings += found
-    for cell in mine:
-        value = log.accuracy(cell.radius) if log.has_radii else log.clean
-        result.cells.append((cell, value))
+        inference, found = _inferred(log, claim, sigma)
+        findings += found
+    pairs = [(cell, log.accuracy(cell.radius) if log.has_radii else log.clean) for cell in mine]
+    for cell, value in pairs:
         off = cell.percent - value
         if abs(off) > cell.half:
             severity = Severity.REFUTED if off > 0 else Severity.WARNING
             text = f"published at radius {cell.radius:g}: {cell.percent:g} %; the log has {value:.2f} %"
-            result.findings.append(Finding("cell", severity, text))
-    return result
+            findings.append(Finding("cell", severity, text))
+    return AuditedLog(log, inference, tuple(findings), tuple(pairs))
 
 
 def _inferred(log: Log, claim: Sampling, sigma: float | None) -> tuple[Inference | None, list[Finding]]:
@@ -202,7 +220,7 @@ def envelope(logs: Sequence[Log], radii: Sequence[float]) -> list[dict[str, Any]
             groups.append([log])
     result = []
     for group in (group for group in groups if len(group) > 1):
-        names = _names([log.path for log in group])
+        names = short_names([log.path for log in group])
         best = {r: max(group, key=lambda log, r=r: log.accuracy(r)) for r in radii}  # type: ignore[misc]
         values = {r: best[r].accuracy(r) for r in radii}
         counts = sorted({len(log.entries) for log in group})
@@ -223,8 +241,8 @@ def _same(one: Log, other: Log) -> bool:
     return bool(pairs) and all(mine == yours for mine, yours in pairs)
 
 
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Each path without the folders that all of them begin with."""
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return each path without the folders that all of them begin with."""
     common = 0
     if len(set(paths)) > 1:
         heads = [path.parts for path in paths]
@@ -235,92 +253,27 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: str(Path(*path.parts[common:])) if len(set(paths)) > 1 else path.name for path in paths}
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", overflow="fold")
-    return table
-
-
-def _accuracies(
-    audited: Sequence[Audited], names: dict[Path, str], radii: Sequence[float], best: Sequence[dict[str, Any]]
-) -> Table:
-    table = _table("log", "inputs", "abstain %", "clean %", *(f"@{r:g}" for r in radii), "ACR")
-    for log in (one.log for one in audited):
-        figures = [f"{log.accuracy(r):.1f}" if log.has_radii else "" for r in radii]
-        acr = f"{log.average_radius:.4f}" if log.has_radii else ""
-        row = (str(len(log.entries)), f"{log.abstained:.1f}", f"{log.clean:.1f}", *figures, acr)
-        table.add_row(escape(names[log.path]), *row)
-    for group in best:
-        chosen = [f"{group['best'][f'{r:g}']['percent']:.1f}" for r in radii]
-        table.add_row(f"best of {len(group['logs'])}, selected", "", "", "", *chosen, "", style="dim")
-    return table
-
-
-def _ladders(audited: Sequence[Audited], names: dict[Path, str]) -> Table:
-    table = _table("log", "sigma", "largest radius", "rows", "n and alpha that explain it", "alpha, were it n of n")
-    for one in audited:
-        found = one.inference
-        if found is None:
-            continue
-        top, n = one.log.radii[0], found.explained[0].n if found.explained else 0
-        levels = found.levels(n) if n else None
-        interval = f"{levels[0]:.3g} to {levels[1]:.3g}" if levels else ""
-        row = (f"{found.sigma:g}", f"{top.value:g}", str(top.rows), found.verdict, interval)
-        table.add_row(escape(names[one.log.path]), *row)
-    return table
-
-
-def _verdict_table(results: Sequence[Verdicts], found: dict[Path, list[Finding]], names: dict[Path, str]) -> Table:
-    words = ("unsat", "sat", "unknown", "timeout", "error")
-    table = _table("verdicts", "of", *words, "contradicted")
-    for file in results:
-        wrong = sum(finding.check == "contradiction" for finding in found[file.path])
-        source = f"{file.source} (known)" if file.known else file.source
-        table.add_row(escape(names[file.path]), escape(source), *(str(file.count(word)) for word in words), str(wrong))
-    return table
-
-
-def _print_findings(out: Console, name: str, findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        where = f" ({finding.where})" if finding.lines else ""
-        mark = f"[{_STYLES[finding.severity]}]{finding.severity.value}[/]"
-        out.print(f"{mark} {escape(name)}: {finding.check}: {escape(finding.message)}{where}", soft_wrap=True)
-
-
-def _write(
-    path: Path,
-    audited: Sequence[Audited],
-    results: Sequence[Verdicts],
-    contradictions: dict[Path, list[Finding]],
-    radii: Sequence[float],
-    best: Sequence[dict[str, Any]],
-    unreadable: Sequence[str],
-    code: int,
-) -> None:
-    document = {
-        "exit_code": code,
-        "unreadable": list(unreadable),
+def record(audit: LogAudit) -> dict[str, Any]:
+    """Return everything that was found as JSON."""
+    return {
+        "exit_code": int(audit.exit_code),
+        "unreadable": list(audit.unreadable),
         "logs": [
             {"file": str(one.log.path), "inputs": len(one.log.entries), "sigma": one.inference and one.inference.sigma}
             | {"abstained_percent": one.log.abstained, "clean_percent": one.log.clean}
             | ({"ACR": one.log.average_radius} if one.log.has_radii else {})
-            | {"certified_percent": {f"{r:g}": one.log.accuracy(r) for r in radii} if one.log.has_radii else {}}
+            | {"certified_percent": {f"{r:g}": one.log.accuracy(r) for r in audit.radii} if one.log.has_radii else {}}
             | {"fitting": [[ladder.n, ladder.alpha] for ladder in one.inference.fitting] if one.inference else []}
             | {"explained": [[ladder.n, ladder.alpha] for ladder in one.inference.explained] if one.inference else []}
             | {"cells": [{"radius": c.radius, "published": c.percent, "recomputed": v} for c, v in one.cells]}
             | {"findings": [asdict(finding) for finding in one.findings]}
-            for one in audited
+            for one in audit.logs
         ],
-        "best": [{key: value for key, value in row.items() if key != "says"} for row in best],
+        "best": [{key: value for key, value in row.items() if key != "says"} for row in audit.best],
         "verdicts": [
             {"file": str(file.path), "source": file.source, "known": file.known}
             | {word: file.count(word) for word in ("unsat", "sat", "unknown", "timeout", "error")}
-            | {"findings": [asdict(finding) for finding in contradictions[file.path]]}
-            for file in results
+            | {"findings": [asdict(finding) for finding in audit.contradictions[file.path]]}
+            for file in audit.results
         ],
     }
-    try:
-        path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error

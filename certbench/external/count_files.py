@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from certbench.errors import ConfigError, StoreError
+from certbench.results.folder import RunFolder
 
 LABELS = ("auto", "none", "first", "last")
 
@@ -72,7 +73,7 @@ def read(path: Path, labels: str = "auto") -> list[CountTable]:
     if labels not in LABELS:
         raise ConfigError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}", ("labels",))
     if path.is_dir() or path.suffix == ".db":
-        return _run(path / "results.db" if path.is_dir() else path)
+        return _run(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     try:
@@ -187,15 +188,9 @@ def _columns(name: str, records: Sequence[Mapping[str, Any]]) -> CountTable:
 
 
 def _run(path: Path) -> list[CountTable]:
-    from certbench.results.store import Store
-
-    if not path.is_file():
-        raise ConfigError(f"{path.parent} is not the folder of a run: there is no results.db in it")
-    store = Store(path, create=False)
-    try:
+    run = RunFolder(path) if path.is_dir() else RunFolder(path.parent, path.name)
+    with run.store() as store:
         rows = store.rows()
-    finally:
-        store.close()
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
         usual = row.spec.get("name") == "smoothing" and row.spec.get("layer") is None
@@ -208,7 +203,8 @@ def _run(path: Path) -> list[CountTable]:
             }
     if not groups:
         raise ConfigError(
-            f"no row of {path} has counts of draws around the input, as the certifier smoothing makes them"
+            f"no row of {run.path / run.database} has counts of draws around the input, as the certifier smoothing "
+            "makes them"
         )
     return [_columns(f"{model} {certifier}", [*inputs.values()]) for (model, certifier), inputs in groups.items()]
 

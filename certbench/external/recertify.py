@@ -1,30 +1,79 @@
 """Certificates from counts alone: another confidence, rule or norm, or a check of a log, without a forward pass."""
 
 import csv
+import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from certbench.core import options, registry
 from certbench.core.certificate import Certificate
 from certbench.core.claims import ABSTAIN
-from certbench.errors import ConfigError, StoreError
+from certbench.errors import ConfigError
 from certbench.external.count_files import CountTable, read
 from certbench.verifiers.smoothing.noise.families import NOISES, Noise
 from certbench.verifiers.smoothing.recertification import recertify
 
+DEFAULT_RADII = (0.25, 0.5, 0.75, 1.0)
+"""Radii at which certified accuracy is shown."""
 
-def run(
-    path: Path,
-    console: Console,
+
+@dataclass(frozen=True)
+class RecertifiedTable:
+    """A table of counts and what was certified from it.
+
+    Attributes:
+        counted: the table.
+        certificates: by the name of the rule, one certificate for the n inputs; radii are in units of the input.
+        norm: 1, 2 or inf.
+        sigma: standard deviation of the noise, in units of the input.
+        alpha: probability of error per input.
+        noise: the noise; None if it is Gaussian.
+    """
+
+    counted: CountTable
+    certificates: Mapping[str, Certificate]
+    norm: float
+    sigma: float
+    alpha: float
+    noise: Noise | None
+
+    @property
+    def noise_name(self) -> str:
+        """Return the name of the noise's family."""
+        return next((name for name, family in NOISES.items() if type(self.noise) is family), "gaussian")
+
+    def right(self, certificate: Certificate) -> list[float]:
+        """Return the radii of the inputs that are certified for their label; without labels, for any class."""
+        counts_for = certificate.prediction != ABSTAIN
+        if self.counted.labels is not None:
+            counts_for &= certificate.prediction == torch.from_numpy(np.asarray(self.counted.labels, dtype=np.int64))
+        found: list[float] = certificate.radius[counts_for].tolist()
+        return found
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield what was certified at each input, once for each rule."""
+        shape = {"name": self.noise_name, **({} if self.noise is None else asdict(self.noise))}
+        for certificate in self.certificates.values():
+            labels = [None] * len(certificate) if self.counted.labels is None else self.counted.labels.tolist()
+            columns = (labels, certificate.prediction.tolist(), certificate.radius.tolist(), certificate.evidence)
+            for i, (label, prediction, radius, evidence) in enumerate(zip(*columns, strict=True)):
+                yield (
+                    {"table": self.counted.name, "input": i, "label": label, "prediction": prediction}
+                    | {"radius": radius, "norm": self.norm}
+                    | dict(evidence)
+                    | {"noise": shape}
+                )
+
+
+def recertify_file(
+    file: Path | str,
     *,
     sigma: float | None = None,
     alpha: float | None = None,
@@ -35,34 +84,30 @@ def run(
     noise: str | None = None,
     labels: str = "auto",
     selected: str | None = None,
-    radii: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-    out: Path | None = None,
-) -> None:
-    """The command `certbench recertify`: print a table and write what was certified at each input.
+) -> list[RecertifiedTable]:
+    """Certify from a file of counts of sampled classes alone, see `certbench.recertify`.
 
     Args:
-        path: of the counts, see `count_files.read`.
-        console: to print to.
-        sigma: of the noise; what the file says, if None.
-        alpha: probability of error per input; what the file says, or 0.001, if None.
-        rules: of `RULES`; if empty one-vs-rest and two-class, and top-k if k > 1.
-        k: of top-k.
+        file: path of the counts, see `count_files.read`; or the folder of a run.
+        sigma: standard deviation of the noise, in units of the input; None: what the file says.
+        alpha: probability of error per input; None: what the file says, or 0.001.
+        rules: some of `RULES`; if empty one-vs-rest and two-class, and top-k if k > 1.
+        k: the class stays among the k most probable, in the rule top-k.
         norm: 1, 2 or inf.
-        d: dimension of the inputs; what the file says, if None.
-        noise: family of the noise, one of `NOISES`; what the file says, or gaussian, if None.
-        labels: where they are in text without a header: auto, none, first, last.
-        selected: of `SELECTED`; if None the file's selection, or else "reused".
-        radii: at which certified accuracy is shown.
-        out: a `.csv` or `.json` file.
+        d: dimension of the inputs; None: what the file says.
+        noise: family of the noise, one of `NOISES`; None: what the file says, or gaussian.
+        labels: where labels are in text without a header: auto, none, first, last.
+        selected: one of `SELECTED`; None: the file's selection, or else "reused".
+
+    Returns:
+        One for each table of counts in the file; for a run, one for each model and certifier.
 
     Raises:
-        ConfigError: nothing that can be certified.
-        StoreError: `out` cannot be written.
+        ConfigError: there is nothing that can be certified.
+        StoreError: a run cannot be read.
     """
-    if out is not None and out.suffix not in (".csv", ".json"):
-        raise ConfigError(f"{out} must end in .csv or .json", ("out",))
-    records: list[dict[str, Any]] = []
-    for counted in read(path, labels):
+    tables = []
+    for counted in read(Path(file), labels):
         std, level = counted.sigma if sigma is None else sigma, counted.alpha if alpha is None else alpha
         if std is None:
             raise ConfigError(f"{counted.name} does not say what the noise was; give --sigma", ("sigma",))
@@ -70,9 +115,8 @@ def run(
         if not all(isinstance(value, int | float) for value in (std, level, counted.dimension or 1)):
             raise ConfigError(f"{counted.name}: sigma, alpha and dimension must be numbers, not text")
         family = _noise(noise, counted, std)
-        table = _heads(counted, radii)
-        for rule in rules or ("one-vs-rest", "two-class", *(("top-k",) if k > 1 else ())):
-            certificate = recertify(
+        certificates = {
+            f"top-{k}" if rule == "top-k" else rule: recertify(
                 counted.counts,
                 sigma=std,
                 alpha=level,
@@ -86,14 +130,10 @@ def run(
                 draws=counted.draws,
                 noise=family,
             )
-            table.add_row(f"top-{k}" if rule == "top-k" else rule, *_cells(counted, certificate, radii))
-            records += _per_input(counted, certificate, norm, family)
-        console.print(f"{counted.name}: L{norm:g}, {_name(family)} noise, sigma {std:g}, alpha {level:g}", markup=False)
-        console.print(table)
-        console.print(_note(certificate, level), markup=False, soft_wrap=True)
-    if out is not None:
-        _write(out, records)
-        console.print(f"{len(records)} certificates: {out}", markup=False, soft_wrap=True)
+            for rule in rules or ("one-vs-rest", "two-class", *(("top-k",) if k > 1 else ()))
+        }
+        tables.append(RecertifiedTable(counted, certificates, norm, std, level, family))
+    return tables
 
 
 def _noise(wanted: str | None, counted: CountTable, sigma: float) -> Noise | None:
@@ -107,77 +147,32 @@ def _noise(wanted: str | None, counted: CountTable, sigma: float) -> Noise | Non
     return None if stated["name"] == "gaussian" else noise
 
 
-def _name(noise: Noise | None) -> str:
-    return next((name for name, family in NOISES.items() if type(noise) is family), "gaussian")
+def written_as(path: Path) -> Callable[[Sequence[RecertifiedTable]], str]:
+    """Return what makes the text of a file of certificates, by the ending of its name.
+
+    Raises:
+        ConfigError: the name ends in neither .csv nor .json.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise ConfigError(f"{path} must end in .csv or .json", ("out",))
+    return _as_json if path.suffix == ".json" else _as_csv
 
 
-def _heads(counted: CountTable, radii: Sequence[float]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("rule")
-    table.add_column("inputs", justify="right")
-    table.add_column("abstained", justify="right")
-    what = "certified" if counted.labels is None else "right"
-    for head in (f"{what} %", *(f"@{eps:g}" for eps in radii), "mean radius" if counted.labels is None else "ACR"):
-        table.add_column(head, justify="right")
-    return table
+def _as_json(tables: Sequence[RecertifiedTable]) -> str:
+    """Write radii with all their digits: what is rounded to nearest may be rounded up."""
+    records = (record for table in tables for record in table.records())
+    plain = [{key: str(value) if value == math.inf else value for key, value in record.items()} for record in records]
+    return json.dumps(plain, indent=1)
 
 
-def _cells(counted: CountTable, certificate: Certificate, radii: Sequence[float]) -> list[str]:
-    """Shares of the inputs that are certified for their label (or, without labels, for any class), and their mean."""
-    counts_for = certificate.prediction != ABSTAIN
-    if counted.labels is not None:
-        counts_for &= certificate.prediction == torch.from_numpy(np.asarray(counted.labels, dtype=np.int64))
-    n = len(certificate)
-    right = [radius for radius, good in zip(certificate.radius.tolist(), counts_for.tolist(), strict=True) if good]
-    shares = [len(right), *(sum(radius >= eps for radius in right) for eps in radii)]
-    abstained = int((certificate.prediction == ABSTAIN).sum())
-    mean = math.fsum(right) / n if n else 0.0
-    return [str(n), str(abstained), *(f"{100 * share / max(n, 1):.1f}" for share in shares), f"{mean:.4f}"]
-
-
-def _note(certificate: Certificate, alpha: float) -> str:
-    expected = f"Expected number of wrong certificates, per rule: {alpha * len(certificate):.3g} at most."
-    how = certificate.evidence[0]["selected"] if len(certificate) else ""
-    notes = {
-        "reused": "The counts that bound the class also chose it, which costs confidence: one-vs-rest and top-k use "
-        "alpha / 2, two-class alpha / 3 for each of three events.",
-        "independent": "The most frequent class at the full alpha, as the literature has it: this holds only where "
-        "draws of their own had chosen that class.",
-        "label": "Certified is the true label.",
-    }
-    return f"{expected} {notes.get(how, 'The class was chosen by draws of its own.')}"
-
-
-def _per_input(counted: CountTable, certificate: Certificate, norm: float, noise: Noise | None) -> list[dict[str, Any]]:
-    shape = {"name": _name(noise), **({} if noise is None else asdict(noise))}
-    labels = [None] * len(certificate) if counted.labels is None else counted.labels.tolist()
-    return [
-        {"table": counted.name, "input": i, "label": label, "prediction": prediction, "radius": radius, "norm": norm}
-        | dict(evidence)
-        | {"noise": shape}
-        for i, (label, prediction, radius, evidence) in enumerate(
-            zip(labels, certificate.prediction.tolist(), certificate.radius.tolist(), certificate.evidence, strict=True)
-        )
-    ]
-
-
-def _write(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Radii with all their digits: what is rounded to nearest may be rounded up."""
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix == ".json":
-                plain = [
-                    {key: str(value) if value == math.inf else value for key, value in record.items()}
-                    for record in records
-                ]
-                json.dump(plain, file, indent=1)
-                return
-            columns = list(dict.fromkeys(key for record in records for key in record if key != "counts"))
-            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(
-                {key: json.dumps(value) if isinstance(value, dict) else value for key, value in record.items()}
-                for record in records
-            )
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
+def _as_csv(tables: Sequence[RecertifiedTable]) -> str:
+    """Write radii with all their digits, likewise."""
+    records, file = [record for table in tables for record in table.records()], io.StringIO()
+    columns = list(dict.fromkeys(key for record in records for key in record if key != "counts"))
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: json.dumps(value) if isinstance(value, dict) else value for key, value in record.items()}
+        for record in records
+    )
+    return file.getvalue()

@@ -13,10 +13,11 @@ import jinja2
 
 from certbench.core.claims import Guarantee, Subject
 from certbench.core.threat import ThreatModel
-from certbench.errors import StoreError
+from certbench.files import writing
 from certbench.report import tables
 from certbench.report.figures import COLOURS, CURVES, SCATTER, SHAPES, Drawn, Panel, Scatter, panel, scatters
 from certbench.results import metrics
+from certbench.results.folder import radii
 from certbench.results.metrics import EstimateSummary, Summary
 from certbench.results.rows import Estimate, Row
 from certbench.version import __version__
@@ -65,16 +66,19 @@ def write(
     Raises:
         StoreError: the file cannot be written; the one that was there is intact.
     """
-    target = Path(path)
     text = html(title, manifest, list(rows), radii, list(estimates))
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(draft, target)
-    except OSError as error:
-        raise StoreError(f"cannot write the report {target}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    writing.write(Path(path), text.encode(errors="backslashreplace"))
+
+
+def write_report(folder: Path, manifest: Mapping[str, Any], rows: Iterable[Row], estimates: Iterable[Estimate]) -> Path:
+    """Write the report of a run into its folder, and return its path.
+
+    Raises:
+        StoreError: the file cannot be written; the one that was there is intact.
+    """
+    path = folder / "report.html"
+    write(path, f"certbench: {manifest['suite']['name']}", manifest, rows, radii(manifest), estimates)
+    return path
 
 
 def html(

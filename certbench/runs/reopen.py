@@ -1,6 +1,5 @@
 """Stored runs, opened again: rows, and the model and data at hand, which the run's keys prove to be its own."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from certbench.core import options
 from certbench.core.certifier import Certifier
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
-from certbench.errors import CertbenchError, ConfigError, StoreError
+from certbench.errors import CertbenchError, ConfigError
+from certbench.results.folder import MANIFEST, RunFolder
 from certbench.results.rows import Row
-from certbench.results.store import Store
 from certbench.runs.keys import attack_key, hashes, row_key
 from certbench.runs.load import load as load_suite
 from certbench.runs.suite import Suite, SuiteFile
@@ -116,16 +115,14 @@ def reopen(folder: Path) -> StoredRun:
         ConfigError: there is no run, or the model or data at hand are not those of the run.
         StoreError: it cannot be read.
     """
-    path = folder / "manifest.json"
-    if not (folder / "results.db").exists():
-        raise ConfigError(f"{folder} is not the folder of a run: there is no results.db in it")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    run = RunFolder(folder)
+
+    def content(manifest: Any) -> tuple[SuiteFile, dict[str, str], str]:
         settings = SuiteFile.model_validate(manifest["suite"])
-        known, sha256 = dict(manifest["models"]), str(manifest["data"]["sha256"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StoreError(f"cannot read {path}: {type(error).__name__}: {error}") from error
-    dataset, models = load_suite(Suite(settings, (), (), {}, path))
+        return settings, dict(manifest["models"]), str(manifest["data"]["sha256"])
+
+    settings, known, sha256 = run.manifest(content)
+    dataset, models = load_suite(Suite(settings, (), (), {}, folder / MANIFEST))
     for model in models:
         fingerprint = model.fingerprint()
         if known.get(model.name) != fingerprint:
@@ -135,11 +132,8 @@ def reopen(folder: Path) -> StoredRun:
             )
     if dataset.fingerprint() != sha256:
         raise ConfigError(f"the data {settings.data!r} are not those of this run; run the suite again")
-    store = Store(folder / "results.db", create=False)
-    try:
+    with run.store() as store:
         entries = [StoredRow(*found) for found in store.keyed_rows()]
-    finally:
-        store.close()
     inputs = dataset.inputs[: settings.inputs].double()
     return StoredRun(folder, settings, {model.name: model for model in models}, inputs, entries)
 

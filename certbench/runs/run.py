@@ -10,6 +10,7 @@ import torch
 
 from certbench.core.claims import Outcome
 from certbench.files.writing import write
+from certbench.results.folder import MANIFEST, RESULTS
 from certbench.results.rows import Estimate, Row
 from certbench.results.store import Store
 from certbench.runs import executors
@@ -75,10 +76,10 @@ def run(
     inputs = dataset.inputs[: suite.settings.inputs].double()
     labels = dataset.labels[: suite.settings.inputs]
 
-    store = Store(folder / "results.db")
+    store = Store(folder / RESULTS)
     try:
         manifest = manifest_of(suite, dataset, models, threads)
-        write(folder / "manifest.json", json.dumps(manifest, indent=2))
+        write(folder / MANIFEST, json.dumps(manifest, indent=2))
         pairs = list(pairs_of(suite, models, inputs, labels))
         asked = suite.settings.attacks.steps or suite.settings.clever
         correct = wanted_attacks(models, inputs, labels, pairs) if asked else {}
@@ -107,7 +108,7 @@ def run(
         attacked = store.attacked()
         unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write(folder / "manifest.json", json.dumps(manifest, indent=2))
+        write(folder / MANIFEST, json.dumps(manifest, indent=2))
         return Finished(store.rows(), manifest, computed, unaudited, folder, store.estimates())
     finally:
         store.close()

@@ -1,0 +1,48 @@
+"""The command `certbench audit`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from certbench.cli.console import again, err, out, show
+from certbench.exit_codes import ExitCode
+
+
+def audit(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    inputs: Annotated[int | None, typer.Option(help="The first so many inputs. [default: all]", min=1)] = None,
+    steps: Annotated[int, typer.Option(help="Of each attack.", min=1)] = 200,
+    seed: Annotated[
+        int, typer.Option(help="Of the attacks' starts, and of the draws that judge smoothing.", min=0)
+    ] = 1,
+    only: Annotated[str | None, typer.Option(help="One certifier, by its name or its label in tables.")] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Budget of bounds and attacks; what they do not reach is listed.", min=0)
+    ] = 600.0,
+    floats: Annotated[
+        bool, typer.Option("--floats", help="Also bound margins in float32, one by one, and with two threads.")
+    ] = False,
+) -> None:
+    """Attack every certificate of a run, bound it again, hold it against the others; what is found is stored."""
+    from certbench.auditing import audit as auditing
+    from certbench.auditing.output import told
+
+    try:
+        with out.status("attacks") as status:
+            found = auditing.audit(
+                folder,
+                inputs=inputs,
+                steps=steps,
+                seed=seed,
+                only=only,
+                seconds=seconds,
+                floats=floats,
+                watch=status.update,
+            )
+    except KeyboardInterrupt:
+        text = f"interrupted; the counterexamples that were found are stored. To go on: {again()}"
+        err.print(text, markup=False, soft_wrap=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    show(told(found))
+    raise typer.Exit(found.exit_code)

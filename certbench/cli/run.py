@@ -1,0 +1,55 @@
+"""The command `certbench run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from certbench.cli.console import again, err, out
+from certbench.cli.progress import ProgressWatcher
+from certbench.cli.results import Known, known_issues, print_table, print_verdict
+from certbench.core import registry
+from certbench.errors import ConfigError, StoreError
+from certbench.exit_codes import ExitCode
+
+
+def run(
+    suite: Annotated[str, typer.Argument(help="A shipped suite (see `certbench list`), or the path of a .yaml file.")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run. [default: reports/runs/NAME]", show_default=False)
+    ] = None,
+    rerun: Annotated[
+        str, typer.Option(help="Stored outcomes to compute again: errors, timeouts, unsupported, all or none.")
+    ] = "errors",
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
+    known: Known = None,
+) -> None:
+    """Run a suite, or what is left of it: rows that are stored already are not computed again."""
+    from certbench.report.html import write_report
+    from certbench.runs.run import RERUN
+    from certbench.runs.run import run as run_suite
+    from certbench.runs.suite import load
+
+    if rerun not in RERUN:
+        raise ConfigError(registry.unknown("choice of --rerun", rerun, RERUN))
+    loaded, issues = load(suite), known_issues(known)
+    folder = folder or Path("reports/runs") / loaded.settings.name
+    with ProgressWatcher() as watcher:
+        try:
+            finished = run_suite(loaded, folder, watcher, rerun=rerun, threads=threads)
+        except KeyboardInterrupt:
+            watcher.stop()
+            err.print(f"interrupted; what was computed is stored. To go on: {again()}", markup=False, soft_wrap=True)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except StoreError:
+            watcher.stop()
+            err.print(f"To go on when that is mended: {again()}", markup=False, soft_wrap=True)
+            raise
+    path = write_report(folder, finished.manifest, finished.rows, finished.estimates)
+    print_table(finished.manifest, finished.rows, finished.estimates)
+    counted = f"{len(finished.rows)} rows, {finished.computed} computed now. Report: {path}"
+    out.print(counted, markup=False, soft_wrap=True)
+    code = print_verdict(finished.rows, issues)
+    if finished.unaudited:
+        err.print(f"the attacks failed on {finished.unaudited} inputs; their certificates are not audited")
+    raise typer.Exit(ExitCode.INCOMPLETE if finished.unaudited and code is ExitCode.OK else code)
