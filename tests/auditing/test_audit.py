@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from certbench.auditing import audit, base_classifiers, recheck_bounds, smoothed_classifiers
+from certbench.auditing.output import told
 from certbench.auditing.result import UNREACHED, Audit
 from certbench.auditing.smoothed_test import Test, chance, judge, pooled
 from certbench.core import registry
@@ -37,6 +37,7 @@ from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing, SmoothingState
 from tests.runs.test_run import Watcher
+from tests.support.terminal import text_of
 
 
 class Linear(nn.Sequential):
@@ -117,9 +118,8 @@ class Bench:
         benchmark.run(load(str(path)), self.run_folder, Watcher())
 
     def audit(self, **options: Any) -> tuple[int, dict[str, Any], str]:
-        out = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-        code = audit.run(self.run_folder, out, **{"steps": 10, "seconds": 100, **options})
-        return code, json.loads((self.run_folder / "audit.json").read_text()), out.export_text()
+        found = audit.audit(self.run_folder, **{"steps": 10, "seconds": 100, **options})
+        return found.exit_code, json.loads(found.file.read_text()), text_of(told(found))
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_an_audit_that_was_interrupted_keeps_what_it_found(bench: Bench, monkeyp
     store.close()
     code, record, _ = bench.audit()
     assert (code, record["base"][0]["refuted"]) == (0, 0)
-    assert not (bench.run_folder / "audit.json.part").exists()
+    assert {path.name for path in bench.run_folder.iterdir()} == {"audit.json", "manifest.json", "results.db"}
 
 
 def test_another_model_is_refused(bench: Bench) -> None:
@@ -389,7 +389,7 @@ def test_inputs_and_certifiers_can_be_chosen(bench: Bench) -> None:
 
 def test_no_run_no_audit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not the folder of a run"):
-        audit.run(tmp_path, Console())
+        audit.audit(tmp_path)
 
 
 # smoothed classifiers
@@ -465,7 +465,7 @@ def test_refutations_of_several_tests_are_counted_together_by_input() -> None:
     assert pooled([test({0}), test({1})]) == pytest.approx(2 * 0.004**2)
     assert pooled([]) == 1
     quiet = Audit(tests={("m", "s", 2.0): test({0}), ("m", "s", 1.0): test({1})})
-    assert quiet.inconsistent == [] and quiet.code == 3
+    assert quiet.inconsistent == [] and quiet.exit_code == 3
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])

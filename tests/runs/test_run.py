@@ -24,6 +24,7 @@ from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, MissingBackendError, SolverError, StoreError, UnsupportedError
+from certbench.files.writing import draft
 from certbench.results.rows import Row
 from certbench.runs import run as benchmark
 from certbench.runs import stages
@@ -492,7 +493,7 @@ def test_a_folder_that_cannot_be_written_is_said(bench: Bench) -> None:
 
 def test_a_manifest_that_cannot_be_written_is_said(bench: Bench) -> None:
     (bench.folder / "run").mkdir()
-    (bench.folder / "run" / "manifest.json.part").symlink_to("/dev/full")
+    draft(bench.folder / "run" / "manifest.json").symlink_to("/dev/full")
     with pytest.raises(StoreError, match=r"manifest\.json: .*No space left"):
         bench.run("fake")
 
@@ -518,4 +519,4 @@ def test_the_manifest_says_what_was_run(bench: Bench) -> None:
     assert manifest["suite"]["radii"] == {"2.0": [0.1]}
     assert manifest["data"]["inputs"] == 3
     assert set(manifest["models"]) == {"plane"}
-    assert not (finished.folder / "manifest.json.part").exists()
+    assert {path.name for path in finished.folder.iterdir()} == {"manifest.json", "results.db"}

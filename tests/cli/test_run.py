@@ -1,0 +1,202 @@
+"""The command `run`: exit codes, one clear message and never a traceback, what a full disk or Ctrl-C leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from certbench.exit_codes import ExitCode
+from certbench.files.writing import draft
+from certbench.models import zoo
+from certbench.results.store import Store
+from certbench.runs import stages
+from certbench.verifiers.linear.lirpa.release_0_3 import INSTALL
+from tests.cli.conftest import FOLDER, Run, write
+from tests.runs.test_run import MISHAPS
+
+
+def test_a_users_own_model_and_data_run_from_the_current_directory(certbench: Run) -> None:
+    code, out, _ = certbench("run", "little.yaml")
+    assert code == 0
+    assert "3 rows, 3 computed now" in out
+    assert (FOLDER / "report.html").exists()
+    assert "0 computed now" in certbench("run", "little.yaml")[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inptus": 3}, "little.yaml, line 1: inptus: unknown setting 'inptus'; did you mean 'inputs'?"),
+        ({"certifiers": ["lipshitz"]}, "did you mean 'lipschitz'?"),
+        ({"models": ["mlp-plian"]}, "did you mean 'mlp-plain'?"),
+        ({"data": "plain.npz"}, "there is no file plain.npz"),
+        ({"inputs": 4}, "4 inputs are wanted, but plane has 3"),
+        ({"models": [{"name": "x", "factory": "my_plane:liner", "weights": "plane.safetensors"}]}, "'linear'"),
+        ({"models": [{"name": "x", "factory": "my_plane:linear", "weights": "my_plane.py"}]}, "damaged"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_suite_that_cannot_be_run_is_one_message(
+    certbench: Run, command: str, change: dict[str, Any], words: str
+) -> None:
+    write(**change)
+    code, out, err = certbench(command, "little.yaml")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert words in err
+    assert err.startswith("error: little.yaml, line 1: ")
+    assert err.count("\n") == 1
+    assert not FOLDER.exists()
+
+
+def test_damaged_weights_of_the_zoo_are_refused(certbench: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in ("json", "safetensors"):
+        shutil.copy(zoo.WEIGHTS / f"linear.{suffix}", home)
+    with open("linear.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    monkeypatch.setattr(zoo, "load", partial(zoo.load, folder=home))
+    write(models=["linear"], data="digits")
+    code, _, err = certbench("run", "little.yaml")
+    assert code == ExitCode.USAGE
+    assert "linear.safetensors is damaged" in err
+    assert "certbench train linear" in err
+
+
+def test_an_unsound_certificate_is_shouted(certbench: Run) -> None:
+    write(certifiers=[{"name": "fake", "radius": 100.0}], attacks={"steps": 5})
+    for arguments in (("run", "little.yaml"), ("show", str(FOLDER)), ("report", str(FOLDER))):
+        code, _, err = certbench(*arguments)
+        assert code == ExitCode.UNSOUND
+        assert "UNSOUND: fake(radius=100) on plane, norm 2, input 0: radius 100, but a counterexample lies at" in err
+        assert "3 certificates are refuted" in err
+
+
+def test_known_issues_are_shown_and_do_not_decide_and_stale_ones_are_named(certbench: Run) -> None:
+    write(certifiers=[{"name": "fake", "radius": 100.0}], attacks={"steps": 5})
+    fake = {"certifier": "fake*", "kind": "unsound", "reason": "a plant"}
+    stale = {"certifier": "fake*", "kind": "failed", "reason": "was mended"}
+    for inputs, code in (([0, 1, 2], ExitCode.OK), ([0, 1], ExitCode.UNSOUND)):
+        Path("known.yaml").write_text(json.dumps([{**fake, "input": inputs}, stale]))
+        for arguments in (("run", "little.yaml"), ("show", str(FOLDER)), ("report", str(FOLDER))):
+            found, _, err = certbench(*arguments, "--known", "known.yaml")
+            assert found == code
+            assert "known: fake(radius=100) on plane, norm 2, input 0: unsound: a plant" in err
+            assert f"{len(inputs)} problems are known issues" in err
+            assert "stale: nothing is wrong any more with this known issue: failed" in err and "was mended" in err
+    assert certbench("run", "little.yaml", "--known", "none.yaml")[0] == ExitCode.USAGE
+
+
+def test_a_refuted_estimate_is_shown_and_changes_no_exit_code(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "clever", lambda model, x, threat, **options: torch.full((len(x),), 5.0))
+    write(attacks={"steps": 5}, clever={"radius": {"2": 5}})
+    for arguments in (("run", "little.yaml"), ("show", str(FOLDER)), ("report", str(FOLDER), "--markdown")):
+        code, out, err = certbench(*arguments)
+        assert code == ExitCode.OK
+        assert "Estimates prove nothing" in out and "3 of 3" in out
+        assert "UNSOUND" not in out + err
+    assert "Estimates prove nothing" in (FOLDER / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("mishap", "code"), [("solver", ExitCode.INCOMPLETE), ("bug", 5), ("memory", 5), ("unsupported", 0)]
+)
+def test_rows_without_an_answer_show_in_the_exit_code(certbench: Run, mishap: str, code: int) -> None:
+    write(certifiers=["lipschitz", {"name": "fake", "prepares": mishap}])
+    found, _, err = certbench("run", "little.yaml")
+    assert found == code
+    assert ("3 rows have no answer" in err) == (code == 5)
+
+
+def test_a_missing_backend_fails_its_rows_until_it_is_mended(
+    certbench: Run, monkeypatch: pytest.MonkeyPatch, lirpa: ModuleType
+) -> None:
+    class Hide:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "auto_LiRPA":
+                raise ModuleNotFoundError(f"No module named {name!r}")
+
+    write(certifiers=["lipschitz", "ibp"])
+    with monkeypatch.context() as missing:
+        missing.delitem(sys.modules, "auto_LiRPA")
+        missing.setattr(sys, "meta_path", [Hide(), *sys.meta_path])
+        code, _, err = certbench("run", "little.yaml")
+    assert code == ExitCode.INCOMPLETE
+    assert INSTALL in err
+    code, out, _ = certbench("run", "little.yaml")
+    assert code == 0
+    assert "6 rows, 3 computed now" in out
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "report.html"])
+def test_a_full_disk_is_said(certbench: Run, file: str) -> None:
+    FOLDER.mkdir(parents=True)
+    draft(FOLDER / file).symlink_to("/dev/full")
+    code, _, err = certbench("run", "little.yaml")
+    assert code == ExitCode.STORE
+    assert "No space left on device" in err and file in err
+    draft(FOLDER / file).unlink(missing_ok=True)
+    assert certbench("run", "little.yaml")[0] == 0
+
+
+def test_a_full_disk_under_the_database_is_said(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = Store.put
+
+    def full(store: Store, results: Any) -> None:
+        store._connection.execute("PRAGMA max_page_count = 1")
+        put(store, [replace(result, reason="x" * 100_000) for result in results])
+
+    monkeypatch.setattr(Store, "put", full)
+    code, _, err = certbench("run", "little.yaml")
+    assert code == ExitCode.STORE
+    assert "database or disk is full; what was stored before is intact" in err
+    assert "To go on when that is mended: certbench run little.yaml" in err
+
+
+def test_a_damaged_database_is_said(certbench: Run) -> None:
+    certbench("run", "little.yaml")
+    (FOLDER / "results.db").write_bytes(b"garbage" * 1000)
+    for arguments in (("show", str(FOLDER)), ("run", "little.yaml")):
+        code, _, err = certbench(*arguments)
+        assert code == ExitCode.STORE
+        assert "results.db" in err
+
+
+def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on(home: Path) -> None:
+    write(certifiers=["lipschitz", {"name": "smoothing", "n": 400_000}], batch=1)
+    command = [sys.executable, "-m", "certbench.cli", "run", "little.yaml", "--out", "my run"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "] smoothing" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert rest == "interrupted; what was computed is stored. To go on: certbench run little.yaml --out 'my run'\n"
+    store = Store(Path("my run/results.db"))
+    stored = len(store.rows())
+    store.close()
+    assert 3 <= stored < 6
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert f"6 rows, {6 - stored} computed now" in done.stdout
+
+
+def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:
+    assert "interrupt" in MISHAPS
+    write(certifiers=["lipschitz", {"name": "fake", "prepares": "interrupt"}])
+    code, _, err = certbench("run", "little.yaml")
+    assert code == ExitCode.INTERRUPTED
+    assert "To go on: certbench run little.yaml" in err
+    assert certbench("show", str(FOLDER))[2] == "note: 3 rows of this run have not been computed yet\n"
