@@ -20,8 +20,7 @@ from typing import Any
 
 import pytest
 
-from certbench.comparison.compare import classify
-from certbench.comparison.policy import Kind, Tolerance
+from certbench.comparison.classes import Kind, Tolerance, classify
 from certbench.files.writing import write
 from certbench.results.rows import refuted
 

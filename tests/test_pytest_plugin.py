@@ -9,7 +9,8 @@ import pytest
 
 from certbench import pytest_plugin
 from certbench.comparison.baseline import read
-from certbench.comparison.compare import Kind, compare
+from certbench.comparison.classes import Kind
+from certbench.comparison.compare import compare
 
 pytest.importorskip("pytest_regressions.common")
 assert pytest_plugin  # what is imported before the inner runs is not imported again in each

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from certbench.comparison import baseline
-from certbench.comparison.policy import WRONG, Kind, Policy, Rule, Terms, Tolerance, load
+from certbench.comparison.classes import WRONG, Kind, Tolerance, classify
+from certbench.comparison.policy import Policy, Rule, Terms, load
 from certbench.comparison.side import Known, Place, Side, merge, place_of, spec_text
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
 from certbench.errors import ConfigError
@@ -21,9 +22,6 @@ from certbench.exit_codes import ExitCode
 from certbench.results import recheck_counts
 from certbench.results.rows import Row, refuted
 from certbench.results.significance import holm, p_value, same_draws, strongest
-
-ROUNDING = Tolerance()
-"""What moves radii that did not change."""
 
 EXACT_SLACK = 1e-6
 """How far, relatively, a complete certifier's answer may be off, which rests on a solver's tolerances."""
@@ -145,37 +143,11 @@ class Comparison:
         return ExitCode.VIOLATED if failing or self.slower else ExitCode.OK
 
 
-def classify(old: float, new: float, tolerance: Tolerance = ROUNDING, upper: float = math.inf) -> Kind:
-    """The class of one radius against another, of the same question; nothing random in it.
-
-    Args:
-        old: the radius as it was.
-        new: the radius as it is.
-        tolerance: what is noise.
-        upper: distance of the closest counterexample known.
-    """
-    if math.isnan(new) or new < 0 or (new == math.inf and old != math.inf):
-        return Kind.NON_FINITE
-    if refuted(new, upper, math.inf):
-        return Kind.UNSOUND
-    if new == old:
-        return Kind.SAME
-    if math.isnan(old) or old < 0:  # mended
-        return Kind.GAINED
-    if tolerance.covers(old, new):
-        return Kind.NOISE
-    if new == 0:
-        return Kind.LOST
-    if old == 0:
-        return Kind.GAINED
-    return Kind.LOOSER if new < old else Kind.TIGHTER
-
-
 def compare(
     old: Path | str | Side,
     new: Path | str | Side,
-    *,
     policy: Path | str | Policy | None = None,
+    *,
     known: Path | str | None = None,
 ) -> Comparison:
     """Say row by row what was lost, gained, became looser, tighter or wrong; see `Kind`.

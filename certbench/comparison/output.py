@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from certbench.comparison.baseline import BENCHMARK, Baseline
+from certbench.comparison.classes import Kind
 from certbench.comparison.compare import Change, Comparison
-from certbench.comparison.policy import Kind
 from certbench.comparison.update import BaselineUpdate
 from certbench.core import registry
 from certbench.errors import ConfigError

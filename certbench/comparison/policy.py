@@ -19,51 +19,14 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from certbench.comparison.classes import ROUNDING, WRONG, Kind, Tolerance
 from certbench.errors import ConfigError
 from certbench.files.reading import read_text
 
 Action = Literal["fail", "warn", "ignore"]
-
-
-class Kind(str, Enum):
-    """What became of one row, in the order in which reports list it."""
-
-    NON_FINITE = "non-finite"
-    UNSOUND = "unsound"
-    SAME = "same"
-    NOISE = "noise"
-    LOST = "lost"
-    GAINED = "gained"
-    LOOSER = "looser"
-    TIGHTER = "tighter"
-    MISSING = "missing"
-    NEW = "new"
-    LABEL_FLIP = "label-flip"
-    INCOMPARABLE = "incomparable"
-
-
-WRONG = frozenset({Kind.NON_FINITE, Kind.UNSOUND})
-"""Classes that no policy allows."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far two radii may be apart and still be the same but for rounding: absolute + relative * |old|.
-
-    Batch size, oneDNN, and float32 for float64 moved margins by up to 3e-5 absolute, and by 7e-4 relative near zero
-    (measured); the same settings gave the same bits.
-    """
-
-    absolute: float = 3e-5
-    relative: float = 7e-4
-
-    def covers(self, old: float, new: float) -> bool:
-        """Whether the two are the same but for rounding; never so if one is infinite or NaN."""
-        return abs(new - old) <= self.absolute + self.relative * abs(old) < math.inf
 
 
 @dataclass(frozen=True)
@@ -88,7 +51,7 @@ class Terms:
     """What holds for the certifiers that a pattern fits."""
 
     pattern: str = "*"
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = ROUNDING
     rules: Mapping[Kind, Rule] = field(default_factory=lambda: DEFAULTS)
 
     def fits(self, label: str, name: str) -> bool:

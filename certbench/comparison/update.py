@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certbench.comparison.baseline import read_baseline, read_run, text_of
+from certbench.comparison.classes import Kind
 from certbench.comparison.compare import compare, distances, wrong
-from certbench.comparison.policy import Kind
 from certbench.comparison.side import merge
 from certbench.errors import ConfigError
 from certbench.exit_codes import ExitCode

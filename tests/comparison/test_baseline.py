@@ -13,9 +13,12 @@ import pytest
 from rich.console import Console
 
 from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, StoreError, Subject
-from certbench.comparison.baseline import read, show, update
-from certbench.comparison.compare import Kind, compare
-from certbench.comparison.output import run
+from certbench.cli import console as terminal
+from certbench.comparison.baseline import read, read_baseline
+from certbench.comparison.classes import Kind
+from certbench.comparison.compare import compare
+from certbench.comparison.output import SHAPES, told, told_baseline, told_update
+from certbench.comparison.update import update_baseline
 from certbench.results.store import Counterexample, Planned, Store, StoredAnswer
 
 SPECS: dict[str, Any] = {
@@ -61,6 +64,22 @@ def said(console: Console) -> str:
     return console.file.getvalue()
 
 
+def update(folder: Path, reason: str, console: Console, path: Path | None = None) -> int:
+    found = update_baseline(folder, reason, path)
+    terminal.show(told_update(found), console)
+    return found.exit_code
+
+
+def show(path: Path, console: Console) -> None:
+    terminal.show(told_baseline(read_baseline(path)), console)
+
+
+def run(old: Path, new: Path, console: Console, **options: Any) -> int:
+    comparison = compare(old, new, **options)
+    terminal.show(told(comparison), console)
+    return comparison.exit_code
+
+
 ODD = 0.1 + 0.2
 """0.30000000000000004: seventeen digits, none of which may be lost."""
 
@@ -94,7 +113,7 @@ def test_one_row_is_one_line(tmp_path: Path, console: Console) -> None:
         ("first", "3 rows, new"), ("better slopes", "2 same, 1 tighter"),
     ]  # fmt: skip
     assert history[0]["commit"] == "c0ffee" and history[0]["date"].startswith("20")
-    assert show(tmp_path / "b.json", console) == 0
+    show(tmp_path / "b.json", console)
     text = said(console)
     assert "3 rows of 1 models" in text and "crown on net, L2: 2 inputs, mean radius 0.4" in text
     assert "better slopes  (2 same, 1 tighter)" in text and "torch 2.13.0" in text
@@ -329,5 +348,5 @@ def test_one_file_of_pytest_benchmark_gates_time_and_tightness(tmp_path: Path, c
     assert "test_a takes 1.30 times as long" in said(console) and "here and there" in said(console)
     (tmp_path / "policy.yaml").write_text("timing: {at_most: 1.05}")
     new = benchmarks(tmp_path / "new.json", median=1.2)
-    assert run(old, new, console, policy=tmp_path / "policy.yaml", shape="junit", out=tmp_path / "out.xml") == 1
-    assert 'failures="1"' in (tmp_path / "out.xml").read_text()
+    comparison = compare(old, new, policy=tmp_path / "policy.yaml")
+    assert comparison.exit_code == 1 and 'failures="1"' in SHAPES["junit"](comparison)

@@ -1,6 +1,5 @@
 """Comparing runs: every class, counts of smoothing as counts, policies, exit codes and formats."""
 
-import io
 import json
 import math
 import re
@@ -17,14 +16,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from rich.console import Console
 from scipy.stats import beta, fisher_exact
 
-from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, StoreError, Subject
+from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, Subject
 from certbench.comparison import baseline as baselines
-from certbench.comparison.compare import Change, Comparison, Kind, Known, Side, classify, compare
-from certbench.comparison.output import SHAPES, run
-from certbench.comparison.policy import Policy, Tolerance, load
+from certbench.comparison.classes import Kind, Tolerance, classify
+from certbench.comparison.compare import Change, Comparison, compare
+from certbench.comparison.output import SHAPES, shape_of
+from certbench.comparison.policy import Policy, load
+from certbench.comparison.side import Known, Side
 from certbench.results.rows import Row
 from certbench.results.significance import fisher, holm
 
@@ -454,11 +454,9 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> dict[str, Side]:
     return found
 
 
-def called(old: str, new: str, **options: Any) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    code = run(Path(old), Path(new), console, **options)
-    assert isinstance(console.file, io.StringIO)
-    return code, console.file.getvalue()
+def called(old: str, new: str, shape: str = "text", **options: Any) -> tuple[int, str]:
+    comparison = compare(Path(old), Path(new), **options)
+    return comparison.exit_code, shape_of(shape)(comparison)
 
 
 def test_text_names_every_row_that_matters(sides: Mapping[str, Side]) -> None:
@@ -482,16 +480,15 @@ def test_markdown_is_escaped(sides: Mapping[str, Side]) -> None:
     )
 
 
-def test_json_and_junit_have_every_row(sides: Mapping[str, Side], tmp_path: Path) -> None:
-    code, text = called("old", "new", shape="json", out=tmp_path / "deep" / "out.json")
-    values = json.loads((tmp_path / "deep" / "out.json").read_text())
-    assert code == values["exit_code"] == 3 and "A radius is unsound" in text
+def test_json_and_junit_have_every_row(sides: Mapping[str, Side]) -> None:
+    code, text = called("old", "new", shape="json")
+    values = json.loads(text)
+    assert code == values["exit_code"] == 3
     assert values["counts"] == {kind.value: 0 for kind in Kind} | {
         "same": 1, "noise": 1, "looser": 2, "lost": 1, "gained": 1, "tighter": 1, "non-finite": 1,
     }  # fmt: skip
     assert [change["new"] for change in values["changes"] if change["class"] == "non-finite"] == ["nan"]
-    called("old", "new", shape="junit", out=tmp_path / "out.xml")
-    suite = ElementTree.parse(tmp_path / "out.xml").getroot()
+    suite = ElementTree.fromstring(called("old", "new", shape="junit")[1].encode())
     assert suite.attrib == {"name": "certbench compare", "tests": "3", "failures": "2", "errors": "0"}
     messages = {case.get("name"): case.find("failure") for case in suite}
     failure = messages["crown L2"]
@@ -533,7 +530,7 @@ def test_junit_is_xml_whatever_a_reason_holds() -> None:
     assert failure.text is not None and "failed: a\ufffd\ufffd[31mred\ufffd<&>\ufffd" in failure.text
 
 
-def test_what_cannot_be_compared_or_written_is_said(sides: dict[str, Side], tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_said(sides: dict[str, Side], tmp_path: Path) -> None:
     sides["empty"] = side(name="empty")
     for arguments, options in (
         (("old", "empty"), {}),
@@ -542,9 +539,6 @@ def test_what_cannot_be_compared_or_written_is_said(sides: dict[str, Side], tmp_
     ):
         with pytest.raises(ConfigError):
             called(*arguments, **options)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError):
-        called("old", "new", out=tmp_path / "file" / "out.txt")
 
 
 def test_incomparable_and_incomplete_are_failures_of_the_whole() -> None:
@@ -561,6 +555,6 @@ def test_a_change_has_a_size() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = "import certbench.pytest_plugin, certbench.results.significance, sys\n"
-    code += "from certbench.comparison import baseline, compare, output, policy\n"
+    code += "from certbench.comparison import baseline, compare, output, policy, side, update\n"
     code += "assert not {'torch', 'numpy', 'scipy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

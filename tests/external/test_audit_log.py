@@ -1,7 +1,6 @@
 """Somebody else's logs: figures, the n and alpha behind the radii, planted defects, and verdicts that contradict."""
 
 import csv
-import io
 import json
 import math
 import random
@@ -13,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from scipy.special import ndtri
 from scipy.stats import beta
 
-from certbench import ConfigError, StoreError
+from certbench import ConfigError
 from certbench.external import vnncomp
-from certbench.external.audit_log import envelope, run
+from certbench.external.audit_log import audit_log, envelope, record
 from certbench.external.findings import Severity
 from certbench.external.ladder import RadiusLadder, Sampling, infer, judge, printed
+from certbench.external.output import told
 from certbench.external.published import read_cells
 from certbench.external.smoothing_logs import Log, check, read, seconds
 from tests.conftest import SHARED
+from tests.support.terminal import text_of
 
 COHEN = SHARED / "logs" / "cohen2019" / "certify"
 
@@ -76,10 +76,8 @@ def audit(tmp_path: Path) -> Audit:
         for name, content in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content)
-        console = Console(file=io.StringIO(), width=200)
-        code = run([tmp_path / name for name in files], console, json_file=tmp_path / "out.json", **options)
-        assert isinstance(console.file, io.StringIO)
-        return code, console.file.getvalue(), json.loads((tmp_path / "out.json").read_text())
+        found = audit_log([tmp_path / name for name in files], **options)
+        return found.exit_code, text_of(told(found)), json.loads(json.dumps(record(found), default=str))
 
     return call
 
@@ -363,10 +361,10 @@ def test_a_small_radius_may_be_printed_as_zero() -> None:
 
 
 def test_a_folder_without_logs_is_an_error(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), record=True, width=300)
     (tmp_path / "stdout.txt").write_text("started\n")
-    assert run([tmp_path], console) == 2
-    assert f"{tmp_path}: no logs in it" in console.export_text()
+    found = audit_log(tmp_path)
+    assert found.exit_code == 2
+    assert f"{tmp_path}: no logs in it" in text_of(told(found))
 
 
 def test_radii_beyond_usual_draws_say_how_many_they_take(audit: Audit) -> None:
@@ -393,17 +391,14 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_audited(audit: Audit, tmp_
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "stdout.txt").write_text("started\n")
     (tmp_path / "folder" / "sigma_0.25").write_text(good)
-    console = Console(file=io.StringIO())
-    assert run([tmp_path / "folder"], console) == 0  # what is no log is passed over in a folder
-    assert run([tmp_path / "folder" / "stdout.txt"], console) == run([tmp_path / "nowhere"], console) == 2
+    assert audit_log(tmp_path / "folder").exit_code == 0  # what is no log is passed over in a folder
+    assert audit_log(tmp_path / "folder" / "stdout.txt").exit_code == audit_log(tmp_path / "nowhere").exit_code == 2
     bad: list[dict[str, Any]] = [{"n": 0}, {"sigma": -1.0}, {"sigma": math.nan}, {"radii": [math.nan]}]
     for options in (*bad, {"radii": [0.5, math.inf]}, {"alpha": math.nan}, {"published": tmp_path / "nowhere"}):
         with pytest.raises(ConfigError):
-            run([tmp_path / "folder"], console, **options)  # type: ignore[arg-type]
+            audit_log([tmp_path / "folder"], **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="alpha lies between 0 and 1"):
-        run([tmp_path / "folder"], console, alpha=1.0)
-    with pytest.raises(StoreError):
-        run([tmp_path / "folder"], console, json_file=tmp_path / "no" / "out.json")
+        audit_log([tmp_path / "folder"], alpha=1.0)
 
 
 # published cells
@@ -511,9 +506,10 @@ def test_the_command_is_light_until_there_are_radii(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from rich.console import Console
-from certbench.external.audit_log import run
-assert run([Path({str(tmp_path / "one.csv")!r})], Console()) == 0
+from certbench import audit_log
+from certbench.external.output import told
+found = audit_log([Path({str(tmp_path / "one.csv")!r})])
+assert found.exit_code == 0 and [*told(found)]
 assert not {{"torch", "scipy", "numpy"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -570,16 +566,14 @@ def test_every_cell_of_the_papers_tables_is_reproduced(cohen: Path, tmp_path: Pa
             lines += [f"{name},{r},{100 * cell:.0f}" for r, cell in zip(radii, row, strict=True)]
             claims += len(row)
     (tmp_path / "paper.csv").write_text("\n".join(lines))
-    console = Console(file=io.StringIO(), width=200)
-    assert run([cohen], console, published=tmp_path / "paper.csv") == 0
-    assert isinstance(console.file, io.StringIO)
-    assert f"{claims} of {claims} cells reproduced, 0 have no log" in console.file.getvalue()
+    found = audit_log(cohen, published=tmp_path / "paper.csv")
+    assert found.exit_code == 0
+    assert f"{claims} of {claims} cells reproduced, 0 have no log" in text_of(told(found))
 
 
-def test_the_papers_alpha_is_refuted_where_another_was_used(cohen: Path, tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=200)
-    code = run([cohen], console, published=SHARED / "published.csv", json_file=tmp_path / "out.json")
-    document = json.loads((tmp_path / "out.json").read_text())
+def test_the_papers_alpha_is_refuted_where_another_was_used(cohen: Path) -> None:
+    audited = audit_log(cohen, published=SHARED / "published.csv")
+    code, document = audited.exit_code, record(audited)
     found = {str(Path(one["file"]).relative_to(cohen)): one for one in document["logs"]}
     assert found.keys() == ALPHA.keys()
     for name, alpha in ALPHA.items():
@@ -616,7 +610,7 @@ def test_the_competitions_winner_contradicts_no_known_verdict(tmp_path: Path) ->
 
     def audited() -> int:
         path.write_text("".join(",".join(line) + "\n" for line in lines))
-        return run([path, known], Console(file=io.StringIO()))
+        return audit_log([path, known]).exit_code
 
     assert len(lines) == 60 and audited() == 0
     for line in lines:
