@@ -2,10 +2,8 @@
 
 import base64
 import copy
-import io
 import json
 import math
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,177 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
-from certbench import Classifier, ThreatModel, build, certify, checker, describe
-from certbench.checker import Verdict, check, reading, rounding
+from certbench import Classifier, ThreatModel, build, checker
+from certbench.checker import Verdict, check, check_file, reading, rounding
 from certbench.checker.reading import Claim
 from certbench.checker.relaxation import CutBall, Prover
-from certbench.core.claims import Outcome
-from certbench.errors import ConfigError, UnsupportedError
-from certbench.export import exporter as export
+from certbench.exit_codes import ExitCode
 from certbench.export.exporter import Exporter
 from certbench.export.proof import relaxation
-from certbench.results.rows import Row
-from certbench.runs import run, suite
-
-THREATS = [ThreatModel(p, box) for p in (1.0, 2.0, math.inf) for box in (None, (0.0, 1.0))]
-OWN = ["crown", "wong-kolter", "alpha-crown", "lp"]
-LIRPA = ["ibp", "crown-ibp", "fast-lin", "crown-lirpa"]
-
-
-class Residual(nn.Module):
-    """A sum that skips a ReLU, a subtraction, and a ReLU whose output is used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.last = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.first(x))
-        return self.last(torch.relu(self.second(h) - 0.5 * h) + h)
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
-
-
-def cnn() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=1, groups=2),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AvgPool2d(2, stride=1, padding=1),
-        nn.Flatten(),
-        nn.Linear(64, 8),
-        nn.ReLU(),
-        nn.Linear(8, 3),
-    )
-
-
-def tiny() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
-
-
-def flat() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (mlp, (5,)),
-    "cnn": (cnn, (2, 5, 6)),
-    "residual": (Residual, (5,)),
-    "linear": (flat, (5,)),
-    "tiny": (tiny, (3,)),
-}
-
-
-def network(kind: str, seed: int = 0) -> Classifier:
-    make, shape = NETWORKS[kind]
-    torch.manual_seed(seed)
-    module = make()
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            part.weight.data *= 3  # else some are constant in the whole domain
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean, part.running_var = torch.randn(4), torch.rand(4) + 0.5
-    return Classifier(module.eval(), shape, 3, kind)
-
-
-def exported(
-    folder: Path, name: str, classifier: Classifier, threat: ThreatModel, x: Tensor
-) -> Iterator[tuple[Path, float, float]]:
-    """The files of the inputs with a radius: path, radius claimed there, radius of the certifier."""
-    certifier, exporter = build(name), Exporter(classifier, folder)
-    state = certifier.prepare(classifier, threat)
-    found = certify(certifier, classifier, x, threat, state=state)
-    for i in range(len(x)):
-        if found.radius[i] > 0:
-            row = Row(
-                *(classifier.name, name, certifier.guarantee, certifier.subject, threat.p, i, 0),
-                *(int(found.prediction[i]), float(found.radius[i]), Outcome.COMPLETED),
-                domain=threat.domain,
-                spec=describe(certifier),
-            )
-            path, radius = exporter.write(certifier, state, row, x[i])
-            yield path, radius, row.radius
-
-
-def inputs(classifier: Classifier, n: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, *classifier.input_shape, generator=generator, dtype=torch.float64)
-
-
-def agree(folder: Path, name: str, classifier: Classifier, threat: ThreatModel, n: int) -> int:
-    count = 0
-    for path, radius, stored in exported(folder, name, classifier, threat, inputs(classifier, n)):
-        verdict = check(path)
-        assert verdict.accepted, verdict.reason
-        assert 0.999 * stored <= radius <= stored
-        count += 1
-    return count
-
-
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("kind", ["mlp", "cnn", "residual", "linear"])
-def test_agrees_with_our_own_engine(tmp_path: Path, kind: str, threat: ThreatModel) -> None:
-    assert agree(tmp_path, "crown", network(kind), threat, 2) == 2
-    assert agree(tmp_path, "wong-kolter", network(kind), threat, 1) == 1
-
-
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
-def test_agrees_with_optimised_slopes(tmp_path: Path, kind: str) -> None:
-    assert agree(tmp_path, "alpha-crown", network(kind), THREATS[-1], 2) == 2
-
-
-@pytest.mark.parametrize("threat", [THREATS[1], THREATS[-1]], ids=str)
-@pytest.mark.usefixtures("solvers")
-def test_agrees_with_the_linear_program(tmp_path: Path, threat: ThreatModel) -> None:
-    assert sum(agree(tmp_path, "lp", network(kind), threat, 1) for kind in ("mlp", "residual")) == 2
-
-
-@pytest.mark.parametrize("name", LIRPA)
-@pytest.mark.usefixtures("lirpa")
-def test_agrees_with_auto_lirpa(tmp_path: Path, name: str) -> None:
-    assert agree(tmp_path, name, network("mlp"), THREATS[2], 1) == 1
-    assert agree(tmp_path, name, network("mlp"), THREATS[-1], 2) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*OWN, *(name for name in LIRPA if name != "crown-lirpa")])
-@pytest.mark.usefixtures("lirpa", "solvers")
-def test_agrees_on_a_thousand(tmp_path: Path, name: str) -> None:
-    """Not so of auto-LiRPA's CROWN: a few of its radii are larger, by 0.5 %, than its slopes prove here."""
-    threats = [threat for threat in THREATS if threat.p in build(name).norms]
-    kinds = ("mlp", "residual") if name == "lp" else ("mlp", "cnn", "residual")
-    each = math.ceil(1000 / len(threats) / len(kinds))
-    assert sum(agree(tmp_path, name, network(kind), threat, each) for kind in kinds for threat in threats) >= 1000
-
-
-def test_what_cannot_be_rechecked_is_refused_with_the_reason(tmp_path: Path) -> None:
-    classifier = network("mlp")
-    with pytest.raises(UnsupportedError, match="DeepZ has no evidence"):
-        list(exported(tmp_path, "deepz", classifier, THREATS[-1], inputs(classifier, 1)))
-
-
-def test_a_certifier_with_bounds_that_are_too_tight_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from certbench.verifiers.bounds.backward import layer_bounds
-    from certbench.verifiers.bounds.region import LayerBounds
-    from certbench.verifiers.linear import crown
-
-    def narrow(*args: Any, **options: Any) -> LayerBounds:
-        found = layer_bounds(*args, **options)
-        return LayerBounds(tuple(0.9 * low for low in found.lower), tuple(0.9 * up for up in found.upper), "crown")
-
-    monkeypatch.setattr(crown, "layer_bounds", narrow)
-    classifier = network("mlp")
-    with pytest.raises(Exception, match=r"tighter bounds|does not carry|carries radius"):
-        list(exported(tmp_path, "crown", classifier, THREATS[-1], inputs(classifier, 1)))
+from tests.support.exporting import THREATS, exported, inputs, network
 
 
 def test_imports_numpy_and_nothing_heavy() -> None:
@@ -198,7 +36,7 @@ def test_imports_numpy_and_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [
         "[]",
-        "['certbench.errors', 'certbench.core.claims', 'certbench.core.threat']",
+        "['certbench.core', 'certbench.core.claims', 'certbench.core.threat', 'certbench.errors', 'certbench.version']",
     ]
 
 
@@ -267,7 +105,7 @@ def judged(file: Path, content: dict[str, Any], *, sealed: bool = True) -> Verdi
         content = {**content, "seal": reading.seal(content)}
     other = file.parent / "changed.json"
     other.write_text(json.dumps(content))
-    return check(other)
+    return check_file(other)
 
 
 LABELS = {("claim", "classifier", "fingerprint"), ("claim", "classifier", "name")}
@@ -392,19 +230,19 @@ def test_evidence_that_proves_nothing_is_refused(file: Path) -> None:
 def test_what_is_no_certificate_is_unreadable(file: Path, damage: Callable[[str], str]) -> None:
     other = file.parent / "damaged.json"
     other.write_text(damage(file.read_text()), encoding="utf-8", errors="surrogatepass")
-    assert check(other).status == "unreadable"
-    assert check(file.parent / "missing.json").status == "unreadable"
+    assert check_file(other).status == "unreadable"
+    assert check_file(file.parent / "missing.json").status == "unreadable"
 
 
 def test_another_network_is_noticed(file: Path, tmp_path: Path) -> None:
     (path,) = file.parent.glob("network-*.json")
     copied = tmp_path / file.name
     copied.write_bytes(file.read_bytes())
-    assert check(copied).status == "unreadable"
+    assert check_file(copied).status == "unreadable"
     (tmp_path / path.name).write_bytes(path.read_bytes() + b" ")
-    assert check(copied).status == "unreadable"
+    assert check_file(copied).status == "unreadable"
     (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert check(copied).accepted
+    assert check_file(copied).accepted
 
 
 # The arithmetic.
@@ -514,68 +352,38 @@ def test_enclosures_hold_in_exact_arithmetic() -> None:
         assert Fraction(float(rounding.norm_up(row[None], 1.0)[0])) >= sum(abs(Fraction(float(v))) for v in row)
 
 
-# Of a stored run.
-
-
-class Silent:
-    def begin(self, total: int, done: int) -> None: ...
-    def now(self, text: str) -> None: ...
-    def advance(self, outcomes: Any) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-SUITE = """
-name: small
-data: FOLDER/data.npz
-inputs: 2
-models: [{name: tiny, factory: "tests.checker.test_checker:tiny", weights: FOLDER/tiny.safetensors}]
-norms: [inf]
-domain: [0, 1]
-certifiers: [crown, deepz]
-attacks: {steps: 0}
-"""
-
-
-def test_a_run_is_exported_and_what_is_not_its_own_is_refused(tmp_path: Path) -> None:
-    folder, into, classifier = tmp_path / "run", tmp_path / "files", network("tiny")
-    safetensors.torch.save_file(classifier.module.state_dict(), tmp_path / "tiny.safetensors")
-    np.savez(tmp_path / "data.npz", inputs=inputs(classifier, 2).numpy(), labels=np.array([0, 2]))
-    (tmp_path / "suite.yaml").write_text(SUITE.replace("FOLDER", str(tmp_path)))
-    run.run(suite.load(str(tmp_path / "suite.yaml")), folder, Silent())
-    said = io.StringIO()
-    assert export.run(folder, into, Console(file=said, width=200)) == 5
-    assert "2 certificates written" in said.getvalue()
-    assert "2 not written: deepz on tiny, Linf: DeepZ has no evidence" in said.getvalue()
-    files = sorted(into.glob("tiny-*.json"))
-    assert checker.run(files, Console(file=said, width=200)) == 0 and len(files) == 2
-    assert export.run(folder, into, Console(file=said), certifier="crown", model="tiny", inputs=[1]) == 0
-    with pytest.raises(ConfigError, match="no row"):
-        export.run(folder, into, Console(file=said), model="cnn-plain")
-
-    with sqlite3.connect(folder / "results.db") as database:  # a run that claims more than it proved
-        database.execute("UPDATE results SET radius = radius * 1.5")
-    assert export.run(folder, tmp_path / "more", Console(file=said, width=200), certifier="crown") == 5
-    assert "carries radius" in said.getvalue() and not list((tmp_path / "more").glob("tiny-*.json"))
-
-    with sqlite3.connect(folder / "results.db") as database:
-        database.execute("UPDATE results SET key = 'x' || key")
-        database.execute("UPDATE plan SET key = 'x' || key")
-    with pytest.raises(ConfigError, match="another version"):
-        export.run(folder, into, Console(file=said))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["models"]["tiny"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match="is not the one of this run"):
-        export.run(folder, into, Console(file=said))
-
-
 def test_what_a_file_says_stays_on_its_line(tmp_path: Path) -> None:
     said: list[str] = []
-
-    class Out:
-        print = said.append
-
     (tmp_path / "a.json").write_text(json.dumps({"x\nb.json: accepted\n\x1b[1m\ud800": 1}))
-    assert checker.run([tmp_path / "a.json"], Out()) == 2
-    assert said[1] == "0 of 1 accepted"
-    assert len(said) == 2 and said[0].isprintable() and r"x\nb.json: accepted\n\x1b[1m\ud800" in said[0]
+    checked = check(tmp_path / "a.json", lambda file, verdict: said.append(checker.told(file, verdict)))
+    assert (checked.exit_code, checked.summary) == (2, "0 of 1 accepted")
+    assert len(said) == 1 and said[0].isprintable() and r"x\nb.json: accepted\n\x1b[1m\ud800" in said[0]
+
+
+def test_several_files_end_with_the_code_of_the_worst(file: Path, tmp_path: Path) -> None:
+    good, bad, odd = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"
+    content = json.loads(file.read_text())
+    (network_file,) = file.parent.glob("network-*.json")
+    (tmp_path / network_file.name).write_bytes(network_file.read_bytes())
+    good.write_bytes(file.read_bytes())
+    bad.write_text(json.dumps(content | {"seal": "0" * 64}))
+    odd.write_text("{")
+    (tmp_path / "empty").mkdir()
+    for files, code, count in (
+        ([good], ExitCode.OK, 1),
+        (good, ExitCode.OK, 1),
+        (str(good), ExitCode.OK, 1),
+        ([good, odd], ExitCode.USAGE, 1),
+        ([good, tmp_path / "empty"], ExitCode.USAGE, 1),
+        ([odd, bad, good], ExitCode.UNSOUND, 1),
+        (tmp_path, ExitCode.UNSOUND, 1),
+        ([], ExitCode.USAGE, 0),
+    ):
+        checked = check(files)
+        assert (checked.exit_code, checked.accepted) == (code, count), files
+    assert [path.name for path, _ in check(tmp_path).verdicts] == ["a.json", "b.json", "c.json"]
+    assert check(tmp_path / "empty").empty == (tmp_path / "empty",)
+
+
+def test_the_checkers_exit_codes_are_those_of_the_command_line() -> None:
+    assert checker.EXITS == {"accepted": ExitCode.OK, "unreadable": ExitCode.USAGE, "refused": ExitCode.UNSOUND}
