@@ -27,10 +27,10 @@ from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Steepness
 
 WORK = 2**31
-"""The most multiplications that RecurJac may need for one margin of one input. A judgement: about a second."""
+"""Largest number of multiplications that RecurJac may need for one margin of one input. A judgement: about a second."""
 
 ENTRIES = 2**21
-"""The most entries that are held at once; as elsewhere, a judgement for a processor's cache."""
+"""Largest number of entries that are held at once; a judgement, for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class FastLip(LocalLipschitz):
 
     $$\|v W_1\|_2^2 \leq \|c W_1\|^2 + 2 r \cdot |G c| + r \cdot |G| r,$$
 
-    or the plain norm, whichever is less. That concerns L2 alone, and networks of which no later layer reads the input;
-    elsewhere `gram` changes nothing.
+    or the plain norm, whichever is less. This concerns L2 alone, and only networks in which no later layer reads the
+    input; elsewhere `gram` changes nothing.
 
     Attributes:
         chords: whether slopes are those of chords from the input.
@@ -64,7 +64,7 @@ class FastLip(LocalLipschitz):
     def steepness(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:
-        """Of the Jacobian's interval, or with `gram` what is less."""
+        """Bound the steepness by the Jacobian's interval, or with `gram` by the smaller of two norms."""
         network, slopes = state.network, self.slopes(state, region, bounds)
         centres: dict[int, Tensor] = {}
         radii: dict[int, Tensor] = {}
@@ -136,7 +136,7 @@ class RecurJac(LocalLipschitz):
     def steepness(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:
-        """Of the Jacobian's interval."""
+        """Bound the steepness by the Jacobian's interval."""
         *maps, last = state.network.chain()
         slopes = self.slopes(state, region, bounds)
         low = high = _transpose(last, rows)
@@ -155,7 +155,7 @@ class RecurJac(LocalLipschitz):
 
 @dataclass(frozen=True, eq=False)
 class _Rule:
-    """How a column w passes a layer of ReLUs, by its positive and its negative part.
+    """The way in which a column w passes a layer of ReLUs, by its positive and its negative part.
 
     From above: a constant `above . w+ + below . w-`, and `up w+ + down w-` for the next layer. From below: with the
     names exchanged.
@@ -168,7 +168,7 @@ class _Rule:
 
     @staticmethod
     def known(y: Float[Tensor, "n k m"], a: Float[Tensor, "n 1 m"], b: Float[Tensor, "n 1 m"]) -> "_Rule":
-        """With coefficients that are known: only the slopes vary."""
+        """Make the rule for known coefficients, where only the slopes vary."""
         plus, minus = y.clamp(min=0), y.clamp(max=0)
         nothing = torch.zeros_like(y)
         return _Rule(plus * b + minus * a, plus * a + minus * b, nothing, nothing)
@@ -180,7 +180,7 @@ class _Rule:
         a: Float[Tensor, "n 1 m"],
         b: Float[Tensor, "n 1 m"],
     ) -> "_Rule":
-        """Constants where both the sign of a coefficient and the slope are open."""
+        """Make the rule for intervals: a constant where both the sign of a coefficient and the slope are open."""
         positive, negative = (low >= 0) | (a == b), (high <= 0) & ~(low >= 0)
         open_ = ~(positive | negative)  # and whatever is NaN
         up = torch.where(positive, b, torch.where(negative, a, 0.0))
@@ -191,7 +191,7 @@ class _Rule:
 def _recursion(
     columns: Float[Tensor, "c m"], rules: Sequence[_Rule], maps: Sequence[Map]
 ) -> tuple[Float[Tensor, "n k c"], Float[Tensor, "n k c"]]:
-    """Bounds of the Jacobian's entries in these columns; `maps` lead from each rule's layer to the next one's."""
+    """Bound the Jacobian's entries in these columns; `maps` lead from each rule's layer to the next one's."""
     first, plus, minus = rules[0], columns.clamp(min=0), columns.clamp(max=0)
     ends = []
     for upper in (False, True):
@@ -210,7 +210,7 @@ def _recursion(
 
 
 def _times(low: Tensor, high: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The interval [low, high] times [a, b], 0 <= a <= b."""
+    """Multiply the interval [low, high] by [a, b], 0 <= a <= b."""
     return low.clamp(min=0) * a + low.clamp(max=0) * b, high.clamp(min=0) * b + high.clamp(max=0) * a
 
 
@@ -223,7 +223,7 @@ def _add(sums: dict[int, Tensor], key: int, term: Tensor) -> None:
 
 
 def _together(first: Map, centre: Float[Tensor, "n k m"], radius: Float[Tensor, "n k m"]) -> Float[Tensor, "n k"]:
-    """The Gram norm, infinite where squares are no floats; the Gram matrix is made row by row, where rows are open."""
+    """Return the Gram norm, infinite where squares overflow; the Gram matrix is made for the open rows alone."""
     n, k, m = centre.shape
     c, r = centre.flatten(0, 1), radius.flatten(0, 1)
     at_centre = first.transpose(c)

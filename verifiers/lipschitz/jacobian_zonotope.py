@@ -31,10 +31,10 @@ from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes, Steepness, raised
 
 GRAM = 2**22
-"""The most entries of a Gram matrix that are held at once; 32 MB."""
+"""Largest number of entries of a Gram matrix that are held at once: 32 MB."""
 
 SMALLEST = 1e-200
-"""Squares below it may be what underflow left; the zonotope then proves nothing."""
+"""Smallest square that counts. Below it, underflow may have lost terms, and the zonotope proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class JacobianZonotope(LocalLipschitz):
     def steepness(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:
-        """Of the zonotope; as many inputs at once as memory allows."""
+        """Bound the steepness by the zonotope, as many inputs at once as memory allows."""
         network = state.network
         widest = max([network.inputs, *(layer.outputs for layer in network.layers)])
         symbols = torch.full((len(region),), rows.shape[1], device=rows.device)
@@ -91,7 +91,7 @@ class JacobianZonotope(LocalLipschitz):
         )
 
     def _refined(self, state: NetworkState, region: Region, bounds: LayerBounds) -> LayerBounds:
-        """The better ones of the bounds and of those that the zonotope gives, layer after layer."""
+        """Sharpen the bounds by those that the zonotope gives, layer after layer."""
         network, values = state.network, state.network.preactivations(region.x)
         errors = bound_errors(network, region) if self.rounding_safe else None
         for i in range(1, len(network.hidden)):
@@ -119,10 +119,10 @@ class Rows:
     """Zonotopes of n times k rows: centre + sum_s (anything in [-1, 1]) coefficients_s directions_s.
 
     Attributes:
-        network: whose first layer's rows are directions, too.
-        centre: where all symbols are 0.
-        coefficients: of the directions, nonnegative.
-        directions: those of hidden layers from the second on, shared by all rows of an input.
+        network: the network; the rows of its first layer are directions, too.
+        centre: the rows where all symbols are 0.
+        coefficients: nonnegative coefficients of the directions.
+        directions: directions of hidden layers from the second on, shared by all rows of an input.
         first: coefficients of the rows of the first layer; None if there is no hidden layer.
     """
 
@@ -133,7 +133,7 @@ class Rows:
     first: Float[Tensor, "n k neurons"] | None
 
     def steepness(self, region: Region) -> Steepness:
-        """The largest dual norm, and how far a linear function by one of the rows can fall in the ball."""
+        """Return the largest dual norm, and how far a linear function by one of the rows can fall in the ball."""
         if region.threat.p != 2.0:
             radius = self.coefficients @ self.directions.abs()
             if self.first is not None:
@@ -162,7 +162,7 @@ class Rows:
         return torch.where(constant, 0.0, length)
 
     def _spread(self) -> Float[Tensor, "n k"]:
-        """The coefficients around the moduli of the directions' Gram matrix."""
+        """Multiply the moduli of the directions' Gram matrix by the coefficients from both sides."""
         n, s, _ = self.directions.shape
         size = max(1, GRAM // max(n * s, 1))
         total = self.centre.new_zeros(self.centre.shape[:2])
@@ -183,7 +183,7 @@ class Rows:
 
 
 def zonotope(network: ReluNetwork, layer: int, rows: Float[Tensor, "n k outputs"], slopes: Slopes) -> Rows:
-    """What `rows` times the matrices from the input to `layer` can be, for slopes in these intervals."""
+    """Enclose `rows` times the product of matrices from the input to `layer`, for slopes in these intervals."""
     n, k = rows.shape[:2]
     centres: dict[int, Tensor] = {layer + 1: rows}
     directions: dict[int, Tensor] = {layer + 1: rows.new_zeros(n, 0, rows.shape[2])}
@@ -213,7 +213,7 @@ def zonotope(network: ReluNetwork, layer: int, rows: Float[Tensor, "n k outputs"
 
 
 def _pull(step: Map, rows: Float[Tensor, "n k after"]) -> Float[Tensor, "n k before"]:
-    """Rows times a map."""
+    """Multiply rows by a map."""
     n, k = rows.shape[:2]
     if n * k == 0:
         return rows.new_zeros(n, k, step.inputs)
@@ -221,7 +221,7 @@ def _pull(step: Map, rows: Float[Tensor, "n k after"]) -> Float[Tensor, "n k bef
 
 
 def _rows_of(step: Map, index: Tensor) -> Float[Tensor, "n s before"]:
-    """The given rows of a map, for each input its own."""
+    """Return the given rows of a map, for each input its own."""
     if isinstance(step, Dense):
         return step.weight[index]
     units = torch.zeros(*index.shape, step.outputs, dtype=torch.float64, device=index.device)
@@ -229,7 +229,7 @@ def _rows_of(step: Map, index: Tensor) -> Float[Tensor, "n s before"]:
 
 
 def _push(step: Map, rows: Float[Tensor, "n k before"]) -> Float[Tensor, "n k after"]:
-    """A map, applied to every row."""
+    """Apply a map to every row."""
     n, k = rows.shape[:2]
     if n * k == 0:
         return rows.new_zeros(n, k, step.outputs)
@@ -237,6 +237,6 @@ def _push(step: Map, rows: Float[Tensor, "n k before"]) -> Float[Tensor, "n k af
 
 
 def _padded(directions: Float[Tensor, "n s d"], count: int) -> Float[Tensor, "n t d"]:
-    """With zeros for the symbols that came later."""
+    """Append zeros for the symbols that came later."""
     more = count - directions.shape[1]
     return torch.nn.functional.pad(directions, (0, 0, 0, more)) if more else directions

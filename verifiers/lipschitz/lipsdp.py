@@ -1,8 +1,8 @@
 r"""Global Lipschitz constants of feed-forward ReLU networks by semidefinite certificates: LipSDP and ECLipsE-Fast.
 
-LipSDP (Fazlyab et al., 2019) minimises over the multipliers $\Lambda$ of `schur_chain`, here for the difference of
-every two logits by itself, which is what gains most; ECLipsE-Fast (Xu and Sivaranjani, 2024) has them in closed form.
-Whoever found the multipliers, the constants are those that `schur_chain.prove` proves: a solver's objective is none.
+LipSDP (Fazlyab et al., 2019) minimises over the multipliers $\Lambda$ of `multipliers.certificate`, here for the
+difference of every two logits by itself, which gains most. ECLipsE-Fast (Xu and Sivaranjani, 2024) has them in closed
+form. Whoever found the multipliers, the constants are those that `prove` proves: a solver's objective is no bound.
 
 "LipSDP-Network", with multipliers for pairs of neurons, is no bound: the inequality that it adds holds for two values
 of one function, but two neurons with different biases are two functions (Pauli et al., 2021). For
@@ -33,7 +33,7 @@ from certbench.verifiers.lipschitz.multipliers.search import check, search
 from certbench.verifiers.lipschitz.operator_norms import Matrix
 
 SIDE = {"eclipse": 6000, "lipsdp": 2500}
-"""The most neurons that two neighbouring layers may have together. Judgements."""
+"""Largest number of neurons that two neighbouring layers may have together. Judgements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,8 @@ class Chain:
     """A network whose layers follow one another.
 
     Attributes:
-        weights: of the hidden layers.
-        last: of the layer without a ReLU.
+        weights: weights of the hidden layers.
+        last: weights of the layer without a ReLU.
     """
 
     weights: tuple[Matrix, ...]
@@ -72,7 +72,7 @@ class Chain:
         return Chain(tuple(matrices[:-1]), matrices[-1])
 
     def rows(self, plus: Tensor, minus: Tensor) -> Matrix:
-        """The rows of f_plus - f_minus; an index one too large stands for the function 0."""
+        """Return the rows of f_plus - f_minus; an index one too large stands for the function 0."""
         weight, magnitude = (
             torch.cat([part, part.new_zeros(1, self.last.inputs)]) for part in (self.last.weight, self.last.magnitude)
         )
@@ -82,12 +82,12 @@ class Chain:
 
     @property
     def void(self) -> bool:
-        """Whether there is nothing that multipliers could improve: no hidden layer, or one that gives a constant."""
+        """Say whether multipliers can improve nothing: no hidden layer, or one that gives a constant."""
         return any(weight.spectral == 0 for weight in self.weights) or not self.weights
 
 
 def table(values: Float[Tensor, " pairs"], outputs: int) -> Float[Tensor, "rows rows"]:
-    """The symmetric table of `LipschitzState.constants` from its entries above the diagonal, row by row."""
+    """Make the symmetric table of `LipschitzState.constants` from its entries above the diagonal, row by row."""
     constants = torch.zeros(outputs + 1, outputs + 1, dtype=torch.float64)
     upper = torch.triu_indices(outputs + 1, outputs + 1, 1)
     constants[upper[0], upper[1]] = values
@@ -96,12 +96,12 @@ def table(values: Float[Tensor, " pairs"], outputs: int) -> Float[Tensor, "rows 
 
 @dataclass(frozen=True, eq=False)
 class Proof:
-    """The constant of every pair of classes, as `table` orders them, and what proves it.
+    """The constant of every pair of classes, as `table` orders them, and its proof.
 
     Attributes:
         values: the constants.
         used: whether multipliers prove it; else the layers' norms do.
-        multipliers: of each pair, where used.
+        multipliers: multipliers of each pair, where used.
     """
 
     values: Float[Tensor, " pairs"]
@@ -110,13 +110,13 @@ class Proof:
 
     @staticmethod
     def none(multipliers: Multipliers, values: Float[Tensor, " pairs"]) -> "Proof":
-        """By norms alone; the multipliers do not matter."""
+        """Make a proof by norms alone; the multipliers do not matter."""
         return Proof(values, torch.zeros_like(values, dtype=torch.bool), multipliers.expand(len(values)))
 
     def improved(
         self, found: Float[Tensor, " some"], by: Multipliers, index: Int[Tensor, " some"] | None = None
     ) -> "Proof":
-        """The smaller constants, of all pairs or of some, by the same multipliers or by those of each."""
+        """Take the smaller constants, of all pairs or of some, by the same multipliers or by those of each."""
         index = torch.arange(len(found)) if index is None else index
         better = found < self.values[index]
         at, by = index[better], (by.expand(len(found)) if len(by.entry) == 1 else by)[better]
@@ -129,7 +129,7 @@ class Proof:
         )
 
     def evidence(self, label: int, outputs: int) -> list[dict[str, Any] | None]:
-        """For the differences of a class and each other one, as `certbench.checker` reads it."""
+        """Write the proof for the differences of a class and each other one, as `certbench.checker` reads it."""
         plus, minus = torch.triu_indices(outputs + 1, outputs + 1, 1).tolist()
         place = {pair: i for i, pair in enumerate(zip(plus, minus, strict=True))}
         found: list[dict[str, Any] | None] = []
@@ -142,7 +142,7 @@ class Proof:
 
 
 def witness(state: LipschitzState, label: int) -> dict[str, Any]:
-    """Evidence for `certbench.checker`: the layers' norms, and multipliers where they prove more."""
+    """Return evidence for `certbench.checker`: the layers' norms, and multipliers where they prove more."""
     outputs = state.classifier.num_classes
     multipliers = [None] * (outputs - 1) if state.proof is None else state.proof.evidence(label, outputs)
     return {**proved_norms(state), "multipliers": multipliers}
@@ -167,7 +167,7 @@ class Eclipse(GlobalLipschitz):
 
     @torch.no_grad()
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
-        """Of all pairs from the same multipliers."""
+        """Prove the constants of all pairs by the same multipliers."""
         chain, outputs = Chain.read(classifier, SIDE["eclipse"]), classifier.num_classes
         rows = chain.rows(*torch.triu_indices(outputs + 1, outputs + 1, 1))
         values = product_bound(chain.weights, rows, p)
@@ -180,7 +180,7 @@ class Eclipse(GlobalLipschitz):
     def witness(
         self, state: LipschitzState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> dict[str, Any]:
-        """The multipliers."""
+        """Return the multipliers."""
         del x, eps
         return witness(state, int(label))
 
@@ -194,12 +194,12 @@ class LipSDP(GlobalLipschitz):
     """LipSDP (Fazlyab et al., 2019), one constant per pair of classes, for networks without skip connections.
 
     Attributes:
-        multipliers: "pair", of their own for each pair of classes (or each output of a regressor), or "shared".
+        multipliers: "pair" for multipliers of each pair of classes (or each output of a regressor), or "shared".
         form: "neuron", one multiplier per hidden neuron, or "layer", one per layer.
-        solver: who finds those of each pair. "newton": a barrier method, close to the optimum, up to some 500 neurons
-            in good time; "gradient": Adam, for wider networks; "scs" and "clarabel", for tiny ones: solvers of cvxpy's.
-            Shared ones are always Adam's.
-        iterations: the most steps of the first two, for the shared multipliers and for those of each pair.
+        solver: method that finds the multipliers of each pair. "newton": a barrier method, close to the optimum, up to
+            some 500 neurons in good time; "gradient": Adam, for wider networks; "scs" and "clarabel": solvers of
+            cvxpy's, for tiny ones. Adam always finds the shared ones.
+        iterations: largest number of steps of "newton" and "gradient", for shared multipliers and for those of a pair.
         rounding_safe: whether the float program's errors are counted.
         search: how radii are chosen.
     """
@@ -216,7 +216,7 @@ class LipSDP(GlobalLipschitz):
 
     @torch.no_grad()
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
-        """Those that matter by the best multipliers, the others by shared ones.
+        """Prove the constants that matter by the best multipliers, the others by shared ones.
 
         Raises:
             UnsupportedError: skip connections, or layers that are too wide.
@@ -250,14 +250,14 @@ class LipSDP(GlobalLipschitz):
     def witness(
         self, state: LipschitzState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> dict[str, Any]:
-        """The multipliers of each other class."""
+        """Return the multipliers of each other class."""
         del x, eps
         return witness(state, int(label))
 
     def found(
         self, chain: Chain, solver: str, rows: Float[Tensor, "m r n"], first: Multipliers, p: float
     ) -> Multipliers:
-        """Multipliers for m networks, r rows each."""
+        """Find multipliers for m networks, r rows each."""
         return search(solver, chain.weights, rows, first, p, iterations=self.iterations, layer=self.form == "layer")
 
 
@@ -265,7 +265,7 @@ class LipSDP(GlobalLipschitz):
 def whole_constant(
     chain: Chain, p: float = 2.0, *, layer: bool = False, solver: str = "newton", iterations: int = 300
 ) -> float:
-    """LipSDP's constant of the whole network from the p-norm to the 2-norm, proved; what the papers report."""
+    """Prove LipSDP's constant of the whole network from the p-norm to the 2-norm, which the papers report."""
     bound = float(product_bound(chain.weights, chain.last, p, whole=True))
     if chain.void:
         return bound

@@ -1,8 +1,8 @@
 r"""Local Lipschitz constants of ReLU networks: how fast margins can fall inside a ball (Hein and Andriushchenko, 2017).
 
 Wherever pre-activations lie in [l, u], a ReLU's slope lies in an interval, and so the Jacobian in a set of matrices.
-Robustness asks for less than a Lipschitz constant of the ball: for $|f(x + \delta) - f(x)|$ alone, slopes of chords
-from the centre do, $(\max(z, 0) - \max(z_0, 0)) / (z - z_0)$, which for unstable neurons lie in
+Robustness asks for less than a Lipschitz constant of the ball. For $|f(x + \delta) - f(x)|$ alone, slopes of chords
+from the centre are enough, $(\max(z, 0) - \max(z_0, 0)) / (z - z_0)$. For unstable neurons they lie in
 
 $$[z_0 / (z_0 - l), 1] \text{ if } z_0 \geq 0, \qquad [0, u / (u - z_0)] \text{ if } z_0 < 0,$$
 
@@ -44,7 +44,7 @@ class Slopes:
 
     @staticmethod
     def tangents(bounds: LayerBounds) -> "Slopes":
-        """Of tangents, wherever the bounds hold."""
+        """Return the slopes of tangents, wherever the bounds hold."""
         pairs = list(zip(bounds.lower, bounds.upper, strict=True))
         return Slopes(
             tuple((low >= 0).to(low) for low, _ in pairs),
@@ -55,7 +55,10 @@ class Slopes:
     def chords(
         bounds: LayerBounds, network: ReluNetwork, x: Float[Tensor, "n d"], errors: Sequence[Tensor] | None = None
     ) -> "Slopes":
-        """Of chords from `x` to any point where the bounds hold; `errors`: how far off values at x may be, by layer."""
+        """Return the slopes of chords from `x` to any point where the bounds hold.
+
+        `errors` says, by layer, how far off the values at x may be.
+        """
         tangents = Slopes.tangents(bounds)
         low, high = [], []
         for i, z in enumerate(network.preactivations(x)[:-1]):
@@ -70,7 +73,7 @@ class Slopes:
 
 @dataclass(frozen=True, eq=False)
 class Steepness:
-    """How far k linear functions of the outputs can fall on the way from an input to any point of its ball.
+    """Bounds of the fall of k linear functions of the outputs, from an input to any point of its ball.
 
     Attributes:
         slope: upper bound of the fall, divided by the distance.
@@ -82,7 +85,7 @@ class Steepness:
 
     @staticmethod
     def between(low: Float[Tensor, "n k d"], high: Float[Tensor, "n k d"], region: Region) -> "Steepness":
-        """Of matrices whose entries lie between two others."""
+        """Bound the steepness of all matrices whose entries lie between two others."""
         slope = ball.length(torch.maximum(-low, high), region.threat.q)
         if region.threat.domain is None:
             return Steepness(slope)
@@ -90,7 +93,7 @@ class Steepness:
 
 
 class LocalLipschitz(MarginCertifier[NetworkState]):
-    """A certifier that bounds how steep margins are over all slopes that a ball allows; what follows is shared.
+    """A certifier that bounds how steep margins are, over all slopes that a ball allows.
 
     Subclasses have the options `chords`, whether slopes are those of chords from the input; `shells`, in how many parts
     the radial integral takes the ball (1: none; only for tangents); and `rounding_safe`, whether rounding errors are
@@ -115,10 +118,10 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
     def steepness(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:
-        """Of `rows` times the outputs, over every matrix that `self.slopes` in these bounds make of the layers."""
+        """Bound the steepness of `rows` times the outputs, over all matrices that slopes within these bounds allow."""
 
     def slopes(self, state: NetworkState, region: Region, bounds: LayerBounds) -> Slopes:
-        """Of chords or of tangents, as the options say."""
+        """Return slopes of chords or of tangents, as the options say."""
         if not self.chords:
             return Slopes.tangents(bounds)
         errors = bound_errors(state.network, region) if self.rounding_safe else None
@@ -145,7 +148,7 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """The value at the centre less the steepness times the distance, or its integral over the shells."""
+        """Subtract from the value at the centre the steepness times the distance, or its integral over the shells."""
         network, flat, parts = state.network, x.flatten(1), []
         for shell in range(1, self.shells + 1):
             region = Region(state.threat, flat, eps * (shell / self.shells))
@@ -170,7 +173,7 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
 def raised(
     network: ReluNetwork, layer: int, rows: Float[Tensor, "n k outputs"], slope: Float[Tensor, "n k"], q: float
 ) -> Float[Tensor, "n k"]:
-    r"""The slope of `rows` times what `layer` gives, raised by what rounding may have done to it.
+    r"""Raise the slope of `rows` times the outputs of `layer` by what rounding may have done to it.
 
     Whatever the slopes of the ReLUs, moduli of all numbers on the way sum up to no more than (layers + 1) M, entry by
     entry, M being the product of the moduli of all weights. With m the length of a row of M, a slope that is a sum of

@@ -6,8 +6,8 @@ $B_i = \operatorname{diag}(b_i)^{1/2}$, so that its norm is at most
 
 $$\|R B_{L-1}\|_2 \, \|B_{L-1} W_{L-1} B_{L-2}\|_2 \cdots \|B_2 W_2 B_1\|_2 \, \|B_1 W_1\|_{p \to 2}.$$
 
-Slopes of tangents are 0 or 1, and B is a mask. Those of chords may lie between; Avant and Morgansen (2023) scale the
-rows of each layer by them, here one half of that goes to either side: 5% larger radii on mlp-plain.
+Slopes of tangents are 0 or 1, and B is a mask. Slopes of chords may lie between. Avant and Morgansen (2023) scale the
+rows of each layer by them; here one half goes to either side, which gave 5% larger radii on mlp-plain.
 """
 
 import math
@@ -69,13 +69,13 @@ class MaskedProduct(LocalLipschitz):
         return state
 
     def single(self, state: NetworkState) -> NetworkState:
-        """Refused: the norms are proved with the error bounds of float64."""
+        """Refuse: the norms are proved with the error bounds of float64."""
         raise UnsupportedError("its norms are proved in float64 alone")
 
     def steepness(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
     ) -> Steepness:
-        """The product, as above."""
+        """Bound the steepness by the product of the norms."""
         *maps, last = state.network.chain()
         layers, slopes = state.network.layers, self.slopes(state, region, bounds)
         pulled, moduli = _pull(last, rows), _pull(layers[-1].paths[len(maps)], rows.abs())

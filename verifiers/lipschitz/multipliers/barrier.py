@@ -23,14 +23,14 @@ from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, e
 from certbench.verifiers.lipschitz.operator_norms import Matrix
 
 GAP = 1e-4
-"""The barrier method stops where its value, the square of a constant, is at most that far above the least one."""
+"""Relative gap at which the barrier method stops: its value, a squared constant, is at most that far from the least."""
 
 LENGTH = 5.0
-"""How far t grows at once, in the norm in which Newton's method converges. A judgement: with 12 networks of six layers
+"""Growth of t in one step, in the norm in which Newton's method converges. A judgement: with 12, networks of six layers
 came too close to the boundary, where the second derivatives drown in rounding; with 3 it takes longer."""
 
 HIGHEST = 1e8
-"""Neurons whose multiplier could grow by more than that, since they have next to no weights, get it for good."""
+"""Largest growth of a multiplier. Neurons that could exceed it have next to no weights, and get it for good."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,8 @@ class Inequality:
     Attributes:
         u: the rows $u_i$.
         squares: R^T R.
-        entry: from x to g, whose numbers come first in x; None: they are g.
-        hidden: from the others to the multipliers; None: they are the multipliers.
+        entry: matrix from the first numbers of x to g; None: these numbers are g.
+        hidden: matrix from the other numbers to the multipliers; None: they are the multipliers.
         fixed: multipliers that do not depend on x.
     """
 
@@ -52,13 +52,13 @@ class Inequality:
     fixed: Float[Tensor, " neurons"]
 
     def split(self, x: Float[Tensor, " ab"]) -> tuple[Float[Tensor, " inputs"], Float[Tensor, " neurons"]]:
-        """The vector g and the multipliers."""
+        """Return the vector g and the multipliers."""
         a = self.u.shape[1] - len(self.u) if self.entry is None else self.entry.shape[1]
         g = x[:a] if self.entry is None else self.entry @ x[:a]
         return g, (x[a:] if self.hidden is None else self.hidden @ x[a:]) + self.fixed
 
     def factor(self, x: Float[Tensor, " ab"]) -> Float[Tensor, "size size"] | None:
-        """The Cholesky factor of F, or None where there is none."""
+        """Return the Cholesky factor of F, or None where there is none."""
         g, lam = self.split(x)
         half = torch.cat([torch.zeros(len(g), self.u.shape[1], dtype=x.dtype), lam[:, None] * self.u / 2])
         f = half + half.T
@@ -69,7 +69,7 @@ class Inequality:
         return factor if int(info) == 0 and bool((x > 0).all()) and bool(factor.isfinite().all()) else None
 
     def derivatives(self, factor: Float[Tensor, "size size"]) -> tuple[Float[Tensor, " ab"], Float[Tensor, "ab ab"]]:
-        """Of - log det F, the first and the second ones."""
+        """Return the first and the second derivatives of - log det F."""
         k = self.u.shape[1] - len(self.u)
         inverse = torch.cholesky_inverse(factor)
         ug = self.u @ inverse
@@ -94,14 +94,14 @@ def newton(
     iterations: int,
     layer: bool = False,
 ) -> Multipliers | None:
-    """The barrier method for all rows as one function; None where it cannot start.
+    """Run the barrier method for all rows as one function; return None where it cannot start.
 
     Args:
-        weights: of the hidden layers.
-        rows: of the last layer.
+        weights: weights of the hidden layers.
+        rows: rows of the last layer.
         first: one feasible set of multipliers.
         p: 2, or inf: then g is found, too.
-        iterations: the most steps of Newton's method.
+        iterations: largest number of Newton steps.
         layer: whether the multipliers of a layer are all the same.
     """
     matrices = [weight.weight for weight in weights]
@@ -148,7 +148,7 @@ def newton(
 
 
 def _blocks(sizes: Sequence[int]) -> Float[Tensor, "neurons layers"]:
-    """Which layer each neuron is in."""
+    """Say which layer each neuron is in."""
     layer = torch.repeat_interleave(torch.tensor(sizes))
     return torch.nn.functional.one_hot(layer, len(sizes)).to(torch.float64)
 
@@ -156,7 +156,7 @@ def _blocks(sizes: Sequence[int]) -> Float[Tensor, "neurons layers"]:
 def _lift(
     matrices: Sequence[Tensor], spans: Sequence[slice], g: Float[Tensor, " inputs"], lam: Float[Tensor, " neurons"]
 ) -> Float[Tensor, " neurons"]:
-    """By what multipliers of neurons with small weights may grow at little cost, which the barrier method likes."""
+    """Return factors by which multipliers of neurons with small weights may grow at little cost, for a better start."""
     inverse, lifts = torch.diag(1 / g), []
     for matrix, span in zip(matrices, spans, strict=True):
         part, s = lam[span], matrix @ inverse @ matrix.T
@@ -206,7 +206,7 @@ def _step(
     factor: Float[Tensor, "size size"],
     cost: Float[Tensor, " ab"],
 ) -> tuple[Float[Tensor, " ab"], Float[Tensor, "size size"]] | None:
-    """The best of the points 1, 1/2, 1/4, ... along the step, and F's factor there; None if all are worse than x."""
+    """Return the best point 1, 1/2, 1/4, ... along the step, and F's factor there; None if all are worse than x."""
     start = lowest = float(cost @ x - 2 * factor.diagonal().log().sum())
     best = None
     for halvings in range(40):

@@ -29,13 +29,13 @@ from certbench.verifiers.lipschitz import operator_norms
 from certbench.verifiers.lipschitz.operator_norms import Matrix
 
 INNER = 2.0**-22
-"""Relative slack that the search keeps from the boundary of what is feasible, where nothing could be proved."""
+"""Relative slack that the search keeps from the boundary of the feasible set, where nothing could be proved."""
 
 COARSEST = 1e-3
-"""Relative slack at which a proof that still fails is given up; then a bound that needs none is left."""
+"""Relative slack at which a proof that still fails is given up; a bound without multipliers then remains."""
 
 ENTRIES = 2**24
-"""Multipliers are handled together as long as their matrices have no more entries than that. A judgement: 128 MB."""
+"""Largest number of entries of matrices that are handled together. A judgement: 128 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Multipliers:
     r"""Logarithms of $\Lambda_j$ and of g, for m networks that differ in their last rows.
 
     Attributes:
-        hidden: by hidden layer.
+        hidden: log of each Lambda_j, by hidden layer.
         entry: log g; zero for the 2-norm and the 1-norm.
     """
 
@@ -51,16 +51,16 @@ class Multipliers:
     entry: Float[Tensor, "m inputs"]
 
     def __getitem__(self, index: Tensor | slice) -> "Multipliers":
-        """Some of the networks."""
+        """Select some of the networks."""
         return Multipliers(tuple(part[index] for part in self.hidden), self.entry[index])
 
     def expand(self, m: int) -> "Multipliers":
-        """The same multipliers for m networks."""
+        """Repeat the multipliers for m networks."""
         return Multipliers(tuple(part.expand(m, -1).clone() for part in self.hidden), self.entry.expand(m, -1).clone())
 
     @staticmethod
     def concatenate(parts: "Sequence[Multipliers]") -> "Multipliers":
-        """One after the other."""
+        """Join multipliers, one after the other."""
         return Multipliers(
             tuple(torch.cat(layer) for layer in zip(*(part.hidden for part in parts), strict=True)),
             torch.cat([part.entry for part in parts]),
@@ -70,7 +70,7 @@ class Multipliers:
 def product_bound(
     weights: Sequence[Matrix], rows: Matrix, p: float = 2.0, whole: bool = False
 ) -> Float[Tensor, " rows"]:
-    """Product of the layers' norms and the length of each row, or the norm of all: what needs no multipliers."""
+    """Multiply the layers' norms by the length of each row, or by the norm of all: a bound without multipliers."""
     last = torch.tensor([rows.spectral], dtype=torch.float64) if whole else lengths(rows.entries, 2.0)
     for index, weight in enumerate(weights):
         last = products(last, weight.norm(p, 2.0) if index == 0 else weight.spectral)
@@ -80,7 +80,10 @@ def product_bound(
 
 
 def start(weights: Sequence[Matrix], p: float = 2.0) -> Multipliers:
-    r"""ECLipsE-Fast (Xu and Sivaranjani, 2024): $\Lambda_j = 2 / \lambda_{\max}(W_j M_{j-1}^{-1} W_j^T)$, and so on."""
+    r"""Return the multipliers of ECLipsE-Fast (Xu and Sivaranjani, 2024), layer by layer.
+
+    $\Lambda_j = 2 / \lambda_{\max}(W_j M_{j-1}^{-1} W_j^T)$.
+    """
     inputs = weights[0].inputs
     entry = torch.zeros(1, inputs, dtype=torch.float64)
     if p == math.inf:  # the scaling by which `norms.Matrix.box` bounds the first layer
@@ -107,9 +110,9 @@ def evaluate(
     p: float = 2.0,
     whole: bool = False,
 ) -> tuple[Float[Tensor, "m values"], Multipliers]:
-    r"""$\log L^2$ of each row (or of all at once), and the derivative of the mean by the logarithms.
+    r"""Return $\log L^2$ of each row (or of all at once), and the derivative of the mean by the logarithms.
 
-    Computed without care for rounding; NaN or infinite where some $M_j$ is not positive definite.
+    Rounding is not enclosed here; NaN or infinite where some $M_j$ is not positive definite.
     """
     lam = [part.exp() for part in multipliers.hidden]
     g = multipliers.entry.exp()
@@ -152,7 +155,7 @@ def positive(
     bottom: Float[Tensor, "m b b"],
     error: Float[Tensor, "m b a"] | None = None,
 ) -> Bool[Tensor, " m"]:
-    r"""Whether each symmetric matrix $B = (top, corner^T; corner, bottom)$ is proved positive semidefinite.
+    r"""Say whether each symmetric matrix $B = (top, corner^T; corner, bottom)$ is proved positive semidefinite.
 
     `top` and `bottom` are read in their lower triangles. B stands for all matrices whose entries differ from it by one
     rounding, and by half of `error` in the corner. Scaled so that its diagonal lies in [1/2, 2], B - cI has a Cholesky
@@ -181,9 +184,9 @@ def positive(
 def prove(
     weights: Sequence[Matrix], rows: Matrix, multipliers: Multipliers, p: float = 2.0, whole: bool = False
 ) -> Float[Tensor, " values"]:
-    """Upper bounds of the constants of all rows, by shared multipliers or by those of each; inf where none is proved.
+    """Prove upper bounds of the constants of all rows, by shared multipliers or one set each; inf where none holds.
 
-    The bound rises above what `evaluate` gives by whatever slack the proof needs, tried in steps of 4.
+    The bound exceeds the value of `evaluate` by the slack that the proof needs, tried in steps of 4.
     """
     shared = len(multipliers.entry) == 1
     side = max([0 if shared else weight.inputs + len(weight.weight) for weight in weights] + [rows.inputs + 1])
@@ -208,7 +211,7 @@ def _prove(
     multipliers: Multipliers,
     whole: bool,
 ) -> Float[Tensor, " values"]:
-    """Bounds of rho: m times r, or m where the rows are one function."""
+    """Prove bounds of rho: m times r, or m where the rows are one function."""
     found = torch.full((len(rows), 1 if whole else rows.shape[1]), torch.inf, dtype=torch.float64)
     side = max([*(weight.inputs + len(weight.weight) for weight in weights), rows.shape[2] + 1])
     slack = 4 * UNIT * side**2  # of the size of what `positive` takes off

@@ -1,6 +1,6 @@
 """Multipliers for LipSDP (Fazlyab et al., 2019): by a barrier method, by Adam, or by a solver of cvxpy's.
 
-Nothing here is a bound; `schur_chain.prove` makes one of any multipliers.
+Nothing here is a bound; `certificate.prove` makes one of any multipliers.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from certbench.verifiers.lipschitz.multipliers.certificate import ENTRIES, Multi
 from certbench.verifiers.lipschitz.operator_norms import Matrix
 
 LIMITS = {"newton": 1500, "scs": 300, "clarabel": 130}
-"""The largest dimension of F for each solver. Judgements: a step of the barrier method takes 10 ms at 264 and a quarter
+"""Largest dimension of F for each solver. Judgements: a step of the barrier method takes 10 ms at 264 and a quarter
 of a second at 1000; Clarabel takes 30 s at 124 and more than 15 GB at 264."""
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -31,7 +31,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 @contextmanager
 def one_thread(side: int) -> Iterator[None]:
-    """Run small matrices on one thread: more have to wait for each other, on a busy machine fifty times as long."""
+    """Run small matrices on one thread: several wait for each other, on a busy machine fifty times as long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if side < 400 else before)
     try:
@@ -41,13 +41,13 @@ def one_thread(side: int) -> Iterator[None]:
 
 
 def dimension(weights: Sequence[Matrix], p: float) -> int:
-    """Of F: inputs and hidden neurons; from the 2-norm, no more inputs count than the first layer has neurons."""
+    """Return the dimension of F: hidden neurons plus inputs; from the 2-norm, at most as many as first neurons."""
     inputs, first = weights[0].inputs, len(weights[0].weight)
     return sum(len(weight.weight) for weight in weights) + (inputs if p == math.inf else min(inputs, first))
 
 
 def check(solver: str, weights: Sequence[Matrix], p: float) -> None:
-    """Refuse what a solver cannot take.
+    """Refuse networks that a solver cannot take.
 
     Raises:
         UnsupportedError: the matrix is too large.
@@ -73,7 +73,7 @@ def search(
     layer: bool = False,
     whole: bool = False,
 ) -> Multipliers:
-    """Feasible multipliers for m networks, from the feasible `first`; r rows share theirs.
+    """Find feasible multipliers for m networks, from the feasible `first`; r rows share theirs.
 
     "gradient" minimises the mean of the logarithms of the r constants. The others minimise the constant of the r rows
     as one function, scaled to length 1 each unless they are `whole`.
@@ -121,19 +121,19 @@ def gradient(
     whole: bool = False,
     rate: float = 0.1,
 ) -> Multipliers:
-    """Adam on the logarithms, for the mean of log rho over the rows of each network; networks are independent.
+    """Minimise the mean of log rho over the rows of each network, by Adam on the logarithms; networks are independent.
 
     A step out of the feasible set goes back to the best point, without momentum and at half the rate.
 
     Args:
-        weights: of the hidden layers.
-        rows: of the last layer, r per network.
+        weights: weights of the hidden layers.
+        rows: rows of the last layer, r per network.
         multipliers: a feasible start.
         p: 2, or inf: then g is optimised, too.
-        iterations: how many steps.
+        iterations: number of steps.
         layer: whether the multipliers of a layer are all the same.
         whole: whether the rows are one vector-valued function.
-        rate: at the start; it falls to zero along a cosine.
+        rate: step size at the start; it falls to zero along a cosine.
     """
     matrices = [weight.weight for weight in weights]
     parts = [*multipliers.hidden, multipliers.entry]
@@ -175,9 +175,9 @@ def _cvxpy() -> Any:
 def solve(
     solver: str, weights: Sequence[Matrix], rows: Float[Tensor, "r n"], first: Multipliers, p: float, *, layer: bool
 ) -> tuple[float, Multipliers | None]:
-    """What a solver of cvxpy's calls the constant of all rows as one function, which is no bound, and its multipliers.
+    """Ask a solver of cvxpy's for the constant of all rows as one function, which is no bound, and for its multipliers.
 
-    The layers are scaled to norm 1, without which SCS stalls.
+    The layers are scaled to norm 1; otherwise SCS stalls.
     """
     cvxpy, fixed = _cvxpy(), p != math.inf
     norms = [torch.linalg.matrix_norm(weight.weight, 2) for weight in weights]
@@ -214,7 +214,7 @@ def solve(
 
 
 def _logarithm(values: Float[Tensor, " n"]) -> Float[Tensor, "1 n"]:
-    """Of what should be positive and may not be."""
+    """Take logarithms of numbers that should be positive and may not be."""
     return values.clamp(min=1e-9 * float(values.max())).log()[None]
 
 
@@ -226,7 +226,7 @@ def best_feasible(
     p: float = 2.0,
     whole: bool = False,
 ) -> Multipliers:
-    """The better of `first` and `other`, which is shrunk by as little as makes it feasible."""
+    """Return the better of `first` and `other`, which is shrunk as little as needed to be feasible."""
     if other is None or not all(bool(part.isfinite().all()) for part in (*other.hidden, other.entry)):
         return first
     shrunk = torch.tensor([0.0, *(10.0**k for k in range(-8, 0))], dtype=torch.float64).neg().log1p()[:, None]
