@@ -19,7 +19,7 @@ import numpy as np
 from certbench.checker import network, reading
 from certbench.checker.reading import Claim, Refused, Unreadable
 
-KINDS = {
+KINDS = {  # the module of the rule for each kind of evidence
     "interval": "relaxation",
     "relaxation": "relaxation",
     "lipschitz": "lipschitz",
@@ -27,17 +27,17 @@ KINDS = {
     "counts": "counts",
 }
 EXITS = {"accepted": 0, "unreadable": 2, "refused": 3}
-"""Exit code for each status. They are those of `certbench.exit_codes`, written again: this folder and numpy suffice to
-check a file, and a test compares the numbers."""
+"""Exit code for each status. The codes are those of `certbench.exit_codes`, written again, so that this folder and
+numpy suffice to check a file; a test compares the numbers."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a file.
+    """The result of checking a file.
 
     Attributes:
         status: "accepted", "refused" (it does not prove what it claims) or "unreadable".
-        reason: why it is not accepted; of an accepted file, what it proves.
+        reason: why it is not accepted; for an accepted file, what it proves.
     """
 
     status: str
@@ -51,11 +51,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Checked:
-    """What became of several files.
+    """The result of checking several files.
 
     Attributes:
-        verdicts: of each file, in the order in which they were named; those of a folder by name.
-        empty: folders in which there is no certificate.
+        verdicts: each file with its verdict, in the given order; files of a folder are sorted by name.
+        empty: folders without a certificate.
     """
 
     verdicts: tuple[tuple[Path, Verdict], ...]
@@ -68,27 +68,27 @@ class Checked:
 
     @property
     def exit_code(self) -> int:
-        """Return the code of the worst file; "unreadable" if there is none, or a folder is empty."""
+        """Exit code of the worst file; that of "unreadable" if there is no file or a folder is empty."""
         codes = [EXITS[verdict.status] for _, verdict in self.verdicts]
         return max([*codes, EXITS["unreadable"]] if self.empty or not codes else codes)
 
     @property
     def summary(self) -> str:
-        """Return a line that counts."""
+        """Number of accepted files, as a line of text."""
         return f"{self.accepted} of {len(self.verdicts)} accepted"
 
 
 def check(
     files: Path | str | Iterable[Path | str], watch: Callable[[Path, Verdict], None] = lambda file, verdict: None
 ) -> Checked:
-    """Verify certificate files, with nothing but numpy; what a file says is not believed.
+    """Check certificate files with numpy alone; nothing in a file is believed.
 
     Args:
         files: paths of files, or of folders of them.
-        watch: is told of each file, and of each folder without certificates, as soon as it is done.
+        watch: function that is called with each file, and each folder without certificates, as soon as it is done.
 
     Returns:
-        A verdict for each file: whether it proves its claim, and why not. A file that cannot be read has one, too.
+        A verdict for each file, also if it cannot be read: whether it proves its claim, and why not.
     """
     verdicts, empty = list[tuple[Path, Verdict]](), list[Path]()
     for path in map(Path, [files] if isinstance(files, str | Path) else files):
@@ -103,7 +103,7 @@ def check(
 
 
 def check_file(path: Path | str) -> Verdict:
-    """Read a certificate file and prove its claim, or say why not. Its network file lies beside it."""
+    """Read a certificate file and prove its claim, or say why not. Its network file must lie in the same folder."""
     try:
         with np.errstate(all="ignore"):  # what overflows ends as a refusal
             claim, reason = _check(Path(path))
@@ -112,12 +112,12 @@ def check_file(path: Path | str) -> Verdict:
     except Refused as error:
         return Verdict("refused", str(error))
     except (MemoryError, RecursionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        return Verdict("refused", f"{type(error).__name__}: {error}")  # no reason that was foreseen
+        return Verdict("refused", f"{type(error).__name__}: {error}")  # an unforeseen reason
     return Verdict("accepted", reading.statement(claim)) if reason is None else Verdict("refused", reason)
 
 
 def told(file: Path, verdict: Verdict) -> str:
-    """Return a verdict as a line, without what a terminal acts upon: a file must not write lines of its own."""
+    """Write a verdict as a line; escape what a terminal would act upon, so that a file cannot print its own lines."""
     words = f"{file}: {verdict.status}: {verdict.reason}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
 
@@ -145,18 +145,18 @@ def _check(path: Path) -> tuple[Claim, str | None]:
 
 
 def _network(folder: Path, claim: Claim) -> network.Network:
-    """The network of a claim about a network, which has to take its input and give its logits."""
+    """Read the network of a claim. It must take the claim's input and give the claim's logits."""
     digest = str(claim.network)
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise Unreadable("claim.classifier.network is no sha256")
     found = _read(folder / f"network-{digest[:16]}.json", digest)
     if (claim.subject, claim.guarantee) != ("base", "sound"):
-        raise Refused("what is proved about a network is sound, and of no smoothed one")
+        raise Refused("a claim about a network must be sound, and about the base classifier")
     if claim.shape != found.shape:
         raise Refused(f"the network takes inputs of shape {found.shape}, not {claim.shape}")
     if not claim.prediction < found.outputs or found.outputs < 2:
         raise Refused(
-            f"the network has {found.outputs} outputs, of which {claim.prediction} cannot be the largest of several"
+            f"the network has {found.outputs} outputs: class {claim.prediction} cannot be the largest of several"
         )
     logits = found.evaluate(claim.input)
     if claim.logits is None or claim.logits.shape != logits.shape:

@@ -1,8 +1,8 @@
 r"""Counts of sampled classes: binomial tails, then the radius of the noise (Cohen et al., 2019; Yang et al., 2020).
 
-Decimals of 60 digits are rounded in the direction that lessens the claim; `exp`, `ln` and `sqrt` of the standard
-library are correctly rounded, so that their neighbours enclose them. That the counts are those of independent draws of
-the noise is what no file can prove, and the claim takes it for granted.
+Decimals of 60 digits are rounded in the direction that weakens the claim. The standard library rounds `exp`, `ln` and
+`sqrt` correctly, so the exact value lies between the neighbours of the result. No file can prove that the counts come
+from independent draws of the noise; the claim assumes it.
 """
 
 import math
@@ -19,19 +19,19 @@ from certbench.checker.reading import Claim, Refused, fields, items, number, tex
 
 DOWN, UP = (Context(prec=60, rounding=rounding) for rounding in (ROUND_FLOOR, ROUND_CEILING))
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
-"""Rounded down, by less than 1e-80."""
+"""Pi, rounded down by less than 1e-80."""
 ONE, TWO, HALF = Decimal(1), Decimal(2), Fraction(1, 2)
 TERMS = 10**6
-"""The most terms of a series; a tail that needs more is taken for 1."""
+"""Maximum number of terms of a series. A tail that needs more is taken to be 1."""
 SMALLEST = Fraction(1, 10**25)
-"""Probabilities closer to 0 or 1 prove nothing here."""
+"""Smallest distance of a probability from 0 and 1. Probabilities that are closer prove nothing here."""
 LARGEST = 2 * 10**5
-"""The most dimensions."""
+"""Maximum dimension of the input."""
 SAMPLED = ("kind", "counts", "selection", "n", "alpha", "rule", "p_lower", "p_upper", "seed")
 
 
 def check(claim: Claim, evidence: Mapping[str, Any], network: object) -> str | None:
-    """Whether counts prove a claim about a smoothed classifier: None, or why not."""
+    """Return None if counts prove a claim about a smoothed classifier, else the reason why not."""
     del network
     if claim.subject != "smoothed" or len(claim.input) > LARGEST:
         return f"counts prove a claim about a smoothed classifier of at most {LARGEST} inputs"
@@ -40,14 +40,14 @@ def check(claim: Claim, evidence: Mapping[str, Any], network: object) -> str | N
     if "grid" in evidence:
         return _all_shifts(claim, evidence)
     if evidence.keys() & {"layer", "constants", "also"}:
-        return "the noise is at a hidden layer: the constants of what comes before it are no matter of counts"
+        return "the noise is at a hidden layer: counts do not prove the Lipschitz constants of the layers before it"
     if Decimal(claim.radius) <= largest(claim, evidence, *probabilities(claim, evidence)):
         return None
     return "the radius is larger than the probabilities prove"
 
 
 def largest(claim: Claim, evidence: Mapping[str, Any], p_lower: Fraction, p_upper: Fraction) -> Decimal:
-    """The largest radius that bounds of probabilities prove in the norm of the claim, rounded down."""
+    """Return the largest radius that bounds of probabilities prove in the claim's norm, rounded down."""
     d = len(claim.input)
     if "lam" in evidence:
         radii = _splitting(d, _positive(evidence, "lam"), p_lower, p_upper)
@@ -63,11 +63,11 @@ def largest(claim: Claim, evidence: Mapping[str, Any], p_lower: Fraction, p_uppe
 
 @dataclass(frozen=True)
 class Votes:
-    """What draws said: `votes` of n for the class `top` that others had selected, at most `rivals` for any other.
+    """Votes of n draws: `votes` for class `top`, which other draws had selected, at most `rivals` for any other class.
 
     Each bound of a probability must hold at confidence 1 - share. Draws that voted for no class count as one more
-    rival. No union over classes is needed: a bound is monotone in the count, and the true runner-up's count is at most
-    the largest.
+    rival. No union over classes is needed: a bound is monotone in the count, and the count of the true runner-up is at
+    most the largest count.
     """
 
     top: int
@@ -79,7 +79,7 @@ class Votes:
 
 
 def read_votes(evidence: Mapping[str, Any]) -> Votes:
-    """The counts of the file, if its evidence is whole and they are counts."""
+    """Read the counts of the file; refuse evidence that is incomplete or has no valid counts."""
     noise = ("lam",) if "lam" in evidence else ("noise", "sigma", "scale", "dimension")
     shared = ("shared",) if "shared" in evidence and "lam" not in evidence else ()
     fields(evidence, (*SAMPLED, *noise, *shared), "evidence")
@@ -97,7 +97,7 @@ def read_votes(evidence: Mapping[str, Any]) -> Votes:
 
 
 def probabilities(claim: Claim, evidence: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
-    """The bounds p_lower and p_upper of the file, if the counts prove both together at confidence 1 - alpha."""
+    """Return the file's bounds p_lower and p_upper, if the counts prove both together at confidence 1 - alpha."""
     found, p_lower = read_votes(evidence), _positive(evidence, "p_lower")
     p_upper = Fraction(number(evidence["p_upper"], "p_upper"))
     if claim.prediction != found.top:
@@ -113,10 +113,11 @@ def probabilities(claim: Claim, evidence: Mapping[str, Any]) -> tuple[Fraction, 
 
 
 def tail(k: int, n: int, p: Fraction) -> Decimal:
-    """P[Bin(n, p) >= k] for 0 < p < 1, rounded up.
+    """Compute P[Bin(n, p) >= k] for 0 < p < 1, rounded up.
 
-    With terms in units of the k-th, it is A / (A + B), where A sums the terms from k on and B those below. It grows
-    with A, which is rounded up, what is left out bounded by a geometric series, and falls with B, which may lack terms.
+    Divide all terms by the k-th. Then the tail is A / (A + B), where A sums the terms from k on and B those below. It
+    grows with A, which is rounded up; a geometric series bounds the terms that A leaves out. It falls with B, so B may
+    leave terms out.
     """
     if k <= 0:
         return ONE
@@ -141,7 +142,7 @@ def tail(k: int, n: int, p: Fraction) -> Decimal:
 
 
 def _noise(evidence: Mapping[str, Any]) -> tuple[str, Decimal]:
-    """The noise's name and its scale, rounded down, if sigma and the scale are the noise's."""
+    """Return the noise's name and its scale, rounded down; refuse a sigma or a scale that is not the noise's."""
     noise = evidence["noise"]
     name = noise.get("name") if isinstance(noise, dict) else None
     if not isinstance(name, str) or name not in NOISES:
@@ -155,17 +156,20 @@ def _noise(evidence: Mapping[str, Any]) -> tuple[str, Decimal]:
 
 
 def _splitting(d: int, lam: Fraction, p_lower: Fraction, p_upper: Fraction) -> dict[float, Decimal]:
-    """Splitting noise (Levine and Feizi, 2021), less what the rounding of cuts to multiples of 2^-53 can change."""
+    """Compute the radius of splitting noise (Levine and Feizi, 2021).
+
+    Subtracted is what the rounding of cuts to multiples of 2^-53 can change.
+    """
     return {1.0: _decimal(lam * (p_lower - p_upper) - d * (1 + 2 * lam) / 2**49, DOWN)}
 
 
 def _all_shifts(claim: Claim, evidence: Mapping[str, Any]) -> str | None:
-    """All votes of shifted cuts (Levine and Feizi, 2021): to change m + 1 votes, m + 1 cuts must be crossed."""
+    """Check all votes of shifted cuts (Levine and Feizi, 2021): to change m + 1 votes, m + 1 cuts must be crossed."""
     fields(evidence, ("kind", "counts", "n", "lam", "grid", "points", "offsets", "claim"), "evidence")
     counts = [whole(count, "counts") for count in items(evidence["counts"], "counts")]
     n, grid, _ = (whole(evidence[name], name) for name in ("n", "grid", "offsets"))
     if evidence["points"] != "all" or evidence["claim"] != "all perturbed inputs":
-        return "the votes were counted for perturbed inputs on the grid, the claim is about all"
+        return "the votes were counted for perturbed inputs on the grid, but the claim is about all"
     if claim.norm != 1 or not all(0 <= value <= 1 for value in claim.input):
         return "shifted cuts prove claims in L1, for inputs in [0, 1]"
     if not 0 < n == math.floor(2 * _positive(evidence, "lam") * grid + Fraction(1, 10**9)):
@@ -181,22 +185,22 @@ def _all_shifts(claim: Claim, evidence: Mapping[str, Any]) -> str | None:
 
 
 def _gaussian(p_lower: Fraction, p_upper: Fraction, sigma: Decimal, claim: Claim) -> dict[float, Decimal]:
-    r"""L2: $\sigma/2 (\Phi^{-1}(p_A) + \Phi^{-1}(1 - p_B))$."""
+    r"""Compute the L2 radius $\sigma/2 (\Phi^{-1}(p_A) + \Phi^{-1}(1 - p_B))$."""
     del claim
     return {2.0: _half(sigma, quantile(p_lower), quantile(1 - p_upper))}
 
 
 def _laplace(p_lower: Fraction, p_upper: Fraction, b: Decimal, claim: Claim) -> dict[float, Decimal]:
-    """L1: half the difference of quantiles; Linf: of `height`s."""
+    """Compute the radii: half the difference of quantiles in L1, half the difference of `height`s in Linf."""
     norms = {1.0: 1} if claim.norm == 1 else {1.0: 1, math.inf: len(claim.input)}  # in L1 nothing is larger
     return {norm: _half(b, height(p_lower, d), height(1 - p_upper, d)) for norm, d in norms.items()}
 
 
 def _uniform(p_lower: Fraction, p_upper: Fraction, half_side: Decimal, claim: Claim) -> dict[float, Decimal]:
-    r"""By total variation, $T = 1 - \prod (1 - |\delta_i| / 2 \lambda)$, which must stay below $(p_A - p_B) / 2$.
+    r"""Compute the radii from the total variation $T = 1 - \prod (1 - |\delta_i| / 2 \lambda) < (p_A - p_B) / 2$.
 
-    In L1 the worst shift uses up the coordinates that the domain leaves most room, one after the other, as that vector
-    majorises the others; without a domain it has one coordinate. In L2 (as $T < 1/2$) and Linf it is a diagonal.
+    In L1 the worst shift fills the coordinates to which the domain leaves most room, one after the other, because that
+    vector majorises the others; without a domain it has one coordinate. In L2 (as $T < 1/2$) and Linf it is a diagonal.
     """
     side, keep, d = DOWN.multiply(TWO, half_side), _decimal(1 - (p_lower - p_upper) / 2, UP), len(claim.input)
     box = (-math.inf, math.inf) if claim.domain is None else claim.domain
@@ -217,11 +221,11 @@ def _uniform(p_lower: Fraction, p_upper: Fraction, half_side: Decimal, claim: Cl
 
 
 NOISES = {"gaussian": (Fraction(1), _gaussian), "laplace": (HALF, _laplace), "uniform": (Fraction(3), _uniform)}
-"""Of each noise, the square of its scale for sigma 1, and its radii by norm, rounded down."""
+"""Noises by name: the square of the scale for sigma 1, and the function of the radii by norm, rounded down."""
 
 
 def quantile(p: Fraction) -> Decimal:
-    """At most the p-quantile of the normal distribution: a guess, lowered until the tail beyond it proves it."""
+    """Compute a lower bound of the normal p-quantile: a guess, lowered until the tail beyond it proves it."""
     smaller, upper = min(p, 1 - p), p >= HALF
     guess = Decimal(abs(NormalDist().inv_cdf(float(smaller))))
     for step in range(-14, -6):
@@ -234,7 +238,7 @@ def quantile(p: Fraction) -> Decimal:
 
 
 def upper_tail(y: Decimal) -> tuple[Decimal, Decimal]:
-    r"""Enclosure of P[N(0, 1) > y], y >= 0: $1/2 - \phi(y) \sum_k y^{2k+1} / (1 \cdot 3 \cdots (2k + 1))$."""
+    r"""Enclose P[N(0, 1) > y], y >= 0: $1/2 - \phi(y) \sum_k y^{2k+1} / (1 \cdot 3 \cdots (2k + 1))$."""
     ends = []
     for near, far, pi in ((UP, DOWN, Fraction(PI)), (DOWN, UP, Fraction(PI) + Fraction(1, 10**80))):
         square = near.multiply(y, y)
@@ -253,7 +257,9 @@ def upper_tail(y: Decimal) -> tuple[Decimal, Decimal]:
 
 
 def height(p: Fraction, d: int) -> Decimal:
-    r"""At most h(p), how far Laplace noise of scale 1 leads from probability 1/2 to p in Linf; d = 1 serves L1.
+    r"""Compute a lower bound of h(p), the Linf shift of Laplace noise of scale 1 that leads from probability 1/2 to p.
+
+    For d = 1 it is the shift in L1.
 
     $h(p) = \int_{1-p}^{1/2} ds / F(s)$ and h(1 - p) = -h(p), where F(s) is the largest E[S; A] over P[A] = s, for
     S = 2 Bin(d, 1/2) - d. Between $T_{m+1}$ and $T_m = P[S \geq 2m - d]$ it is linear, of slope $2m - d$, and
@@ -284,7 +290,7 @@ def height(p: Fraction, d: int) -> Decimal:
 
 
 def _positive(values: Mapping[str, Any], name: str) -> Fraction:
-    """A number above 0, exactly."""
+    """Return a positive number of the file as an exact fraction."""
     found = number(values[name], name)
     if not found > 0:
         raise Refused(f"{name} must be positive, not {found}")
@@ -292,7 +298,7 @@ def _positive(values: Mapping[str, Any], name: str) -> Fraction:
 
 
 def _outward(value: Decimal, context: Context) -> Decimal:
-    """The neighbour of what is correctly rounded that bounds it."""
+    """Return the neighbour of a correctly rounded result that bounds the exact value."""
     return context.next_plus(value) if context is UP else context.next_minus(value)
 
 
@@ -313,5 +319,5 @@ def _exp(value: Decimal, context: Context) -> Decimal:
 
 
 def _half(scale: Decimal, a: Decimal, b: Decimal) -> Decimal:
-    """Half the scale times the sum, rounded down where it is positive."""
+    """Compute half the scale times the sum, rounded down where it is positive."""
     return DOWN.divide(DOWN.multiply(scale, DOWN.add(a, b)), TWO)

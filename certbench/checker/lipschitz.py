@@ -1,9 +1,10 @@
 r"""Margins over Lipschitz constants of pairs of classes (Leino et al., 2021), or by LipSDP (Fazlyab et al., 2019).
 
-For a chain of layers with ReLUs between them. From the file come bounds of 2-norms, each proved here by a Cholesky
-factorisation of $L^2 I - A^T A$, or LipSDP's multipliers, proved by one of its matrix; all else is computed here. A
-constant of a pair is the smallest by products of norms, in the claim's norm and the 2-norm side by side, and by moduli
-of weights multiplied along all paths. No rule of certbench's gives less, so that its name does not matter.
+The network is a chain of layers with ReLUs between them. The file gives bounds of 2-norms, each proved here by a
+Cholesky factorisation of $L^2 I - A^T A$, or LipSDP's multipliers, proved by a factorisation of LipSDP's matrix. All
+else is computed here. A pair's constant is the least that follows from products of norms, in the claim's norm and the
+2-norm side by side, and from moduli of weights multiplied along all paths. No rule of certbench gives less, so the
+rule's name does not matter.
 """
 
 import math
@@ -17,12 +18,12 @@ from certbench.checker.reading import Claim, Refused, array, fields, items, numb
 from certbench.checker.rounding import TINY, UNIT, gamma, norm_up, positive_semidefinite, product_up, raised, up
 
 SIDE = 2500
-"""The largest matrix that is factorised."""
+"""Largest side of a matrix that is factorised."""
 DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 
 
 def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> str | None:
-    """None if the margin over each other class exceeds what its constant allows in the ball, else the reason."""
+    """Return None if each margin exceeds what its constant allows in the ball, else the reason."""
     if network is None:
         return "a claim about a network needs one"
     layers = network.layers()
@@ -45,7 +46,7 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
 
 
 def rows_of(last: EnclosedLayer, claim: Claim) -> EnclosedLayer:
-    """The last layer of the differences between the class and each other one."""
+    """Return the last layer of the differences between the class and each other class."""
     own, others = claim.prediction, [j for j in range(len(last.bias)) if j != claim.prediction]
     weight, bias = last.weight[own] - last.weight[others], last.bias[own] - last.bias[others]
     weight_error = up(last.weight_error[own] + last.weight_error[others] + UNIT * np.abs(weight))
@@ -57,7 +58,7 @@ def rows_of(last: EnclosedLayer, claim: Claim) -> EnclosedLayer:
 def margins_of(
     layers: Sequence[EnclosedLayer], rows: EnclosedLayer, claim: Claim, spectral: Sequence[float]
 ) -> np.ndarray:
-    """At most the margins at the input; `spectral` are proved bounds of the 2-norms of all layers but the last.
+    """Compute lower bounds of the margins at the input; `spectral` bounds the 2-norms of all layers but the last.
 
     Rounding errors are carried along entry by entry and in the 2-norm, where they grow less.
     """
@@ -74,9 +75,9 @@ def margins_of(
 
 
 def _forward(layer: EnclosedLayer, h: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's value at h, and how far that is from the true layer's, beside what its weights make of h's own error.
+    """Compute a layer's value at h and a bound of its error. What the weights make of h's own error is not included.
 
-    Within `off` of h lies the true input of the layer.
+    The true input of the layer lies within `off` of h.
     """
     size, moduli = up(np.abs(h) + off), np.abs(layer.weight)
     rounded = gamma(len(h) + 2) * up(product_up(moduli, size) + np.abs(layer.bias))
@@ -86,11 +87,11 @@ def _forward(layer: EnclosedLayer, h: np.ndarray, off: np.ndarray) -> tuple[np.n
 def constants(
     claim: Claim, layers: Sequence[EnclosedLayer], rows: EnclosedLayer, spectral: Sequence[float], box: Sequence[float]
 ) -> np.ndarray:
-    """At least the Lipschitz constant of each margin, by claimed bounds of 2-norms that are proved."""
+    """Compute an upper bound of each margin's Lipschitz constant; claimed bounds of 2-norms are proved first."""
     p, d, hidden = claim.norm, len(claim.input), len(layers) - 1
     if len(spectral) != hidden or len(box) != (hidden if p == math.inf else 0):
         raise Refused(f"evidence must have bounds of the 2-norms of {hidden} layers, in Linf also of the scaled ones")
-    reach = {2.0: 1.0 if p < math.inf else _root(d), p: 1.0}  # constants so far, by the norm of what comes out
+    reach = {2.0: 1.0 if p < math.inf else _root(d), p: 1.0}  # constants so far, by the norm of the output
     for i, (layer, bound) in enumerate(zip(layers[:-1], spectral, strict=True)):
         prove_norm(layer.weight, bound, f"layer {i + 1}")
         entries, frobenius = _moduli(layer), float(norm_up(layer.weight_error.reshape(1, -1), 2.0)[0])
@@ -119,7 +120,7 @@ def prove_norm(matrix: np.ndarray, bound: float, where: str) -> None:
     """Refuse a bound of a matrix's 2-norm that is not proved: $L^2 I - A^T A$ must have no negative eigenvalue."""
     a = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     if a.shape[1] > SIDE:
-        raise Refused(f"{where} is larger than {SIDE}, beyond which this checker proves no 2-norm")
+        raise Refused(f"{where} is larger than {SIDE}: this checker proves no 2-norm of such a matrix")
     largest = float(np.abs(a).max(initial=0.0))
     if bound < 0:
         raise Refused(f"{where}: {bound!r} is not proved to bound a 2-norm")
@@ -136,7 +137,7 @@ def prove_norm(matrix: np.ndarray, bound: float, where: str) -> None:
 
 
 def box_norm(matrix: np.ndarray, bound: float) -> float:
-    r"""At least the norm from inf to 2, $||A S^{-1}||_2 ||s||_2$, for scales s that `scales` chooses."""
+    r"""Compute an upper bound of the norm from inf to 2, $||A S^{-1}||_2 ||s||_2$, with the scales s of `scales`."""
     s = scales(matrix)
     scaled = matrix / s
     rounding = float(norm_up((np.abs(scaled) * 2 * UNIT).reshape(1, -1), 2.0)[0])
@@ -145,7 +146,7 @@ def box_norm(matrix: np.ndarray, bound: float) -> float:
 
 
 def scales(matrix: np.ndarray) -> np.ndarray:
-    r"""One scale for each column, $s_i^2 = \sum_j |A^T A|_{ij}$; any would be sound."""
+    r"""Choose one scale for each column, $s_i^2 = \sum_j |A^T A|_{ij}$; any would be sound."""
     s = np.sqrt(np.abs(matrix.T @ matrix).sum(axis=1))
     result: np.ndarray = np.maximum(s, max(1e-8 * float(s.max(initial=0.0)), TINY))
     return result
@@ -154,21 +155,21 @@ def scales(matrix: np.ndarray) -> np.ndarray:
 def by_multipliers(
     claim: Claim, layers: Sequence[EnclosedLayer], rows: EnclosedLayer, margin: float, k: int, multipliers: Any
 ) -> float:
-    r"""The constant that suffices for a margin, if LipSDP's matrix proves it for the pair's own multipliers.
+    r"""Return a constant that suffices for a margin, if LipSDP's matrix proves it for the pair's own multipliers.
 
-    Increments obey $\Delta_j^T \Lambda_j (W_j \Delta_{j-1} - \Delta_j) \geq 0$ for diagonal $\Lambda_j \geq 0$, so that
+    Increments obey $\Delta_j^T \Lambda_j (W_j \Delta_{j-1} - \Delta_j) \geq 0$ for diagonal $\Lambda_j \geq 0$, so
 
     $$\begin{pmatrix} G & -W_1^T \Lambda_1 / 2 & & \\ & \Lambda_1 & -W_2^T \Lambda_2 / 2 & \\ & & \Lambda_2 & R^T \\
       & & & \rho \end{pmatrix} \succeq 0 \quad \text{(symmetric)} \qquad
       \text{proves} \quad |R \Delta_N|^2 \leq \rho \, \Delta_0^T G \Delta_0, \quad G = \operatorname{diag}(g).$$
 
-    The right side is at most $\rho \max g |\Delta_0|_2^2$, and $\rho \sum g$ in the inf-norm. Tried is the largest
-    $\rho$ that leaves the margin.
+    The right side is at most $\rho \max g |\Delta_0|_2^2$, and $\rho \sum g$ in the inf-norm. The largest $\rho$
+    that leaves the margin is tried.
     """
     sizes = [len(claim.input), *(len(layer.bias) for layer in layers[:-1])]
     entry, parts = fields(multipliers, ("entry", "layers"), "multipliers")
     if len(items(parts, "multipliers.layers")) != len(layers) - 1 or len(layers) < 2 or sum(sizes) >= SIDE:
-        raise Refused(f"multipliers must be of each hidden layer, for at most {SIDE} inputs and neurons")
+        raise Refused(f"there must be multipliers for each hidden layer, and at most {SIDE} inputs and neurons")
     diagonals = [array(part, "multipliers", (size,)) for part, size in zip((entry, *parts), sizes, strict=True)]
     if not all(((part > 1e-50) & (part < 1e50)).all() for part in diagonals):
         raise Refused("multipliers must be positive, between 1e-50 and 1e50")
@@ -183,7 +184,7 @@ def by_multipliers(
 def _proved(
     layers: Sequence[EnclosedLayer], rows: EnclosedLayer, k: int, diagonals: Sequence[np.ndarray], rho: float
 ) -> bool:
-    """Whether LipSDP's matrix has no negative eigenvalue; that of its Schur complement after G, which is smaller."""
+    """Say whether LipSDP's matrix is proved to have no negative eigenvalue, by its smaller Schur complement after G."""
     g, lam, n = diagonals[0], diagonals[1][:, None], len(diagonals[1])
     diagonal = np.concatenate([*diagonals[1:], [rho]])
     matrix, error = np.diag(diagonal), np.diag(4 * UNIT * diagonal)

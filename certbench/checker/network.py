@@ -13,9 +13,9 @@ from certbench.checker.reading import Refused, Unreadable, array, fields, items,
 from certbench.checker.rounding import TINY, gamma, product_up, up
 
 ENTRIES = 2**27
-"""The most entries of all matrices that are written out: 1 GiB."""
+"""Maximum number of entries of all matrices that are written out: 1 GiB."""
 
-PARAMETERS = {
+PARAMETERS = {  # the names of each operation's parameters
     "dense": ("weight", "bias"),
     "conv2d": ("shape", "kernel", "bias", "stride", "padding"),
     "scale": ("weight", "bias"),
@@ -26,7 +26,7 @@ PARAMETERS = {
 
 
 class EnclosedLayer(NamedTuple):
-    """An affine map between ReLUs, and how far each entry can be off."""
+    """An affine map between ReLUs, with a bound of each entry's error."""
 
     weight: np.ndarray
     weight_error: np.ndarray
@@ -42,9 +42,9 @@ class Node:
         op: "input", "affine", "relu" or "add".
         inputs: the nodes that it reads, all before it.
         size: its length.
-        weight: of an affine node, a matrix, or a vector if that is diagonal.
-        bias: of an affine node.
-        roundings: how many the entries of `weight` and `bias` went through; 0 if they are exact.
+        weight: an affine node's matrix, or its diagonal as a vector.
+        bias: an affine node's bias.
+        roundings: number of roundings in the entries of `weight` and `bias`; 0 if they are exact.
     """
 
     op: str
@@ -55,22 +55,22 @@ class Node:
     roundings: int = 0
 
     def times(self, h: np.ndarray) -> np.ndarray:
-        """W h."""
+        """Compute W h."""
         moved: np.ndarray = self.weight @ h if self.weight.ndim == 2 else self.weight * h
         return moved
 
     def pull(self, c: np.ndarray) -> np.ndarray:
-        """The rows c W."""
+        """Compute the rows c W."""
         pulled: np.ndarray = c @ self.weight if self.weight.ndim == 2 else c * self.weight
         return pulled
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """Some rows of W."""
+        """Return some rows of W."""
         matrix = self.weight if self.weight.ndim == 2 else np.diag(self.weight)
         return np.take(matrix, index, axis=0)
 
     def largest(self, size: np.ndarray) -> np.ndarray:
-        """At least |W| |h| + |b| for every |h| <= size."""
+        """Compute an upper bound of |W| |h| + |b| for every |h| <= size."""
         moduli = np.abs(self.weight)
         moved = product_up(moduli, size) if moduli.ndim == 2 else moduli * size
         return up(moved + np.abs(self.bias), 4 + self.roundings)
@@ -85,16 +85,16 @@ class Network:
 
     @property
     def outputs(self) -> int:
-        """How many outputs there are."""
+        """Number of outputs."""
         return self.nodes[-1].size
 
     @cached_property
     def relus(self) -> list[int]:
-        """Which nodes are ReLUs."""
+        """Indices of the nodes that are ReLUs."""
         return [i for i, node in enumerate(self.nodes) if node.op == "relu"]
 
     def evaluate(self, x: np.ndarray) -> np.ndarray:
-        """The outputs at a flat input, in float64."""
+        """Compute the outputs at a flat input, in float64."""
         values = [x]
         for node in self.nodes[1:]:
             h = values[node.inputs[0]]
@@ -105,7 +105,7 @@ class Network:
         return values[-1]
 
     def layers(self) -> list[EnclosedLayer]:
-        """The affine maps between the ReLUs of a chain, each multiplied out, the errors of that enclosed."""
+        """Multiply out the affine maps between the ReLUs of a chain, with their rounding errors enclosed."""
         found: list[EnclosedLayer | None] = [None]
         for i, node in enumerate(self.nodes[1:], 1):
             if node.inputs != (i - 1,):
@@ -121,7 +121,7 @@ class Network:
 
 
 def _then(first: EnclosedLayer | None, node: Node) -> EnclosedLayer:
-    """An affine map after another one."""
+    """Compose an affine node with the affine map before it."""
     weight, bias = node.rows(np.arange(node.size)), node.bias
     off = 2 * gamma(node.roundings)
     error, bias_error = off * np.abs(weight), off * np.abs(bias) + (TINY if node.roundings else 0.0)
@@ -136,13 +136,13 @@ def _then(first: EnclosedLayer | None, node: Node) -> EnclosedLayer:
 
 
 def read(path: Path, digest: str) -> Network:
-    """The network file with this sha256."""
+    """Read a network file, which must have this sha256."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise Unreadable(f"cannot read the network file: {error}") from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise Unreadable(f"{path.name} is another network than the one that the claim is about")
+        raise Unreadable(f"{path.name} is not the network that the claim is about")
     kind, version, shape, nodes = fields(parse(data), ("format", "version", "shape", "nodes"), "network")
     if (kind, repr(version)) != ("certbench-network", "1"):
         raise Unreadable(f"{path.name} is no network file of version 1")
@@ -151,7 +151,7 @@ def read(path: Path, digest: str) -> Network:
     for i, node in enumerate(items(nodes, "network.nodes"), 1):
         found.append(_node(node, f"node {i}", found))
         if sum(part.weight.size for part in found) > ENTRIES:
-            raise Unreadable("the network is larger than this checker follows")
+            raise Unreadable("the network is larger than this checker can follow")
     return Network(tuple(found), sizes)
 
 
@@ -177,21 +177,21 @@ def _node(value: Any, where: str, before: list[Node]) -> Node:
         weight = array(given[0], f"{where}.weight", (None, n) if op == "dense" else (n,))
         bias = _bias(given[1], len(weight), where)
     if len(bias) == 0:
-        raise Unreadable(f"{where} gives nothing")
+        raise Unreadable(f"{where} has no outputs")
     return Node("affine", sources, len(bias), weight, bias)
 
 
 def _convolution(given: list[Any], n: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """The matrix of a convolution with zero padding, and its bias."""
+    """Write out the matrix of a convolution with zero padding, and its bias."""
     shape, stride, padding = (_whole(given[i], k, where, least) for i, k, least in ((0, 3, 1), (3, 2, 1), (4, 2, 0)))
     kernel = array(given[1], f"{where}.kernel", (None, shape[0], None, None))
     outputs, channels, *window = kernel.shape
     _, height, width = shape
     rows, columns = ((shape[1 + i] + 2 * padding[i] - window[i]) // stride[i] + 1 for i in range(2))
     if math.prod(shape) != n or kernel.size == 0 or min(rows, columns) < 1:
-        raise Unreadable(f"{where} does not fit what it reads")
+        raise Unreadable(f"{where} does not fit its input")
     if rows * columns * outputs * n > ENTRIES:
-        raise Unreadable(f"{where} is larger than this checker follows")
+        raise Unreadable(f"{where} is larger than this checker can follow")
     matrix = np.zeros((rows, columns, height, width, outputs, channels))
     y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     for i in range(window[0]):

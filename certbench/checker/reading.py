@@ -1,4 +1,4 @@
-"""The format of certificate files, read strictly: what is unknown, missing, twice there or NaN is refused."""
+"""The format of certificate files, read strictly: unknown, missing and repeated fields and NaN are refused."""
 
 import base64
 import binascii
@@ -27,19 +27,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """What a certificate claims: `statement` says it in words.
+    """The claim of a certificate; `statement` says it in words.
 
     Attributes:
         input: the flat input.
         norm: 1, 2 or inf.
         domain: the box that perturbed inputs stay in, or None for all of R^d.
         prediction: the class.
-        radius: of the ball in which the class stays the same.
+        radius: radius of the ball in which the class stays the same.
         subject: "base" or "smoothed".
         guarantee: "sound", "complete" or "probabilistic".
         network: sha256 of the network file; None for a smoothed classifier.
-        logits: at the input, up to rounding; None for a smoothed classifier.
-        shape: of the input.
+        logits: the logits at the input, up to rounding; None for a smoothed classifier.
+        shape: shape of the input.
     """
 
     input: np.ndarray
@@ -55,11 +55,11 @@ class Claim:
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """JSON without NaN, infinities and repeated names."""
+    """Read JSON; refuse NaN, infinities and repeated names."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) < len(pairs):
-            raise Unreadable(f"a field is there twice, among {sorted(name for name, _ in pairs)}")
+            raise Unreadable(f"a field is given twice, among {sorted(name for name, _ in pairs)}")
         return dict(pairs)
 
     def real(text: str) -> float:
@@ -67,8 +67,8 @@ def parse(data: bytes) -> dict[str, Any]:
             raise Unreadable(f"{text} is no number here")
         return float(text)
 
-    if data.count(b"[") + data.count(b"{") > 5000:  # nested so deep, they would exhaust the stack
-        raise Unreadable("more lists and objects than a certificate or a network has")
+    if data.count(b"[") + data.count(b"{") > 5000:  # nested so deep, they could exhaust the stack
+        raise Unreadable("it has more lists and objects than a certificate or a network can have")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=real, parse_float=real)
     except (ValueError, RecursionError) as error:
@@ -79,14 +79,14 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def seal(content: Mapping[str, Any]) -> str:
-    """Sha256 of all fields but the seal, in canonical JSON."""
+    """Compute the sha256 of all fields but the seal, in canonical JSON."""
     rest = {name: value for name, value in content.items() if name != "seal"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def fields(value: Any, names: Iterable[str], where: str) -> list[Any]:
-    """The fields of these names, in this order, if there are no others."""
+    """Return the fields of these names, in this order; refuse missing and unknown ones."""
     names = list(names)
     if not isinstance(value, dict):
         raise Unreadable(f"{where} must be an object with {', '.join(names)}")
@@ -97,7 +97,7 @@ def fields(value: Any, names: Iterable[str], where: str) -> list[Any]:
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number."""
+    """Return a value that must be a finite number."""
     try:
         result = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:
@@ -108,28 +108,28 @@ def number(value: Any, where: str) -> float:
 
 
 def whole(value: Any, where: str, least: int = 0) -> int:
-    """A whole number."""
+    """Return a value that must be a whole number, at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
         raise Unreadable(f"{where} must be a whole number, at least {least}")
     return value
 
 
 def text(value: Any, where: str, choices: Iterable[str] | None = None) -> str:
-    """Text, or one of some words."""
+    """Return a value that must be text, and one of `choices` if they are given."""
     if not isinstance(value, str) or (choices is not None and value not in choices):
         raise Unreadable(f"{where} must be {'text' if choices is None else 'one of ' + ', '.join(choices)}")
     return value
 
 
 def items(value: Any, where: str) -> list[Any]:
-    """A list."""
+    """Return a value that must be a list."""
     if not isinstance(value, list):
         raise Unreadable(f"{where} must be a list")
     return value
 
 
 def array(value: Any, where: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
-    """Finite doubles; `shape` says what is expected, None for any length."""
+    """Read an array of finite doubles; `shape` is the expected shape, with None for any length."""
     size, data = fields(value, ("shape", "float64"), where)
     found = tuple(whole(n, f"{where}.shape") for n in items(size, f"{where}.shape"))
     fits = shape is None or (
@@ -150,19 +150,19 @@ def array(value: Any, where: str, shape: tuple[int | None, ...] | None = None) -
 
 
 def written(value: np.ndarray) -> dict[str, Any]:
-    """The inverse of `array`."""
+    """Write an array as `array` reads it."""
     exact = np.ascontiguousarray(value, dtype="<f8")
     return {"shape": list(np.shape(value)), "float64": base64.b64encode(exact.tobytes()).decode()}
 
 
 def input_hash(shape: tuple[int, ...], values: np.ndarray) -> str:
-    """Sha256 of an input as certbench's stores know it."""
+    """Compute the sha256 of an input, as certbench's stores do."""
     exact = np.ascontiguousarray(values, dtype="<f8")
     return hashlib.sha256(repr(tuple(shape)).encode() + exact.tobytes()).hexdigest()
 
 
 def claim(value: Any) -> Claim:
-    """The claim of a certificate, whose words must say what its numbers do."""
+    """Read the claim of a certificate; its statement must say what its numbers say."""
     names = ("classifier", "input", "norm", "domain", "prediction", "radius", "guarantee", "subject", "logits")
     *parts, words = fields(value, (*names, "statement"), "claim")
     classifier, point, norm, domain, prediction, radius, guarantee, subject, logits = parts
@@ -196,12 +196,12 @@ def claim(value: Any) -> Claim:
     if not result.radius > 0:
         raise Refused("a radius that is not positive claims nothing")
     if text(words, "claim.statement") != statement(result):
-        raise Refused(f"claim.statement does not say what is claimed, which is: {statement(result)}")
+        raise Refused(f"claim.statement does not say what is claimed: {statement(result)}")
     return result
 
 
 def statement(claim: Claim) -> str:
-    """The claim in words."""
+    """Write the claim in words."""
     ball = f"every point at L{claim.norm:g} distance at most {claim.radius!r} from the input"
     ball += "" if claim.domain is None else f" whose coordinates lie in [{claim.domain[0]!r}, {claim.domain[1]!r}]"
     if claim.subject == "base":

@@ -1,14 +1,14 @@
 r"""Interval arithmetic and linear relaxations of ReLU networks, checked from the claimed bounds of earlier layers.
 
 Over bounds $l < 0 < u$ of z, $\alpha z \leq \max(z, 0) \leq s (z - l)$ for every $\alpha \in [0, 1]$ and every
-$s \geq u / (u - l)$: the right side is at least 0 at l and at least u at u, and convexity does the rest. Put into a row
-times the outputs from the last layer to the first, they leave a linear function of the input that lies below (Zhang et
-al., 2018). The slopes $\alpha$ are all that is taken from the file: any in [0, 1] are sound, those of an optimal dual
-solution give the bound of the linear program (Salman et al., 2019). Claimed bounds of layers and claimed linear
-functions are used once they are proved.
+$s \geq u / (u - l)$: the right side is at least 0 at l and at least u at u, and the rest follows by convexity. Backward
+substitution puts these bounds into a row times the outputs, from the last layer to the first. The result is a linear
+function of the input that lies below (Zhang et al., 2018). Only the slopes $\alpha$ are taken from the file: any in
+[0, 1] are sound, and those of an optimal dual solution give the bound of the linear program (Salman et al., 2019).
+Claimed bounds of layers and claimed linear functions are used once they are proved.
 
-Coefficients are floats that stand for themselves. What a rounding takes from the true function is bounded by the
-sizes of what it is multiplied with, and subtracted from the constant.
+Coefficients are floats that are taken as exact. What a rounding takes from the true function is bounded by the sizes of
+the factors, and subtracted from the constant.
 """
 
 import math
@@ -22,21 +22,28 @@ from certbench.checker.reading import Claim, Refused, array, fields, items, numb
 from certbench.checker.rounding import TINY, UNIT, gamma, norm_up, product_up, up
 
 LARGEST = 1e100
-"""The largest bound that is read, so that differences do not overflow."""
+"""Largest bound that is read, so that differences do not overflow."""
 
 ENTRIES = 2**23
-"""How many coefficients are held at once, 8 bytes each."""
+"""Maximum number of coefficients in memory at once, 8 bytes each."""
 
 
 def below(value: np.ndarray) -> np.ndarray:
-    """At most the number that was rounded to this one."""
+    """Compute a lower bound of the numbers that are rounded to `value`."""
     lowered: np.ndarray = value - (np.abs(value) * 4 * UNIT + TINY)
     return lowered
 
 
 @dataclass(frozen=True, eq=False)
 class CutBall:
-    """The ball, cut by the domain: how far each coordinate can go down and up, and its largest modulus."""
+    """The ball, cut by the domain.
+
+    Attributes:
+        claim: the claim, with the radius of the ball.
+        down: how far each coordinate can go down.
+        high: how far each coordinate can go up.
+        size: the largest modulus of each coordinate.
+    """
 
     claim: Claim
     down: np.ndarray
@@ -45,19 +52,19 @@ class CutBall:
 
     @staticmethod
     def of(claim: Claim, radius: float) -> "CutBall":
-        """The ball of this radius around the input of the claim."""
+        """Make the region of the ball of this radius around the claim's input."""
         x, box = claim.input, (-math.inf, math.inf) if claim.domain is None else claim.domain
         down, high = (np.minimum(radius, up(np.maximum(side, 0.0))) for side in (x - box[0], box[1] - x))
         return CutBall(replace(claim, radius=radius), down, high, up(np.abs(x) + np.maximum(down, high)))
 
     def minimum(self, a: np.ndarray, constant: np.ndarray) -> np.ndarray:
-        """At most the smallest a . x + constant in the region."""
+        """Compute a lower bound of a . x + constant in the region."""
         x = self.claim.input
         rounding = up(product_up(np.abs(a), np.abs(x)) * gamma(len(x) + 2))
         return below(below(below(a @ x - rounding) + constant) - self.fall(a))
 
     def fall(self, a: np.ndarray) -> np.ndarray:
-        r"""At least how far a . x can fall: $\epsilon ||a'||_q + \sum_i |a_i - a'_i| room_i$, whatever a' is.
+        r"""Bound from above how far a . x can fall: $\epsilon ||a'||_q + \sum_i |a_i - a'_i| room_i$ for any a'.
 
         The best a' cuts |a| at a multiple of 1 (L1) or of the rooms (L2), where the ball and the box both bind.
         """
@@ -75,7 +82,7 @@ class CutBall:
 
 
 def _cut(moduli: np.ndarray, room: np.ndarray, eps: float, norm: float) -> np.ndarray:
-    """Where to cut; anything would be sound."""
+    """Choose where to cut |a|; any choice is sound."""
     if norm == 1:
         order = np.argsort(-moduli, axis=1)
         filled = np.take_along_axis(room, order, 1).cumsum(axis=1) < eps
@@ -93,7 +100,7 @@ def _cut(moduli: np.ndarray, room: np.ndarray, eps: float, norm: float) -> np.nd
 
 
 class Prover:
-    """What is proved so far of a network over a region: bounds of the ReLUs' inputs, and sizes of all nodes."""
+    """A proof in progress about a network in a region: proved bounds of the ReLUs' inputs, and sizes of the nodes."""
 
     def __init__(self, network: Network, region: CutBall) -> None:
         self.network, self.region = network, region
@@ -101,7 +108,7 @@ class Prover:
         self.sizes: list[np.ndarray] = [region.size]
 
     def advance(self) -> None:
-        """Sizes of the nodes up to the next ReLU without bounds."""
+        """Compute the sizes of the nodes up to the next ReLU without bounds."""
         for i in range(len(self.sizes), len(self.network.nodes)):
             node = self.network.nodes[i]
             size = self.sizes[node.inputs[0]]
@@ -115,9 +122,9 @@ class Prover:
                 return
 
     def below(self, at: int, rows: np.ndarray, slopes: list[np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Linear functions a . x + constant of the input below `rows` times node `at`, everywhere in the region.
+        """Compute linear functions a . x + constant of the input that lie below `rows` times node `at` in the region.
 
-        Through the ReLUs with these lower slopes, by node; if None, their intervals are put in instead.
+        ReLUs have these lower slopes, by node; if None, their intervals are put in instead.
         """
         arrived, constant = {at: rows}, np.zeros(len(rows))
         for i in range(at, 0, -1):
@@ -150,7 +157,7 @@ class Prover:
         return a, constant
 
     def least(self, at: int, index: np.ndarray, sign: float, slopes: list[np.ndarray] | None) -> np.ndarray:
-        """Lower bounds of `sign` times some neurons of a node."""
+        """Compute lower bounds of `sign` times some neurons of a node."""
         node, found = self.network.nodes[at], [np.zeros(0)]
         step = max(1, ENTRIES // max(part.size for part in self.network.nodes))
         for start in range(0, len(index), step):
@@ -167,7 +174,7 @@ class Prover:
         return np.concatenate(found)
 
     def prove(self, at: int, value: Any, where: str) -> None:
-        """Believe the claimed bounds of the input of ReLU `at`, if they are proved."""
+        """Prove the claimed bounds of the input of ReLU `at`, and keep them; refuse them otherwise."""
         node, lower, upper, backward = fields(value, ("node", "lower", "upper", "backward"), where)
         self.advance()
         source = self.network.nodes[at].inputs[0]
@@ -192,7 +199,7 @@ class Prover:
         self.bounds[at] = low, high
 
     def slopes(self, value: Any, rows: int, at: int, where: str) -> list[np.ndarray]:
-        """Lower slopes for the ReLUs before a node: of each row, or the same for all."""
+        """Read lower slopes for the ReLUs before a node: one row of them for each row, or the same for all."""
         relus = [i for i in self.network.relus if i < at]
         if len(items(value, where)) != len(relus):
             raise Refused(f"{where} must have an array for each of {len(relus)} ReLUs")
@@ -203,9 +210,9 @@ class Prover:
 
 
 def _relax(c: np.ndarray, low: np.ndarray, high: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of a ReLU's input, for those of its output, and at least what is lost beside them.
+    """Turn coefficients of a ReLU's output into those of its input, with an upper bound of the constant that is lost.
 
-    A rounded product c alpha lies between 0 and c, so that it is the product with another slope in [0, 1].
+    A rounded product c alpha lies between 0 and c, so it is the exact product with another slope in [0, 1].
     """
     open_ = (low < 0) & (high > 0)
     above = up(np.where(open_, high, 0.0) / np.where(open_, high - low, 1.0), 3)
@@ -222,7 +229,7 @@ def _index(value: Any, n: int, where: str) -> np.ndarray:
 
 
 def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> str | None:
-    """None if every margin of the class is proved positive in the ball, else the reason."""
+    """Return None if every margin of the class is proved positive in the ball, else the reason."""
     if network is None:
         return "a claim about a network needs one"
     kind, region, layers, margins = fields(evidence, ("kind", "region", "layers", "margins"), "evidence")
@@ -244,7 +251,7 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
     rows = rows[[claim.prediction]] - rows[others]
     slopes = prover.slopes(rest[0], k, last + 1, "evidence.margins.slopes") if rest else None
     a, constant = prover.below(last, rows, slopes)
-    if rest:  # the claimed functions lie below these, and count from here on
+    if rest:  # the claimed functions must lie below these, and replace them
         claimed = (
             array(rest[1], "evidence.margins.coefficients", a.shape),
             array(rest[2], "evidence.margins.constants", (k,)),

@@ -11,48 +11,48 @@ from certbench.checker.reading import Refused
 UNIT = 2.0**-53
 TINY = 1e-300
 LARGEST = 1e7
-"""The longest sum that is followed: up to it, all underflows together are below `TINY`."""
+"""Longest sum that is followed. Up to this length, all underflows together are below `TINY`."""
 
 
 def gamma(roundings: int) -> float:
-    """The relative error of a number that so many roundings went into."""
+    """Compute the relative error that so many roundings can make."""
     if roundings > LARGEST:
-        raise Refused(f"sums of {roundings} terms are longer than this checker follows")
+        raise Refused(f"sums of {roundings} terms are longer than this checker can follow")
     return roundings * UNIT / (1 - roundings * UNIT) * (1 + 1e-10)
 
 
 def up(value: np.ndarray, roundings: int = 1) -> np.ndarray:
-    """At least the number >= 0 that `value` was computed for, with so many roundings, all of numbers >= 0."""
+    """Compute an upper bound of the exact number for `value`, computed from numbers >= 0 with so many roundings."""
     return value * (1 + 2 * gamma(roundings + 3)) + TINY
 
 
 def product_up(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """At least the product of two matrices whose entries are all >= 0."""
+    """Compute an upper bound of the product of two matrices whose entries are all >= 0."""
     return up(a @ b, a.shape[-1] + 1)
 
 
 def norm_up(a: np.ndarray, q: float) -> np.ndarray:
-    """At least the q-norm of each row, q = 1, 2 or inf."""
+    """Compute an upper bound of the q-norm of each row, q = 1, 2 or inf."""
     moduli = np.abs(a)
     if q == np.inf:
         largest: np.ndarray = moduli.max(axis=-1)
         return largest
     if q == 1:
         return up(moduli.sum(axis=-1), a.shape[-1])
-    unit = np.maximum(moduli.max(axis=-1, keepdims=True), TINY)  # squares of small numbers are no floats
+    unit = np.maximum(moduli.max(axis=-1, keepdims=True), TINY)  # squares of small numbers underflow
     squares = up(np.square(up(moduli / unit)).sum(axis=-1), a.shape[-1] + 2)
     return up(up(np.sqrt(squares)) * unit[..., 0])
 
 
 def raised(value: float, roundings: int = 1) -> float:
-    """`up` of one number."""
+    """Apply `up` to one number."""
     return float(up(np.array([value]), roundings)[0])
 
 
 def least_eigenvalue(a: np.ndarray, guess: float) -> float:
-    r"""At most the least eigenvalue of a symmetric matrix: `guess` less a little, or -inf if that is too high.
+    r"""Compute a lower bound of a symmetric matrix's least eigenvalue: just below `guess`, or -inf if that is too high.
 
-    Whatever the factor L of $A - g I$ is worth, $A = g I + L L^T + R$ with the residual R computed here, and $L L^T$
+    For any factor L of $A - g I$, exact or not, $A = g I + L L^T + R$ with the residual R computed here, and $L L^T$
     has no negative eigenvalue. So the least of A is at least $g - ||R||_F$. Rounding adds to the residual at most
     $\gamma_{n+6} (|L| |L|^T + |A| + |g| I)$, of Frobenius norm at most $\gamma_{n+6} (||L||_F^2 + ||A||_F + |g| n)$.
     """
@@ -73,7 +73,7 @@ def least_eigenvalue(a: np.ndarray, guess: float) -> float:
 
 
 def positive_semidefinite(a: np.ndarray, error: float) -> bool:
-    """Whether every symmetric matrix within `error` of `a`, in the 2-norm, is proved to have no negative eigenvalue."""
+    """Say whether every symmetric matrix within `error` of `a`, in the 2-norm, is proved positive semidefinite."""
     trace = float(np.abs(np.diag(a)).sum())
     guess = 1.01 * error + 1.3 * gamma(len(a) + 6) * (trace + float(np.sqrt(np.square(a).sum()))) + TINY
     return bool(np.isfinite(error) and least_eigenvalue(a, guess) >= error)

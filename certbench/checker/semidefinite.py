@@ -1,8 +1,9 @@
 r"""The semidefinite relaxation of ReLU networks (Raghunathan, Steinhardt and Liang, 2018), checked by weak duality.
 
-With v = (1, y), y the inputs and the hidden neurons of open sign, scaled, all else is an affine function of y, and
-products of such functions are nonnegative: 1 - y_i^2, the ball or the box of inputs, h - z, z - l - (1 - l / u) h, and
-h (h - z) = 0. For multipliers w, nonnegative but for the last, and every $\gamma$, a margin $v^T C v$ is at least
+Let v = (1, y), where y are the inputs and the hidden neurons of open sign, scaled. All else is an affine function of y.
+The constraints are products of such functions: 1 - y_i^2, the ball or the box of inputs, h - z and
+z - l - (1 - l / u) h are nonnegative, and h (h - z) = 0. For multipliers w, nonnegative but for the last, and every
+$\gamma$, a margin $v^T C v$ is at least
 
 $$\gamma + T \min(0, \lambda_{\min}(M)), \quad M = C - \sum_k w_k F_k - \gamma e_0 e_0^T, \quad |v|^2 \leq T.$$
 """
@@ -19,7 +20,7 @@ from certbench.checker.rounding import TINY, UNIT, gamma, least_eigenvalue, prod
 
 
 def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> str | None:
-    """None if every margin of the class is proved positive in the ball, by a linear relaxation or by multipliers."""
+    """Return None if a linear relaxation or multipliers prove every margin positive in the ball, else the reason."""
     if network is None:
         return "a claim about a network needs one"
     _, bounds, slopes, multipliers = fields(evidence, ("kind", "layers", "slopes", "multipliers"), "evidence")
@@ -48,17 +49,17 @@ def check(claim: Claim, evidence: dict[str, Any], network: Network | None) -> st
 
 
 class QuadraticForms:
-    """Affine functions of y, each as the coefficients of v and how far these can be off, and products of them."""
+    """Affine functions of y, each as coefficients of v with bounds of their errors, and products of them."""
 
     def __init__(
         self, region: CutBall, layers: list[EnclosedLayer], bounds: list[tuple[np.ndarray, np.ndarray]]
     ) -> None:
-        """Follow the network; `first` and `second` are the factors of the products."""
+        """Follow the network, and keep the factors of the products."""
         d, x = len(region.down), region.claim.input
         self.open = [np.flatnonzero((low < 0) & (high > 0)) for low, high in bounds]
         self.d, self.n = d, 1 + d + sum(map(len, self.open))
         self.box = region.claim.norm == np.inf
-        self.size = np.ones(self.n)  # of the entries of v, at most
+        self.size = np.ones(self.n)  # upper bounds of the entries of v
         h = np.zeros((d, self.n))
         if self.box:
             h[:, 0] = x + (region.high - region.down) / 2
@@ -92,7 +93,7 @@ class QuadraticForms:
         self.outputs = z, error
 
     def bound(self, row: np.ndarray, given: Any) -> float:
-        """A lower bound of a row times the outputs by these multipliers; -inf if they give none."""
+        """Compute a lower bound of a row times the outputs by these multipliers; -inf if they give none."""
         names = ("input", "ball", "unit", "gap", "cut", "complement")
         parts = dict(zip(names, fields(given, names, "multipliers"), strict=True))
         gaps, gap_errors, shares, cuts, cut_errors = map(np.concatenate, zip(*self.forms, strict=True))
@@ -145,7 +146,7 @@ class QuadraticForms:
 
 
 def _through(layer: EnclosedLayer, value: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An affine layer of functions."""
+    """Apply an affine layer to affine functions of y; return them and bounds of their errors."""
     moduli, size = np.abs(layer.weight), up(np.abs(value) + off)
     error = product_up(up(moduli + layer.weight_error), off) + product_up(layer.weight_error, size)
     error = error + gamma(len(value) + 4) * product_up(moduli, size)
