@@ -1,1 +1,1 @@
-"""Tables, figures and pages of what was found."""
+"""Tables, figures and HTML pages of results."""

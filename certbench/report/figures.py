@@ -1,4 +1,4 @@
-"""Figures as data: curves of certified accuracy, radius against time."""
+"""Figures as data: curves of certified accuracy, and radius against time."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from certbench.report import tables
 from certbench.results.metrics import Steps, Summary
 
 COLOURS = 8
-"""Colours of the template; a ninth certifier takes the first one again, with thinner, dotted lines."""
+"""Number of colours of the template. A ninth certifier takes the first one again, with thinner, dotted lines."""
 
 
 SHAPES = (  # markers of the scatter plots, drawn around 0, 0; a ninth model takes the first one again
@@ -26,7 +26,7 @@ SHAPES = (  # markers of the scatter plots, drawn around 0, 0; a ninth model tak
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a plot's axes lie, in SVG units."""
+    """The position of a plot's axes, in SVG units."""
 
     width: int
     height: int
@@ -36,11 +36,11 @@ class Frame:
     bottom: int
 
     def x(self, share: float) -> float:
-        """Position of a share of the x axis."""
+        """Return the position of a share of the x axis."""
         return self.left + share * (self.right - self.left)
 
     def y(self, share: float) -> float:
-        """Position of a share of the y axis."""
+        """Return the position of a share of the y axis."""
         return self.bottom - share * (self.bottom - self.top)
 
 
@@ -60,7 +60,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How a certifier is drawn, the same in every plot."""
+    """The drawing style of a certifier, the same in every plot."""
 
     name: str
     smoothed: bool
@@ -99,7 +99,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """How much is proved against what it costs."""
+    """A scatter plot of how much is proved against what it costs."""
 
     title: str
     x_label: str
@@ -112,7 +112,7 @@ class Scatter:
 def panel(model: str, certifiers: Sequence[Drawn], steps: Sequence[Steps], attack: Steps) -> Panel:
     """Draw the curves of a model."""
     reach = max((_reach(curve) for curve in steps), default=0.0)
-    # the attack's curve ends far out; what matters of it is the part above the certified curves
+    # the attack's curve ends far out; only its part above the certified curves matters
     top, marks = _axis(max(1.1 * reach, min(_reach(attack), 1.4 * reach)) or _reach(attack) or 1.0)
     return Panel(
         model=model,
@@ -124,12 +124,12 @@ def panel(model: str, certifiers: Sequence[Drawn], steps: Sequence[Steps], attac
 
 
 def _reach(steps: Steps) -> float:
-    """The largest eps at which accuracy is still 2 %: a few inputs further out do not stretch the axis."""
+    """Return the largest eps with accuracy of at least 2 %: a few inputs further out must not stretch the axis."""
     return max((eps for eps, accuracy in steps if accuracy >= 0.02 and eps < math.inf), default=0.0)
 
 
 def _path(steps: Steps, top: float) -> str:
-    """A step curve as an SVG path of whole units; steps closer than two units become one."""
+    """Write a step curve as an SVG path in whole units; steps closer than two units become one."""
     x, y = CURVES.left, round(CURVES.y(steps[0][1]))
     path = [f"M{x} {y}"]
     for eps, accuracy in steps[1:]:
@@ -147,7 +147,7 @@ def _path(steps: Steps, top: float) -> str:
 def scatters(
     norm: str, shown: Iterable[Summary], drawn: Callable[[Summary], Drawn], shapes: Mapping[str, str]
 ) -> list[Scatter]:
-    """Tightness against cost where counterexamples are known, mean radius against cost for the rest."""
+    """Draw tightness against cost where counterexamples are known, and mean radius against cost for the rest."""
     usable = [s for s in shown if s.answered and s.seconds > 0 and s.mean_radius < math.inf]
     if not usable:
         return []
@@ -189,7 +189,7 @@ def scatters(
 
 
 def _axis(top: float) -> tuple[float, list[float]]:
-    """A round upper end for an axis that starts at 0 and reaches `top`, and up to seven marks on it."""
+    """Choose a round upper end for an axis that starts at 0 and reaches `top`, and up to seven marks on it."""
     power = 10.0 ** math.floor(math.log10(top / 6))
     step = next(factor * power for factor in (1, 2, 5, 10) if top / (factor * power) <= 6 + 1e-9)
     count = math.ceil(top / step - 1e-9)

@@ -23,11 +23,12 @@ from certbench.results.rows import Estimate, Row
 from certbench.version import __version__
 
 UNSOUND_SHOWN = 50
+"""Maximum number of refuted rows that the page lists."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Everything about one threat model."""
+    """The part of the page about one threat model."""
 
     threat: str
     norm: str
@@ -56,15 +57,15 @@ def write(
     """Write the report of these rows; readers see the old file or the whole new one.
 
     Args:
-        path: of the HTML file, in a folder that exists.
+        path: path of the HTML file, in a folder that exists.
         title: heading of the page.
-        manifest: what was run, shown as it is in its own order; nested values too.
-        rows: of the run.
+        manifest: what was run, shown unchanged and in its own order; nested values too.
+        rows: the run's rows.
         radii: for each norm, the eps at which certified accuracy is tabulated.
-        estimates: of the run, shown in tables of their own.
+        estimates: the run's estimates, shown in tables of their own.
 
     Raises:
-        StoreError: the file cannot be written; the one that was there is intact.
+        StoreError: the file cannot be written; the old file is intact.
     """
     text = html(title, manifest, list(rows), radii, list(estimates))
     writing.write(Path(path), text.encode(errors="backslashreplace"))
@@ -88,7 +89,7 @@ def html(
     radii: Mapping[float, Sequence[float]],
     estimates: Sequence[Estimate] = (),
 ) -> str:
-    """The page as text."""
+    """Return the page as text."""
     summaries = metrics.summarise(rows, radii)
     shapes = dict(zip(dict.fromkeys(row.model for row in rows), itertools.cycle(SHAPES), strict=False))
     refuted = [row for row in rows if row.unsound]
@@ -180,7 +181,7 @@ def _sections(
 
 
 def _fact(key: str, value: Any) -> tuple[str, str, bool]:
-    """A line of the manifest: its name, its text, and whether the text is a block to unfold."""
+    """Return the name and the text of a line of the manifest, and whether the text is a block to unfold."""
     if isinstance(value, Mapping) and all(map(_scalar, value.values())):
         text = ", ".join(f"{name} {part}" for name, part in value.items())
     elif isinstance(value, list | tuple) and all(map(_scalar, value)):

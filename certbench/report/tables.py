@@ -1,4 +1,4 @@
-"""Tables of summaries: for the terminal by rich, for committed reports in Markdown."""
+"""Tables of summaries: for the terminal with rich, for committed reports in Markdown."""
 
 import itertools
 import math
@@ -27,9 +27,9 @@ LEGEND = (
 )
 
 ESTIMATES = (
-    "Estimates prove nothing: they guess how far the closest counterexample of a correctly classified input lies, "
-    "and one above the distance at which the attacks found a counterexample is refuted as a bound. capped: as large as "
-    "the radius that was sampled, so that more could not come out."
+    "Estimates prove nothing: they guess how far the closest counterexample of a correctly classified input lies. "
+    "An estimate above the distance at which the attacks found a counterexample is refuted as a bound. capped: as "
+    "large as the radius that was sampled, which is the largest possible estimate."
 )
 
 ESTIMATE_HEADS = ("model", "estimate, proves nothing", "inputs", "mean", "capped", "estimate / attack", "above attack")
@@ -40,10 +40,10 @@ class Column:
     """One column of every table.
 
     Attributes:
-        group: what it is about, with the unit.
+        group: what the column is about, with the unit.
         head: a short name.
-        meaning: what it says, in a sentence.
-        cell: its text for one summary.
+        meaning: what the numbers mean, in a sentence.
+        cell: the column's text for one summary.
     """
 
     group: str
@@ -53,7 +53,7 @@ class Column:
 
 
 class NoteKind(Enum):
-    """What a note below a table is about."""
+    """Kind of a note below a table."""
 
     UNSOUND = "unsound"
     CAPTION = "caption"
@@ -73,23 +73,23 @@ _STYLES = {NoteKind.UNSOUND: "bold red", NoteKind.CAPTION: "dim", NoteKind.FAILU
 
 
 def by_threat(summaries: Iterable[Summary]) -> list[tuple[ThreatModel, list[Summary]]]:
-    """Summaries of one table each, in order."""
+    """Group summaries by threat model, in order: one table each."""
     return [(threat, list(group)) for threat, group in itertools.groupby(summaries, lambda s: s.threat)]
 
 
 def by_model(summaries: Iterable[Summary]) -> list[tuple[str, list[Summary]]]:
-    """Summaries under one heading each; base and smoothed classifiers never share one."""
+    """Group summaries under headings; base and smoothed classifiers never share one."""
     groups = [list(group) for _, group in itertools.groupby(summaries, lambda s: (s.model, s.subject))]
     return [(_heading(group[0]), group) for group in groups]
 
 
 def supported(summaries: Iterable[Summary]) -> list[Summary]:
-    """Those that have figures to show."""
+    """Return the summaries that have figures to show."""
     return [s for s in summaries if s.unsupported is None]
 
 
 def inputs(summaries: Sequence[Summary]) -> str:
-    """How many inputs stand behind the rows of a table."""
+    """Say how many inputs the rows of a table are about."""
     counts = sorted({s.n for s in supported(summaries)})
     if len(counts) > 1:
         return f"{counts[0]} to {counts[-1]} inputs"
@@ -97,7 +97,7 @@ def inputs(summaries: Sequence[Summary]) -> str:
 
 
 def columns(summaries: Sequence[Summary]) -> list[Column]:
-    """The columns of one table, after model, certifier and guarantee."""
+    """Return the columns of one table, after model, certifier and guarantee."""
     group = "accuracy, %"
     result = [Column(group, "clean", "the certified function predicts the label", lambda s: _percent(s.clean_accuracy))]
     for i, (eps, _) in enumerate(summaries[0].certified_accuracy if summaries else ()):
@@ -134,7 +134,7 @@ def columns(summaries: Sequence[Summary]) -> list[Column]:
 
 
 def notes(summaries: Sequence[Summary]) -> list[Note]:
-    """What must be said with the table of these summaries."""
+    """Return the notes that belong below the table of these summaries."""
     shown = supported(summaries)
     result = [
         Note(
@@ -166,7 +166,7 @@ def notes(summaries: Sequence[Summary]) -> list[Note]:
 
 
 def expected_wrong(summaries: Iterable[Summary]) -> str:
-    """How often the probabilistic certificates among these may be wrong, as a sentence."""
+    """Say in a sentence how many of the probabilistic certificates may be wrong."""
     chosen = [s for s in summaries if s.guarantee is Guarantee.PROBABILISTIC and s.answered]
     known = [s for s in chosen if s.alpha is not None]
     text = "probabilistic: each certificate is wrong with probability at most alpha"
@@ -182,7 +182,7 @@ def expected_wrong(summaries: Iterable[Summary]) -> str:
 
 
 def estimate_cells(summary: EstimateSummary) -> list[str]:
-    """A row under `ESTIMATE_HEADS`."""
+    """Return the cells of a row under `ESTIMATE_HEADS`."""
     return [
         summary.model,
         summary.method,
@@ -197,8 +197,8 @@ def estimate_cells(summary: EstimateSummary) -> list[str]:
 def render(summaries: Sequence[Summary], console: Console, estimates: Sequence[EstimateSummary] = ()) -> None:
     """Print one table per threat model.
 
-    Where the console is too narrow for all columns (80 when piped), the table continues below with the
-    remaining columns, so that no figure is cut off.
+    If the console is too narrow for all columns (80 when piped), the table continues below with the remaining
+    columns, so that no figure is cut off.
     """
     for threat, group in by_threat(summaries):
         shown = supported(group)
@@ -220,7 +220,7 @@ def render(summaries: Sequence[Summary], console: Console, estimates: Sequence[E
 
 
 def markdown(summaries: Sequence[Summary], estimates: Sequence[EstimateSummary] = ()) -> str:
-    """The same tables in Markdown, for a README or a committed report."""
+    """Write the same tables in Markdown, for a README or a committed report."""
     lines: list[str] = []
     for threat, group in by_threat(summaries):
         shown = supported(group)
@@ -244,23 +244,23 @@ def markdown(summaries: Sequence[Summary], estimates: Sequence[EstimateSummary] 
 
 
 def name(summary: Summary) -> str:
-    """How a pair is called in a sentence."""
+    """Name the pair of model and certifier in a sentence."""
     return f"{summary.model} / {summary.certifier}"
 
 
 def one_line(reason: str) -> str:
-    """A reason without line breaks, and short enough to be read."""
+    """Return a reason without line breaks, cut to 300 characters."""
     text = " ".join(reason.split())
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 def seconds(value: float) -> str:
-    """A time, to two digits."""
+    """Write a time with two digits."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def eps_text(eps: float) -> str:
-    """An eps, as people write it: 0.25, or 8/255."""
+    """Write an eps as people do: 0.25, or 8/255."""
     short = f"{eps:.3g}"
     levels = round(eps * 255)
     return f"{levels}/255" if float(short) != eps and abs(eps * 255 - levels) < 1e-9 else short
@@ -271,14 +271,14 @@ def _certified_accuracy(i: int) -> Callable[[Summary], str]:
 
 
 def _digits(radii: Iterable[float]) -> int:
-    """Decimals that show the largest of these radii with about three digits."""
+    """Return the number of decimals that show the largest of these radii with about three digits."""
     largest = max((radius for radius in radii if 0 < radius < math.inf), default=1.0)
     magnitude = math.floor(math.log10(largest))
     return 2 - magnitude if magnitude < -1 else max(0, 3 - max(0, magnitude))
 
 
 def _fixed(radius: float, digits: int) -> str:
-    """A radius with that many decimals; what is not 0 does not look like 0."""
+    """Write a radius with that many decimals; a positive radius never looks like 0."""
     text = f"{radius:.{digits}f}"
     return f"{radius:.0e}" if radius > 0 and float(text) == 0 else text
 
@@ -300,7 +300,7 @@ def _guarantee(summary: Summary) -> str:
 
 
 def _blocks(shown: Sequence[Summary], cells: Sequence[Column], width: int) -> list[tuple[int, list[Column]]]:
-    """Columns that fit the width together, each block with the width of its first column, the certifier."""
+    """Split the columns into blocks that fit the width; each has the width of its first column, the certifier."""
     widths = [max(len(c.head), *(len(c.cell(s)) for s in shown)) + 1 for c in cells]
     longest = max(len("certifier"), *(len(_label(s)) + 2 for s in shown), *(len(_heading(s)) for s in shown))
     room = width - 1 - max(len(_guarantee(s)) for s in shown)
@@ -354,7 +354,7 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, in one table cell."""
+    """Escape text so that Markdown shows it unchanged, in one table cell."""
     text = " ".join(text.split())
     for special in "\\`*_|<":
         text = text.replace(special, "\\" + special)
