@@ -1,4 +1,4 @@
-"""Ways in for a user's model.
+"""Formats of users' models: files of weights, and black boxes.
 
 To add a format of weights: write its file here, with a function that fills a module from a path and raises
 `ConfigError` for a file that does not fit, and its line in `TABLE`.
@@ -15,16 +15,17 @@ TABLE = {".safetensors": "certbench.formats.safetensors:fill"}
 """Formats of weights: the suffix, and the function as `module:function`."""
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+"""Suffixes of pickles, which are refused."""
 
 CONVERT = (
     "pickles run code when opened, so convert it once, where you trust it: "
     "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 )
-"""Advice for whoever has a pickle."""
+"""Advice for users who have a pickle."""
 
 
 def fill(module: nn.Module, path: Path) -> None:
-    """Load every parameter and buffer of a module from a file; a suffix that is not known is read as safetensors.
+    """Load every parameter and buffer of a module from a file; read an unknown suffix as safetensors.
 
     Raises:
         ConfigError: there is no such file, or it does not fit.

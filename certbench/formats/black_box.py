@@ -1,6 +1,6 @@
 """Query access: a classifier around any function from a batch of inputs to labels, or to scores.
 
-Smoothing, which only asks, certifies it. What needs layers or gradients refuses it.
+Smoothing can certify it, because it only asks queries. Methods that need layers or gradients refuse it.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from certbench.errors import CertificationError, ConfigError, NumericalError, Un
 Function = Callable[[NDArray[np.float32]], Any]
 
 _KNOWN: dict[tuple[str, tuple[int, ...], int], Function] = {}
-"""The functions of this process by what their fingerprints say, so that no two share one; kept while it lasts."""
+"""Functions of this process by the parts of their fingerprints, so that no two share one; kept until it ends."""
 
 
 def labels(
@@ -30,26 +30,27 @@ def labels(
     name: str = "black box",
     batch: int | None = None,
 ) -> Classifier:
-    """A classifier that asks a function for labels, or for scores.
+    """Make a classifier that asks a function for labels, or for scores.
 
     Args:
         function: takes float32 inputs `(n, *input_shape)` and gives n whole numbers, the labels, or `(n, num_classes)`
-            numbers, of which the largest is the class. It must answer alike whenever it is asked alike. Scores that
-            are not finite are no answer, and count against every certificate.
+            numbers, the scores, whose largest is the class. Equal inputs must get equal answers. Scores that are not
+            finite are no answer, and count against every certificate.
         input_shape: shape of one input.
-        num_classes: labels run from 0 to this, exclusive.
-        version: names the function and its state in the fingerprint, by which counts and rows are stored: code behind
-            a callable cannot be read reliably. Change it whenever answers may change; results of two functions that
-            share a version, a shape and a number of classes would be taken for each other's.
-        name: what tables call it.
-        batch: the most inputs that one call gets; None: as many as come.
+        num_classes: number of classes; labels lie in `range(num_classes)`.
+        version: name of the function and its state. It stands for them in the fingerprint, by which counts and rows
+            are stored, because code behind a callable cannot be read reliably. Change it whenever answers may change:
+            results of two functions with the same version, shape and number of classes are taken for each other's.
+        name: name in tables.
+        batch: maximum number of inputs per call; None: no limit.
 
     Returns:
         A classifier whose logits are 1 for the label and 0 for the others, or the scores as they are.
 
     Raises:
-        ConfigError: no version, one that names another function in this process, or a batch below 1.
-        CertificationError: the function fails on two inputs of zeros, or gives something else (also later, when asked).
+        ConfigError: there is no version, or it names another function in this process, or the batch is below 1.
+        CertificationError: the function fails on two inputs of zeros, or returns something else. A later call raises
+            it, too.
     """
     if not version:
         raise ConfigError("a black box needs a version, text that changes whenever its answers may", ("version",))
@@ -66,7 +67,7 @@ def labels(
 
 @dataclass(frozen=True, eq=False)
 class _Query:
-    """A function that fingerprints do not look into: of all fields they read the version."""
+    """A function with a version; fingerprints read the version alone."""
 
     version: str
     function: Function = field(repr=False)
@@ -77,7 +78,7 @@ class _Query:
         return {"version": self.version}
 
     def __setstate__(self, state: dict[str, str]) -> None:
-        raise ConfigError(f"black box {state['version']!r} cannot be pickled; make it anew from its function")
+        raise ConfigError(f"black box {state['version']!r} cannot be pickled; make it again from its function")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Query":
         return self
@@ -94,7 +95,7 @@ class _Query:
 
 
 class BlackBox(nn.Module):
-    """The module that asks; there is nothing in it to look at."""
+    """The module that asks the function. It has no layers that could be read."""
 
     def __init__(self, query: _Query, num_classes: int) -> None:
         super().__init__()
@@ -102,10 +103,10 @@ class BlackBox(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, x: Tensor | fx.Proxy) -> Tensor:
-        """One-hot labels, or scores.
+        """Return one-hot labels, or scores.
 
         Raises:
-            UnsupportedError: something traces the module, or wants a gradient.
+            UnsupportedError: the module is traced, or a gradient is wanted.
             CertificationError: the function failed.
         """
         traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -126,7 +127,7 @@ class BlackBox(nn.Module):
         if answer.shape != (n,) or answer.dtype.kind not in "iu":
             raise NumericalError(
                 f"{self.query.name} answered {n} inputs with {answer.dtype} of shape {answer.shape}; "
-                f"wanted are {n} whole numbers, or scores of shape ({n}, {classes})"
+                f"return {n} whole numbers, or scores of shape ({n}, {classes})"
             )
         if bool((answer < 0).any()) or bool((answer >= classes).any()):
             raise NumericalError(

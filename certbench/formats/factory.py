@@ -18,18 +18,19 @@ from certbench.errors import ConfigError
 def load_external(
     factory: str, weights: str | Path, *, input_shape: tuple[int, ...], num_classes: int, name: str | None = None
 ) -> Classifier:
-    """A user's own model: a function that makes the module, and a safetensors file with its parameters.
+    """Load a user's own model from a function that makes the module and a file with its parameters.
 
     Args:
-        factory: `module:function`. The module is imported as it would be by a script in the current directory, which
-            is put first on `sys.path` and stays there. The function takes no arguments and returns an `nn.Module`.
+        factory: `module:function`. The module is imported as a script in the current directory would import it. This
+            directory is put first on `sys.path` and stays there. The function takes no arguments and returns an
+            `nn.Module`.
         weights: safetensors file with every parameter and buffer of the module, and no others.
-        input_shape: shape of one input, without the batch axis; that of the data.
+        input_shape: shape of one input, without the batch axis; it must be that of the data.
         num_classes: number of logits.
-        name: what tables call it; the factory if left out.
+        name: name in tables; None: the factory.
 
     Raises:
-        ConfigError: any of this does not hold; the message says what, and how to mend it.
+        ConfigError: any of this does not hold; the message says what, and how to correct it.
     """
     make = _import(factory)
     try:
@@ -46,7 +47,7 @@ def load_external(
 def _import(factory: str) -> Callable[[], object]:
     path, _, function = factory.partition(":")
     if not path or not function:
-        raise ConfigError(f"factory {factory!r} is no function; write module:function, as in my_models:small_cnn")
+        raise ConfigError(f"factory {factory!r} is no function; write module:function, for example my_models:small_cnn")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

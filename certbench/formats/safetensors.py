@@ -15,7 +15,7 @@ def fill(module: nn.Module, path: Path) -> None:
     """Load every parameter and buffer from a file that holds no others, and refuse to round one.
 
     Raises:
-        ConfigError: the file is not whole, holds the parameters of another module, or is no safetensors file.
+        ConfigError: the file is damaged, holds the parameters of another module, or is no safetensors file.
     """
     try:
         stored = safetensors.torch.load_file(path)
@@ -24,7 +24,7 @@ def fill(module: nn.Module, path: Path) -> None:
             if torch.promote_types(stored[key].dtype, own[key].dtype) != own[key].dtype:
                 raise ConfigError(
                     f"{path}: {key} is {stored[key].dtype} and would be rounded to {own[key].dtype}; "
-                    "let the factory make the module in the precision of its weights, as in model.double()"
+                    "let the factory make the module in the precision of its weights, for example model.double()"
                 )
         safetensors.torch.load_model(module, path)
     except safetensors.SafetensorError as error:

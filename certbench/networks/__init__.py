@@ -1,1 +1,1 @@
-"""What a module computes, read once: traces, linear maps, ReLU networks."""
+"""Readers of what a module computes: traces, linear maps, ReLU networks."""

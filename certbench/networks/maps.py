@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 DENSE_LIMIT = 2**20
-"""Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
-faster than convolutions; on MNIST they are too large."""
+"""Largest number of entries of a map that is written as one matrix. A judgement: on the 8x8 maps of the digits matrices
+are faster than convolutions; on MNIST they are too large."""
 
 
 class Map(ABC):
@@ -21,27 +21,27 @@ class Map(ABC):
     inputs: int
     outputs: int
     roundings: int
-    """How many roundings one output may go through, in whatever order its products are summed."""
+    """Maximum number of roundings of one output, for any order in which its products are summed."""
 
     @abstractmethod
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """W h, row by row."""
+        """Compute W h, row by row."""
 
     @abstractmethod
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The products a W, row by row."""
+        """Compute a W, row by row."""
 
     @abstractmethod
     def absolute(self) -> "Map":
-        """The map whose entries are the moduli of this one's (or, of a composition, no smaller)."""
+        """Return the map whose entries are the moduli of this one's; for a composition they may be larger."""
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
-        """All entries, as one matrix."""
+        """Return all entries as one matrix."""
         eye = torch.eye(min(self.inputs, self.outputs), dtype=torch.float64)
         return self.forward(eye).T if self.inputs <= self.outputs else self.transpose(eye)
 
     def sparse(self) -> scipy.sparse.csr_matrix:
-        """All entries, as solvers take them."""
+        """Return all entries as a sparse matrix, as solvers need it."""
         return scipy.sparse.csr_matrix(self.matrix().cpu().numpy())
 
 
@@ -58,7 +58,7 @@ class Dense(Map):
 
     @property
     def roundings(self) -> int:  # type: ignore[override]
-        """A product and the sums."""
+        """Maximum number of roundings: a product and the sums."""
         return self.weight.shape[1] + 1
 
     @property
@@ -67,19 +67,19 @@ class Dense(Map):
         return self.weight.shape[0]
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """W h."""
+        """Compute W h."""
         return h @ self.weight.T
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The product a W."""
+        """Compute a W."""
         return a @ self.weight
 
     def absolute(self) -> Map:
-        """|W|."""
+        """Return |W|."""
         return Dense(self.weight.abs())
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
-        """The weight."""
+        """Return the weight."""
         return self.weight
 
 
@@ -89,7 +89,7 @@ class Scale(Map):
 
     diagonal: Float[Tensor, " inputs"]
     roundings: int = 2
-    """A product; or a quotient, whose inverse was rounded here; more where the entries were computed."""
+    """Number of roundings: a product, or a quotient whose inverse was rounded here; more if entries were computed."""
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
@@ -102,15 +102,15 @@ class Scale(Map):
         return len(self.diagonal)
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Entry by entry."""
+        """Multiply entry by entry."""
         return h * self.diagonal
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Entry by entry."""
+        """Multiply entry by entry."""
         return a * self.diagonal
 
     def absolute(self) -> Map:
-        """Moduli."""
+        """Take the moduli of the diagonal."""
         return replace(self, diagonal=self.diagonal.abs())
 
 
@@ -133,7 +133,7 @@ class Convolution(Map):
 
     @property
     def roundings(self) -> int:  # type: ignore[override]
-        """A product and the sums."""
+        """Maximum number of roundings: a product and the sums."""
         return self.kernel[0].numel() + 1
 
     @property
@@ -148,7 +148,7 @@ class Convolution(Map):
         ).flatten(1)
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The transposed convolution, with the rows that the stride leaves over."""
+        """Apply the transposed convolution, with the rows that the stride leaves over."""
         rest = [
             self.before[1 + i]
             - ((self.after[1 + i] - 1) * self.stride[i] - 2 * self.padding[i])
@@ -161,77 +161,77 @@ class Convolution(Map):
         ).flatten(1)
 
     def absolute(self) -> Map:
-        """Moduli of the kernel."""
+        """Take the moduli of the kernel."""
         return replace(self, kernel=self.kernel.abs())
 
 
 @dataclass(frozen=True, eq=False)
 class Chain(Map):
-    """Maps one after the other."""
+    """Maps applied one after the other."""
 
     maps: tuple[Map, ...]
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
-        """Of the first."""
+        """Number of inputs of the first map."""
         return self.maps[0].inputs
 
     @property
     def roundings(self) -> int:  # type: ignore[override]
-        """Those of all, and of a constant after each, which may be rounded to the program's precision first."""
+        """Roundings of all maps and of a constant after each, which may be rounded to the program's precision first."""
         return sum(part.roundings + 2 for part in self.maps)
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Of the last."""
+        """Number of outputs of the last map."""
         return self.maps[-1].outputs
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """First to last."""
+        """Apply the maps from first to last."""
         for part in self.maps:
             h = part.forward(h)
         return h
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Last to first."""
+        """Apply the transposed maps from last to first."""
         for part in reversed(self.maps):
             a = part.transpose(a)
         return a
 
     def absolute(self) -> Map:
-        """Of each part: no smaller than the moduli of the whole."""
+        """Take the moduli of each part; the result is no smaller than the moduli of the whole."""
         return Chain(tuple(part.absolute() for part in self.maps))
 
 
 @dataclass(frozen=True, eq=False)
 class Sum(Map):
-    """Maps side by side, added up."""
+    """A sum of maps with the same inputs."""
 
     maps: tuple[Map, ...]
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
-        """Of each."""
+        """Number of inputs of each map."""
         return self.maps[0].inputs
 
     @property
     def roundings(self) -> int:  # type: ignore[override]
-        """Those of the worst, and of the sums."""
+        """Roundings of the map that has most, and of the sums."""
         return max(part.roundings for part in self.maps) + len(self.maps)
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Of each."""
+        """Number of outputs of each map."""
         return self.maps[0].outputs
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """The sum."""
+        """Add up the outputs of the maps."""
         return torch.stack([part.forward(h) for part in self.maps]).sum(dim=0)
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """The sum."""
+        """Add up the outputs of the transposed maps."""
         return torch.stack([part.transpose(a) for part in self.maps]).sum(dim=0)
 
     def absolute(self) -> Map:
-        """Of each part: no smaller than the moduli of the whole."""
+        """Take the moduli of each part; the result is no smaller than the moduli of the whole."""
         return Sum(tuple(part.absolute() for part in self.maps))

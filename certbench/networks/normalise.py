@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """`(x - mean) / std`, one number of each per channel; buffers, so that they are stored with the weights.
+    """Computes `(x - mean) / std`, with one mean and one std per channel.
 
-    Their batch axis of length 1 is for auto-LiRPA 0.3, whose linear bounds fail on constants without one.
+    Both are buffers, so they are stored with the weights. They have a batch axis of length 1, because the linear bounds
+    of auto-LiRPA 0.3 fail on constants without one.
     """
 
     mean: Tensor
@@ -24,5 +25,5 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(shape))
 
     def forward(self, x: Any) -> Any:
-        """Normalise a batch `(n, ...)`, or what a tracer hands on in its place."""
+        """Normalise a batch `(n, ...)`, or a tracer's proxy for one."""
         return (x - self.mean) / self.std

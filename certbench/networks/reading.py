@@ -1,4 +1,4 @@
-"""Modules become ReLU networks: a traced graph is read, node by node, as affine maps between ReLUs."""
+"""Reader of ReLU networks: a module is traced, and its graph is read node by node as affine maps between ReLUs."""
 
 import math
 import operator
@@ -20,7 +20,7 @@ from certbench.networks.tracing import asks_shape, overwrites, refuse_hidden_wri
 from certbench.numerics.rounding import LARGEST, TOO_LARGE
 
 UNDERFLOW = 2.0**-125
-"""What stands for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
+"""Allowance for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
 
 
 _READ: dict[str, ReluNetwork] = {}
@@ -28,18 +28,18 @@ _READ: dict[str, ReluNetwork] = {}
 
 @torch.no_grad()
 def relu_network(classifier: Classifier) -> ReluNetwork:
-    """Read a classifier's module, traced, in float64; the same object for the same content, so that work is shared.
+    """Trace a classifier's module and read it in float64. Equal content gives the same object, so work is shared.
 
     Raises:
-        UnsupportedError: it is no such network; the message names the layer.
+        UnsupportedError: the module is no ReLU network; the message names the layer.
         NumericalError: a parameter is NaN or infinite.
     """
     double = classifier.double()
     try:
         key = f"{double.fingerprint()} {classifier.dtype}"
-    except ConfigError:  # of a setting that cannot be read: then nothing is shared
+    except ConfigError:  # a setting cannot be read, so nothing is shared
         return _read(classifier, double)
-    if key not in _READ or not _agree(_READ[key], double):  # code that a fingerprint does not see may have changed
+    if key not in _READ or not _agree(_READ[key], double):  # code that the fingerprint does not cover may have changed
         _READ[key] = _read(classifier, double)
         while len(_READ) > 4:
             _READ.pop(next(iter(_READ)))
@@ -50,29 +50,29 @@ def _read(classifier: Classifier, double: Classifier) -> ReluNetwork:
     """Trace a classifier and its copy in float64."""
     if not all(bool(tensor.isfinite().all()) for tensor in (*double.module.parameters(), *double.module.buffers())):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
-    # Inside a sequence a lone layer stays one.
+    # A single layer stays a layer of the graph if it is in a sequence.
     graph, program = (trace(replace(net, module=nn.Sequential(net.module).eval())) for net in (double, classifier))
     x = _probes(double, 0)[:4]
     reader = _Reader(graph)
-    reader.computed = _literals(graph) != _literals(program)  # made of buffers while it was traced
+    reader.computed = _literals(graph) != _literals(program)  # some were computed from buffers during the trace
     try:
         reader.run(x.clone())
         network = reader.network(math.prod(double.input_shape))
         agreed = _agree(network, double)
     except UnsupportedError as error:
         raise UnsupportedError(str(error).partition(chr(10))[0]) from error
-    except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
+    except Exception as error:  # a layer may raise anything on features of an unexpected shape
         raise UnsupportedError(f"{double.name}: {str(error).partition(chr(10))[0]}") from error
     if not math.prod(max(1.0, _gain(part)) for layer in network.layers for part in layer.paths.values()) < LARGEST:
         raise UnsupportedError(TOO_LARGE)
     if not agreed:
-        raise UnsupportedError(f"read as a ReLU network, {double.name} would compute other logits")
+        raise UnsupportedError(f"{double.name}, read as a ReLU network, would compute other logits")
     refuse_hidden_writes(double, graph, x)
     return network
 
 
 def _gain(path: Map) -> float:
-    """The largest sum of a row of moduli; of maps one after the other the product, none counted below 1."""
+    """Return the largest sum of a row of moduli; for a chain the product of those of its maps, each at least 1."""
     if isinstance(path, Chain):
         return math.prod(max(1.0, _gain(part)) for part in path.maps)
     if isinstance(path, Sum):
@@ -89,11 +89,11 @@ def _device(path: Map) -> torch.device:
             return path.kernel.device
         case Scale():
             return path.diagonal.device
-    raise TypeError(f"no device is known of {type(path).__name__}")
+    raise TypeError(f"the device of {type(path).__name__} is unknown")
 
 
 def _literals(graph: fx.GraphModule) -> list[str]:
-    """The numbers that stand in a graph."""
+    """Return the numbers that are written in a graph."""
     found: list[str] = []
 
     def note(value: Any) -> Any:
@@ -106,14 +106,14 @@ def _literals(graph: fx.GraphModule) -> list[str]:
 
 
 def _probes(double: Classifier, seed: int) -> Float[Tensor, "64 ..."]:
-    """Random inputs of several sizes."""
+    """Draw random inputs of several sizes."""
     x = torch.randn(64, *double.input_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     sizes = torch.tensor([0.1, 1.0, 10.0, 100.0], dtype=torch.float64).repeat(16).view(-1, *[1] * (x.dim() - 1))
     return (x * sizes).to(double.device)
 
 
 def _agree(network: ReluNetwork, double: Classifier) -> bool:
-    """Whether both compute the same logits; measured without what all classes share, which hides differences."""
+    """Say whether both compute the same logits, relative to the logits less their mean, which hides differences."""
     x = _probes(double, 1)
     layers = network.preactivations(x.flatten(1))
     logits, ours = double.module(x.clone()), layers[-1]  # a module without parameters would round x to float32
@@ -127,7 +127,7 @@ def _agree(network: ReluNetwork, double: Classifier) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Affine:
-    """A value of the graph: `bias` plus, by source, a sum of chains of maps (an empty chain is the identity).
+    """A value of the graph: `bias` plus, for each source, a sum of chains of maps. An empty chain is the identity.
 
     `height` sums the moduli of all constants that went into the bias.
     """
@@ -148,7 +148,7 @@ class _Affine:
 
 
 class _Reader(fx.Interpreter):
-    """Runs the graph for its shapes and writes every value as an affine function of ReLUs before it."""
+    """Runs the graph for its shapes, and writes every value as an affine function of the ReLUs before it."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -170,18 +170,18 @@ class _Reader(fx.Interpreter):
         if n.op == "placeholder":
             zero = torch.zeros(result[0].numel(), dtype=torch.float64, device=result.device)
             self.values[n] = _Affine({0: ((),)}, zero, zero)
-        elif before and (not asks_shape(n) or n.args[1:] == ("dtype",)):  # here the precision is not the program's
+        elif before and (not asks_shape(n) or n.args[1:] == ("dtype",)):  # the precision here is not the program's
             if not isinstance(result, Tensor):
                 raise UnsupportedError(f"{n.target} gives a {type(result).__name__} that depends on the input")
             self.values[n] = self.follow(n, args, options, before, result)
-        elif not before and isinstance(result, Tensor):  # a trace keeps as "_tensor_constant" what is no parameter
+        elif not before and isinstance(result, Tensor):  # a tensor that is no parameter is a "_tensor_constant"
             self.computed = self.computed or n.op.startswith("call") or "_tensor_constant" in str(n.target)
         return result
 
     def follow(
         self, n: fx.Node, args: Any, options: Any, before: Mapping[fx.Node, tuple[int, ...]], result: Tensor
     ) -> _Affine:
-        """The rule of one node."""
+        """Apply the rule for one node."""
         layer: Any = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         name = (
             f"{n.target} ({type(layer).__name__})"
@@ -208,22 +208,22 @@ class _Reader(fx.Interpreter):
                     return value.then(part, bias, height)
         if n.target in _ARITHMETIC and len(args) == 2 and not options:
             return self.combine(n, args, shape, name)
-        raise UnsupportedError(f"{name} is no layer of a ReLU network that is known here")
+        raise UnsupportedError(f"{name} is no known layer of a ReLU network")
 
     def overwrite(self, n: fx.Node, name: str) -> None:
-        """Refuse to change a value in place that something else reads, too."""
+        """Refuse an in-place change of a value that another node reads, too."""
         self.aliases.add(n)
         if overwrites(n, self.aliases):
             raise UnsupportedError(f"{name} changes in place a value that is used again")
 
     def rectify(self, value: _Affine) -> _Affine:
-        """A new source."""
+        """Make a ReLU a new source."""
         self.layers.append(value)
         zero = torch.zeros_like(value.bias)
         return _Affine({len(self.layers): ((),)}, zero, zero)
 
     def combine(self, n: fx.Node, args: Any, shape: tuple[int, ...], name: str) -> _Affine:
-        """Sums and differences; products and quotients with a constant."""
+        """Read sums and differences, and products and quotients with a constant."""
         sign = _ARITHMETIC[n.target]
         terms = [self.values.get(arg) if isinstance(arg, fx.Node) else None for arg in n.args]
         moving = [tuple(arg.shape) for term, arg in zip(terms, args, strict=True) if term is not None]
@@ -262,7 +262,7 @@ class _Reader(fx.Interpreter):
         return value.then(Scale(ones / flat))
 
     def network(self, inputs: int) -> ReluNetwork:
-        """The layers, each map folded as far as it is worth it."""
+        """Make the network; each sum of maps is folded into one matrix where that is small."""
         layers = []
         for value in self.layers:
             maps = {source: _folded(chains, value.bias) for source, chains in value.terms.items()}
@@ -272,7 +272,7 @@ class _Reader(fx.Interpreter):
 
 
 def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
-    """One map for a sum of chains: a matrix where that is small."""
+    """Make one map of a sum of chains: a matrix where that is small."""
     whole = _whole(chains, bias)
     if not isinstance(whole, Dense) and whole.inputs * whole.outputs <= DENSE_LIMIT:
         eye = torch.eye(whole.inputs, dtype=bias.dtype, device=bias.device)
@@ -281,12 +281,12 @@ def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
 
 
 def _path(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
-    """Moduli along the paths of a sum of chains, which are not folded."""
+    """Return the moduli along the paths of a sum of chains, which are not folded."""
     return _whole(tuple(tuple(part.absolute() for part in chain) for chain in chains), bias)
 
 
 def _whole(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
-    """The sum of chains as it is."""
+    """Return a sum of chains without folding it."""
     parts: list[Map] = []
     for chain in chains:
         if not chain:
@@ -297,7 +297,7 @@ def _whole(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
 
 
 Rule = tuple[Map, Tensor | None, Tensor | None]
-"""The map, the bias if there is one, and the moduli that went into it where they are not just its own."""
+"""Rule of a layer: the map, the bias or None, and the moduli that went into the bias, if they are not just its own."""
 
 
 def _linear(layer: nn.Linear, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
@@ -353,7 +353,7 @@ RULES: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...], tuple[int, ...]]
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
 }
-"""Affine layers, each with the function that gives its map, bias and moduli, from the shapes before and after it."""
+"""Affine layers, each with the function that makes its map, bias and moduli from the shapes before and after it."""
 
 
 _UNMOVED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Unflatten)

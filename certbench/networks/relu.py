@@ -1,7 +1,7 @@
 r"""ReLU networks in the form that relaxations need: $z_i = b_i + \sum_j W_{ij} h_j$, $h_0 = x$, $h_j = \max(z_j, 0)$.
 
-Everything affine between two ReLUs is folded into the maps $W_{ij}$, so residual sums and any order of layers come out
-alike. Small maps are matrices, convolutions on large maps stay convolutions.
+Everything affine between two ReLUs is folded into the maps $W_{ij}$, so residual sums and any order of layers have the
+same form. Small maps are matrices; convolutions on large maps stay convolutions.
 """
 
 import warnings
@@ -24,9 +24,9 @@ class Layer:
     """An affine layer: `bias` plus the `maps` of earlier sources.
 
     Attributes:
-        maps: by source: 0 is the input, i > 0 the ReLU of `layers[i - 1]`.
+        maps: the maps by source: 0 is the input, i > 0 the ReLU of `layers[i - 1]`.
         bias: one entry per output.
-        paths: likewise, with moduli multiplied along every path of the module itself, before maps are folded into one.
+        paths: maps of moduli by source, multiplied along every path of the module itself, before maps are folded.
         height: moduli of all constants, carried along those paths.
     """
 
@@ -37,17 +37,17 @@ class Layer:
 
     @staticmethod
     def of(maps: Mapping[int, Map], bias: Float[Tensor, " outputs"]) -> "Layer":
-        """A layer that is computed as it is written, without folding."""
+        """Make a layer that is computed as it is written, without folding."""
         return Layer(maps, bias, {source: part.absolute() for source, part in maps.items()}, bias.abs())
 
     @property
     def outputs(self) -> int:
-        """How many numbers it gives."""
+        """Number of outputs."""
         return len(self.bias)
 
     @property
     def roundings(self) -> int:
-        """How many roundings one output may go through from the sources on, the bias included."""
+        """Maximum number of roundings of one output from the sources on, the bias included."""
         return max((part.roundings for part in self.paths.values()), default=0) + len(self.paths) + 4
 
 
@@ -57,7 +57,7 @@ class ReluNetwork:
 
     Attributes:
         layers: `layers[i]` gives the pre-activations of hidden layer i; the last one gives the logits.
-        inputs: how many numbers an input has.
+        inputs: number of entries of an input.
         computed: whether the module computes some of its constants when it runs; their rounding is not followed.
     """
 
@@ -65,11 +65,11 @@ class ReluNetwork:
     inputs: int
     computed: bool = False
     shared: "OrderedDict[Hashable, Any]" = field(default_factory=OrderedDict, repr=False)
-    """Intermediate bounds that were computed last, for whoever asks for the same ones; see `relaxation`."""
+    """Intermediate bounds that were computed last, so that they are not computed twice; see `relaxation`."""
 
     @property
     def hidden(self) -> tuple[Layer, ...]:
-        """The layers that a ReLU follows."""
+        """Layers that a ReLU follows."""
         return self.layers[:-1]
 
     @cached_property
@@ -78,10 +78,10 @@ class ReluNetwork:
         return tuple({source: part.absolute() for source, part in layer.maps.items()} for layer in self.layers)
 
     def chain(self) -> list[Map]:
-        """The maps of layers each of which reads the one before it alone.
+        """Return the maps of a chain, where each layer reads the one before it alone.
 
         Raises:
-            UnsupportedError: one reads another: a sum skips a ReLU, or there are branches.
+            UnsupportedError: a layer reads another one: a sum skips a ReLU, or there are branches.
         """
         for i, layer in enumerate(self.layers):
             if set(layer.maps) != {i}:
@@ -90,7 +90,7 @@ class ReluNetwork:
 
     @cached_property
     def first_gram(self) -> Tensor:
-        """Moduli of the products of any two rows of the first layer; sparse, if it is a convolution."""
+        """Moduli of the products of any two rows of the first layer; sparse if it is a convolution."""
         part = self.layers[0].maps[0]
         if isinstance(part, Dense):
             return (part.weight @ part.weight.T).abs()
@@ -98,12 +98,12 @@ class ReluNetwork:
         gram = abs(rows @ rows.T).tocsr()
         rows_at, columns, values = (torch.as_tensor(array) for array in (gram.indptr, gram.indices, gram.data))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls this layout new; on a processor it is 6 times as fast as COO
+            warnings.simplefilter("ignore")  # of a new layout, which is 6 times as fast as COO on a processor
             found = torch.sparse_csr_tensor(rows_at, columns, values, gram.shape, check_invariants=True)
         return found.to(self.layers[0].bias.device)
 
     def preactivations(self, x: Float[Tensor, "n inputs"]) -> list[Float[Tensor, "n _"]]:
-        """What each layer gives at the inputs; the last entry holds the logits."""
+        """Compute the output of each layer at the inputs; the last entry holds the logits."""
         sources, results = [x], []
         for layer in self.layers:
             z = layer.bias.expand(len(x), -1)
@@ -114,7 +114,7 @@ class ReluNetwork:
         return results
 
     def to(self, dtype: torch.dtype) -> "ReluNetwork":
-        """The network in another precision: for searching, never for bounds."""
+        """Convert the network to another precision: for searching, never for bounds."""
         return ReluNetwork(
             tuple(
                 replace(

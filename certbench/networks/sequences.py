@@ -12,7 +12,7 @@ from certbench.networks.normalise import Normalise
 
 
 def split(classifier: Classifier) -> tuple[nn.Sequential, nn.Sequential]:
-    """A classifier as an affine function, then the rest: the identity and all of it, where its layers do not tell."""
+    """Split a classifier into its leading affine layers, the identity if none are known, and the rest."""
     layers = _layers(classifier.module) if classifier.hidden_code() is None else [classifier.module]
     count = 0
     while count < len(layers) and type(layers[count]) in _AFFINE and not _by_batch(layers[count]):
@@ -24,23 +24,23 @@ _SHAPES: tuple[Any, ...] = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
 
 
 _AFFINE = frozenset((Normalise, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, *_SHAPES))
-"""Affine in eval mode."""
+"""Layers that are affine in eval mode."""
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    """The parts of a sequence, and of the sequences in it."""
+    """List the parts of a sequence, and of the sequences in it."""
     if type(module) is not nn.Sequential:
         return [module]
     return [layer for part in module for layer in _layers(part)]
 
 
 def cut(classifier: Classifier, *layers: str) -> list[nn.Sequential]:
-    """A module in parts: up to the end of a submodule, from there to the end of the next, and from the last on.
+    """Cut a module after each of some submodules; return the parts in order.
 
     Raises:
-        UnsupportedError: a submodule is no part of nested sequences that make up the module, is the last, or does not
-            come after the one before; or the module's precision is shorter than float32, so that its roundings move
-            features further than any Lipschitz constant says.
+        UnsupportedError: a submodule is no part of nested sequences that make up the module, or it is the last one, or
+            it does not come after the one before. Or the module's precision is lower than float32, so that its
+            roundings move features further than any Lipschitz constant says.
     """
     short = {str(t.dtype) for t in classifier.tensors() if t.is_floating_point() and t.dtype.itemsize < 4}
     if short:
@@ -51,7 +51,7 @@ def cut(classifier: Classifier, *layers: str) -> list[nn.Sequential]:
     hidden = classifier.hidden_code()
     if hidden is not None:
         raise UnsupportedError(f"{hidden}, which a cut would lose")
-    found = _leaves("", copy.deepcopy(classifier.module))  # so that what is found out of a part stays true of it
+    found = _leaves("", copy.deepcopy(classifier.module))  # so that later changes of the module do not change the parts
     names, leaves = [name for name, _ in found], [leaf for _, leaf in found]
     ends = [0]
     for layer in layers:
@@ -68,10 +68,10 @@ def _leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     if type(module) is not nn.Sequential:
         return [(name, module)]
     prefix = f"{name}." if name else ""
-    parts = module._modules.items()  # `named_children` leaves out what came before
+    parts = module._modules.items()  # `named_children` leaves out repeated modules
     return [leaf for key, part in parts if part is not None for leaf in _leaves(prefix + key, part)]
 
 
 def _by_batch(layer: nn.Module) -> bool:
-    """Whether a normalisation has no statistics of its own and takes the batch's."""
+    """Say whether a normalisation has no statistics of its own and takes the batch's."""
     return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is None

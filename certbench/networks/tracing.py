@@ -1,4 +1,4 @@
-"""What certifiers that follow a torch.fx trace have in common: which nodes matter, which change what others read."""
+"""Tools for torch.fx traces: which nodes matter, and which of them change what others read."""
 
 import operator
 from collections import Counter
@@ -14,10 +14,10 @@ from certbench.errors import UnsupportedError
 
 
 def trace(classifier: Classifier) -> fx.GraphModule:
-    """The module's graph.
+    """Trace the module and return its graph.
 
     Raises:
-        UnsupportedError: hooks and the like, which a trace does not show, or code that looks at its input's values.
+        UnsupportedError: the module has hooks or the like, which a trace does not show, or code that depends on values.
     """
     hidden = classifier.hidden_code()
     if hidden is not None:
@@ -26,12 +26,12 @@ def trace(classifier: Classifier) -> fx.GraphModule:
     try:
         graph = tracer.trace(classifier.module)
         return fx.GraphModule(tracer.root, graph)
-    except Exception as error:  # whatever a forward raises when it meets a proxy
+    except Exception as error:  # a forward may raise anything when it meets a proxy
         raise UnsupportedError(f"torch.fx cannot trace {classifier.name}: {error}") from error
 
 
 class _Proxy(fx.Proxy):
-    """A proxy on which `a += b` works in place, as it does on a tensor; fx's own makes `a = a + b` of it."""
+    """A proxy on which `a += b` works in place, as on a tensor; fx's own proxy turns it into `a = a + b`."""
 
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
@@ -52,10 +52,10 @@ class _Tracer(fx.Tracer):
 
 
 def refuse_hidden_writes(classifier: Classifier, graph: fx.GraphModule, x: Float[Tensor, "n ..."]) -> None:
-    """Run a module and its graph, and refuse what works in place in one of them alone.
+    """Run a module and its graph, and refuse operations that work in place in only one of them.
 
     Raises:
-        UnsupportedError: with the operation's name.
+        UnsupportedError: there is such an operation; the message names it.
     """
     with _Writes() as writes:
         classifier.module(x.clone())
@@ -67,7 +67,7 @@ def refuse_hidden_writes(classifier: Classifier, graph: fx.GraphModule, x: Float
 
 
 class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what works in place."""
+    """Records operations that work in place."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -80,14 +80,14 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def asks_shape(n: fx.Node) -> bool:
-    """Whether a node depends on the shape of a value alone."""
+    """Say whether a node depends only on a value's shape, precision or device."""
     if n.op == "call_method":
         return n.target in ("size", "dim", "numel")
     return n.target is getattr and n.args[1] in ("shape", "ndim", "dtype", "device")
 
 
 def overwrites(n: fx.Node, aliases: Set[fx.Node]) -> bool:
-    """Whether a node that works in place changes a value that something else reads, too.
+    """Say whether a node that works in place changes a value that another node reads, too.
 
     `aliases` are the nodes whose value shares its memory with that of their first argument.
     """
