@@ -1,4 +1,4 @@
-"""Does this installation work? Every part is used once, not only imported; what fails comes with its cure."""
+"""Check of the installation: every part is used once, not only imported; a failure comes with its cure."""
 
 import re
 import sys
@@ -17,14 +17,14 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one part.
+    """The result for one part.
 
     Attributes:
-        name: the part.
-        ok: whether it did what certbench needs of it.
-        version: its version, empty if it is not installed or has none.
-        detail: what it did, or how it failed.
-        mend: the command that mends it, empty if nothing is broken.
+        name: name of the part.
+        ok: whether the part did what certbench needs.
+        version: version of the part; empty if it is not installed or has none.
+        detail: what the part did, or how it failed.
+        mend: command that repairs the part; empty if nothing is broken.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Use every part once; one that fails becomes a check that is not ok, never an exception."""
+    """Use every part once; a failure becomes a check that is not ok, never an exception."""
     checkout = (_ROOT / ".git").exists()
     reinstall = "python bootstrap.py setup" if checkout else "pip install --force-reinstall --no-deps certbench"
     restore = f'git -C "{_ROOT}" restore models/weights' if checkout else reinstall
@@ -56,9 +56,9 @@ def examine() -> list[Check]:
 
 def _check(name: str, use: Callable[[], str], mend: str = "") -> Check:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of parts about their own parts
+        with warnings.catch_warnings(action="ignore"):  # parts warn about their own parts
             return Check(name, True, _version(name), use())
-    except Exception as error:  # whatever breaks a part is what the reader asked for
+    except Exception as error:  # the reader wants to know whatever breaks a part
         failure = f"{type(error).__name__}: {error}".partition("\n")[0]
         return Check(name, False, _version(name), failure, mend or f'pip install "{_requirement(name)}"')
 
@@ -71,7 +71,7 @@ def _version(name: str) -> str:
 
 
 def _requirement(package: str) -> str:
-    """The package with the versions that certbench declares, for example `torch>=2.6`."""
+    """Return the package with the versions that certbench declares, for example `torch>=2.6`."""
     try:
         declared = requires("certbench") or []
     except PackageNotFoundError:

@@ -1,12 +1,12 @@
-"""A pytest fixture that holds certified radii to a committed baseline. Imports neither torch nor a certifier.
+"""A pytest fixture that compares certified radii with a committed baseline. It imports neither torch nor a certifier.
 
     def test_crown(certified_radii, benchmark):
         certificate = benchmark(certify, crown, classifier, x, L2)
         certified_radii.check(certificate)               # or any sequence of numbers
         certified_radii.record(benchmark, certificate)   # pytest-benchmark's JSON then has time and tightness
 
-The baseline lies beside the test module, in the folder of its name, and is written and renewed by pytest-regressions
-(`--force-regen`). Wrong radii are never written: nothing renews them.
+The baseline lies beside the test module, in a folder with the module's name. pytest-regressions writes it and renews it
+(`--force-regen`). Wrong radii are never written.
 """
 
 import json
@@ -25,21 +25,21 @@ from certbench.files.writing import write
 from certbench.results.rows import refuted
 
 FAILING = frozenset(Kind) - {Kind.SAME, Kind.NOISE, Kind.GAINED, Kind.TIGHTER}
-"""Classes that fail a test; `gained` and `tighter` only warn."""
+"""Classes that make a test fail; `gained` and `tighter` only warn."""
 
 SHOWN = 20
-"""Inputs that a message names."""
+"""Maximum number of inputs that a message names."""
 
 
 class TighterWarning(UserWarning):
-    """Radii grew: suspicious where the method did not change, and otherwise the baseline should be renewed."""
+    """Radii grew. That is suspicious if the method did not change; if it did, the baseline should be renewed."""
 
 
 class CertifiedRadii:
-    """What the fixture `certified_radii` gives to a test."""
+    """The value of the fixture `certified_radii`."""
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
-        """Of one test."""
+        """Remember the test."""
         self._request = request
 
     def check(
@@ -51,17 +51,17 @@ class CertifiedRadii:
         absolute: float = Tolerance.absolute,
         relative: float = Tolerance.relative,
     ) -> None:
-        """Fail unless no radius is wrong, lost or looser than in the baseline; warn about those that grew.
+        """Fail if a radius is wrong, lost or looser than in the baseline; warn about radii that grew.
 
         Args:
             radii: one number per input: a sequence, an array or tensor of one axis, or a `certbench.Certificate`.
-            name: of the baseline; that of the test, if None. Needed by a test that checks twice.
-            upper: for each input the distance of the closest counterexample known; the certificate's, if None.
-            absolute: how far two radii may be apart and count as the same.
-            relative: likewise, as a share of the older one.
+            name: name of the baseline; None: the test's name. A test that checks twice needs it.
+            upper: distance of the closest known counterexample for each input; None: the certificate's.
+            absolute: largest difference of two radii that count as the same.
+            relative: likewise, as a share of the older radius.
 
         Raises:
-            ValueError: radii or distances are no such numbers.
+            ValueError: radii or distances are not one number per input, or a distance is NaN.
         """
         __tracebackhide__ = True
         values, uppers = _read(radii, upper)
@@ -69,7 +69,7 @@ class CertifiedRadii:
         wrong = _described((i, radius, radius, uppers[i], Kind.SAME) for i, radius in enumerate(values))
         bad = [line for kind, line in wrong if kind in (Kind.NON_FINITE, Kind.UNSOUND)]
         if bad:
-            pytest.fail(_message(bad, "wrong, whatever the baseline says; no renewal mends that"), pytrace=False)
+            pytest.fail(_message(bad, "wrong, whatever the baseline says; --force-regen does not help"), pytrace=False)
         check = _regressions()
         renewing = bool(self._request.config.getoption("force_regen"))
 
@@ -108,8 +108,8 @@ class CertifiedRadii:
             benchmark: pytest-benchmark's fixture.
             radii: see `check`.
             upper: see `check`.
-            content: a fingerprint of classifier and inputs (`Classifier.fingerprint`, say); files in which it differs
-                are called incomparable.
+            content: fingerprint of classifier and inputs, for example `Classifier.fingerprint`; files with different
+                fingerprints are incomparable.
         """
         values, uppers = _read(radii, upper)
         finite = [radius for radius in values if math.isfinite(radius)]
@@ -125,7 +125,7 @@ class CertifiedRadii:
 
 @pytest.fixture
 def certified_radii(request: pytest.FixtureRequest) -> CertifiedRadii:
-    """Holds certified radii to a committed baseline, input by input: `check`, and `record` for benchmarks."""
+    """Compare certified radii with a committed baseline, input by input: `check`, and `record` for benchmarks."""
     return CertifiedRadii(request)
 
 
@@ -138,7 +138,7 @@ def _regressions() -> Any:
 
 
 def _read(radii: Any, upper: Any) -> tuple[list[float], list[float]]:
-    """Radii, and the distances of counterexamples, as lists of floats."""
+    """Return radii and distances of counterexamples as lists of floats."""
     if hasattr(radii, "radius"):
         radii, upper = radii.radius, radii.upper if upper is None else upper
     values = _floats(radii, "radii")
@@ -159,17 +159,17 @@ def _floats(values: Any, what: str) -> list[float]:
         if isinstance(number, bool) or not isinstance(number, Real):
             shape = getattr(values, "shape", None)
             told = f"an array of shape {tuple(shape)}; flatten it" if shape is not None else f"{str(number)[:50]!r}"
-            raise ValueError(f"{what} are one number per input, which this is not: {told}")
+            raise ValueError(f"{what} are one number per input, not {told}")
     if not numbers:
-        raise ValueError(f"there are no {what}, so that nothing is held to anything")
+        raise ValueError(f"there are no {what}, so nothing would be compared")
     return [float(number) for number in numbers]
 
 
 def _stored(path: Path) -> list[float]:
-    """The radii of a baseline.
+    """Read the radii of a baseline.
 
     Raises:
-        AssertionError: it is none, which `--force-regen` mends.
+        AssertionError: the file is no baseline; `--force-regen` writes a new one.
     """
     try:
         radii = json.loads(path.read_text(encoding="utf-8"))["radii"]
@@ -181,13 +181,13 @@ def _stored(path: Path) -> list[float]:
                 raise ValueError(f"the radius of input {i} is {number:g}")
     except (ValueError, TypeError, LookupError) as error:
         said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        text = f"{path.name} is no whole baseline of radii ({said}); --force-regen writes it anew"
+        text = f"{path.name} is no complete baseline of radii ({said}); --force-regen writes a new one"
         raise AssertionError(text) from error
     return numbers
 
 
 def _described(rows: Any) -> list[tuple[Kind, str]]:
-    """Class and sentence of each `(input, old, new, upper, class)`; what is wrong by itself is so in any class."""
+    """Return class and sentence of each `(input, old, new, upper, class)`; what is wrong by itself stays wrong."""
     found = []
     for i, old, new, upper, kind in rows:
         alone = classify(new, new, upper=upper)
@@ -204,11 +204,11 @@ def _message(lines: Sequence[str], what: str) -> str:
 
 
 def _write(path: Path, values: Sequence[float]) -> None:
-    """One radius per line, with as few digits as give the same double."""
+    """Write one radius per line, with the fewest digits that give the same double."""
     lines = ",\n".join(json.dumps(_text(radius)) for radius in values)
     write(path, f'{{"radii": [\n{lines}\n]}}\n')
 
 
 def _text(value: float) -> float | str:
-    """JSON has neither infinity nor NaN."""
+    """Write infinity and NaN as text, because JSON has neither."""
     return value if math.isfinite(value) else str(value)

@@ -119,11 +119,11 @@ def test_tolerances_and_names_are_the_test_s(suite: Suite) -> None:
         ("0.5", "", "one number per input, in a sequence, not '0.5'"),
         ("__import__('numpy').array(0.5)", "", "in a sequence, not '0.5'"),
         ("__import__('numpy').ones((2, 2))", "", "an array of shape (2, 2); flatten it"),
-        ("[[0.5, 0.3], [0.0, 1.0]]", "", "which this is not: '[0.5, 0.3]'"),
+        ("[[0.5, 0.3], [0.0, 1.0]]", "", "one number per input, not '[0.5, 0.3]'"),
         ("'123'", "", "in a sequence, not '123'"),
-        ("['0.5']", "", "which this is not: '0.5'"),
-        ("[None, 0.1]", "", "which this is not: 'None'"),
-        ("[True]", "", "which this is not: 'True'"),
+        ("['0.5']", "", "one number per input, not '0.5'"),
+        ("[None, 0.1]", "", "one number per input, not 'None'"),
+        ("[True]", "", "one number per input, not 'True'"),
         ("None", "", "in a sequence, not 'None'"),
         ("{0: 0.5}", "", "in a sequence"),
         ("[]", "", "there are no radii"),
@@ -144,7 +144,7 @@ def test_what_is_no_sequence_of_radii_is_refused(suite: Suite, radii: str, more:
         ("null", "TypeError"),
         ("{}", "KeyError: 'radii'"),
         ('{"radii": "123"}', "its radii are no list"),
-        ('{"radii": ["0.5", 0.3, 0.0, "inf"]}', "which this is not: '0.5'"),
+        ('{"radii": ["0.5", 0.3, 0.0, "inf"]}', "one number per input, not '0.5'"),
         ('{"radii": [NaN, 0.3, 0.0, "inf"]}', "the radius of input 0 is nan"),
         ('{"radii": [0.5, -1, 0.0, "inf"]}', "the radius of input 1 is -1"),
     ],
@@ -152,7 +152,7 @@ def test_what_is_no_sequence_of_radii_is_refused(suite: Suite, radii: str, more:
 def test_what_is_no_baseline_fails_and_can_be_renewed(suite: Suite, content: str, words: str) -> None:
     suite.baseline.write_text(content)
     passed, text = suite.run(RADII)
-    assert not passed and "test_radii.radii.json is no whole baseline of radii" in text and words in text
+    assert not passed and "test_radii.radii.json is no complete baseline of radii" in text and words in text
     suite.run(RADII, "", "--force-regen")
     assert suite.run(RADII)[0]
 

@@ -1,1 +1,1 @@
-"""Reading and writing: YAML with lines, numbers as people write them, JSON, atomic writes."""
+"""Reading and writing of files: YAML with line numbers, numbers as people write them, JSON, atomic writes."""

@@ -8,12 +8,12 @@ from pydantic import BeforeValidator
 
 
 def number(value: object) -> float:
-    """A number as people write it: 3, 0.1, 1e-3, "8/255", "inf"; never NaN, never True.
+    """Read a number as people write it: 3, 0.1, 1e-3, "8/255", "inf"; never NaN, never True.
 
-    YAML reads `1e-3` and `8/255` as text, which is why text is accepted here.
+    Text is accepted, because YAML reads `1e-3` and `8/255` as text.
 
     Raises:
-        ValueError: it is no number; the message says what to write.
+        ValueError: the value is no number; the message says what to write.
     """
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number (YAML reads yes, no, on and off as true and false)")
@@ -29,13 +29,13 @@ def number(value: object) -> float:
 
 
 def whole(value: object) -> int:
-    """A whole number; `1e5` is one.
+    """Read a whole number; `1e5` is one.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: the value is no whole number.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return value  # no detour by float, which rounds large ones
+        return value  # a conversion to float would round large ones
     result = number(value)
     if not result.is_integer():
         raise ValueError(f"{value!r} is not a whole number")

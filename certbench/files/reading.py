@@ -1,4 +1,4 @@
-"""Text files that people write, read whole."""
+"""Reading of text files that people write."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ def read_text(path: Path, what: str) -> str:
     """Return the text of a file in UTF-8.
 
     Args:
-        path: of the file.
-        what: what the file is, for the message: "the suite".
+        path: path of the file.
+        what: name of the file in the message, for example "the suite".
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Writing of files, whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from certbench.errors import StoreError
 def write(path: Path, content: str | bytes, *, create_folder: bool = False) -> None:
     """Replace a file in one step, so that readers see the old file or the whole new one.
 
-    A link is followed. What is there and is no file, such as `/dev/stdout`, is written to as it is.
+    A link is followed. If the path is there and is no file, such as `/dev/stdout`, it is written to directly.
 
     Args:
-        path: of the file.
-        content: text is written as UTF-8.
-        create_folder: whether to make the folder if there is none.
+        path: path of the file.
+        content: the new content; text is written as UTF-8.
+        create_folder: whether to create a missing folder.
 
     Raises:
-        StoreError: the file cannot be written; the one that was there is intact.
+        StoreError: the file cannot be written; the old file is intact.
     """
     data = content.encode() if isinstance(content, str) else content
     with writing(path):
@@ -38,7 +38,7 @@ def write(path: Path, content: str | bytes, *, create_folder: bool = False) -> N
 
 
 def draft(path: Path) -> Path:
-    """Return where new content is written before it takes the place of `path`: beside it, one for each process."""
+    """Return the file for new content before it replaces `path`: beside it, one for each process."""
     return path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
 
 

@@ -1,4 +1,4 @@
-"""YAML files that people write: values, and the line on which each stands, for errors that lead there."""
+"""YAML files that people write: their values, and the line of each value, for error messages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +9,14 @@ import yaml
 from certbench.errors import ConfigError
 
 Lines = Mapping[tuple[str, ...], int]
-"""The line, from 1, on which each value of a file stands, by the path that leads to it, all as text."""
+"""Line of each value of a file, counted from 1, by the path of keys to the value; keys are text."""
 
 DEEPEST = 20
-"""Levels of nesting followed, so that an alias inside its own anchor ends."""
+"""Maximum depth of nesting, so that an alias inside its own anchor cannot go on for ever."""
 
 
 def read(text: str, path: Path) -> tuple[Any, Lines]:
-    """Values of a YAML text, and the line of each; a key given twice is refused.
+    """Read the values of a YAML text and the line of each; refuse a key that is given twice.
 
     Raises:
         ConfigError: the text is no YAML.
@@ -27,7 +27,7 @@ def read(text: str, path: Path) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 31st of February, say
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: for example, the 31st of February
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     lines: dict[tuple[str, ...], int] = {}
     if node is not None:
@@ -38,7 +38,7 @@ def read(text: str, path: Path) -> tuple[Any, Lines]:
 def _note_lines(node: yaml.Node, here: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
     lines[here] = node.start_mark.line + 1
     if len(here) > DEEPEST:
-        raise ConfigError(f"{path}, line {lines[here]}: nested deeper than any suite")
+        raise ConfigError(f"{path}, line {lines[here]}: nested deeper than {DEEPEST} levels")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*here, str(key.value))
@@ -52,7 +52,7 @@ def _note_lines(node: yaml.Node, here: tuple[str, ...], lines: dict[tuple[str, .
 
 
 def at(path: Path, lines: Lines, where: tuple[str | int, ...], message: str) -> str:
-    """The message with file, line and place, as far as the place was found in the file."""
+    """Add file, line and place to a message, as far as the place was found in the file."""
     parts = tuple(str(part) for part in where)
     place = ".".join(parts)
     for end in range(len(parts), -1, -1):

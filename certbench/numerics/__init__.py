@@ -1,1 +1,1 @@
-"""Arithmetic in float64 with its rounding enclosed."""
+"""Float64 arithmetic with enclosed rounding errors, and spectral norms."""

@@ -1,4 +1,4 @@
-"""Spectral norms: estimates, and upper bounds that are proved."""
+"""Spectral norms: estimates and proved upper bounds."""
 
 import math
 
@@ -10,30 +10,30 @@ from certbench.errors import NumericalError
 from certbench.numerics.rounding import TINY, UNIT, gamma
 
 DENSE, SIDE = 2**22, 2048
-"""A convolution becomes a matrix, exact at the border of the map, up to so many entries and so many rows or
-columns, whichever are fewer. A judgement: its norm then takes two seconds at most; the bound from a torus would
-be, for random kernels of 3 x 3, 2 % larger on maps of 8 x 8, 10 % on 4 x 4 and 50 % on 2 x 2."""
+"""Largest number of entries, and largest number of rows or columns (whichever are fewer), up to which a convolution
+becomes a matrix, exact at the border of the map. A judgement: its norm then takes two seconds at most. For random
+kernels of 3 x 3 the bound from a torus would be 2 % larger on maps of 8 x 8, 10 % on 4 x 4 and 50 % on 2 x 2."""
 
 
 def estimate(matrices: Inexact[Tensor, "batch m n"]) -> Float[Tensor, " batch"]:
-    """Largest singular values, from below: a few steps of power iteration."""
+    """Estimate the largest singular values from below, by a few steps of power iteration."""
     x = torch.randn(matrices.shape[2], 1, generator=torch.Generator().manual_seed(0), dtype=matrices.dtype)
     for _ in range(5):
         y = matrices @ x
         y = y / torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True).clamp(min=TINY)
-        x = (y.mH @ matrices).mH  # rather than to copy the matrices
+        x = (y.mH @ matrices).mH  # avoids a copy of the matrices
     result: Tensor = torch.linalg.vector_norm(x, dim=(1, 2))
     return result
 
 
 def spectral(matrices: Inexact[Tensor, "batch m n"]) -> float:
-    r"""Upper bound of the largest singular value in a batch of real or complex matrices.
+    r"""Compute an upper bound of the largest singular value in a batch of real or complex matrices.
 
     With $G = \mathrm{fl}(A^* A)$: $\|A\|_2^2 \leq \lambda_{\max}(G) + \gamma_{m+2} \|A\|_F^2$. If the Cholesky
     factorisation of $B = (\mu - c) I - G$ completes, then $R^* R = B + E$ with
     $\|E\|_2 \leq \gamma_{n+2} / (1 - \gamma_{n+2}) \operatorname{tr} B \leq c$, so that $\lambda_{\max}(G) \leq \mu$.
     The code takes twice that c, because a BLAS may multiply by reciprocals, and $8 u \mu$ for the diagonal. For
-    real square matrices of n <= 2000 the bound is too large by less than 1e-9 of itself.
+    real square matrices of n <= 2000 the relative excess of the bound is below 1e-9.
 
     Raises:
         NumericalError: an entry is NaN or infinite.
@@ -73,7 +73,7 @@ def spectral(matrices: Inexact[Tensor, "batch m n"]) -> float:
 
 
 def spectra(matrices: Float[Tensor, "n a b"]) -> Float[Tensor, " n"]:
-    """Upper bounds of the largest singular value of each matrix, proved as in `spectral`; NaN for what is NaN."""
+    """Compute an upper bound of each matrix's largest singular value, proved as in `spectral`; NaN for NaN entries."""
     largest = matrices.abs().amax(dim=(1, 2))
     usable = (largest > 0) & largest.isfinite()
     scale = torch.where(usable, largest / (2 * largest.frexp().mantissa), 1.0)  # a power of two: without rounding
