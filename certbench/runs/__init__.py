@@ -1,1 +1,1 @@
-"""A suite becomes rows: what a run is to compute, in which order, and how a stored run is opened again."""
+"""Runs: a suite's plan, its stages, and how a stored run is opened again."""

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it."""
+"""Messages of a run to whoever watches it."""
 
 import signal
 import threading
@@ -8,29 +8,29 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, honoured after the batch at hand was stored."""
+    """Ctrl-C was pressed; the current batch was stored before this was raised."""
 
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Who wants to see how a run comes along."""
+    """An observer of a run's progress."""
 
     def begin(self, total: int, done: int) -> None:
-        """So many rows, attacks and estimates are planned, of which so many are stored already."""
+        """Take note of how many rows, attacks and estimates are planned, and how many of them are already stored."""
 
     def now(self, text: str) -> None:
-        """This is being computed."""
+        """Take note of what is being computed."""
 
     def advance(self, outcomes: Mapping[str, int]) -> None:
-        """So many rows of each outcome were stored."""
+        """Take note of how many rows of each outcome were stored."""
 
     def note(self, text: str) -> None:
-        """Something went wrong that does not stop the run."""
+        """Take note of a problem that does not stop the run."""
 
 
 @contextmanager
 def gently() -> Iterator[Callable[[], None]]:
-    """The first Ctrl-C waits for the batch at hand to be stored; a second one does not."""
+    """Let the first Ctrl-C wait until the current batch is stored; a second one does not wait."""
     asked = False
 
     def ask(signum: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""Keys of stored answers, made of content alone."""
+"""Keys of stored answers, computed from content alone."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from certbench.files.json_text import plain
 
 
 def content_key(**parts: Any) -> str:
-    """Sha256 of the parts, whatever their order; infinities are kept apart from NaN, which is refused."""
+    """Compute the sha256 of the parts, in any order; infinities are allowed, NaN is refused."""
     text = json.dumps(plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -21,7 +21,7 @@ def content_key(**parts: Any) -> str:
 def attack_key(
     fingerprint: str, digest: str, threat: ThreatModel, seed: int, steps: int, version: int = ATTACK_VERSION
 ) -> str:
-    """Under which a counterexample is stored: of a classifier and an input, in a norm, found by so many steps."""
+    """Compute the key of a stored counterexample, for a classifier, an input, a norm and a number of steps."""
     return content_key(
         classifier=fingerprint, input=digest, norm=threat.p, domain=threat.domain, seed=seed, steps=steps,
         version=version,
@@ -31,7 +31,7 @@ def attack_key(
 def row_key(
     fingerprint: str, digest: str, threat: ThreatModel, seed: int, spec: Mapping[str, Any], version: int | list[Any]
 ) -> str:
-    """Under which an answer is stored: of a certifier with its options and version, on a classifier and an input."""
+    """Compute the key of a stored answer, for a certifier with its options and version, a classifier and an input."""
     return content_key(
         classifier=fingerprint, input=digest, norm=threat.p, domain=threat.domain, seed=seed, certifier=spec,
         version=version,
@@ -39,5 +39,5 @@ def row_key(
 
 
 def hashes(inputs: torch.Tensor) -> list[str]:
-    """What keys know of each input: its shape and its content."""
+    """Hash each input's shape and content, for keys."""
     return [hashlib.sha256(repr(tuple(x.shape)).encode() + x.numpy().tobytes()).hexdigest() for x in inputs]

@@ -12,10 +12,10 @@ from certbench.runs.suite import ModelSpec, Suite
 
 
 def load(suite: Suite) -> tuple[Dataset, list[Classifier]]:
-    """The suite's data and models.
+    """Load the suite's data and models.
 
     Raises:
-        ConfigError: one of them cannot be loaded, or they do not fit.
+        ConfigError: one of them cannot be loaded, or they do not fit together.
     """
     dataset = suite.located(("data",), partial(data.load, suite.settings.data))
     if len(dataset) < suite.settings.inputs:

@@ -18,7 +18,7 @@ from certbench.runs.suite import Suite
 
 
 def manifest_of(suite: Suite, dataset: Dataset, models: list[Classifier], threads: int) -> dict[str, Any]:
-    """Describe a run that begins."""
+    """Describe a run at its start."""
     packages = ["certbench", "torch", "auto-LiRPA", "foolbox", "highspy", "cvxpy", "scs", "numpy", "scipy"]
     return {
         "suite": plain(suite.settings.model_dump()),

@@ -1,4 +1,4 @@
-"""What a suite asks for: pairs of model and certifier, attacks, estimates."""
+"""The plan of a suite: pairs of model and certifier, attacks, estimates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def plan(suite: Suite) -> int:
 
 
 def pairs_of(suite: Suite, models: list[Classifier], inputs: torch.Tensor, labels: torch.Tensor) -> Iterator[Pair]:
-    """List the pairs of a suite, in its order, each with the rows that it is to give."""
+    """List the pairs of a suite, in its order, each with its planned rows."""
     digests = hashes(inputs)
     seed = suite.settings.seed
     for model in models:
@@ -76,7 +76,7 @@ def pairs_of(suite: Suite, models: list[Classifier], inputs: torch.Tensor, label
 def wanted_attacks(
     models: list[Classifier], inputs: torch.Tensor, labels: torch.Tensor, pairs: list[Pair]
 ) -> dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]]:
-    """Of each model: its correctly classified inputs, with the key of the counterexample in each norm."""
+    """List each model's correctly classified inputs, with the key of the counterexample in each norm."""
     wanted: dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]] = {}
     for model in models:
         of_model = [pair for pair in pairs if pair.classifier is model and pair.certifier.subject is Subject.BASE]
@@ -93,7 +93,7 @@ def wanted_attacks(
 def wanted_estimates(
     suite: Suite, inputs: torch.Tensor, correct: dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]]
 ) -> list[tuple[Classifier, ThreatModel, list[PlannedEstimate]]]:
-    """For each model, and each norm in which the suite wants estimates: those of its correctly classified inputs."""
+    """List the estimates for each model's correctly classified inputs, in each norm for which the suite wants them."""
     asked = suite.settings.clever
     if asked is None:
         return []

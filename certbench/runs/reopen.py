@@ -1,4 +1,4 @@
-"""Stored runs, opened again: rows, and the model and data at hand, which the run's keys prove to be its own."""
+"""Stored runs, opened again: their rows, and the models and data, which the run's keys prove to be the same."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -25,7 +25,7 @@ from certbench.runs.suite import Suite, SuiteFile
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row of the run, and the keys under which it and its counterexample are stored."""
+    """A row of the run, and the keys of the row and of its counterexample."""
 
     row: Row
     key: str
@@ -39,14 +39,14 @@ class StoredRow:
 
 @dataclass(frozen=True, eq=False)
 class StoredRun:
-    """A run whose models and data are at hand, which its keys prove.
+    """A stored run with its models and data; its keys prove that they are the run's.
 
     Attributes:
-        folder: where it lies.
-        settings: of its suite.
-        models: by name.
-        inputs: of the data, float64.
-        entries: its rows, in the order of the suite.
+        folder: the run's folder.
+        settings: the settings of the run's suite.
+        models: the run's models by name.
+        inputs: the run's inputs, float64.
+        entries: the run's rows, in the order of the suite.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class StoredRun:
 
     @cached_property
     def _parts(self) -> tuple[dict[str, str], list[str]]:
-        """What keys know of the models and of the inputs."""
+        """Fingerprints of the models and hashes of the inputs, which keys are made of."""
         return {name: model.fingerprint() for name, model in self.models.items()}, hashes(self.inputs)
 
     def _common(self, entry: StoredRow) -> tuple[str, str, ThreatModel, int]:
@@ -68,23 +68,23 @@ class StoredRun:
         return prints[row.model], digests[row.input], entry.threat, self.settings.seed
 
     def check(self, entry: StoredRow) -> None:
-        """Refuse a row whose counterexample is, by its key, one of another model or other data.
+        """Refuse a row whose counterexample, by its key, belongs to another model or to other data.
 
         Raises:
-            ConfigError: it is.
+            ConfigError: it does.
         """
         steps = self.settings.attacks.steps
         keys = [attack_key(*self._common(entry), steps, version) for version in range(1, VERSION + 1)]
         if entry.attack not in keys:
             raise ConfigError(
-                f"the results in {self.folder} were not computed on this model and these data, by their keys "
+                f"by their keys, the results in {self.folder} were not computed on this model and these data "
                 f"({entry.row.model}, input {entry.row.input}); run the suite again"
             )
 
     def proves(self, entry: StoredRow) -> bool:
-        """Whether a row's own key is that of this model, input and certifier, today's version or an earlier one.
+        """Say whether a row's key is that of this model, input and certifier, in the current or an earlier version.
 
-        What the row says of the certifier beside its options, which the key does not know, has to be so.
+        The row's guarantee and subject, which the key does not contain, must be the certifier's.
         """
         with suppress(CertbenchError):
             certifier = options.build(entry.row.spec)
@@ -94,10 +94,10 @@ class StoredRun:
         return entry.key in (row_key(*common, entry.row.spec, v) for v in _versions(entry.row.spec))
 
     def certifier(self, entry: StoredRow) -> Certifier[Any]:
-        """The certifier of a row, if the row is an answer of today's version for this model and input.
+        """Return the certifier of a row, if its current version gave the row's answer for this model and input.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: another version gave the answer, or it is for another model or input.
         """
         certifier = options.build(entry.row.spec)
         if entry.key != row_key(*self._common(entry), dict(entry.row.spec), options.versions(certifier)):
@@ -112,8 +112,8 @@ def reopen(folder: Path) -> StoredRun:
     """Open a run, with its models and data.
 
     Raises:
-        ConfigError: there is no run, or the model or data at hand are not those of the run.
-        StoreError: it cannot be read.
+        ConfigError: there is no run, or its models or data have changed.
+        StoreError: the run cannot be read.
     """
     run = RunFolder(folder)
 
@@ -139,7 +139,7 @@ def reopen(folder: Path) -> StoredRun:
 
 
 def _versions(spec: Mapping[str, Any]) -> Iterator[int | list[Any]]:
-    """Versions that a certifier may have had: today's, if it still exists, and small numbers."""
+    """List versions that a certifier may have had: the current one, if it still exists, and small numbers."""
     with suppress(CertbenchError):
         yield options.versions(options.build(spec))
     yield from range(32)

@@ -28,19 +28,19 @@ RERUN = {
     "all": frozenset(Outcome),
     "none": frozenset[Outcome](),
 }
-"""Which stored outcomes a choice of `rerun` computes again. `errors` is the default: a failure is never an answer."""
+"""Stored outcomes that each choice of `rerun` computes again. `errors` is the default: a failure is never an answer."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that came to its end.
+    """A finished run.
 
     Attributes:
-        rows: in the order of the suite.
-        manifest: what was run, with which versions, on what.
-        computed: rows, attacks and estimates computed this time; 0 if everything was stored already.
-        unaudited: correctly classified inputs of base classifiers on which the attacks failed with an error.
-        folder: where the run is stored.
+        rows: the rows, in the order of the suite.
+        manifest: what was run, with which versions, on which machine.
+        computed: number of rows, attacks and estimates computed this time; 0 if everything was already stored.
+        unaudited: number of correctly classified inputs of base classifiers on which the attacks failed.
+        folder: folder in which the run is stored.
         estimates: guesses beside the attacks, if the suite asks for some; they prove nothing.
     """
 
@@ -59,16 +59,17 @@ def run(
 
     Args:
         suite: what to run.
-        folder: of the run; made if need be. Holds `results.db`, `manifest.json` and, after trouble, `errors.log`.
-        watcher: told what happens.
+        folder: folder of the run, created if it is missing. It holds `results.db`, `manifest.json` and, after errors,
+            `errors.log`.
+        watcher: observer of the run's progress.
         rerun: a key of `RERUN`.
-        threads: of torch.
-        executor: who computes, a key of `certbench.runs.executors.TABLE`.
+        threads: number of torch's threads.
+        executor: key of `certbench.runs.executors.TABLE` of the executor that computes.
 
     Raises:
         ConfigError: a model or the data cannot be loaded; nothing has run.
-        StoreError: the folder cannot be written; what was stored stays.
-        Interrupted: Ctrl-C; what was computed is stored.
+        StoreError: the folder cannot be written; stored results stay.
+        Interrupted: Ctrl-C was pressed; computed results are stored.
     """
     torch.set_num_threads(threads)
     computer = executors.find(executor)

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def suites() -> dict[str, Path]:
-    """The suites that come with the package, name to file."""
+    """Return the files of the suites that come with the package, by name."""
     return {path.stem: path for path in sorted((Path(__file__).parents[1] / "runs" / "suites").glob("*.yaml"))}

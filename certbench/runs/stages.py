@@ -30,7 +30,7 @@ _ERRORS = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})
 
 
 ATTACK_BATCH = 256
-"""Inputs attacked at once."""
+"""Number of inputs that are attacked at once."""
 
 
 def attack_inputs(
@@ -43,7 +43,7 @@ def attack_inputs(
     watcher: Watcher,
     folder: Path,
 ) -> int:
-    """Attack the inputs whose counterexamples are not stored; returns how many points were stored."""
+    """Attack the inputs whose counterexamples are not stored; return the number of attacked inputs."""
     todo = [(i, keys) for i, keys in wanted if any(key not in attacked for key in keys.values())]
     count = 0
     box = suite.settings.domain or (float(inputs.min()), float(inputs.max()))
@@ -53,7 +53,7 @@ def attack_inputs(
         x = inputs[[i for i, _ in part]]
         try:
             found = attack(model, x, suite.threats, box, steps=suite.settings.attacks.steps, seed=suite.settings.seed)
-        except Exception as error:  # these stay unaudited, which the run's result says; the next run tries again
+        except Exception as error:  # these stay unaudited, as the run's result says; the next run tries again
             _log(folder, f"attacks on {model.name}")
             watcher.note(f"attacks on {model.name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
             continue
@@ -81,7 +81,7 @@ def estimate_inputs(
     stop: Callable[[], None],
     folder: Path,
 ) -> int:
-    """Estimate the inputs whose estimates are not stored; returns how many were. A failure only lacks in the report."""
+    """Estimate the inputs whose estimates are not stored; return their number. If that fails, the report lacks them."""
     asked, count = suite.settings.clever, 0
     todo = [estimate for estimate in planned if estimate.key not in estimated]
     assert asked is not None
@@ -116,7 +116,7 @@ def certify_inputs(
     folder: Path,
     executor: Executor,
 ) -> int:
-    """Certify the inputs of a pair that are not stored; returns how many rows were."""
+    """Certify the inputs of a pair that are not stored; return the number of new rows."""
     todo = [i for i, planned in enumerate(pair.planned) if planned.key not in fresh]
     if not todo:
         return 0
@@ -174,7 +174,7 @@ def certify_inputs(
 
 
 def _log(folder: Path, name: str) -> None:
-    """Append the traceback of the exception at hand to the folder's log."""
+    """Append the traceback of the current exception to the folder's log."""
     with writing(folder / "errors.log"), open(folder / "errors.log", "a", encoding="utf-8") as file:
         file.write(f"{name}\n{traceback.format_exc()}\n")
 

@@ -1,4 +1,4 @@
-"""Suites: what to run, as a short YAML file that is validated before anything runs."""
+"""Suites: short YAML files that say what to run, validated before anything runs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ def _as_model(value: object) -> object:
 
 
 class ModelSpec(_Strict):
-    """A model of the zoo by its name; or one's own, by `module:factory` and a safetensors file."""
+    """A model of the zoo by its name, or a user's own by `module:factory` and a safetensors file."""
 
     name: str
     factory: str | None = None
@@ -40,13 +40,13 @@ class ModelSpec(_Strict):
 
 
 class Attacks(_Strict):
-    """How hard the audit tries: steps of each attack; 0 turns it off, and the run then says so."""
+    """The effort of the audit: steps of each attack. 0 turns the audit off, and the run then says so."""
 
     steps: Whole = Field(default=100, ge=0)
 
 
 class Clever(_Strict):
-    """Estimates beside the attacks, which prove nothing: the `radius` sampled in each norm that wants them, and how."""
+    """Settings of estimates beside the attacks, which prove nothing: the `radius` to sample in each norm, and how."""
 
     radius: dict[Number, Number] = Field(min_length=1)
     batches: Whole = Field(default=50, gt=0)
@@ -54,13 +54,13 @@ class Clever(_Strict):
 
 
 class Limits(_Strict):
-    """What one (model, norm, certifier) may take; it is checked between batches."""
+    """Limits for each (model, norm, certifier), checked between batches."""
 
     seconds: Number = Field(default=math.inf, gt=0)
 
 
 class SuiteFile(_Strict):
-    """A suite as it is written."""
+    """A suite as it is written in its file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
@@ -85,11 +85,11 @@ class Suite:
 
     Attributes:
         settings: the file's values.
-        threats: one per norm.
-        certifiers: built, with the suite's `search` where they have one and do not say otherwise.
-        usual: option values that every certifier of the suite has, unless it says otherwise.
-        source: where it was read.
-        lines: where its values stand in there.
+        threats: threat models, one per norm.
+        certifiers: the certifiers; those with a `search` have the suite's, unless they give their own.
+        usual: option values that every certifier of the suite has, unless it gives its own.
+        source: path of the file.
+        lines: lines of the values in the file.
     """
 
     settings: SuiteFile
@@ -100,11 +100,11 @@ class Suite:
     lines: Lines = field(default_factory=dict)
 
     def error(self, where: tuple[str | int, ...], message: str) -> ConfigError:
-        """An error that names the file and the line of the value at `where`."""
+        """Make an error that names the file and the line of the value at `where`."""
         return ConfigError(at(self.source, self.lines, where, message), where)
 
     def located(self, where: tuple[str | int, ...], make: Callable[[], Made]) -> Made:
-        """What `make` returns; a `ConfigError` that it raises gets the file and the line of the value at `where`."""
+        """Return what `make` returns; a `ConfigError` from it gets the file and the line of the value at `where`."""
         try:
             return make()
         except ConfigError as error:
@@ -112,7 +112,7 @@ class Suite:
 
 
 def load(name: str) -> Suite:
-    """A shipped suite by its name, or any by the path of its file.
+    """Load a shipped suite by its name, or any suite by the path of its file.
 
     Raises:
         ConfigError: there is no such suite, or it asks for something that cannot be run; the message
@@ -150,7 +150,7 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
             raise ConfigError(registry.unknown("model", model.name, cards()), ("models", i))
     if settings.domain is not None and not all(math.isfinite(end) for end in settings.domain):
         raise ConfigError("a domain has finite ends; leave it out if inputs have no bounds", ("domain",))
-    ThreatModel(1.0, settings.domain)  # an empty domain is no mistake of the norms
+    ThreatModel(1.0, settings.domain)  # so that an empty domain is not reported as a mistake of the norms
     threats = tuple(
         _located(("norms", i), lambda p=p: ThreatModel(p, settings.domain)) for i, p in enumerate(settings.norms)
     )
@@ -162,7 +162,7 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
     for name, parts in (("norms", threats), ("certifiers", certifiers)):
         for i, part in enumerate(parts):
             if part in parts[:i]:
-                raise ConfigError("this is there twice", (name, i))
+                raise ConfigError("this is given twice", (name, i))
     for i, threat in enumerate(threats):
         if not any(threat.p in certifier.norms for certifier in certifiers):
             raise ConfigError(f"no certifier of this suite offers {threat.name}", ("norms", i))

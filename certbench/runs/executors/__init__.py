@@ -1,6 +1,6 @@
-"""Who computes the batches of a run: this process, or others. One process writes, whoever computes.
+"""Executors compute the batches of a run, in this process or in others. One process alone writes the results.
 
-To add one: write its file here, a class with the method of `Executor`, and its line in `TABLE`.
+To add one, write its file here, a class with the method of `Executor`, and its line in `TABLE`.
 """
 
 import importlib
@@ -12,22 +12,22 @@ from certbench.core.registry import unknown
 from certbench.errors import ConfigError
 
 Job = Callable[[], Certificate]
-"""A call that certifies one batch. It depends on nothing that another job does."""
+"""A call that certifies one batch, independent of all other jobs."""
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Computes jobs."""
+    """Something that computes jobs."""
 
     def answers(self, jobs: Iterable[Job]) -> Iterator[Certificate]:
-        """Yield the answer of each job, in the order of the jobs; a job's exception is raised in place of its answer.
+        """Yield the answer of each job, in the order of the jobs; raise a job's exception in place of its answer.
 
-        Jobs are taken from the iterable no earlier than they are to start: it ends when the time of a pair is spent.
+        A job is taken from the iterable only when it starts: the iterable ends when the time of a pair is spent.
         """
 
 
 TABLE = {"inline": "certbench.runs.executors.inline:Inline"}
-"""Every executor: its name, and the class as `module:Class`."""
+"""Executors by name, each with its class as `module:Class`."""
 
 
 def find(name: str) -> Executor:

@@ -1,4 +1,4 @@
-"""Everything in this process, one batch after the other: for debugging."""
+"""An executor in this process, one batch after the other: for debugging."""
 
 from collections.abc import Iterable, Iterator
 
