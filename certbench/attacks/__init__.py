@@ -1,1 +1,1 @@
-"""Counterexamples, and estimates that prove nothing."""
+"""Searches for counterexamples, and estimates that prove nothing."""

@@ -1,8 +1,8 @@
-"""Attacks on base classifiers: counterexamples, each of which bounds the robust radius of its input from above.
+"""Attacks on base classifiers. Each counterexample bounds the robust radius of its input from above.
 
-foolbox (Rauber et al., 2020) and `attack_methods` find the points; none is believed before it has been replayed in
-float64. Every point counts in every norm, so an L2 attack may tighten the Linf bound. `attack` is what every run
-affords; `search` and `refute` are what the audit of a run adds.
+foolbox (Rauber et al., 2020) and `gradient` find the points; each is replayed in float64 before it counts. Every point
+counts in every norm, so an L2 attack may tighten the Linf bound. Every run calls `attack`; the audit of a run adds
+`search` and `refute`.
 """
 
 import math
@@ -25,10 +25,10 @@ from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 
 VERSION = 1
-"""Raised when the battery of `attack` changes, so that its counterexamples are looked for again."""
+"""Version of the battery of `attack`. Raise it when the battery changes, so that counterexamples are searched again."""
 
 INSIDE = 1 - 1e-7
-"""The share of a claimed radius in which it is attacked; balls are open."""
+"""Share of a claimed radius in which it is attacked, because balls are open."""
 
 
 def attack(
@@ -47,8 +47,8 @@ def attack(
         x: inputs, within `bounds`.
         threats: the norms in which distances are wanted.
         bounds: the box in which counterexamples may lie; the threat model's domain, or the range of the data.
-        steps: of each attack.
-        seed: of the attacks' random starts; torch's global generator is left as it was.
+        steps: number of steps of each attack.
+        seed: seed of the attacks' random starts; torch's global generator is left unchanged.
     """
     hunt = Hunt.of(classifier, x, threats, bounds)
     if len(x) == 0:
@@ -70,20 +70,20 @@ def search(
     known: Mapping[ThreatModel, Counterexamples] | None = None,
     deadline: float = math.inf,
 ) -> tuple[Found, dict[str, str]]:
-    """Attack with everything: what `attack` has; FGSM, DeepFool, EAD, FMN in L0, the boundary attack, L-BFGS, greedy.
+    """Attack with all methods: those of `attack`, FGSM, DeepFool, EAD, L0 FMN, the boundary attack, L-BFGS, greedy.
 
     Args:
         classifier: a base classifier.
         x: inputs, within `bounds`.
         threats: the norms in which distances are wanted.
         bounds: the box in which counterexamples may lie.
-        steps: of each attack.
-        seed: of the attacks' random starts; torch's and numpy's global generators are left as they were.
+        steps: number of steps of each attack.
+        seed: seed of the attacks' random starts; torch's and numpy's global generators are left unchanged.
         known: points to begin with; they are replayed, too.
-        deadline: of `time.monotonic`, after which no attack begins.
+        deadline: value of `time.monotonic` after which no attack begins.
 
     Returns:
-        What was found, and why attacks failed, if any did: the others go on.
+        The counterexamples, and the reasons of attacks that failed; a failure does not stop the others.
     """
     hunt = Hunt.of(classifier, x, threats, bounds)
     for threat in known or {}:
@@ -104,7 +104,7 @@ def search(
                 break
             try:
                 hunt.offer(name, method())
-            except Exception as error:  # one attack that does not work here stops no other
+            except Exception as error:  # an attack that fails does not stop the others
                 _note(failed, name, error)
         hunt.set_back()
     return hunt.found, failed
@@ -123,22 +123,22 @@ def refute(
     known: Mapping[ThreatModel, Counterexamples] | None = None,
     deadline: float = math.inf,
 ) -> Counterexamples:
-    """Look for counterexamples within a radius of each input's own: PGD on the margin to one rival after another.
+    """Search for counterexamples within each input's own radius, by PGD on the margin to one rival after another.
 
-    Starts are the input, what is known in other norms, and noise. In L0: greedily, and what is known with as many
-    coordinates set back as the class bears.
+    PGD starts at the input, at known points of other norms, and at noise. In L0 the search is greedy; in known points,
+    coordinates are set back to the input's as long as the class stays wrong.
 
     Args:
         classifier: a base classifier.
         x: inputs, within `bounds`.
         threat: the norm.
-        eps: radii to look in; in L0 so many coordinates may change.
+        eps: radii to search in; in L0 the number of coordinates that may change.
         bounds: the box in which counterexamples may lie.
-        steps: of each descent.
-        restarts: descents.
-        seed: of starts.
+        steps: number of steps of each descent.
+        restarts: number of descents.
+        seed: seed of the random starts.
         known: points to begin with.
-        deadline: of `time.monotonic`, after which no descent begins.
+        deadline: value of `time.monotonic` after which no descent begins.
     """
     hunt = Hunt.of(classifier, x, (threat,), bounds)
     points = [found.point.to(hunt.x) for found in (known or {}).values()]
@@ -182,12 +182,12 @@ def _battery(
     bounds: tuple[float, float],
     steps: int,
 ) -> Iterator[tuple[str, Float[Tensor, "n ..."]]]:
-    """Candidate points of each attack; those that failed are weeded out by the replay."""
+    """Yield candidate points of each attack; the replay drops those that are no counterexamples."""
     attacks = foolbox.attacks
     model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
     images = x.to(classifier.dtype).clamp(*bounds)
     criterion = foolbox.criteria.Misclassification(label)
-    # The nearest of the other inputs that is classified differently: found without a gradient.
+    # The nearest other input that is classified differently needs no gradient.
     start = _other_class(images, label)
     if start is not None:
         yield "nearest input", start
@@ -209,12 +209,12 @@ def _battery(
         math.inf: ("Linf PGD", attacks.LinfPGD(steps=steps)),
     }
     for threat in threats:
-        if threat.p not in fixed:  # L0 has no attack of its own; what the others find counts
+        if threat.p not in fixed:  # L0 has no attack of its own; points of the others count
             continue
         name, method = fixed[threat.p]
         for fraction in (0.5, 0.25):
-            # PGD wants a radius: a share of the way to the nearest other class, shortened by the walk back; where
-            # all inputs are of one class, of the way to the middle of the box.
+            # PGD needs a radius: a share of the distance to the nearest input of another class, or to the middle of
+            # the box if all inputs are of one class. The walk back shortens the result.
             goal = torch.full_like(x, sum(bounds) / 2) if start is None else start
             eps = fraction * distance(threat, x, goal).median().item()
             if eps > 0:
@@ -222,7 +222,7 @@ def _battery(
 
 
 def _more(classifier: Classifier, hunt: Hunt, steps: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Candidate points of the attacks that a run does not afford; they know what was found before them."""
+    """Yield candidate points of the attacks that only the audit runs; they use the points found before them."""
     attacks, x, label, bounds = foolbox.attacks, hunt.x, hunt.label, hunt.bounds
     model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
     images = x.to(classifier.dtype).clamp(*bounds)
@@ -271,9 +271,9 @@ def _more(classifier: Classifier, hunt: Hunt, steps: int) -> Iterator[tuple[str,
 
 
 def _boundary(model: Any, hunt: Hunt, images: Tensor, steps: int) -> Tensor:
-    """A walk along the boundary that asks for decisions alone (Brendel et al., 2018), from the best points known."""
+    """Walk along the decision boundary, asking for classes alone (Brendel et al., 2018), from the best known points."""
     best = hunt.best(2.0)
-    start = (hunt.x + 1.05 * (best - hunt.x)).clamp(*hunt.bounds).to(images)  # well across, also in float32
+    start = (hunt.x + 1.05 * (best - hunt.x)).clamp(*hunt.bounds).to(images)  # well across, even in float32
     across = model(start).argmax(dim=1) != hunt.label
     if bool(across.any()):
         method = foolbox.attacks.BoundaryAttack(steps=2 * steps)
@@ -298,7 +298,7 @@ def _note(failed: dict[str, str], name: str, error: Exception) -> None:
 
 @contextmanager
 def _seeded(seed: int, classifier: Classifier) -> Iterator[None]:
-    """The attacks' random numbers are those of the seed; the global generators are left as they were."""
+    """Draw the attacks' random numbers from the seed; leave the global generators unchanged."""
     devices = [classifier.device] if classifier.device.type == "cuda" else []
     state = np.random.get_state()
     try:

@@ -1,15 +1,14 @@
 r"""CLEVER, an estimate of the distance to another class (Weng et al., 2018, arXiv 1801.10578). It proves nothing.
 
 Around an input x, the margin $m_j = f_c - f_j$ cannot reach zero closer than $\min(m_j(x) / L_j, R)$, where $L_j$ is
-the largest dual norm of its gradient in the ball of radius R. CLEVER guesses that maximum: gradients are sampled, the
-largest norm of each batch is taken for a draw from a reverse Weibull distribution, and where that distribution would
-end, by maximum likelihood, is the estimate of $L_j$.
+the largest dual norm of its gradient in the ball of radius R. CLEVER guesses that maximum. It samples gradients, takes
+the largest norm of each batch for a draw from a reverse Weibull distribution, and estimates $L_j$ as the endpoint of
+that distribution, by maximum likelihood.
 
-What this is not: a certificate, a lower bound, or evidence against an attack. Samples miss what is rare, and where the
-gradient is masked (a staircase, a saturated unit) every sample is small and the estimate is large, however close the
-nearest counterexample lies: an estimate of a bound is no bound (Goodfellow, 2018, arXiv 1804.07870). So estimates are
-plain numbers, kept apart from certificates: reports print them beside the attacks, and count those that an attack
-refutes.
+This is no certificate, no lower bound, and no evidence against an attack. Samples miss what is rare. If the gradient is
+masked (a staircase, a saturated unit), every sample is small and the estimate is large, however close the nearest
+counterexample lies: an estimate of a bound is no bound (Goodfellow, 2018, arXiv 1804.07870). So estimates are plain
+numbers, kept apart from certificates. Reports print them beside the attacks, and count those that an attack refutes.
 """
 
 import math
@@ -27,15 +26,15 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 
 VERSION = 1
-"""Raised when the computation changes, so that stored estimates of the old one are not reused."""
+"""Version of the computation. Raise it when the computation changes, so that old stored estimates are not reused."""
 
 PENALTY = 0.01
-"""Weight of the squared shape, subtracted from the log-likelihood, which often has no maximum: without a penalty, a
-third of the fits on four networks of the zoo ran off to locations above 100 times the largest norm; with it, no shape
-was above 27. The authors' code has a penalty of this weight too."""
+"""Weight of the squared shape, which is subtracted from the log-likelihood, because that often has no maximum. Without
+a penalty, a third of the fits on four networks of the zoo ran off to locations above 100 times the largest norm; with
+it, no shape was above 27. The authors' code has a penalty of this weight too."""
 
 START = (2.0, 0.1, 0.5)
-"""Shape, location and scale from which the fit starts, where the maxima lie between -1 and 0."""
+"""Shape, location and scale at which the fit starts; the maxima are scaled to lie between -1 and 0."""
 
 
 def clever(
@@ -53,17 +52,17 @@ def clever(
     Args:
         classifier: a base classifier; gradients are taken in float64.
         x: `(n, *input_shape)`, inside the threat model's domain if it has one.
-        threat: the norm. Samples are clipped to the domain, as only points in there count.
-        radius: of the ball that is sampled, and the largest estimate that can come out.
-        batches: maxima that the distribution is fitted to; 500 in the paper.
-        samples: gradients of which each is the largest; 1024 in the paper.
-        seed: of the samples. Those for an input depend on it and on the input alone.
+        threat: the norm. Samples are clipped to the domain, because only points in it count.
+        radius: radius of the ball that is sampled, and the largest possible estimate.
+        batches: number of maxima to which the distribution is fitted; 500 in the paper.
+        samples: number of gradients per maximum; 1024 in the paper.
+        seed: seed of the samples. An input's samples depend on the seed and the input alone.
 
     Returns:
-        float64. 0 where two classes tie, NaN where logits or gradients are not finite or there is no gradient.
+        Estimates in float64: 0 if two classes tie, NaN if logits or gradients are not finite or there is no gradient.
 
     Raises:
-        ConfigError: inputs of another shape, outside the domain, or not finite; a setting that is not positive.
+        ConfigError: inputs have another shape, lie outside the domain or are not finite, or a setting is not positive.
     """
     check_inputs(classifier, x, threat)
     if not (0 < radius < math.inf and batches > 0 and samples > 0):
@@ -90,7 +89,7 @@ def clever(
 def _sample(
     x: Float[Tensor, " ..."], threat: ThreatModel, radius: float, samples: int, generator: torch.Generator
 ) -> Float[Tensor, "samples ..."]:
-    """Points drawn uniformly from the ball, then clipped to the domain."""
+    """Draw points uniformly from the ball, then clip them to the domain."""
     d = x.numel()
     uniform = torch.rand(samples, d + 1, generator=generator, dtype=torch.float64)
     if threat.p == math.inf:
@@ -109,7 +108,7 @@ def _sample(
 def _norms(
     exact: Classifier, points: Float[Tensor, "samples ..."], label: int, q: float
 ) -> Float[Tensor, "samples others"]:
-    """Dual norms of the gradients of f_label - f_j, for every other class j."""
+    """Compute dual norms of the gradients of f_label - f_j, for every other class j."""
     points.requires_grad_()
     others = [j for j in range(exact.num_classes) if j != label]
     result = torch.full((len(points), len(others)), torch.nan, dtype=torch.float64, device=points.device)
@@ -124,7 +123,7 @@ def _norms(
 
 
 def _endpoint(maxima: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    """Where the reverse Weibull distribution of these maxima ends, never below the largest of them."""
+    """Estimate the endpoint of the reverse Weibull distribution of these maxima, at least the largest of them."""
     top = float(maxima.max())
     spread = top - float(maxima.min())
     if spread <= 1e-9 * top:  # the gradient is the same everywhere, as on a linear network
@@ -136,5 +135,5 @@ def _endpoint(maxima: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
 
 
 def _penalised(negative: Any, start: Any, args: Any = (), disp: Any = 0) -> Any:
-    """Nelder and Mead's method on the negative log-likelihood, with its penalty on the shape."""
+    """Minimise the negative log-likelihood plus the penalty on the shape, by Nelder and Mead's method."""
     return optimize.fmin(lambda theta, *data: negative(theta, *data) + PENALTY * theta[0] ** 2, start, args, disp=disp)

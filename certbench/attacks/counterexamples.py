@@ -14,12 +14,12 @@ from certbench.core.threat import ThreatModel
 
 @dataclass(frozen=True, eq=False)
 class Counterexamples:
-    """The closest counterexamples that were found, for n inputs and one norm.
+    """The closest known counterexamples of n inputs in one norm.
 
     Attributes:
-        distance: float64, rounded up; inf where none was found.
-        point: the counterexamples, float64; the input itself where none was found.
-        attack: which attack found it.
+        distance: distances from the inputs, float64, rounded up; inf if none was found.
+        point: the counterexamples, float64; the input itself if none was found.
+        attack: name of the attack that found each one; empty if none was found.
     """
 
     distance: Float[Tensor, " n"]
@@ -28,18 +28,18 @@ class Counterexamples:
 
     @staticmethod
     def none(x: Float[Tensor, "n ..."]) -> "Counterexamples":
-        """No counterexample yet, for these inputs."""
+        """Begin without a counterexample for these inputs."""
         unknown = torch.full((len(x),), math.inf, dtype=torch.float64)
         return Counterexamples(unknown, x.to("cpu", torch.float64).clone(), ("",) * len(x))
 
     def at(self, rows: list[int]) -> "Counterexamples":
-        """Those of some inputs."""
+        """Select the counterexamples of some inputs."""
         return Counterexamples(self.distance[rows], self.point[rows], tuple(self.attack[i] for i in rows))
 
     def closer(
         self, names: tuple[str, ...], distance: Tensor, points: Float[Tensor, "n ..."], wrong: Bool[Tensor, " n"]
     ) -> "Counterexamples":
-        """With these points, where they are wrong and closer."""
+        """Replace counterexamples by those of these points that are wrong and closer."""
         distance, points, wrong = distance.cpu(), points.cpu(), wrong.cpu()
         better = wrong & (distance < self.distance)
         return Counterexamples(
@@ -53,7 +53,7 @@ Found = dict[ThreatModel, Counterexamples]
 
 
 def replay(classifier: Classifier, x: Float[Tensor, "n ..."], threat: ThreatModel, found: Counterexamples) -> Found:
-    """Those of some claimed counterexamples that are: inside the domain, of another class in float64."""
+    """Return the claimed counterexamples that hold up: inside the domain, and of another class in float64."""
     hunt = Hunt.of(classifier, x, (threat,), (-math.inf, math.inf) if threat.domain is None else threat.domain)
     if len(x):
         hunt.offer(found.attack, found.point.to(hunt.x), walk=False)
@@ -62,7 +62,7 @@ def replay(classifier: Classifier, x: Float[Tensor, "n ..."], threat: ThreatMode
 
 @dataclass(eq=False)
 class Hunt:
-    """What was found so far: a point is offered, walks back to its input, is replayed, and kept where it is closer."""
+    """A search in progress: a point is offered, walks back to its input, is replayed, and is kept if it is closer."""
 
     exact: Classifier
     x: Float[Tensor, "n ..."]
@@ -86,7 +86,7 @@ class Hunt:
         return Hunt(exact, x, logits.argmax(dim=1), logits.isfinite().all(dim=1), bounds, found)
 
     def offer(self, name: str | tuple[str, ...], points: Float[Tensor, "n ..."], walk: bool = True) -> None:
-        """Keep points of another class where they are closer than those known; with `walk`, each walks back first."""
+        """Keep points of another class that are closer than the known ones; with `walk`, each walks back first."""
         names = (name,) * len(self.x) if isinstance(name, str) else name
         points = points.to(torch.float64).clamp(*self.bounds)
         if walk:
@@ -96,7 +96,7 @@ class Hunt:
             self.found[threat] = before.closer(names, distance(threat, self.x, points), points, wrong)
 
     def best(self, p: float) -> Float[Tensor, "n ..."]:
-        """The closest points in a norm, of those that are known."""
+        """Return the known counterexample that is closest in a norm, for each input; the input if none is known."""
         closest, length = self.x, torch.full((len(self.x),), math.inf, dtype=torch.float64, device=self.x.device)
         for found in self.found.values():
             points, hit = found.point.to(self.x), found.distance.isfinite().to(self.x.device)
@@ -107,7 +107,7 @@ class Hunt:
         return closest
 
     def set_back(self) -> None:
-        """Coordinates that need not change, where those count."""
+        """Set back coordinates that need not change, in L0 and L1."""
         for threat, found in list(self.found.items()):
             if threat.p < 2:
                 points = restore(self.exact, self.x, self.label, found.point.to(self.x))

@@ -1,6 +1,6 @@
-"""Attacks that foolbox lacks, all in float64: L-BFGS, PGD inside balls of given radii, L0 greedily, and rectangles.
+"""Attacks that foolbox lacks, all in float64: L-BFGS, PGD in balls of given radii, and greedy L0 search.
 
-They return candidates; whether one is a counterexample is for the replay to say.
+They return candidates; the replay decides which of them are counterexamples.
 """
 
 import math
@@ -31,7 +31,7 @@ def pgd(
     rival: Int[Tensor, " n"] | None = None,
     start: Float[Tensor, "n ..."] | None = None,
 ) -> Float[Tensor, "n ..."]:
-    """Projected gradient descent on a margin, every input within a radius of its own (Madry et al., 2018).
+    """Run projected gradient descent on a margin, each input within its own radius (Madry et al., 2018).
 
     Args:
         exact: a base classifier in float64.
@@ -40,13 +40,13 @@ def pgd(
         threat: L1, L2 or Linf.
         eps: radii.
         bounds: the box.
-        steps: of falling length.
-        generator: of directions where there is no gradient.
-        rival: the class that shall win; None: whichever is first.
-        start: where the descent begins; None: at the input.
+        steps: number of steps; their length falls.
+        generator: source of random directions where the gradient is zero.
+        rival: the class that should win; None: the best other class.
+        start: starting points of the descent; None: the inputs.
 
     Returns:
-        The closest counterexample that was passed, or where the descent ended.
+        The closest counterexample on the way, or the point where the descent ended.
     """
     view, change = shape(x), torch.zeros_like(x)
     if start is not None:
@@ -79,7 +79,7 @@ def pgd(
 def _steepest(
     gradient: Float[Tensor, "n ..."], at: Float[Tensor, "n ..."], threat: ThreatModel, bounds: tuple[float, float]
 ) -> Float[Tensor, "n ..."]:
-    """The direction of length 1 in the norm along which a linear function grows most, and which the box allows."""
+    """Return the direction of length 1 in the norm in which a linear function grows most and which the box allows."""
     if threat.p == math.inf:
         return gradient.sign()
     flat = gradient.flatten(1)
@@ -93,7 +93,7 @@ def _steepest(
 
 
 def project(change: Float[Tensor, "n ..."], threat: ThreatModel, eps: Float[Tensor, " n"]) -> Float[Tensor, "n ..."]:
-    """The nearest change of length at most eps, in L2; of L1, L2 or Linf length."""
+    """Project a change onto the L1, L2 or Linf ball of radius eps: return the nearest point in L2."""
     flat, reach = change.flatten(1), eps[:, None]
     if threat.p == math.inf:
         return torch.minimum(torch.maximum(flat, -reach), reach).view(change.shape)
@@ -103,7 +103,7 @@ def project(change: Float[Tensor, "n ..."], threat: ThreatModel, eps: Float[Tens
         return shorter.view(change.shape)
     ordered = flat.abs().sort(dim=1, descending=True).values
     count = torch.arange(1, flat.shape[1] + 1, device=flat.device)
-    surplus = (ordered.cumsum(dim=1) - reach) / count  # what to take off, if that many entries remain
+    surplus = (ordered.cumsum(dim=1) - reach) / count  # to be subtracted, if that many entries remain
     remain = (ordered > surplus).sum(dim=1, keepdim=True).clamp(min=1)
     off = surplus.gather(1, remain - 1).clamp(min=0)
     return (flat.sign() * (flat.abs() - off).clamp(min=0)).view(change.shape)
@@ -118,7 +118,7 @@ def greedy(
     changes: int,
     rival: Int[Tensor, " n"],
 ) -> Float[Tensor, "n ..."]:
-    """One coordinate after the other to an end of the box, where the gradient gains most (as Papernot et al., 2016)."""
+    """Move the coordinate with most gain to an end of the box, one after the other (after Papernot et al., 2016)."""
     points, free = x.clone(), torch.ones_like(x, dtype=torch.bool).flatten(1)
     for _ in range(min(changes, free.shape[1])):
         going = ~differs(exact, points, label)
@@ -150,7 +150,7 @@ def lbfgs(
 ) -> Float[Tensor, "n ..."]:
     """Minimise c |r|^2 + the rival's cross-entropy at x + r, in the box, and search for the largest c that fools.
 
-    The first attack (Szegedy et al., 2014), by SciPy's L-BFGS-B, on the sum over all inputs, which have a c each.
+    This is the first attack (Szegedy et al., 2014), with SciPy's L-BFGS-B on the sum over all inputs; each has its c.
     """
     found, view = x.clone(), shape(x)
     low, high = torch.full_like(x.flatten(1)[:, 0], -4.0), torch.full_like(x.flatten(1)[:, 0], 2.0)  # of log10 c

@@ -15,11 +15,11 @@ from certbench.core.margins import clean_margin
 
 @dataclass(frozen=True, eq=False)
 class Occlusions:
-    """What rectangles of one size achieve at n images.
+    """Results of an attack with rectangles of one size on n images.
 
     Attributes:
         found: whether the answer differs from the label.
-        point: the images with their rectangles, float64; the image itself where none was found.
+        point: the images with their rectangles, float64; the image itself if the attack failed.
         place: row and column of the rectangle's first pixel.
     """
 
@@ -29,7 +29,7 @@ class Occlusions:
 
 
 Judge = Callable[[Tensor], Tensor]
-"""From points to classes."""
+"""Function from points to classes."""
 
 
 def occlude(
@@ -45,24 +45,24 @@ def occlude(
     steps: int = 40,
     seed: int = 0,
 ) -> Occlusions:
-    """Rectangular occlusion attack (Wu, Tong and Vorobeychik, 2020), which audits certificates against patches.
+    """Attack images with rectangles (Wu, Tong and Vorobeychik, 2020), to audit certificates against patches.
 
-    Every place is tried with a grey rectangle; at those where the label's margin is least, PGD fills the rectangle. Of
-    a base classifier, what is found is also a counterexample in L0, at channels * height * width at most. Certificates
-    of `verifiers.patches` are about votes: give a differentiable stand-in as `classifier`, and the smoothed classifier
-    as `judge`.
+    Every place is tried with a grey rectangle. At the places with the least margin of the label, PGD fills the
+    rectangle. For a base classifier, a result is also a counterexample in L0, at channels * height * width at most.
+    Certificates of `verifiers.patches` are about votes: give a differentiable stand-in as `classifier`, and the
+    smoothed classifier as `judge`.
 
     Args:
-        classifier: whose gradient is followed.
+        classifier: the classifier whose gradient is followed.
         x: images.
-        height: of the rectangle.
-        width: of the rectangle.
+        height: height of the rectangle.
+        width: width of the rectangle.
         bounds: the box of pixel values.
-        label: the classes to be left; None: the classifier's own.
-        judge: what answers; None: the classifier, in float64.
-        places: so many rectangles per image are filled by PGD.
-        steps: of PGD.
-        seed: of its starts.
+        label: the classes that the attack should change; None: the classifier's own.
+        judge: the function that gives the classes; None: the classifier, in float64.
+        places: number of places per image at which PGD fills the rectangle.
+        steps: number of steps of PGD.
+        seed: seed of PGD's starts.
     """
     exact = classifier.double()
     x = x.to(classifier.device, torch.float64)
@@ -110,7 +110,7 @@ def _fill(
     bounds: tuple[float, float],
     steps: int,
 ) -> Float[Tensor, "n ..."]:
-    """PGD on the margin with sign steps inside the rectangles; the iterate of the least margin."""
+    """Run PGD on the margin with sign steps inside the rectangles; return the iterate of the least margin."""
     best, least = points, torch.full((len(points),), math.inf, dtype=points.dtype, device=points.device)
     span = bounds[1] - bounds[0]
     for step in range(steps + 1):

@@ -10,12 +10,15 @@ from certbench.core.threat import ThreatModel
 
 
 def differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Whether another class wins outright, in float64; NaN does not."""
+    """Say whether another class is strictly larger, in float64; NaN is not."""
     return clean_margin(exact(points), label) < 0
 
 
 def distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-    """Rounded up: a sum of d terms in float64 is off by less than d 2^-53 of itself; a count is exact."""
+    """Compute the distance of points from inputs, rounded up.
+
+    The relative error of a sum of d terms in float64 is below d 2^-53; a count is exact.
+    """
     change = (points.double() - x).flatten(1)
     length: Tensor = torch.linalg.vector_norm(change, ord=threat.p, dim=1)
     return length if threat.p == 0 else length * (1 + change.shape[1] * 2.0**-52)
@@ -24,7 +27,7 @@ def distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tenso
 def walk_back(
     exact: Classifier, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], points: Float[Tensor, "n ..."]
 ) -> Float[Tensor, "n ..."]:
-    """Bisect the segment from a counterexample towards its input; points that are none stay as they are."""
+    """Bisect the segment from a counterexample to its input; other points stay unchanged."""
     view = shape(x)
     near, far = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.ones(len(x), dtype=x.dtype, device=x.device)
     for _ in range(24):
@@ -43,20 +46,22 @@ def restore(
     *,
     singly: int = 64,
 ) -> Float[Tensor, "n ..."]:
-    """Set back as many coordinates as the class bears: many of the smallest changes at once, then one by one.
+    """Set back as many coordinates as possible while the class stays wrong: many at once, then one by one.
+
+    The smallest changes are set back first.
 
     Args:
         exact: a base classifier in float64.
         x: inputs.
         label: their classes.
-        points: counterexamples; others stay as they are.
-        singly: so many coordinates, those of the smallest changes that are left, are tried one by one.
+        points: counterexamples; other points stay unchanged.
+        singly: number of coordinates that are tried one by one.
     """
     flat, origin = points.flatten(1).clone(), x.flatten(1)
     active = differs(exact, points, label)
     order = (flat - origin).abs().argsort(dim=1)
     rank = order.argsort(dim=1)  # 0: the smallest change
-    low, high = torch.zeros_like(label), torch.full_like(label, flat.shape[1])  # how many can be, cannot be set back
+    low, high = torch.zeros_like(label), torch.full_like(label, flat.shape[1])  # numbers that can, cannot be set back
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
         tried = torch.where(rank < middle[:, None], origin, flat)
@@ -73,5 +78,5 @@ def restore(
 
 
 def shape(x: Tensor) -> tuple[int, ...]:
-    """How a number per input is viewed, to be multiplied with the inputs."""
+    """Return the shape in which one number per input broadcasts over the inputs."""
     return (-1, *[1] * (x.dim() - 1))
