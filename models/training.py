@@ -1,8 +1,7 @@
 """Training recipes: plain, under noise, under attack, by interval bounds, and by a Lipschitz margin.
 
-A recipe says how long to train and towards which objective; an objective is one loss. To add one: write a frozen
-dataclass with a `loss` like those below, its first docstring line saying in words what it does (cards repeat it),
-and name it in a line of `zoo.TABLE`.
+A recipe says how long to train and for which objective; an objective is one loss. To add one, write a frozen dataclass
+with a `loss` in `recipes`, whose first docstring line says what it does (cards repeat it), and use it in `zoo.TABLE`.
 """
 
 from collections.abc import Callable
@@ -21,11 +20,11 @@ class Recipe:
     """AdamW on shuffled batches, the learning rate falling to zero along a cosine.
 
     Attributes:
-        objective: what is minimised.
-        epochs: passes over the training split.
-        batch_size: inputs per step; what is left over at the end of an epoch is dropped.
-        learning_rate: at the first step.
-        weight_decay: decoupled from the gradient (Loshchilov and Hutter, 2019).
+        objective: the loss that is minimised.
+        epochs: number of passes over the training split.
+        batch_size: inputs per step; an incomplete batch at the end of an epoch is dropped.
+        learning_rate: learning rate of the first step.
+        weight_decay: weight decay, decoupled from the gradient (Loshchilov and Hutter, 2019).
     """
 
     objective: Objective
@@ -36,23 +35,23 @@ class Recipe:
 
 
 def train(build: Callable[[], nn.Sequential], recipe: Recipe, data: Dataset, seed: int) -> nn.Sequential:
-    """A network trained from scratch, on one core of the CPU; global settings and random state are left as they were.
+    """Train a network from scratch, on one core of the CPU; global settings and random state are left unchanged.
 
-    Networks of this size train faster on one core than on several, and the order of sums does not depend on how many
-    there are. Steps are taken in float64 and the result is rounded to float32: so machines with other instructions
-    come to the same accuracies, where in float32 two of them ended up to 0.6 points apart.
+    Networks of this size train faster on one core than on several, and the order of sums does not depend on the number
+    of cores. Steps are taken in float64 and the result is rounded to float32, so machines with other instructions reach
+    the same accuracies. In float32 two machines differed by up to 0.6 points.
 
     Args:
-        build: makes the network, drawing its parameters from torch's global generator.
-        recipe: how to train it.
-        data: training split.
-        seed: decides every random draw. On one machine it decides every bit of the result.
+        build: function that makes the network; its parameters are drawn from torch's global generator.
+        recipe: the training recipe.
+        data: the training split.
+        seed: seed of every random draw. On one machine it determines every bit of the result.
 
     Returns:
         The network in eval mode, its parameters fixed.
 
     Raises:
-        ConfigError: there are fewer inputs than a batch holds, or the objective does not know a layer.
+        ConfigError: there are fewer inputs than in a batch, or the objective cannot handle a layer.
     """
     if len(data) < recipe.batch_size:
         raise ConfigError(f"{data.name} has {len(data)} inputs, less than a batch of {recipe.batch_size}")

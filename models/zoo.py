@@ -1,9 +1,9 @@
-"""The zoo: small trained classifiers with their cards, and the way in for a user's own.
+"""The zoo: small trained classifiers with their cards.
 
-`weights/NAME.safetensors` holds what `train(NAME, folder)` made, `weights/NAME.json` is its card: what it is, how it
-was trained, how good it is, and the sha256 of the weights, without which they are not read.
+`weights/NAME.safetensors` holds what `train(NAME, folder)` made. `weights/NAME.json` is the model's card: what it is,
+how it was trained, how good it is, and the sha256 of the weights. Weights with another sha256 are refused.
 
-To add a model: write a line in `TABLE`, run `certbench train NAME --out models/weights`, commit both files.
+To add a model, write a line in `TABLE`, run `certbench train NAME --out models/weights`, and commit both files.
 """
 
 import copy
@@ -41,19 +41,19 @@ from certbench.models.training import train as train_network
 from certbench.networks.normalise import Normalise
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Where the shipped weights and cards are."""
+"""Folder of the shipped weights and cards."""
 
 
 @dataclass(frozen=True)
 class ZooModel:
-    """How a model of the zoo is made.
+    """The architecture, recipe and data from which a model of the zoo is made.
 
     Attributes:
         architecture: a name in `ARCHITECTURES`.
-        recipe: how it is trained.
-        data: what it is trained on, as `data.load` names it.
-        seed: of initial parameters, shuffles and noise.
-        preprocessor: what comes before a trained classifier of that architecture, and is then trained alone.
+        recipe: the training recipe.
+        data: the training data, as `data.load` names it.
+        seed: seed of initial parameters, shuffles and noise.
+        preprocessor: a pre-processor before a trained classifier of that architecture; then it alone is trained.
     """
 
     architecture: str
@@ -63,8 +63,8 @@ class ZooModel:
     preprocessor: Preprocessor | None = None
 
 
-# Epochs, learning rates and decays are judgements, made with the test split in sight, so accuracies flatter a little.
-# Seed 1 ends within 0.8 points of every card of the digits; on MNIST it was not tried.
+# Epochs, learning rates and decays are judgements. They were chosen with the test split in sight, so accuracies are a
+# little too good. With seed 1, accuracies on the digits are within 0.8 points of every card; MNIST was not tried.
 TABLE = {
     "linear": ZooModel("linear", Recipe(CrossEntropy(), epochs=50, learning_rate=2e-3)),
     "mlp-plain": ZooModel("mlp", Recipe(CrossEntropy(), epochs=40, weight_decay=0.5)),
@@ -112,12 +112,12 @@ TABLE = {
 
 
 def names() -> list[str]:
-    """Every model of the zoo."""
+    """List every model of the zoo."""
     return list(TABLE)
 
 
 def card(name: str, folder: Path = WEIGHTS) -> dict[str, Any]:
-    """What is known about a model, as `train` wrote it.
+    """Read the card of a model, as `train` wrote it.
 
     Raises:
         ConfigError: no model has this name, or its card cannot be read.
@@ -134,10 +134,10 @@ def card(name: str, folder: Path = WEIGHTS) -> dict[str, Any]:
 
 
 def load(name: str, folder: Path = WEIGHTS) -> Classifier:
-    """A model of the zoo, its weights compared with the sha256 on its card before anything is read from them.
+    """Load a model of the zoo; its weights must have the sha256 on its card, or they are not read.
 
     Raises:
-        ConfigError: no model has this name, or its files are missing, damaged or not of one training.
+        ConfigError: no model has this name, or its files are missing, damaged or from different trainings.
     """
     facts, path = card(name, folder), folder / f"{name}.safetensors"
     try:
@@ -165,7 +165,7 @@ def train(name: str, folder: Path | str) -> dict[str, Any]:
 
     Args:
         name: a model of the zoo.
-        folder: where both files go; made if need be, files of an earlier training are replaced.
+        folder: folder for both files, created if it is missing; files of an earlier training are replaced.
 
     Returns:
         The card.
@@ -230,7 +230,7 @@ def _cure(name: str, folder: Path) -> str:
 
 
 def _unit(input_shape: tuple[int, ...]) -> Normalise:
-    """A normalisation whose numbers are yet to be loaded."""
+    """Make a normalisation whose numbers will be loaded later."""
     return Normalise([0.0] * input_shape[0], [1.0] * input_shape[0], len(input_shape))
 
 
@@ -241,7 +241,7 @@ def _accuracy(module: nn.Module, dataset: Dataset) -> float:
 
 
 def _certified(module: nn.Sequential, objective: Objective, test: Dataset) -> dict[str, Any] | None:
-    """What the objective's own certificate proves, on inputs whose label it is; nothing if it has none."""
+    """Return the share of inputs for which the objective's own certificate proves the label; None if it has none."""
     if not isinstance(objective, CertifiedObjective):
         return None
     threat, eps = objective.claim()

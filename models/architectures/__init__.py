@@ -1,1 +1,1 @@
-"""Modules, one file per kind."""
+"""Architectures of networks, one file per kind."""

@@ -1,4 +1,4 @@
-"""Denoisers: convolutional ones, and diffusion models in one step."""
+"""Denoisers: fully connected and convolutional ones, and diffusion models."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from certbench.errors import ConfigError
 
 TIMES = 1000
-"""Times of a diffusion model."""
+"""Number of times of a diffusion model."""
 
 
 OFFSET = 0.008
-"""Of the cosine schedule, so that the first times have some noise (Nichol and Dhariwal, 2021, section 3.2)."""
+"""Offset of the cosine schedule. It gives the first times some noise (Nichol and Dhariwal, 2021, section 3.2)."""
 
 
 class Residual(nn.Module):
-    """A denoiser `x + body(x)`: the body learns minus the noise."""
+    """A denoiser `x + body(x)`; the body learns the negative noise."""
 
     def __init__(self, input_shape: tuple[int, ...], width: int) -> None:
-        """Two hidden layers of `width` ReLUs."""
+        """Make a body of two hidden layers of `width` ReLUs."""
         super().__init__()
         size = math.prod(input_shape)
         self.body = nn.Sequential(
@@ -37,7 +37,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Any) -> Any:
-        """Inputs `(n, ...)` with less noise, not clipped; or what a tracer hands on in their place."""
+        """Denoise inputs `(n, ...)`, without clipping, or a tracer's proxy for them."""
         return x + self.body(x)
 
 
@@ -45,7 +45,7 @@ class Hourglass(nn.Module):
     """A denoiser of images: two convolutions of stride 2, one in the middle, and two transposed ones back."""
 
     def __init__(self, channels: int, width: int) -> None:
-        """`width` channels at half the height and width, twice as many at a quarter."""
+        """Make a body with `width` channels at half the height and width, and twice as many at a quarter."""
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, kernel_size=4, stride=2, padding=1),
@@ -60,12 +60,12 @@ class Hourglass(nn.Module):
         )
 
     def forward(self, x: Any) -> Any:
-        """Inputs `(n, channels, height, width)` with less noise, not clipped."""
+        """Denoise images `(n, channels, height, width)`, without clipping."""
         return self.body(x)
 
 
 def signal(times: Tensor | int) -> Tensor:
-    r"""$\bar\alpha_t$ of the cosine schedule, the share of the variance that is not noise; 1 at t = 0, 0 at T."""
+    r"""Compute $\bar\alpha_t$ of the cosine schedule, the share of variance that is not noise; 1 at t = 0, 0 at T."""
 
     def cosine(t: Tensor) -> Tensor:
         return torch.cos((t / TIMES + OFFSET) / (1 + OFFSET) * (math.pi / 2)).square()
@@ -74,7 +74,7 @@ def signal(times: Tensor | int) -> Tensor:
 
 
 def time_of(sigma: float) -> int:
-    r"""The first time with at least the noise of smoothing at `sigma` (Carlini et al., 2023, section 3.2).
+    r"""Return the first time with at least the noise of smoothing at `sigma` (Carlini et al., 2023, section 3.2).
 
     Raises:
         ConfigError: no time before the last has so much noise, or `sigma` is not positive.
@@ -87,10 +87,10 @@ def time_of(sigma: float) -> int:
 
 
 class NoisePredictor(nn.Module):
-    """The noise in x_t, by two hidden layers of ReLUs to which sines and cosines of the time are added."""
+    """A predictor of the noise in x_t: two hidden layers of ReLUs, to which sines and cosines of the time are added."""
 
     def __init__(self, input_shape: tuple[int, ...], width: int, waves: int = 16) -> None:
-        """Hidden layers of `width`; `waves` sines and as many cosines."""
+        """Make hidden layers of `width`, with `waves` sines and as many cosines."""
         super().__init__()
         size = math.prod(input_shape)
         self.waves = waves
@@ -98,7 +98,7 @@ class NoisePredictor(nn.Module):
         self.first_time, self.second_time = (nn.Linear(2 * waves, width, bias=False) for _ in range(2))
 
     def forward(self, x: Any, times: Int[Tensor, " m"]) -> Any:
-        """Noise in each input of `(n, ...)`, at a time each, or one for all."""
+        """Predict the noise in inputs `(n, ...)`, with one time per input or one for all."""
         frequencies = torch.exp(torch.arange(self.waves, dtype=torch.float64) * (-math.log(10_000) / self.waves))
         angles = (times.cpu()[:, None] * frequencies).to(self.first.weight)
         time = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -110,25 +110,26 @@ class NoisePredictor(nn.Module):
 class Diffusion(nn.Module):
     r"""Denoising by a diffusion model, in one step (Carlini et al., 2023, Algorithm 1) or several.
 
-    Inputs are taken for $x + \sigma N$ and scaled to $x_t$ at the time whose noise is `noise`, at least `sigma`, above
-    it by less than the distance of two times (0.4 % at sigma = 0.25). Nothing is drawn, so this is a function, as a
+    Inputs are taken for $x + \sigma N$ and scaled to $x_t$ at the first time whose noise is at least `sigma`. Its
+    excess is less than the distance of two times (0.4 % at sigma = 0.25). Nothing is drawn, so this is a function, as a
     base classifier must be. Several steps are those of DDIM (Song, Meng and Ermon, 2021) without noise. The paper's
-    many steps draw noise in each, and end in sharp images of, at times, another class; 20 of those cost 6 points of
-    the accuracy of `cnn-diffusion` under noise of 0.25, and 20 at 0.5, where 20 of these change it by less than one.
+    many steps draw noise in each, and end in sharp images, at times of another class. 20 steps of the paper cost 6
+    points of the accuracy of `cnn-diffusion` under noise of 0.25, and 20 points at 0.5; 20 of these steps change it by
+    less than one point.
 
     Attributes:
-        model: predicts noise.
-        sigma: of the noise to come, in the units of the input.
-        steps: evaluations of the model.
-        noise: of the time chosen, in the same units.
-        path: times from the one chosen down to 0.
+        model: the predictor of noise.
+        sigma: standard deviation of the noise in the inputs, in the units of the input.
+        steps: number of evaluations of the model.
+        noise: noise of the chosen time, in the same units.
+        path: times from the chosen one down to 0.
     """
 
     def __init__(self, model: NoisePredictor, sigma: float, steps: int = 1) -> None:
         """Choose the times.
 
         Raises:
-            ConfigError: no time has this noise, or there are not so many times below it.
+            ConfigError: no time has this noise, or there are fewer than `steps` times below it.
         """
         super().__init__()
         time = time_of(sigma)
@@ -140,7 +141,7 @@ class Diffusion(nn.Module):
         self.path = tuple(round(time * (steps - k) / steps) for k in range(steps + 1))
 
     def forward(self, x: Any) -> Any:
-        """Denoised inputs `(n, ...)`, in [0, 1]."""
+        """Denoise inputs `(n, ...)`; the result lies in [0, 1]."""
         point = math.sqrt(float(signal(self.path[0]))) * (2 * x - 1)
         for now, later in zip(self.path, self.path[1:], strict=False):
             left, after = float(signal(now)), float(signal(later))
@@ -153,17 +154,17 @@ class Diffusion(nn.Module):
 
 @dataclass(frozen=True)
 class Preprocessor(ABC):
-    """How a pre-processor is made. Subclasses are frozen dataclasses; their fields are on a card.
+    """The recipe of a pre-processor. Subclasses are frozen dataclasses; their fields are on a card.
 
     Attributes:
-        classifier: the model of the zoo behind it, which stays as it is.
+        classifier: name of the zoo's model behind it, which is not trained again.
     """
 
     classifier: str
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...]) -> nn.Module:
-        """The pre-processor, its parameters drawn from torch's global generator."""
+        """Build the pre-processor, with parameters drawn from torch's global generator."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,13 @@ class Denoiser(Preprocessor):
     """A network from noisy inputs to clean ones.
 
     Attributes:
-        width: of its two hidden layers.
+        width: width of its two hidden layers.
     """
 
     width: int = 128
 
     def build(self, input_shape: tuple[int, ...]) -> nn.Module:
-        """The denoiser."""
+        """Build the denoiser."""
         return Residual(input_shape, self.width)
 
 
@@ -186,13 +187,13 @@ class ConvolutionalDenoiser(Preprocessor):
     """A network of convolutions from noisy images to clean ones.
 
     Attributes:
-        width: its channels after the first convolution.
+        width: number of channels after the first convolution.
     """
 
     width: int = 16
 
     def build(self, input_shape: tuple[int, ...]) -> nn.Module:
-        """The denoiser.
+        """Build the denoiser.
 
         Raises:
             ConfigError: inputs are not images whose height and width are multiples of 4.
@@ -208,8 +209,8 @@ class DiffusionDenoiser(Preprocessor):
 
     Attributes:
         sigma: standard deviation of that noise, in the units of the input.
-        steps: from there.
-        width: of the model's two hidden layers.
+        steps: number of steps to the clean input.
+        width: width of the model's two hidden layers.
     """
 
     sigma: float = 0.25
@@ -217,5 +218,5 @@ class DiffusionDenoiser(Preprocessor):
     width: int = 128
 
     def build(self, input_shape: tuple[int, ...]) -> nn.Module:
-        """The diffusion model."""
+        """Build the diffusion model."""
         return Diffusion(NoisePredictor(input_shape, self.width), self.sigma, self.steps)

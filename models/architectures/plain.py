@@ -1,6 +1,6 @@
-"""Architectures: plain `nn.Sequential`s of layers that every backend reads, normalisation first.
+"""Plain architectures: each is an `nn.Sequential` of layers that every backend can read, normalisation first.
 
-To add one: write a function like those below and put it into `ARCHITECTURES`.
+To add one, write a function like those below and put it into `ARCHITECTURES`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,17 +12,17 @@ from certbench.networks.normalise import Normalise
 
 
 def linear(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
-    """Logistic regression: the classifier whose exact radii have a closed form."""
+    """Build a logistic regression: its exact radii have a closed form."""
     return nn.Sequential(normalise, nn.Flatten(), nn.Linear(_size(input_shape), num_classes))
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
-    """Two hidden layers of 100 ReLUs."""
+    """Build two hidden layers of 100 ReLUs."""
     return _two_hidden(input_shape, num_classes, normalise, 100)
 
 
 def mlp_small(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
-    """Two hidden layers of 50 ReLUs: small enough for exact solvers on every input."""
+    """Build two hidden layers of 50 ReLUs, small enough for exact solvers on every input."""
     return _two_hidden(input_shape, num_classes, normalise, 50)
 
 
@@ -39,7 +39,7 @@ def _two_hidden(input_shape: tuple[int, ...], num_classes: int, normalise: Norma
 
 
 def cnn(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
-    """Two convolutions of stride 2 and a hidden layer of 100; 484 ReLUs on 8x8 images.
+    """Build two convolutions of stride 2 and a hidden layer of 100; 484 ReLUs on 8x8 images.
 
     Args:
         input_shape: `(channels, height, width)`, height and width at least 4.
@@ -50,7 +50,7 @@ def cnn(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) ->
 
 
 def cnn_small(input_shape: tuple[int, ...], num_classes: int, normalise: Normalise) -> nn.Sequential:
-    """Two convolutions of stride 2 and a hidden layer of 32; 2384 ReLUs on 28x28 images, half the channels of `cnn`.
+    """Build two convolutions of stride 2, a hidden layer of 32: 2384 ReLUs on 28x28 images, half the channels of `cnn`.
 
     Args:
         input_shape: `(channels, height, width)`, height and width at least 4.
@@ -86,7 +86,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cnn": cnn,
     "cnn-small": cnn_small,
 }
-"""Name to function, as cards name them."""
+"""Functions by the names on cards."""
 
 
 def _size(input_shape: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""Data sets, one file per source, and any `.npz` file of a user."""
+"""Data sets: one file per source, and a reader of users' `.npz` files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,20 +12,20 @@ from certbench.models.data.npz import read_npz
 __all__ = ["Dataset", "load"]
 
 NAMED: dict[str, Callable[[str], Dataset]] = {"digits": read_digits, "mnist": read_mnist}
-"""Data sets that go by a name, each with the function that reads a split. One more is a file and a line here."""
+"""Data sets by name, each with the function that reads a split. To add one, write a file and a line here."""
 
 FILES: dict[str, Callable[[Path], Dataset]] = {".npz": read_npz}
-"""Files of data, by their suffix, each with the function that reads one."""
+"""Formats of data files by suffix, each with the function that reads a file."""
 
 
 def load(spec: str, split: str = "test") -> Dataset:
-    """The data set that a specification names.
+    """Load the data set that a specification names.
 
     Args:
         spec: `digits`, `mnist`, or the path of a `.npz` file with an array of inputs (`inputs`, `x` or `images`;
             floats are used as they are, uint8 is divided by 255) and an array of integer class numbers (`labels` or
             `y`). The class count is the largest label plus one, unless the file has a number `num_classes`.
-        split: `train` or `test` of the digits or of MNIST. A file is one split, and goes by `test`.
+        split: `train` or `test` for the digits and MNIST. A file is one split, named `test`.
 
     Raises:
         ConfigError: there is no such data set, split or file, or the file holds something else.

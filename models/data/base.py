@@ -12,10 +12,10 @@ class Dataset:
     """Labelled inputs, on the CPU.
 
     Attributes:
-        name: what tables call it.
+        name: name in tables.
         inputs: float32; digits, MNIST and uint8 images lie in [0, 1].
         labels: int64, in `range(num_classes)`.
-        num_classes: how many classes there are, also if some have no input here.
+        num_classes: number of classes, including those without an input here.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Dataset:
         return tuple(self.inputs.shape[1:])
 
     def fingerprint(self) -> str:
-        """Sha256 over shapes, inputs, labels and the class count. Never over the name."""
+        """Compute the sha256 of shapes, inputs, labels and the class count, but not of the name."""
         digest = hashlib.sha256(repr((tuple(self.inputs.shape), self.num_classes)).encode())
         for tensor in (self.inputs, self.labels):
             digest.update(tensor.contiguous().numpy().tobytes())

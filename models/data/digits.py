@@ -1,7 +1,7 @@
 """The scanned digits of scikit-learn.
 
-They are those of Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI repository:
-1797 images of 8x8 pixels in 0..16, inside the scikit-learn package, so nothing is downloaded.
+They come from Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI repository: 1797 images of
+8x8 pixels in 0..16. The scikit-learn package contains them, so nothing is downloaded.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ import torch
 from certbench.models.data.base import Dataset
 
 DIGITS_TEST = 500
-"""How many of the 1797 digits are the test split; see `read_digits` for which ones."""
+"""Number of the 1797 digits that are the test split; `read_digits` says which ones."""
 
 
 def read_digits(split: str) -> Dataset:
-    """Digits as `(1, 8, 8)` in [0, 1]: 1297 to train on, 500 to test.
+    """Read digits as `(1, 8, 8)` in [0, 1]: 1297 for training, 500 for tests.
 
     The split depends on the images alone, not on a random generator or on their order in scikit-learn. Within each
     class images are ranked by the sha256 of their 64 bytes; the image of rank r among n goes to place (r + 1/2) / n;

@@ -1,7 +1,7 @@
 """MNIST (LeCun, Cortes and Burges, 1998; 28x28 pixels in 0..255).
 
-It is read from a folder that `CERTBENCH_MNIST` names, with the four files of its first publication, or else downloaded
-once from OpenML, by scikit-learn, which keeps it.
+It is read from the folder in `CERTBENCH_MNIST`, which holds the four files of its first publication. Without that
+variable, scikit-learn downloads it once from OpenML and keeps it.
 """
 
 import gzip
@@ -23,11 +23,11 @@ MNIST = {
     "train": ("train", slice(0, 60_000), "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b"),
     "test": ("t10k", slice(60_000, 70_000), "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b"),
 }
-"""Of each split: how its files begin, its rows among all 70000, and the sha256 of its pixels, then labels, as bytes."""
+"""Splits: the start of the file names, the rows among all 70000, and the sha256 of pixels and then labels as bytes."""
 
 
 def read_mnist(split: str) -> Dataset:
-    """MNIST as `(1, 28, 28)` in [0, 1], in its own order: 60000 to train on, 10000 to test; compared with a sha256."""
+    """Read MNIST as `(1, 28, 28)` in [0, 1], in its order, 60000 for training, 10000 for tests; check its sha256."""
     start, rows, sha256 = MNIST[split]
     folder = os.environ.get("CERTBENCH_MNIST")
     if folder:
@@ -35,13 +35,13 @@ def read_mnist(split: str) -> Dataset:
     else:
         images, labels = (array[rows] for array in _openml())
     if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != sha256:
-        raise ConfigError(f"what {folder or 'OpenML'} holds is not MNIST, or not whole, or not in its order")
+        raise ConfigError(f"the data in {folder or 'OpenML'} is not MNIST, or incomplete, or in another order")
     inputs = torch.from_numpy(images.reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255))
     return Dataset(f"mnist/{split}", inputs, torch.from_numpy(labels.astype(np.int64)), 10)
 
 
 def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
-    """The bytes of an idx file, packed by gzip or not, in its shape: a magic number, sizes, then bytes."""
+    """Read an array of bytes from an idx file, packed by gzip or not: a magic number, sizes, then bytes."""
     packed, path = folder / f"{name}.gz", folder / name
     try:
         content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
@@ -50,12 +50,12 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
     axes = content[3] if len(content) > 3 else 0
     shape = np.frombuffer(content[4 : 4 + 4 * axes], dtype=">u4").tolist()
     if content[:3] != b"\0\0\x08" or len(content) != 4 + 4 * axes + math.prod(shape):
-        raise ConfigError(f"{path if path.is_file() else packed} is no idx file of bytes, or not whole")
+        raise ConfigError(f"{path if path.is_file() else packed} is no idx file of bytes, or incomplete")
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 def _openml() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """All 70000 images and labels."""
+    """Download all 70000 images and labels."""
     from sklearn.datasets import fetch_openml  # 1.6 s
 
     parser = "pandas" if importlib.util.find_spec("pandas") else "liac-arff"  # the latter takes a minute or two

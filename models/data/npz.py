@@ -16,14 +16,14 @@ INPUTS = ("inputs", "x", "images")
 
 
 LABELS = ("labels", "y")
-"""Names under which a `.npz` may hold its arrays; each once."""
+"""Names of the label array in a `.npz` file. It must have exactly one of them, and exactly one of `INPUTS`."""
 
 
 def read_npz(path: Path) -> Dataset:
-    """Read a file; `load` says what it holds.
+    """Read a `.npz` file; `load` describes its content.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: the file holds something else.
     """
     arrays = _arrays(path)
     inputs, labels = _one_of(INPUTS, arrays, path), _one_of(LABELS, arrays, path)
@@ -52,7 +52,7 @@ def read_npz(path: Path) -> Dataset:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of the file; pickles, which run code when opened, are refused."""
+    """Read every array of the file; refuse pickles, because they run code when opened."""
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     try:

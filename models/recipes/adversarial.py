@@ -20,7 +20,7 @@ class Adversarial(Objective):
     Attributes:
         p: norm of the ball, 2 or inf.
         eps: radius of the ball, which is clipped to [0, 1].
-        steps: of the ascent, each of length 2.5 eps / steps, after a random start.
+        steps: number of steps of the ascent, each of length 2.5 eps / steps, after a random start.
     """
 
     p: float
@@ -28,16 +28,16 @@ class Adversarial(Objective):
     steps: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse norms in which the ascent has no step."""
+        """Refuse norms for which no step of the ascent is defined."""
         if self.p not in (2.0, math.inf):
             raise ConfigError(f"no adversarial training in norm {self.p!r}; write 2 or inf", ("p",))
 
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch."""
+        """Compute the mean loss of a batch."""
         return functional.cross_entropy(module(self.ascend(module, step)), step.y)
 
     def ascend(self, module: nn.Sequential, step: Step) -> Float[Tensor, "n ..."]:
-        """The points of a batch at which the ascent ends; parameters get no gradient on the way."""
+        """Return the points of a batch at which the ascent ends; parameters get no gradient from it."""
         noise = torch.rand(step.x.shape, generator=step.generator, dtype=step.x.dtype)
         points = self._within(step.x, step.x + self.eps * (2 * noise - 1))
         for _ in range(self.steps):

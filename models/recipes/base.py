@@ -1,4 +1,4 @@
-"""What a training recipe is made of."""
+"""Building blocks of training recipes."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from certbench.core.threat import ThreatModel
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One batch on its way through training.
+    """One batch during training.
 
     Attributes:
         x: inputs in [0, 1].
@@ -28,32 +28,32 @@ class Step:
     generator: torch.Generator
 
     def grown(self, warmup: float, ramp: float) -> float:
-        """A schedule: 0 for a share `warmup` of the steps, then growing linearly to 1 during a share `ramp`."""
+        """Return a schedule's value: 0 for a share `warmup` of the steps, then linear up to 1 during a share `ramp`."""
         return min(max((self.progress - warmup) / ramp, 0.0), 1.0)
 
 
 class Objective(ABC):
-    """What a recipe minimises. Subclasses are frozen dataclasses; their fields are the settings on a card."""
+    """A loss that a recipe minimises. Subclasses are frozen dataclasses; their fields are the settings on a card."""
 
     @abstractmethod
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch."""
+        """Compute the mean loss of a batch."""
 
 
 class CertifiedObjective(Objective):
-    """An objective that trains for a certificate of its own, so that a card can say how often it holds."""
+    """An objective that trains for its own certificate, so that a card can say how often the certificate holds."""
 
     @abstractmethod
     def claim(self) -> tuple[ThreatModel, float]:
-        """Threat model and radius of the certificate."""
+        """Return threat model and radius of the certificate."""
 
     @abstractmethod
     def margins(
         self, module: nn.Sequential, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], eps: float
     ) -> Float[Tensor, "n classes"]:
-        """Lower bounds, over the ball of radius eps, of logit y minus each logit; 0 at y itself."""
+        """Compute lower bounds of logit y minus each logit, over the ball of radius eps; 0 at y itself."""
 
     def certified(self, module: nn.Sequential, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Whether the certificate proves label y."""
+        """Say whether the certificate proves label y."""
         margins = self.margins(module, x, y, self.claim()[1])
         return ((margins > 0) | functional.one_hot(y, margins.shape[1]).bool()).all(dim=1)

@@ -21,6 +21,6 @@ class GaussianNoise(Objective):
     sigma: float
 
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch."""
+        """Compute the mean loss of a batch."""
         noise = torch.randn(step.x.shape, generator=step.generator)
         return functional.cross_entropy(module(step.x + self.sigma * noise), step.y)

@@ -22,7 +22,7 @@ class IntervalBounds(CertifiedObjective):
     Attributes:
         eps: radius of the ball, which is clipped to [0, 1].
         warmup: share of the steps before the ball starts to grow.
-        ramp: share of the steps during which it grows, and the worst case gains weight, both linearly.
+        ramp: share of the steps during which the ball and the weight of the worst case grow linearly.
         worst: weight of the worst case after that.
     """
 
@@ -32,20 +32,20 @@ class IntervalBounds(CertifiedObjective):
     worst: float = 0.5
 
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch."""
+        """Compute the mean loss of a batch."""
         grown = step.grown(self.warmup, self.ramp)
         usual = functional.cross_entropy(module(step.x), step.y)
         worst = functional.cross_entropy(-self.margins(module, step.x, step.y, self.eps * grown), step.y)
         return torch.lerp(usual, worst, self.worst * grown)
 
     def claim(self) -> tuple[ThreatModel, float]:
-        """Threat model and radius of the certificate."""
+        """Return threat model and radius of the certificate."""
         return Linf.within(0, 1), self.eps
 
     def margins(
         self, module: nn.Sequential, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], eps: float
     ) -> Float[Tensor, "n classes"]:
-        """Interval bounds up to the last layer, which is merged with the differences of logits."""
+        """Compute interval bounds up to the last layer, which is merged with the differences of logits."""
         lower, upper = interval_bounds(list(module)[:-1], (x - eps).clamp(min=0), (x + eps).clamp(max=1))
         weight, bias = row_differences(module, y)
         center, spread = (lower + upper) / 2, (upper - lower) / 2
@@ -55,10 +55,10 @@ class IntervalBounds(CertifiedObjective):
 def interval_bounds(
     layers: Iterable[nn.Module], lower: Float[Tensor, "n ..."], upper: Float[Tensor, "n ..."]
 ) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n ..."]]:
-    """Bounds of every output over a box of inputs, layer by layer (Gowal et al., 2018, section 3.1).
+    """Bound every output over a box of inputs, layer by layer (Gowal et al., 2018, section 3.1).
 
     Raises:
-        ConfigError: a layer is of none of the kinds that `architectures` uses.
+        ConfigError: a layer is of no kind that `architectures` uses.
     """
     for layer in layers:
         center, spread = (lower + upper) / 2, (upper - lower) / 2

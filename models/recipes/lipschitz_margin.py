@@ -33,18 +33,18 @@ class LipschitzMargin(CertifiedObjective):
     ramp: float = 0.5
 
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch."""
+        """Compute the mean loss of a batch."""
         grown = step.grown(self.warmup, self.ramp)
         return functional.cross_entropy(-self.margins(module, step.x, step.y, self.eps * grown), step.y)
 
     def claim(self) -> tuple[ThreatModel, float]:
-        """Threat model and radius of the certificate."""
+        """Return threat model and radius of the certificate."""
         return L2, self.eps
 
     def margins(
         self, module: nn.Sequential, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], eps: float
     ) -> Float[Tensor, "n classes"]:
-        """Margins at x, less what the ball can take away."""
+        """Compute the margins at x, less the most that the ball can take away."""
         logits: Tensor = module(x)
         gain = row_differences(module, y)[0].norm(dim=2) * lipschitz_constant(list(module)[:-1])
         margins: Tensor = logits.gather(1, y[:, None]) - logits - eps * gain
@@ -52,7 +52,7 @@ class LipschitzMargin(CertifiedObjective):
 
 
 def lipschitz_constant(layers: Iterable[nn.Module]) -> Float[Tensor, ""]:
-    """Product of the layers' exact L2 Lipschitz constants.
+    """Multiply the layers' exact L2 Lipschitz constants.
 
     Raises:
         ConfigError: a layer is neither dense, nor a ReLU, nor a reshaping.
@@ -72,7 +72,7 @@ def lipschitz_constant(layers: Iterable[nn.Module]) -> Float[Tensor, ""]:
 
 
 def row_norms(x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-    """L2 norms of the rows, never 0, with axes of length 1 to divide by."""
+    """Compute the L2 norms of the rows, never 0, in a shape that the rows can be divided by."""
     norms: Tensor = x.flatten(1).norm(dim=1).clamp(min=1e-12)
     return norms.view(-1, *[1] * (x.dim() - 1))
 
@@ -80,7 +80,7 @@ def row_norms(x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
 def row_differences(
     module: nn.Sequential, y: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n classes width"], Float[Tensor, "n classes"]]:
-    """Weight and bias of logit y minus each logit, as functions of the last layer's input."""
+    """Return weight and bias of logit y minus each logit, as functions of the last layer's input."""
     last = module[-1]
     if not isinstance(last, nn.Linear):
         raise ConfigError(f"the last layer must be linear, not {last}")

@@ -16,7 +16,7 @@ class NoisePrediction(Objective):
     """Squared error of the noise predicted at uniformly drawn times (Ho, Jain and Abbeel, 2020, equation 14)."""
 
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch; the classifier has no part in it."""
+        """Compute the mean loss of a batch, which does not depend on the classifier."""
         times = torch.randint(1, TIMES + 1, (len(step.x),), generator=step.generator)
         left = signal(times).to(step.x.dtype).view(-1, *[1] * (step.x.dim() - 1))
         noise = torch.randn(step.x.shape, generator=step.generator).to(step.x.dtype)

@@ -14,5 +14,5 @@ class CrossEntropy(Objective):
     """Cross entropy on the inputs as they are."""
 
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch."""
+        """Compute the mean loss of a batch."""
         return functional.cross_entropy(module(step.x), step.y)

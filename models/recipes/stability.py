@@ -21,7 +21,7 @@ class Stability(Objective):
     sigma: float
 
     def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
-        """Mean loss of a batch. True labels have no part in it."""
+        """Compute the mean loss of a batch, which does not depend on the true labels."""
         with torch.no_grad():
             labels = module[1:](step.x).argmax(dim=1)
         noise = torch.randn(step.x.shape, generator=step.generator)

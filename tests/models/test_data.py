@@ -133,7 +133,7 @@ def test_mnist_is_the_same_from_a_folder_and_from_openml(
         ("t10k-images-idx3-ubyte.gz", b"no gzip", "can be read"),
         ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(PIXELS[3:5]))[:-20], "can be read"),
         ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(PIXELS[3:5])[:-1]), "ubyte.gz is no idx file"),
-        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(PIXELS[[4, 3]])), "is not MNIST, or not whole, or not in its"),
+        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(PIXELS[[4, 3]])), "is not MNIST, or incomplete, or in another"),
         ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(PIXELS[3:4])), "is not MNIST"),
         ("t10k-labels-idx1-ubyte", b"", "ubyte is no idx file"),
         ("t10k-labels-idx1-ubyte", idx(CLASSES[3:5]) + b"\0", "no idx file"),
