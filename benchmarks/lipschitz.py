@@ -1,7 +1,8 @@
-"""What rigorous Lipschitz constants cost: `python -m benchmarks.lipschitz`.
+"""The cost of rigorous Lipschitz constants: `python -m benchmarks.lipschitz`.
 
-The zonotope against CROWN, interleaved, as ratios of time and of mean radius; operator norms beside a plain singular
-value decomposition; LipSDP beside Clarabel on a small network. Processor time, the best of several rounds.
+Measured are the zonotope against CROWN, in turns, as ratios of time and of mean radius; operator norms beside a plain
+singular value decomposition; and LipSDP beside Clarabel on a small network. Times are processor times of the best of
+several rounds.
 """
 
 import argparse
@@ -26,7 +27,7 @@ ZONOTOPES: tuple[dict[str, Any], ...] = (
 
 
 def best(work: Callable[[], Any], rounds: int) -> float:
-    """Seconds of processor time of the best round, after one that is not timed."""
+    """Return the processor time of the best round in seconds, after one round that is not timed."""
     work()
     times = []
     for _ in range(rounds):
@@ -37,7 +38,7 @@ def best(work: Callable[[], Any], rounds: int) -> float:
 
 
 def radii(inputs: int, rounds: int) -> None:
-    """The zonotope against CROWN, in L2 without a domain and within [0, 1]."""
+    """Compare the zonotope with CROWN, in L2 without a domain and within [0, 1]."""
     print(f"L2, {inputs} inputs a model, one thread: time and mean radius, in units of CROWN's")
     x = data.load("digits").inputs[:inputs]
     for threat in (L2, L2.within(0, 1)):
@@ -45,7 +46,7 @@ def radii(inputs: int, rounds: int) -> None:
             classifier = zoo.load(name)
             times: dict[str, list[float]] = {}
             means = {}
-            for _ in range(rounds + 1):  # in turns, so that whatever else the machine does falls on all alike
+            for _ in range(rounds + 1):  # in turns, so that other work of the machine slows all alike
                 for spec in ({"name": "crown"}, *ZONOTOPES):
                     certifier = certbench.build(spec)
                     state = certifier.prepare(classifier, threat)
@@ -64,7 +65,7 @@ def radii(inputs: int, rounds: int) -> None:
 
 
 def operator_norms(rounds: int) -> None:
-    """The two shapes that the project promises, beside a singular value decomposition that proves nothing."""
+    """Time norms of the two shapes with promised speed, beside a singular value decomposition, which proves nothing."""
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(1024, 784, generator=generator, dtype=torch.float64)
     kernel = torch.randn(64, 64, 3, 3, generator=generator, dtype=torch.float64)
@@ -76,7 +77,7 @@ def operator_norms(rounds: int) -> None:
 
 
 def semidefinite(clarabel: bool) -> None:
-    """LipSDP per pair and shared on the zoo's MLP, and against Clarabel on 64-30-30-10."""
+    """Time LipSDP per pair and shared on the zoo's MLP, and against Clarabel on 64-30-30-2."""
     for spec in ({"multipliers": "shared"}, {"solver": "gradient"}, {}):
         certifier = certbench.build({"name": "lipsdp", **spec})
         assert isinstance(certifier, LipSDP)
@@ -104,10 +105,10 @@ def semidefinite(clarabel: bool) -> None:
 
 
 def main() -> None:
-    """All of it."""
+    """Run all comparisons."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lipschitz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--inputs", type=int, default=100, help="number of inputs per model")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     parser.add_argument("--clarabel", action="store_true", help="compare with cvxpy's Clarabel, which takes a minute")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Certified radii per second against peers, interleaved in one process, as ratios: `python -m benchmarks.radii`.
+"""Certified radii per second against peers, in turns in one process, as ratios: `python -m benchmarks.radii`.
 
-Contenders of a race take turns, so that whatever else the machine does falls on all of them alike. A contender's time
-is that of its best round (and, beside it, of its median round), per radius; preparation and a first call are not timed.
+Contenders of a race take turns, so that other work of the machine slows all of them alike. A contender's time is the
+time per radius in its best round, and beside it in its median round. Preparation and a first call are not timed.
 """
 
 import argparse
@@ -29,25 +29,25 @@ from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 
 BUNDLE = Path(__file__).parents[2] / "shared" / "data" / "bundle.py"
-"""The loader of published networks, where they are at hand."""
+"""Loader of the published networks, if they are available."""
 PUBLISHED = ("eran/mnist_6_100", "eran/mnist_conv_small", "auto_lirpa/mnist_cnn_small")
 ZOO = ("mlp-plain", "cnn-plain")
 THREAT = Linf.within(0, 1)
 RELATIVE = 1e-3
-"""Precision of every contender's radius."""
+"""Relative precision of every contender's radius."""
 
 Radii = Callable[[Float[Tensor, "n ..."]], Float[Tensor, " n"]]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to certified radii.
+    """A method that computes certified radii.
 
     Attributes:
-        name: what the table calls it.
-        radii: of a batch of inputs.
-        inputs: how many of the race's inputs it is given; a slow one gets fewer, and its time is still per radius.
-        at_least: how often it should be outrun by the first contender; None where nothing is promised.
+        name: name in the table.
+        radii: function from a batch of inputs to radii.
+        inputs: number of the race's inputs that it gets; a slow contender gets fewer, and its time is per radius, too.
+        at_least: promised ratio of its time to the first contender's; None if nothing is promised.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Race:
-    """Contenders on the same inputs; the first is the one that the others are measured against."""
+    """Contenders on the same inputs; the others are compared with the first."""
 
     name: str
     inputs: Float[Tensor, "n ..."]
@@ -66,7 +66,7 @@ class Race:
 
 
 def race(course: Race, rounds: int) -> list[dict[str, Any]]:
-    """One row per contender: seconds per radius, ratios to the first contender, and means of the radii both have."""
+    """Run a race; return a row per contender: seconds per radius, ratios to the first, means of the common radii."""
     seconds: dict[str, list[float]] = {runner.name: [] for runner in course.contenders}
     radii = {runner.name: runner.radii(course.inputs[:1]) for runner in course.contenders}  # not timed
     for i in range(rounds):
@@ -98,7 +98,7 @@ def race(course: Race, rounds: int) -> list[dict[str, Any]]:
 
 
 def ours(classifier: Classifier, **spec: Any) -> Radii:
-    """Our certifier, prepared once, all inputs in one batch; what a network remembers of earlier calls is forgotten."""
+    """Prepare our certifier once; all inputs are one batch, and each call forgets the results of earlier calls."""
     certifier = certbench.build({"search": {"name": "secant", "relative": RELATIVE}, **spec})
     state = certifier.prepare(classifier, THREAT)
 
@@ -111,13 +111,13 @@ def ours(classifier: Classifier, **spec: Any) -> Radii:
 
 
 def one_by_one(classifier: Classifier, *, optimised: bool = False) -> Radii:
-    """auto-LiRPA as people loop over it: one image at a time, bisection of [0, 1/2], in float32.
+    """Run auto-LiRPA in the usual loop: one image at a time, bisection of [0, 1/2], in float32.
 
-    The loop is that of VeriGauge (Li et al., 2023, `calc_radius`): verify at 0, then halve [low, high]; it ends here
-    where the bracket is `RELATIVE` of its upper end, there at an absolute width. `optimised` is CROWN-Optimized with
-    its 20 iterations, on all layers. Version 0.3 then mistakes the sparse slopes of one radius for those of the next:
-    a convolutional network gets a graph per radius (20 ms), a fully connected one slopes that are not sparse, which
-    cost the same there.
+    The loop is that of VeriGauge (Li et al., 2023, `calc_radius`): verify at 0, then halve [low, high]. It ends when
+    the bracket is `RELATIVE` of its upper end; VeriGauge's ends at an absolute width. `optimised` is CROWN-Optimized
+    with its 20 iterations, on all layers. Version 0.3 then mistakes the sparse slopes of one radius for those of the
+    next. So a convolutional network gets a graph per radius (20 ms), and a fully connected one gets slopes that are not
+    sparse, which cost the same there.
     """
     library = auto_lirpa()
     from auto_LiRPA.perturbations import PerturbationLpNorm
@@ -165,7 +165,7 @@ def one_by_one(classifier: Classifier, *, optimised: bool = False) -> Radii:
 
 
 def courses(inputs: int, few: int) -> Iterator[Race]:
-    """CROWN and alpha-CROWN on a fully connected and on a convolutional network."""
+    """Yield the races: CROWN and alpha-CROWN on fully connected and on convolutional networks."""
     bisection = {"name": "bisection", "relative": RELATIVE}
     for classifier, x in networks(inputs):
         alpha = {"name": "alpha-crown", "layers": 3, "iterations": 10}
@@ -189,7 +189,7 @@ def courses(inputs: int, few: int) -> Iterator[Race]:
 
 
 def networks(inputs: int) -> Iterator[tuple[Classifier, Float[Tensor, "n ..."]]]:
-    """Networks with inputs that they classify correctly: published ones for MNIST, or else the zoo's for digits."""
+    """Yield networks with inputs that they classify correctly: published ones for MNIST, else the zoo's for digits."""
     if BUNDLE.exists():
         spec = importlib.util.spec_from_file_location("bundle", BUNDLE)
         assert spec is not None and spec.loader is not None
@@ -207,7 +207,7 @@ def networks(inputs: int) -> Iterator[tuple[Classifier, Float[Tensor, "n ..."]]]
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-    """The rows of a race as lines."""
+    """Write the rows of a race as lines."""
     lines = [f"\n{rows[0]['race']}, {rows[0]['threads']} thread(s)"]
     lines.append(f"  {'':24}{'radii/s':>10}{'outrun':>9}{'median':>9}{'promised':>10}{'mean radius':>13}{'ours':>9}")
     for row in rows:
@@ -221,7 +221,7 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch with so many threads."""
+    """Let torch use so many threads while the context lasts."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -233,12 +233,12 @@ def threads(count: int) -> Iterator[None]:
 def main() -> None:
     """Run the races, print them, and write every round's times as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.radii", description=__doc__)
-    parser.add_argument("--only", default="", help="races whose name contains this, as in 'alpha' or '6_100'")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--inputs", type=int, default=20, help="per race")
-    parser.add_argument("--few", type=int, default=3, help="for a contender that takes seconds per input")
-    parser.add_argument("--out", type=Path, default=Path("reports/runs/radii.json"))
+    parser.add_argument("--only", default="", help="run races whose name contains this, for example 'alpha' or '6_100'")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds per race")
+    parser.add_argument("--inputs", type=int, default=20, help="number of inputs per race")
+    parser.add_argument("--few", type=int, default=3, help="number of inputs for a slow contender")
+    parser.add_argument("--out", type=Path, default=Path("reports/runs/radii.json"), help="JSON file for the times")
     options = parser.parse_args()
     rows = []
     for course in courses(options.inputs, options.few):

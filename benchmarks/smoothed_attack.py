@@ -1,9 +1,9 @@
-"""Smoothed classifiers attacked inside and beyond their certified radius: `python -m benchmarks.smoothed_attack`.
+"""Attacks on smoothed classifiers inside and beyond their certified radius: `python -m benchmarks.smoothed_attack`.
 
-The figure of Cohen, Rosenfeld and Kolter (2019): how often a perturbation as long as a multiple of the certified radius
-changes the smoothed classifier's answer. Algorithm PREDICT judges what the attack finds, on draws of its own. Inside
-the radius a change needs a certificate or a prediction that is wrong, each with probability alpha at most; what is
-printed as explained by alpha is exceeded with probability 1e-4 at most.
+As in the figure of Cohen, Rosenfeld and Kolter (2019), it counts how often a perturbation as long as a multiple of the
+certified radius changes the smoothed classifier's answer. Algorithm PREDICT judges the points, on its own draws.
+Inside the radius, a change means that the certificate or the prediction is wrong, each with probability at most alpha.
+The number printed as explained by alpha is exceeded with probability at most 1e-4.
 """
 
 import argparse
@@ -24,20 +24,20 @@ from certbench.verifiers.smoothing.smoothing import Smoothing
 MODELS = ("mlp-gaussian", "cnn-gaussian")
 FACTORS = (1.0, 1.5, 2.0, 3.0)
 FRESH = 1
-"""Seed of the draws that judge; those of the certificates have seed 0."""
+"""Seed of the judging draws; the certificates' draws have seed 0."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an attack at one multiple of the radius achieved.
+    """Result of an attack at one multiple of the radius.
 
     Attributes:
         factor: the multiple.
-        attacked: inputs with a finite, positive certified radius.
-        changed: at the attack's point, PREDICT answers with another class than the certified one.
-        abstained: it cannot tell.
-        explained: so many changes inside the radius are exceeded with probability 1e-4 at most, where each input has
-            noise of its own.
+        attacked: number of inputs with a finite, positive certified radius.
+        changed: number of points for which PREDICT answers with another class than the certified one.
+        abstained: number of points for which PREDICT abstains.
+        explained: number of changes inside the radius that is exceeded with probability at most 1e-4, if each input
+            has its own noise.
     """
 
     factor: float
@@ -57,7 +57,7 @@ def attack(
     steps: int = 20,
     draws: int = 64,
 ) -> list[Result]:
-    """Certify, and attack what is certified at each multiple of its radius; PREDICT judges on so many draws."""
+    """Certify inputs and attack them at each multiple of their radius; PREDICT judges on `judge` draws."""
     certificate = certbench.certify(smoothing, classifier, x, L2, seed=0)
     chosen = (certificate.radius > 0) & certificate.radius.isfinite()
     points, label, radius = x[chosen], certificate.prediction[chosen], certificate.radius[chosen]
@@ -77,13 +77,13 @@ def attack(
 def main() -> None:
     """Print one table per model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--inputs", type=int, default=100)
-    parser.add_argument("--sigma", type=float, default=0.25)
-    parser.add_argument("--alpha", type=float, default=0.001)
-    parser.add_argument("--n", type=int, default=10_000, help="draws of each certificate, and of each prediction")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--draws", type=int, default=64, help="of the attack")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="networks of the zoo")
+    parser.add_argument("--inputs", type=int, default=100, help="number of inputs")
+    parser.add_argument("--sigma", type=float, default=0.25, help="standard deviation of the noise")
+    parser.add_argument("--alpha", type=float, default=0.001, help="probability of a wrong certificate")
+    parser.add_argument("--n", type=int, default=10_000, help="draws per certificate and per prediction")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the attack")
+    parser.add_argument("--draws", type=int, default=64, help="draws of the noise in the attack")
     given = parser.parse_args()
     torch.set_num_threads(1)
     x = data.load("digits").inputs[: given.inputs]

@@ -1,10 +1,10 @@
 """Noisy forward passes per second, in units of bare ones: `python -m pytest benchmarks/test_smoothing_speed.py`.
 
-Races in turns, in one process: the network on a fixed batch (no noise, no counting), our engine with noise of each
-input's own and with shared noise, a plain loop as in Cohen et al. (2019), and IBM ART's `certify` where it is
-installed. pytest-benchmark times the engine with shared noise; before each of its rounds the others have theirs, and
-what they reached goes to `extra_info`: samples per second (best rounds), in units of the bare rate, and the mean
-certified radius by Cohen's rule. One thread is timed by the processor's clock, two by the wall's.
+The contenders take turns in one process: the network on a fixed batch (no noise, no counting), our engine with separate
+noise for each input and with shared noise, a plain loop as in Cohen et al. (2019), and IBM ART's `certify` if it is
+installed. pytest-benchmark times the engine with shared noise; before each of its rounds the others have a round. Their
+results go to `extra_info`: samples per second (best rounds), also in units of the bare rate, and the mean certified
+radius by Cohen's rule. One thread is timed by processor time, two by wall time.
 """
 
 import time
@@ -24,18 +24,18 @@ SIGMA, ALPHA, INPUTS, DRAWS, ROUNDS = 0.25, 0.001, 64, 1000, 5
 SHARED = "ours, shared noise"
 
 Work = Callable[[], tuple[int, float | None]]
-"""Does it; how many forward passes of single inputs that was, and the mean certified radius."""
+"""Function that does the work, and returns the number of forward passes of single inputs and the mean radius."""
 
 
 def small(channels: int, side: int) -> nn.Module:
-    """Wong and Kolter's small network."""
+    """Build Wong and Kolter's small network."""
     convolutions = [nn.Conv2d(channels, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()]
     last = [nn.Linear(32 * (side // 4) ** 2, 100), nn.ReLU(), nn.Linear(100, 10)]
     return nn.Sequential(*convolutions, nn.Flatten(), *last)
 
 
 def mlp(inputs: int, width: int) -> nn.Module:
-    """Two hidden layers."""
+    """Build a network with two hidden layers."""
     first = [nn.Flatten(), nn.Linear(inputs, width), nn.ReLU()]
     return nn.Sequential(*first, nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 10))
 
@@ -46,18 +46,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "small conv, 1 x 28 x 28": (lambda: small(1, 28), (1, 28, 28)),
     "small conv, 3 x 32 x 32": (lambda: small(3, 32), (3, 32, 32)),
 }
-"""With parameters as they are drawn."""
+"""Networks with random parameters, and their input shapes."""
 
 
 def mean_radius(counts: Tensor, draws: int, shape: tuple[int, ...]) -> float:
-    """Of the class counted most; the other contenders select theirs first, which costs them 100 draws or nothing."""
+    """Compute the mean radius for the class with most counts.
+
+    The other contenders select a class first, which costs them 100 draws or nothing.
+    """
     rule, d = Smoothing(Gaussian(SIGMA), n=draws, alpha=ALPHA, rule="one-vs-rest"), shape[0] * shape[1] * shape[2]
     bounds = [rule.probabilities(int(row.argmax()), row.tolist(), draws) for row in counts]
     return sum(rule.noise.radius(lower, upper, 2.0, d) for lower, upper in bounds) / len(bounds)
 
 
 def bare(classifier: Classifier, x: Tensor) -> Work:
-    """The network on one batch, again and again."""
+    """Run the network on one batch, again and again."""
     batch = x.repeat(-(-ROWS // len(x)), 1, 1, 1)[:ROWS].float()
 
     @torch.no_grad()
@@ -71,7 +74,7 @@ def bare(classifier: Classifier, x: Tensor) -> Work:
 
 
 def ours(classifier: Classifier, x: Tensor, share: int | None) -> Work:
-    """Our engine, remembering nothing."""
+    """Run our engine, without stored counts."""
     counter = Counter(classifier, Gaussian(SIGMA), share, None)
 
     def work() -> tuple[int, float]:
@@ -82,7 +85,7 @@ def ours(classifier: Classifier, x: Tensor, share: int | None) -> Work:
 
 
 def cohen(classifier: Classifier, x: Tensor) -> Work:
-    """One input at a time, a batch of torch's noise, a count in Python."""
+    """Run Cohen's loop: one input at a time, batches of torch's noise, counts in Python."""
 
     @torch.no_grad()
     def work() -> tuple[int, float]:
@@ -101,7 +104,7 @@ def cohen(classifier: Classifier, x: Tensor) -> Work:
 
 
 def art(classifier: Classifier, x: Tensor) -> Work | None:
-    """IBM ART's certify, if it can be imported."""
+    """Run IBM ART's `certify`; return None if it cannot be imported."""
     try:
         from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
     except ImportError:
@@ -127,7 +130,7 @@ CLOCKS: dict[int, Callable[[], float]] = {1: time.process_time, 2: time.perf_cou
     "threads", [pytest.param(k, marks=pytest.mark.benchmark(timer=clock)) for k, clock in CLOCKS.items()]
 )
 def test_smoothing_speed(benchmark: Any, name: str, threads: int) -> None:
-    """One race; pytest-benchmark's fixture has no types."""
+    """Run one race. The type `Any` is there because pytest-benchmark's fixture has no types."""
     clock, (make, shape) = CLOCKS[threads], NETWORKS[name]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

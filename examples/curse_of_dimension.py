@@ -2,10 +2,10 @@
 
     python examples/curse_of_dimension.py [images] [draws]
 
-Radii of noise whose coordinates are independent fall as d^(1/p - 1/2) for p > 2 (Blum et al., 2020; Kumar et al., 2020;
-Yang et al., 2020): at a fixed sigma the certified L2 radius stays where the draws allow it to be, and the Linf radius
-halves each time that the side doubles. The classifier averages the repeated pixels, and so sees sigma / k: noise that
-grows with the side keeps the Linf radius, for a classifier that can make use of the redundancy.
+Radii of noise with independent coordinates fall as d^(1/p - 1/2) for p > 2 (Blum et al., 2020; Kumar et al., 2020;
+Yang et al., 2020). At a fixed sigma the certified L2 radius keeps the value that the draws allow, and the Linf radius
+halves each time the side doubles. The classifier averages the repeated pixels, so it sees noise of sigma / k. If the
+noise grows with the side, a classifier that can use the redundancy keeps its Linf radius.
 """
 
 import sys
@@ -22,7 +22,7 @@ NOISES = ("gaussian", "laplace", "uniform")
 
 
 def enlarged(side: int) -> Classifier:
-    """mlp-gaussian behind an average over side x side equal pixels."""
+    """Put mlp-gaussian behind an average over side x side equal pixels."""
     model = zoo.load("mlp-gaussian")
     module = nn.Sequential(nn.AvgPool2d(side), model.module).eval()
     return Classifier(module, (1, 8 * side, 8 * side), model.num_classes, f"{model.name}, {8 * side} x {8 * side}")

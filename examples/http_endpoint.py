@@ -1,9 +1,9 @@
-"""Certify a classifier that is known by its HTTP endpoint alone, with randomized smoothing.
+"""Certify a classifier behind an HTTP endpoint, with randomized smoothing.
 
     python examples/http_endpoint.py --model mlp-gaussian --inputs 5 --draws 1000
 
-serves a network of the zoo on localhost and certifies it from outside. For a service of your own write what `ask` does:
-a function from a NumPy batch of inputs to labels.
+serves a network of the zoo on localhost and certifies it from outside. For your own service, replace `ask`: write a
+function from a NumPy batch of inputs to labels.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from certbench.models import data, zoo
 
 
 def handler(classifier: Classifier) -> type[BaseHTTPRequestHandler]:
-    """Answers POST requests: a batch as an .npy file comes in, its labels go out as JSON."""
+    """Make a handler of POST requests: it gets a batch as an .npy file, and answers with labels as JSON."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # keeps connections open
 
         def do_POST(self) -> None:
-            """Classify."""
+            """Classify a batch."""
             body = self.rfile.read(int(self.headers["Content-Length"]))
             try:
                 batch = np.load(io.BytesIO(body), allow_pickle=False)
@@ -54,7 +54,7 @@ def handler(classifier: Classifier) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serve(classifier: Classifier) -> Iterator[str]:
-    """A server on a free port of localhost, while the context lasts; gives its address."""
+    """Run a server on a free port of localhost while the context lasts; give its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler(classifier)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
@@ -66,7 +66,7 @@ def serve(classifier: Classifier) -> Iterator[str]:
 
 
 def ask(address: str, timeout: float = 30.0) -> Callable[[NDArray[np.float32]], NDArray[np.int64]]:
-    """A function that gets the labels of a batch from an endpoint."""
+    """Make a function that gets the labels of a batch from an endpoint."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # localhost needs no proxy
 
     def labels(batch: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -79,18 +79,18 @@ def ask(address: str, timeout: float = 30.0) -> Callable[[NDArray[np.float32]], 
 
 
 def certify(address: str, version: str, inputs: torch.Tensor, num_classes: int, draws: int) -> Certificate:
-    """Certificates of the endpoint's classifier, smoothed by Gaussian noise."""
+    """Certify the endpoint's classifier, smoothed by Gaussian noise."""
     shape = tuple(inputs.shape[1:])
     endpoint = black_box.labels(ask(address), shape, num_classes, name=address, version=version, batch=500)
     return certbench.certify({"name": "smoothing", "n": draws}, endpoint, inputs, certbench.L2)
 
 
 def main() -> None:
-    """Serve, certify, print."""
+    """Serve a network, certify it, print the certificates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mlp-gaussian", help="a network of the zoo")
-    parser.add_argument("--inputs", type=int, default=5)
-    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--inputs", type=int, default=5, help="number of inputs")
+    parser.add_argument("--draws", type=int, default=1000, help="number of draws per input")
     given = parser.parse_args()
     classifier, digits = zoo.load(given.model), data.load("digits")
     inputs = digits.inputs[: given.inputs]
