@@ -18,6 +18,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import BestOfEvidence
 from certbench.core.margins import FLOOR, SLACK
 from certbench.core.ranges import between
 from certbench.core.threat import ThreatModel
@@ -122,13 +123,15 @@ class BestOf(Certifier[BestOfState]):
             except CertificationError as error:  # what the others prove stands
                 refused[options.label(member)], failure = str(error), error
                 continue
-            evidence = tuple({"won": options.label(member), **row} for row in found.evidence)
+            name = BestOfEvidence(won=options.label(member)).to_json()
+            evidence = tuple({**name, **row} for row in found.evidence)
             best = _merged(best, replace(found, evidence=evidence), index.tolist())
         if best is None:
             raise failure or NumericalError("no member gave a certificate")
         if not refused:
             return best
-        return replace(best, evidence=tuple({**row, "refused": refused} for row in best.evidence))
+        reasons = BestOfEvidence(refused=refused).to_json()
+        return replace(best, evidence=tuple({**row, **reasons} for row in best.evidence))
 
     def _open(self, best: Certificate) -> Bool[Tensor, " n"]:
         """Where a counterexample leaves room for more."""

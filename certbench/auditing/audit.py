@@ -26,6 +26,7 @@ from certbench.auditing.rounding import FloatAudit, float_audit
 from certbench.auditing.smoothed_test import conclude, judge
 from certbench.core import options, registry
 from certbench.core.claims import ABSTAIN, Subject
+from certbench.core.evidence import BracketEvidence
 from certbench.errors import CertbenchError, ConfigError, UnsupportedError
 from certbench.files.writing import write
 from certbench.results import recheck_counts
@@ -198,9 +199,8 @@ def _rebound(opened: StoredRun, entries: list[StoredRow], whole: Audit, deadline
 
 def _gave_up(row: Row) -> float:
     """The radius at which the bounds failed, by the evidence; it is no more than one more radius to look at."""
-    bracket = row.evidence.get("bracket")
-    value = bracket[1] if isinstance(bracket, list) and len(bracket) == 2 else math.inf
-    return float(value) if isinstance(value, int | float) else math.inf
+    found = BracketEvidence.read(row.evidence)
+    return math.inf if found is None else found.bracket[1]
 
 
 def _round(opened: StoredRun, group: list[StoredRow], whole: Audit) -> None:

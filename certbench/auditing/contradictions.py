@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
+from certbench.core.evidence import LayersEvidence
 from certbench.results.rows import Row
 
 Spec = Mapping[str, Any]
@@ -118,14 +119,14 @@ def _broken(row: Row) -> Iterator[str]:
         yield "a radius is a number, at least 0"
     elif row.prediction == ABSTAIN and row.radius > 0:
         yield "who abstains certifies no radius"
-    elif row.guarantee is Guarantee.PROBABILISTIC and math.isinf(row.radius) and not _constant(row.evidence):
+    elif row.guarantee is Guarantee.PROBABILISTIC and math.isinf(row.radius) and not _constant(row):
         yield "samples prove no infinite radius"
 
 
-def _constant(evidence: Mapping[str, Any]) -> bool:
+def _constant(row: Row) -> bool:
     """Whether noise is added to features that the input does not move."""
-    places = [evidence, *evidence.get("also", ())]
-    return any(bound == 0 for place in places for bound in place.get("constants", {}).values())
+    layers = LayersEvidence.read(row.evidence)
+    return layers is not None and layers.constant
 
 
 def _examine(group: list[Row]) -> Iterator[Contradiction]:

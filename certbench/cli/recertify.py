@@ -10,6 +10,7 @@ from rich.table import Table
 
 from certbench.cli.console import out, show
 from certbench.core.claims import ABSTAIN
+from certbench.core.evidence import RecertifiedEvidence
 
 if TYPE_CHECKING:
     from certbench.core.certificate import Certificate
@@ -91,7 +92,7 @@ def told(one: "RecertifiedTable", radii: Sequence[float]) -> Iterator[Table | st
 
 def _note(certificate: "Certificate", alpha: float) -> str:
     expected = f"Expected number of wrong certificates, per rule: {alpha * len(certificate):.3g} at most."
-    how = certificate.evidence[0]["selected"] if len(certificate) else ""
+    how = RecertifiedEvidence.from_json(certificate.evidence[0]).selected if len(certificate) else ""
     notes = {
         "reused": "The counts that bound the class also chose it, which costs confidence: one-vs-rest and top-k use "
         "alpha / 2, two-class alpha / 3 for each of three events.",

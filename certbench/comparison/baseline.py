@@ -16,6 +16,7 @@ from typing import Any
 
 from certbench.comparison.side import Known, Place, Side, identities
 from certbench.core.claims import Guarantee, Outcome, Subject
+from certbench.core.evidence import BracketEvidence, Evidence, TallyEvidence
 from certbench.errors import ConfigError
 from certbench.files.json_text import plain
 from certbench.results.folder import RunFolder
@@ -30,7 +31,10 @@ BENCHMARK = "benchmark"
 UNKNOWN = -1.0
 """Their norm."""
 
-KEPT = {Guarantee.PROBABILISTIC: ("counts", "n", "rule", "seed"), Guarantee.COMPLETE: ("bracket",)}
+KEPT: dict[Guarantee, type[Evidence]] = {
+    Guarantee.PROBABILISTIC: TallyEvidence,
+    Guarantee.COMPLETE: BracketEvidence,
+}
 """Evidence that comparisons need."""
 
 HEAD = ("model", "certifier", "spec", "norm", "domain", "guarantee", "subject")
@@ -163,7 +167,7 @@ def _row(head: Mapping[str, Any], line: Any) -> Row:
     row = Row(
         input=index, label=label, prediction=prediction, radius=_number(radius), outcome=outcome, evidence=more, **head
     )
-    if row.guarantee is Guarantee.PROBABILISTIC and "counts" in more and counted(row) is None:
+    if row.guarantee is Guarantee.PROBABILISTIC and TallyEvidence.stated(more.keys()) and counted(row) is None:
         raise ValueError("its counts are not those of n draws")
     return row
 
@@ -218,7 +222,8 @@ def text_of(side: Side, known: Mapping[Place, Known], history: Iterable[Mapping[
 
 def _line(row: Row) -> list[Any]:
     more: dict[str, Any] = {} if row.outcome is Outcome.COMPLETED else {"outcome": row.outcome.value}
-    more |= {name: row.evidence[name] for name in KEPT.get(row.guarantee, ()) if name in row.evidence}
+    if row.guarantee in KEPT:
+        more |= KEPT[row.guarantee].part(row.evidence)
     return [row.input, row.label, row.prediction, row.radius, *([more] if more else [])]
 
 

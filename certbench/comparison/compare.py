@@ -17,11 +17,12 @@ from certbench.comparison.classes import WRONG, Kind, Tolerance, classify
 from certbench.comparison.policy import Policy, Rule, Terms, load
 from certbench.comparison.side import Known, Place, Side, merge, place_of, spec_text
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+from certbench.core.evidence import BracketEvidence
 from certbench.errors import ConfigError
 from certbench.exit_codes import ExitCode
 from certbench.results import recheck_counts
 from certbench.results.rows import Row, refuted
-from certbench.results.significance import holm, p_value, same_draws, strongest
+from certbench.results.significance import counted, holm, p_value, same_draws, strongest
 
 EXACT_SLACK = 1e-6
 """How far, relatively, a complete certifier's answer may be off, which rests on a solver's tolerances."""
@@ -245,8 +246,11 @@ def _exact_radius(row: Row) -> float:
     """From above, if a complete certifier came to its end: the upper end of its bracket, where it has one."""
     if row.guarantee is not Guarantee.COMPLETE or row.outcome is not Outcome.COMPLETED or not row.radius > 0:
         return math.inf
-    bracket = row.evidence.get("bracket", None if "search" in row.spec else (0.0, row.radius))
-    return math.inf if bracket is None else float(bracket[1]) * (1 + EXACT_SLACK)
+    found = BracketEvidence.read(row.evidence)
+    if found is not None:
+        return found.bracket[1] * (1 + EXACT_SLACK)
+    unknown = "search" in row.spec or BracketEvidence.stated(row.evidence.keys())
+    return math.inf if unknown else row.radius * (1 + EXACT_SLACK)
 
 
 def _names(row: Row) -> tuple[str, str]:
@@ -324,8 +328,10 @@ def _statistical(old: Row, new: Row, significant: bool) -> tuple[Kind, str]:
         return Kind.LOST if new.radius == 0 else Kind.LOOSER, f"its own counts prove {proved:.6g}"
     if not significant:
         return (Kind.SAME if old.radius == new.radius else Kind.NOISE), ""
-    top, _ = strongest(old, new)
-    shares = [row.evidence["counts"][top] / row.evidence["n"] for row in (old, new)]
+    before, after = counted(old), counted(new)
+    assert before is not None and after is not None  # only such rows are tested
+    top, _ = strongest(before[0], after[0])
+    shares = [counts[top] / n for counts, n in (before, after)]
     detail = f"the share of class {top} went from {shares[0]:.4g} to {shares[1]:.4g}"
     if old.radius != new.radius:
         return classify(old.radius, new.radius, Tolerance(0.0, 0.0)), detail

@@ -1,1 +1,1 @@
-"""What a certifier is: threat model, classifier, certificate, search, options, and the front door `certify`."""
+"""What a certifier is: threat model, classifier, certificate, evidence, search, options, the front door `certify`."""

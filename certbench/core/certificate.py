@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.core.claims import ABSTAIN, Outcome
+from certbench.core.evidence import Evidence, ReasonEvidence
 from certbench.errors import NumericalError
 
 
@@ -25,7 +26,8 @@ class Certificate:
         seconds: time spent on this input, preparation not included.
         outcome: how each computation ended. The radius is valid whatever it says.
         evidence: what a reader needs to re-check each claim (counts and alpha, layer bounds,
-            bracket), or `{"reason": ...}` where the outcome is not an answer. JSON-able.
+            bracket), or `{"reason": ...}` where the outcome is not an answer. JSON-able; the classes of
+            `certbench.core.evidence` write and read it.
 
     Labels are no part of it: whether a prediction is right is for the metrics to say.
     """
@@ -62,12 +64,13 @@ class Certificate:
         prediction: Int[Tensor, " n"],
         radius: Float[Tensor, " n"],
         *,
-        evidence: Sequence[Mapping[str, Any]] | None = None,
+        evidence: Sequence[Mapping[str, Any] | Evidence] | None = None,
         outcome: Sequence[Outcome] | None = None,
         upper: Float[Tensor, " n"] | None = None,
     ) -> "Certificate":
         """Make a certificate from the columns that a method computes; the front door fills in the time."""
         n = len(prediction)
+        found = [{} for _ in range(n)] if evidence is None else evidence
         if outcome is None:
             outcome = [Outcome.ABSTAINED if c == ABSTAIN else Outcome.COMPLETED for c in prediction.tolist()]
         return Certificate(
@@ -76,7 +79,7 @@ class Certificate:
             upper=torch.full((n,), math.inf, dtype=torch.float64) if upper is None else upper.to("cpu", torch.float64),
             seconds=torch.zeros(n, dtype=torch.float64),
             outcome=tuple(outcome),
-            evidence=tuple({} for _ in range(n)) if evidence is None else tuple(evidence),
+            evidence=tuple(one.to_json() if isinstance(one, Evidence) else one for one in found),
         )
 
     @staticmethod
@@ -86,7 +89,7 @@ class Certificate:
             torch.full((n,), ABSTAIN),
             torch.zeros(n, dtype=torch.float64),
             outcome=[outcome] * n,
-            evidence=[{"reason": reason}] * n,
+            evidence=[ReasonEvidence(reason=reason)] * n,
         )
 
     @staticmethod

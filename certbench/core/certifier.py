@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from certbench.core.certificate import Certificate
 from certbench.core.claims import Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import BoundsEvidence, MarginEvidence
 from certbench.core.margins import FLOOR, LIMIT, SLACK, Bounds, MarginState, margin_rows, tangent
 from certbench.core.ranges import Options
 from certbench.core.search import Evaluation, Found, RadiusSearch, Start
@@ -92,7 +93,8 @@ class MarginCertifier(Certifier[BoundState]):
     def evidence(self, state: BoundState, label: Int[Tensor, " n"]) -> list[dict[str, Any]]:
         """What a reader needs, beside what the search found, to re-check the claim for each input."""
         del state
-        return [{} if self.intermediate() is None else {"bounds": self.intermediate()} for _ in range(len(label))]
+        method = self.intermediate()
+        return [{} if method is None else BoundsEvidence(bounds=method).to_json() for _ in range(len(label))]
 
     def witness(
         self, state: BoundState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
@@ -125,7 +127,7 @@ class MarginCertifier(Certifier[BoundState]):
         found = self.reach(state, x, rows, torch.zeros_like(rows[..., 0]), SLACK * scale, self.start(state, x, label))
         arithmetic = self.arithmetic(state)
         evidence = [
-            {"bracket": [low, high], "evaluations": count, "arithmetic": arithmetic, **more}
+            MarginEvidence(bracket=(low, high), evaluations=count, arithmetic=arithmetic, more=more)
             for low, high, count, more in zip(
                 found.certified.tolist(),
                 found.refuted.tolist(),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from certbench.core import ball
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import ReasonEvidence
 from certbench.core.threat import ThreatModel
 
 
@@ -102,6 +103,10 @@ SLACK = 1e-9
 """Rounding allowance of a margin bound, relative to the largest output of any submodule. A heuristic: margin bounds of
 the zoo and of two MNIST networks moved by at most 6e-14 of the largest logit with batch size and threads. It is no
 enclosure: a network that is made for it can still hide larger numbers, inside one submodule, say."""
+
+
+NO_MARGIN = ReasonEvidence(reason="the margin at the input itself is zero, within rounding")
+"""Evidence of a complete certifier whose `clean_margin` leaves nothing to certify."""
 
 
 def clean_margin(logits: Float[Tensor, "n classes"], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from certbench.core.evidence import RecountEvidence
 from certbench.errors import ConfigError, StoreError
 from certbench.results.folder import RunFolder
 
@@ -194,13 +195,10 @@ def _run(path: Path) -> list[CountTable]:
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
         usual = row.spec.get("name") == "smoothing" and row.spec.get("layer") is None
-        if usual and "counts" in row.evidence:  # the same for every norm
+        if usual and RecountEvidence.stated(row.evidence.keys()):  # the same for every norm
             group = groups.setdefault((row.model, row.certifier), {})
-            group[row.input] = {"label": row.label, **_noise(row.spec), **_noise(row.evidence)} | {
-                key: row.evidence[key]
-                for key in ("counts", "selection", "n", "alpha", "dimension")
-                if key in row.evidence
-            }
+            said = {"label": row.label, **_noise(row.spec), **_noise(row.evidence)}
+            group[row.input] = said | RecountEvidence.part(row.evidence)
     if not groups:
         raise ConfigError(
             f"no row of {run.path / run.database} has counts of draws around the input, as the certifier smoothing "

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+from certbench.core.evidence import ConfidenceEvidence
 from certbench.core.threat import ThreatModel
 from certbench.results.rows import Estimate, Row
 
@@ -297,5 +298,6 @@ def _mean(values: Sequence[float]) -> float | None:
 def _alpha(rows: Sequence[Row]) -> float | None:
     if rows[0].guarantee is not Guarantee.PROBABILISTIC:
         return 0.0
-    said = [row.evidence.get("alpha", row.spec.get("alpha")) for row in rows]
+    found = [ConfidenceEvidence.from_json(row.evidence).alpha for row in rows]
+    said = [row.spec.get("alpha") if alpha is None else alpha for row, alpha in zip(rows, found, strict=True)]
     return max((float(alpha) for alpha in said if alpha is not None), default=None)

@@ -5,24 +5,27 @@ counts are those of independent draws is taken for granted, as there.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
+from certbench.core.evidence import (
+    BestOfEvidence,
+    DrawingEvidence,
+    NoiseEvidence,
+    SplittingEvidence,
+    VoteEvidence,
+)
+from certbench.errors import StoreError
 from certbench.results.rows import Row
 
 if TYPE_CHECKING:
     from certbench.checker.reading import Claim
 
-BESIDE = frozenset({"stream", "precision", "compiled", "won", "refused"})
+BESIDE = DrawingEvidence.keys() | BestOfEvidence.keys()
 """Evidence of how the draws were made and what else was tried: no radius depends on it."""
-
-SAMPLED = frozenset({"counts", "selection", "n", "alpha", "rule", "p_lower", "p_upper", "seed"})
-NOISY = SAMPLED | {"noise", "sigma", "scale", "dimension"}
-KNOWN = (NOISY, NOISY | {"shared"}, SAMPLED | {"lam"})
-"""The names of evidence that can be re-checked."""
 
 STEPS = 60
 """Of Newton's method, of which a bound that is right needs none."""
@@ -41,8 +44,13 @@ def wrong(row: Row, point: Sequence[float] | None = None) -> str | None:
     from certbench.checker import counts
     from certbench.checker.reading import Refused, Unreadable
 
-    claim = _claim(row, point)
-    if claim is None or (row.radius == 0 and row.prediction == ABSTAIN):
+    if row.radius == 0 and row.prediction == ABSTAIN:
+        return None
+    try:
+        claim = _claim(row, point)
+    except StoreError as error:
+        return str(error)
+    if claim is None:
         return None
     if not 0 <= row.radius < math.inf:
         return f"the radius is {row.radius:g}"
@@ -68,20 +76,21 @@ def largest(row: Row, point: Sequence[float] | None = None) -> float | None:
     from certbench.checker import counts
     from certbench.checker.reading import Refused, Unreadable
 
-    claim = _claim(row, point)
-    if claim is None:
-        return None
     try:
+        claim = _claim(row, point)
+        if claim is None:
+            return None
         evidence = _evidence(row)
         found = counts.read_votes(evidence)
-        low = high = _bound(found.votes, found.n, found.share, _float(evidence["p_lower"]))
+        stated = VoteEvidence.from_json(row.evidence)
+        low = high = _bound(found.votes, found.n, found.share, stated.p_lower)
         if found.rule == "two-class":
-            high = _bound(found.n - found.rivals, found.n, found.share, 1 - _float(evidence["p_upper"]))
+            high = _bound(found.n - found.rivals, found.n, found.share, 1 - stated.p_upper)
         high = max(counts.SMALLEST, min(1 - high, 1 - low))
         if not high < min(low, counts.HALF):
             return 0.0
         return max(0.0, float(counts.largest(claim, evidence, low, high)))
-    except (Refused, Unreadable):
+    except (Refused, Unreadable, StoreError):
         return None
 
 
@@ -91,22 +100,28 @@ def _evidence(row: Row) -> dict[str, Any]:
 
 
 def _claim(row: Row, point: Sequence[float] | None) -> "Claim | None":
-    """What a certificate file would claim; None where the counts are not all that the radius depends on."""
+    """What a certificate file would claim; None where the counts are not all that the radius depends on.
+
+    Raises:
+        StoreError: the evidence has the right keys, but not their values.
+    """
     import numpy as np
 
     from certbench.checker.counts import LARGEST, NOISES
     from certbench.checker.reading import NORMS, Claim
 
-    evidence = row.evidence
     probable = row.subject is Subject.SMOOTHED and row.guarantee is Guarantee.PROBABILISTIC
-    if not probable or evidence.keys() - BESIDE not in KNOWN or row.norm not in NORMS.values():
+    if not probable or row.norm not in NORMS.values():
         return None
-    noise = evidence.get("noise")
-    name = noise.get("name") if isinstance(noise, Mapping) else None
-    if noise is not None and (name not in NOISES or (name == "uniform" and row.domain is not None and point is None)):
+    keys, d = row.evidence.keys() - BESIDE, 1  # of splitting noise no more than rounding depends on the dimension
+    if NoiseEvidence.exactly(keys):
+        found = NoiseEvidence.from_json(row.evidence)
+        name, d = found.noise.get("name"), found.dimension
+        if name not in NOISES or (name == "uniform" and row.domain is not None and point is None):
+            return None
+    elif not SplittingEvidence.exactly(keys):
         return None
-    d = evidence.get("dimension", 1)  # of splitting noise no more than rounding depends on it
-    if point is None and not (isinstance(d, int) and 0 < d <= LARGEST):
+    if point is None and not 0 < d <= LARGEST:
         return None
     x = np.zeros(d) if point is None else np.asarray(point, dtype=np.float64).ravel()
     return Claim(x, row.norm, row.domain, row.prediction, row.radius, "smoothed", "probabilistic")
@@ -132,7 +147,3 @@ def _bound(k: int, n: int, share: Decimal, stated: float) -> Fraction:
         if abs(step) < 1e-11:
             break
     return Fraction(p)
-
-
-def _float(value: Any) -> float:
-    return value if isinstance(value, float) else math.nan

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from certbench.core.claims import Guarantee
+from certbench.core.evidence import DrawsEvidence, TallyEvidence
 from certbench.results.rows import Row
 
 
@@ -48,31 +49,33 @@ def p_value(old: Row, new: Row) -> float | None:
     if before is None or after is None or len(before[0]) != len(after[0]) or same_draws(old, new):
         return None
     (a, n), (b, m) = before, after
-    top, second = strongest(old, new)
-    p = fisher(a[top], n, b[top], m)
-    return min(1.0, 2 * min(p, fisher(a[second], n, b[second], m))) if new.evidence.get("rule") == "two-class" else p
+    top, second = strongest(a, b)
+    p, tally = fisher(a[top], n, b[top], m), TallyEvidence.read(new.evidence)
+    if tally is None or tally.rule != "two-class":
+        return p
+    return min(1.0, 2 * min(p, fisher(a[second], n, b[second], m)))
 
 
 def same_draws(old: Row, new: Row) -> bool:
     """Whether nothing random stands between two rows, so that their radii are compared as numbers."""
-    return all(old.evidence.get(name) == new.evidence.get(name) for name in ("seed", "counts", "n"))
+    return DrawsEvidence.part(old.evidence) == DrawsEvidence.part(new.evidence)
 
 
-def strongest(old: Row, new: Row) -> tuple[int, int]:
+def strongest(before: Sequence[int], after: Sequence[int]) -> tuple[int, int]:
     """The two classes with the largest counts, taken together."""
-    both = [a + b for a, b in zip(old.evidence["counts"], new.evidence["counts"], strict=True)]
+    both = [a + b for a, b in zip(before, after, strict=True)]
     first, second, *_ = sorted(range(len(both)), key=lambda c: -both[c])
     return first, second
 
 
-def counted(row: Row) -> tuple[list[int], int] | None:
+def counted(row: Row) -> tuple[Sequence[int], int] | None:
     """Counts of classes and of draws, if the row has them: whole numbers, of which at most all draws are votes."""
-    counts, n = row.evidence.get("counts"), row.evidence.get("n")
-    if row.guarantee is not Guarantee.PROBABILISTIC or not isinstance(counts, list) or len(counts) < 2:
+    tally = TallyEvidence.read(row.evidence)
+    if row.guarantee is not Guarantee.PROBABILISTIC or tally is None or tally.n is None:
         return None
-    if any(type(count) is not int or count < 0 for count in counts) or type(n) is not int:
+    if len(tally.counts) < 2 or min(tally.counts) < 0 or not max(1, sum(tally.counts)) <= tally.n < 2**53:
         return None
-    return (counts, n) if max(1, sum(counts)) <= n < 2**53 else None
+    return tally.counts, tally.n
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -16,6 +16,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certification import certify
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import ReasonEvidence
 from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, MissingBackendError, StoreError, UnsupportedError
@@ -181,7 +182,8 @@ def _log(folder: Path, name: str) -> None:
 
 def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iterator[StoredAnswer]:
     for i, key in enumerate(keys):
-        evidence = certificate.evidence[i]
+        evidence, answered = certificate.evidence[i], certificate.outcome[i].answered
+        said = None if answered else ReasonEvidence.read(evidence)
         yield StoredAnswer(
             key=key,
             prediction=int(certificate.prediction[i]),
@@ -190,6 +192,6 @@ def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iter
             seconds=float(certificate.seconds[i]),
             prepare_seconds=prepared,
             outcome=certificate.outcome[i],
-            reason="" if certificate.outcome[i].answered else str(evidence.get("reason", "")),
+            reason="" if said is None else str(said.reason),
             evidence=evidence,
         )

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,8 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
-from certbench.core.margins import SLACK, clean_margin, margin_rows, tangent
+from certbench.core.evidence import TreeEvidence
+from certbench.core.margins import NO_MARGIN, SLACK, clean_margin, margin_rows, tangent
 from certbench.core.ranges import BatchSize, PositiveInt, RelativeTolerance, Seconds, between
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
@@ -78,21 +79,20 @@ class BranchAndBound(Certifier[NetworkState]):
         logits, scale = state.classifier.logits_and_scale(x)
         label, slack = logits.argmax(dim=1), float(SLACK * scale)
         if not float(clean_margin(logits, label)) > slack:
-            evidence: dict[str, Any] = {"reason": "the margin at the input itself is zero, within rounding"}
-            return Answer(int(label), 0.0, math.inf, Outcome.COMPLETED, evidence)
+            return Answer(int(label), 0.0, math.inf, Outcome.COMPLETED, NO_MARGIN)
         found = Counterexample(state.classifier, state.threat, x.flatten(1), int(label))
         if self.eps is None:
             guess = float(tangent(state, x, label).nan_to_num(1.0))
             attack(found, state.classifier.num_classes, guess, widest(state.threat, x), seed)
         elif refute(found, state.classifier.num_classes, self.eps, seed):
-            evidence = {"bracket": [0.0, found.distance], "domains": 0, "splits": 0, "open": 0, "bounds": "none"}
+            evidence = TreeEvidence(bracket=(0.0, found.distance), domains=0, splits=0, open=0, bounds="none")
             return Answer(int(label), 0.0, found.distance, Outcome.COMPLETED, evidence)
         search = Secant() if self.eps is None else Secant(limit=self.eps, evaluations=1)
         first = math.nan if self.eps is None else self.eps
         crown = float(crown_radius(state, x, label, x.new_full((1,), slack), search, first))
         if self.eps is not None and crown >= self.eps:
-            proved: dict[str, Any] = {"bracket": [self.eps, found.distance], "domains": 1, "splits": 0, "open": 0}
-            return Answer(int(label), self.eps, found.distance, Outcome.COMPLETED, {**proved, "bounds": "crown"})
+            evidence = TreeEvidence(bracket=(self.eps, found.distance), domains=1, splits=0, open=0, bounds="crown")
+            return Answer(int(label), self.eps, found.distance, Outcome.COMPLETED, evidence)
         rows = margin_rows(label, state.classifier.num_classes)[0].to(x)
         options = TreeOptions(self.domains, self.iterations, self.candidates, self.relative, self.eps)
         tree = Tree(options, state, fast, rows, slack, float(scale), found, deadline)
@@ -102,11 +102,7 @@ class BranchAndBound(Certifier[NetworkState]):
             radius = min(radius, self.eps)
         if radius > upper:
             raise NumericalError(f"a radius of {radius} was bounded, but a counterexample lies at {upper}")
-        evidence = {
-            "bracket": [radius, upper],
-            "domains": tree.bounded,
-            "splits": tree.splits,
-            "open": tree.open,
-            "bounds": tree.method,
-        }
+        evidence = TreeEvidence(
+            bracket=(radius, upper), domains=tree.bounded, splits=tree.splits, open=tree.open, bounds=tree.method
+        )
         return Answer(int(label), radius, upper, Outcome.COMPLETED if done else Outcome.TIMED_OUT, evidence)

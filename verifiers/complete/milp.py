@@ -8,7 +8,7 @@ ball of the nearest counterexample known.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,8 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
-from certbench.core.margins import SLACK, clean_margin, margin_rows
+from certbench.core.evidence import Evidence
+from certbench.core.margins import NO_MARGIN, SLACK, clean_margin, margin_rows
 from certbench.core.ranges import PositiveFloat, Seconds, between
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
@@ -80,10 +81,9 @@ class MILP(Certifier[NetworkState]):
         logits, scale = state.classifier.logits_and_scale(x)
         label, slack = logits.argmax(dim=1), SLACK * scale
         radius, upper = torch.zeros(len(x), dtype=torch.float64), torch.full((len(x),), math.inf, dtype=torch.float64)
-        outcomes, evidence = [Outcome.COMPLETED] * len(x), [dict[str, Any]() for _ in range(len(x))]
+        outcomes, evidence = [Outcome.COMPLETED] * len(x), list[Evidence]([NO_MARGIN] * len(x))
         for i in range(len(x)):
             if not clean_margin(logits[i : i + 1], label[i : i + 1]) > slack[i]:
-                evidence[i] = {"reason": "the margin at the input itself is zero, within rounding"}
                 continue
             alone = x[i : i + 1], label[i : i + 1], slack[i : i + 1]
             if self.eps is None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.core.ball import steepest
 from certbench.core.claims import Outcome
+from certbench.core.evidence import Evidence, MilpEvidence
 from certbench.core.threat import ThreatModel
 from certbench.errors import SolverError
 from certbench.verifiers.bounds.backward import backward, layer_bounds
@@ -73,7 +74,7 @@ class Bracket:
         """What is proved."""
         return min(self.crown if self.contradicted else max(self.crown, min(self.proven)), self.upper)
 
-    def run(self) -> tuple[Outcome, dict[str, Any]]:
+    def run(self) -> tuple[Outcome, Evidence]:
         """Attack, then solve inside the ball of the counterexample, or inside growing balls while there is none."""
         self.deadline = time.monotonic() + self.seconds
         self.threat, self.network, self.last = self.state.threat, self.state.network, len(self.state.network.hidden)
@@ -110,7 +111,7 @@ class Bracket:
             reach = min(2 * reach, farthest_ball)
         return self.report()
 
-    def report(self) -> tuple[Outcome, dict[str, Any]]:
+    def report(self) -> tuple[Outcome, Evidence]:
         """How it ended."""
         if any(low > high for low, high in zip(self.proven, self.found, strict=True)):
             self.stop, self.contradicted = "the solver's bound lies above the distance of a counterexample", True
@@ -119,17 +120,17 @@ class Bracket:
         answered = self.everywhere or closed
         if eps is not None:
             answered = self.radius >= eps or self.upper <= eps * (1 + tolerance)
-        evidence: dict[str, Any] = {
-            "bracket": [self.radius, self.upper],
-            "crown": self.crown,
-            "bounds": "lp" if self.tighten else "crown",
-            "feasibility": FEASIBILITY,
-            "programs": self.programs,
-        }
+        evidence = MilpEvidence(
+            bracket=(self.radius, self.upper),
+            crown=self.crown,
+            bounds="lp" if self.tighten else "crown",
+            feasibility=FEASIBILITY,
+            programs=self.programs,
+        )
         if answered and not self.contradicted:
             return Outcome.COMPLETED, evidence
-        evidence["reason"] = self.stop or "every program was solved, but the bracket is wider than the tolerance"
-        return Outcome.TIMED_OUT if self.stop == TIME else Outcome.FAILED, evidence
+        reason = self.stop or "every program was solved, but the bracket is wider than the tolerance"
+        return Outcome.TIMED_OUT if self.stop == TIME else Outcome.FAILED, replace(evidence, reason=reason)
 
     def widest(self) -> float:
         """The radius of the ball that holds the whole domain."""

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.core.ball import steepest
 from certbench.core.claims import Outcome
+from certbench.core.evidence import Evidence
 from certbench.core.threat import ThreatModel
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.backward import layer_bounds
@@ -54,7 +54,7 @@ class Answer:
     radius: float
     upper: float
     outcome: Outcome
-    evidence: dict[str, Any]
+    evidence: Evidence
 
 
 def widest(threat: ThreatModel, x: Tensor) -> float:

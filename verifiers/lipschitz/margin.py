@@ -20,6 +20,7 @@ from torch.nn import functional
 from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import LipschitzEvidence
 from certbench.core.margins import Bounds, MarginState
 from certbench.core.ranges import one_of
 from certbench.core.search import RadiusSearch, Secant, Start
@@ -102,7 +103,8 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
     @final
     def evidence(self, state: LipschitzState, label: Int[Tensor, " n"]) -> list[dict[str, Any]]:
         """The constants of the label's margins, and what they were made of."""
-        return [{"constants": row, **state.facts} for row in state.constants[label, :-1].tolist()]
+        rows = state.constants[label, :-1].tolist()
+        return [LipschitzEvidence(constants=tuple(row), more=state.facts).to_json() for row in rows]
 
     @final
     @torch.no_grad()

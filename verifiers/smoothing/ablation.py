@@ -21,6 +21,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import AblationEvidence, DiscreteEvidence
 from certbench.core.ranges import Alpha, PositiveInt, between
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, UnsupportedError
@@ -110,10 +111,8 @@ class DiscreteSmoothing(Certifier[VoteState]):
         for vote in sample(state.counter, x, seeds, self.n0, self.n, self.alpha, self.rule):
             predictions.append(vote.top if vote.p_lower > vote.p_upper else ABSTAIN)
             radii.append(self.radius(vote.p_lower, vote.p_upper, x[0].numel()) // each)
-            evidence.append(
-                vote.evidence()
-                | {"keep": self.keep, "grid": self.grid, "unit": "pixels" if each > 1 else "coordinates"}
-            )
+            unit = "pixels" if each > 1 else "coordinates"
+            evidence.append(vote.evidence(DiscreteEvidence, keep=self.keep, grid=self.grid, unit=unit))
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def radius(self, p_lower: float, p_upper: float, d: int) -> int:
@@ -263,10 +262,8 @@ class RandomizedAblation(Certifier[VoteState]):
         for vote in sample(state.counter, x, seeds, self.n0, self.n, self.alpha, self.rule):
             predictions.append(vote.top if vote.p_lower > vote.p_upper else ABSTAIN)
             radii.append(self.radius(vote.p_lower, vote.p_upper, x[0].numel() // channels))
-            evidence.append(
-                vote.evidence()
-                | {"keep": self.keep, "encode": self.encode, "unit": "pixels" if channels > 1 else "coordinates"}
-            )
+            unit = "pixels" if channels > 1 else "coordinates"
+            evidence.append(vote.evidence(AblationEvidence, keep=self.keep, encode=self.encode, unit=unit))
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def radius(self, p_lower: float, p_upper: float, positions: int) -> int:

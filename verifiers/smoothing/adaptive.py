@@ -8,7 +8,6 @@ probability may be looked at after any number of draws, and mostly few decide.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +17,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import AdaptiveEvidence
 from certbench.core.ranges import Alpha, PositiveFloat
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
@@ -131,23 +131,23 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
         seed: int,
         top: int,
         selection: list[int],
-    ) -> dict[str, Any]:
-        return {
-            "answer": {True: "at least", False: "less", None: "open"}[answer],
-            "successes": successes,
-            "draws": draws,
-            "class": top,
-            "selection": selection,
-            "p0": state.p0,
-            "n": self.n,
-            "alpha": self.alpha,
-            "step": self.step,
-            "sigma": self.noise.sigma,
-            "scale": self.noise.scale(state.dimension),
-            "dimension": state.dimension,
-            "seed": f"{seed:032x}",
-            **state.counter.description(),
-        }
+    ) -> AdaptiveEvidence:
+        return AdaptiveEvidence(
+            answer={True: "at least", False: "less", None: "open"}[answer],
+            successes=successes,
+            draws=draws,
+            top=top,
+            selection=tuple(selection),
+            p0=state.p0,
+            n=self.n,
+            alpha=self.alpha,
+            step=self.step,
+            sigma=self.noise.sigma,
+            scale=self.noise.scale(state.dimension),
+            dimension=state.dimension,
+            seed=f"{seed:032x}",
+            more=state.counter.description().to_json(),
+        )
 
 
 def needed(noise: Noise, radius: float, p: float, d: int) -> float | None:

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import DrawingEvidence
 from certbench.errors import ConfigError
 from certbench.networks.sequences import split
 from certbench.verifiers.smoothing.compiled import compile_module
@@ -117,16 +118,15 @@ class Counter:
             moved = head(rows.to(self.classifier.device, self.precision))
             after(moved[0], moved, torch.empty_like(moved))
 
-    def description(self) -> dict[str, str]:
-        """Evidence of what is not as usual: the random stream, the precision, the compiler."""
-        found = {}
-        if self.device is not None:
-            found["stream"] = place_of(self.device)
-        if self.classifier.dtype != torch.promote_types(self.classifier.dtype, torch.float32):
-            found["precision"] = str(self.classifier.dtype).removeprefix("torch.")
-        if self.compiled:
-            found["compiled"] = f"torch {torch.__version__}"
-        return found
+    def description(self) -> DrawingEvidence:
+        """Return what is not as usual: the random stream, the precision, the compiler."""
+        dtype = self.classifier.dtype
+        short = dtype != torch.promote_types(dtype, torch.float32)
+        return DrawingEvidence(
+            stream=None if self.device is None else place_of(self.device),
+            precision=str(dtype).removeprefix("torch.") if short else None,
+            compiled=f"torch {torch.__version__}" if self.compiled else None,
+        )
 
     def count(
         self, x: Float[Tensor, "n ..."], draws: int, seeds: Sequence[int], phase: int

@@ -23,13 +23,13 @@ further confidence. Radii are not added, which nothing here would justify.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from certbench.core.evidence import PlaceEvidence
 from certbench.verifiers.smoothing.noise.families import Noise
 
 
@@ -57,17 +57,15 @@ class Place:
             best = max(best, there if constant == 1 else there / constant * (1 - 1e-15) if constant else math.inf)
         return best if p_lower > p_upper else 0.0
 
-    def evidence(self) -> dict[str, Any]:
-        """What the radius is made of, but for the probabilities."""
-        constants = {f"{q:g}": bound for q, bound in self.constants.items()}
-        scale = self.noise.scale(self.dimension)
-        return {
-            "layer": self.layer,
-            "sigma": self.noise.sigma,
-            "scale": scale,
-            "dimension": self.dimension,
-            "constants": constants,
-        }
+    def evidence(self) -> PlaceEvidence:
+        """Return what the radius is made of, but for the probabilities."""
+        return PlaceEvidence(
+            layer=self.layer,
+            sigma=self.noise.sigma,
+            scale=self.noise.scale(self.dimension),
+            dimension=self.dimension,
+            constants={f"{q:g}": bound for q, bound in self.constants.items()},
+        )
 
 
 @dataclass(frozen=True)

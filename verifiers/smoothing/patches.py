@@ -19,6 +19,7 @@ from torch import Tensor
 from certbench.core.certificate import Certificate
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import PatchEvidence
 from certbench.core.inputs import check_inputs
 from certbench.core.ranges import Options, PositiveInt, between
 from certbench.core.threat import L0
@@ -75,16 +76,16 @@ class PatchSmoothing(Options):
             predictions.append(top if any(counts) else ABSTAIN)
             sides.append(side)
             evidence.append(
-                {
-                    "counts": counts,
-                    "n": votes.shape[0] * votes.shape[1],
-                    "kind": self.kind,
-                    "size": self.size,
-                    "threshold": self.threshold,
-                    "rule": self.rule,
-                    "encode": self.encode,
-                    "claim": "square patches of radius x radius pixels",
-                }
+                PatchEvidence(
+                    counts=tuple(counts),
+                    n=votes.shape[0] * votes.shape[1],
+                    kind=self.kind,
+                    size=self.size,
+                    threshold=self.threshold,
+                    rule=self.rule,
+                    encode=self.encode,
+                    claim="square patches of radius x radius pixels",
+                )
             )
         return Certificate.of(torch.tensor(predictions), torch.tensor(sides, dtype=torch.float64), evidence=evidence)
 

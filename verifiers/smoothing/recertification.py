@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from certbench.core.certificate import Certificate
 from certbench.core.claims import ABSTAIN
+from certbench.core.evidence import RecertifiedEvidence
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.confidence import binomial, top_k
@@ -95,9 +96,18 @@ def recertify(
         predictions.append(top if radius > 0 else ABSTAIN)
         radii.append(radius)
         evidence.append(
-            {"counts": row, "n": trials, "alpha": alpha, "sigma": sigma, "rule": rule, "selected": how, "class": top}
-            | {"p_lower": claim.p_lower, "p_upper": claim.p_upper}
-            | ({"k": k} if rule == "top-k" else {})
+            RecertifiedEvidence(
+                counts=tuple(row),
+                n=trials,
+                alpha=alpha,
+                sigma=sigma,
+                rule=rule,
+                selected=how,
+                top=top,
+                p_lower=claim.p_lower,
+                p_upper=claim.p_upper,
+                k=k if rule == "top-k" else None,
+            )
         )
     return Certificate.of(
         torch.tensor(predictions, dtype=torch.int64), torch.tensor(radii, dtype=torch.float64), evidence=evidence

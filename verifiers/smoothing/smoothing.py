@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier, Regressor
+from certbench.core.evidence import LayersEvidence, NoiseEvidence
 from certbench.core.inputs import input_seed
 from certbench.core.ranges import Alpha, Seed, Sigma
 from certbench.core.threat import ThreatModel
@@ -173,8 +174,25 @@ class Smoothing(Certifier[SmoothingState]):
                 radius = max(radius, min(wider, float(first.dimension)))  # the box is no wider than that
             predictions.append(int(top[i]) if radius > 0 else ABSTAIN)
             radii.append(radius)
-            found = self._evidence(state, selection[i].tolist(), estimation[i].tolist(), p_lower, p_upper, seed)
-            evidence.append({**found, "radii": by_place} if self.also else found)
+            layers = self._layers(state, by_place).to_json() | state.counter.description().to_json()
+            evidence.append(
+                NoiseEvidence(
+                    counts=tuple(estimation[i].tolist()),
+                    selection=tuple(selection[i].tolist()),
+                    n=self.n,
+                    alpha=self.alpha,
+                    rule=self.rule,
+                    noise=options.describe(self)["noise"],
+                    sigma=self.noise.sigma,
+                    scale=self.noise.scale(first.dimension),
+                    dimension=first.dimension,
+                    p_lower=p_lower,
+                    p_upper=p_upper,
+                    seed=f"{seed if self.share is None else self.share:032x}",
+                    shared=None if self.share is None else True,
+                    more=layers,
+                )
+            )
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def _in_the_unit_box(self, threat: ThreatModel) -> bool:
@@ -196,32 +214,15 @@ class Smoothing(Certifier[SmoothingState]):
         flat = features.flatten(1)
         return functional.pad(flat, (0, math.prod(counter.classifier.input_shape) - flat.shape[1]))
 
-    def _evidence(
-        self, state: SmoothingState, selection: list[int], estimation: list[int], low: float, high: float, seed: int
-    ) -> dict[str, Any]:
-        first = state.places[0]
-        found = {
-            "counts": estimation,
-            "selection": selection,
-            "n": self.n,
-            "alpha": self.alpha,
-            "rule": self.rule,
-            "noise": options.describe(self)["noise"],
-            "sigma": self.noise.sigma,
-            "scale": self.noise.scale(first.dimension),
-            "dimension": first.dimension,
-            "p_lower": low,
-            "p_upper": high,
-            "seed": f"{seed if self.share is None else self.share:032x}",
-        }
-        if self.share is not None:
-            found["shared"] = True
-        if self.layer is not None:
-            found["layer"] = self.layer
-            found["constants"] = {f"{q:g}": bound for q, bound in first.constants.items()}
-        if self.also:
-            found["also"] = [place.evidence() for place in state.places[1:]]
-        return found | state.counter.description()
+    def _layers(self, state: SmoothingState, radii: Sequence[float]) -> LayersEvidence:
+        """The hidden layers at which there is noise, and what the noise of each place proves."""
+        first, *others = (place.evidence() for place in state.places)
+        return LayersEvidence(
+            layer=self.layer,
+            constants=None if self.layer is None else first.constants,
+            also=tuple(others) if self.also else None,
+            radii=tuple(radii) if self.also else None,
+        )
 
     def probabilities(self, top: int, estimation: Sequence[int], n: int) -> tuple[float, float]:
         """Bounds of the probability of class `top` from below and of every other class from above, given the counts."""

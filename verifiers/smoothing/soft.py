@@ -19,6 +19,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import SoftEvidence
 from certbench.core.ranges import Alpha, PositiveFloat, Sigma, at_least
 from certbench.core.threat import ThreatModel
 from certbench.verifiers.smoothing.confidence import scores as confidence
@@ -107,23 +108,38 @@ class SoftSmoothing(Certifier[SoftState]):
         predictions, radii, evidence = [], [], []
         for point, seed in zip(x, seeds, strict=True):
             top, selection = self.select(state.counter, point, seed)
+            counts, sums, variances = None, None, None
             if self.bound == "sampled":
-                counts = self.sample(state.counter, point, seed)
+                counts = tuple(self.sample(state.counter, point, seed))
                 p_lower, p_upper = self.of_counts(counts, top)
-                found: dict[str, Any] = {"counts": counts}
             else:
                 sums = self.sum(state.counter, point, seed, top)
                 p_lower, p_upper = self.of_sums(sums, top)
-                found = {"sums": list(sums.sums), "unit": UNIT}
                 if self.bound == "bernstein":
-                    found["variances"] = [sums.variance(c) for c in range(len(sums.sums))]
+                    variances = tuple(sums.variance(c) for c in range(len(sums.sums)))
             radius = Gaussian(self.sigma).radius(p_lower, p_upper, state.threat.p, state.dimension)
             predictions.append(top if radius > 0 else ABSTAIN)
             radii.append(radius)
-            settings = {name: getattr(self, name) for name in ("n", "alpha", "bound", "beta", "sigma")}
-            rest = {"class": top, "selection": selection, "dimension": state.dimension, "seed": f"{seed:032x}"}
-            rest |= {"p_lower": p_lower, "p_upper": p_upper, **state.counter.description()}
-            evidence.append({**found, **settings, **rest})
+            evidence.append(
+                SoftEvidence(
+                    counts=counts,
+                    sums=None if sums is None else sums.sums,
+                    unit=None if sums is None else UNIT,
+                    variances=variances,
+                    n=self.n,
+                    alpha=self.alpha,
+                    bound=self.bound,
+                    beta=self.beta,
+                    sigma=self.sigma,
+                    top=top,
+                    selection=tuple(selection),
+                    dimension=state.dimension,
+                    seed=f"{seed:032x}",
+                    p_lower=p_lower,
+                    p_upper=p_upper,
+                    more=state.counter.description().to_json(),
+                )
+            )
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def select(self, counter: Counter, point: Float[Tensor, " ..."], seed: int) -> tuple[int, list[float]]:

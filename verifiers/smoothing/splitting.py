@@ -25,6 +25,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
+from certbench.core.evidence import ShiftsEvidence, SplittingEvidence
 from certbench.core.ranges import Alpha, PositiveFloat, PositiveInt, Seed
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
@@ -101,7 +102,7 @@ class SplittingSmoothing(Certifier[VoteState]):
             radius = self.radius(vote.p_lower, vote.p_upper, x[0].numel())
             predictions.append(vote.top if radius > 0 else ABSTAIN)
             radii.append(radius)
-            evidence.append(vote.evidence() | {"lam": self.lam})
+            evidence.append(vote.evidence(SplittingEvidence, lam=self.lam))
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def radius(self, p_lower: float, p_upper: float, d: int) -> float:
@@ -184,15 +185,15 @@ class DeterministicSplitting(Certifier[ExactState]):
             predictions.append(top if sum(counts) else ABSTAIN)
             radii.append(self.radius(room, point) if sum(counts) else 0.0)
             evidence.append(
-                {
-                    "counts": counts,
-                    "n": self.levels,
-                    "lam": self.lam,
-                    "grid": self.grid,
-                    "points": self.points,
-                    "offsets": self.offsets,
-                    "claim": f"multiples of 1/{self.grid} only" if self.points == "grid" else "all perturbed inputs",
-                }
+                ShiftsEvidence(
+                    counts=tuple(counts),
+                    n=self.levels,
+                    lam=self.lam,
+                    grid=self.grid,
+                    points=self.points,
+                    offsets=self.offsets,
+                    claim=f"multiples of 1/{self.grid} only" if self.points == "grid" else "all perturbed inputs",
+                )
             )
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.core.evidence import VoteEvidence
 from certbench.core.ranges import PositiveInt
 from certbench.core.threat import ThreatModel
 from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
 
 Rule = Literal["two-class", "one-vs-rest"]
+SomeVotes = TypeVar("SomeVotes", bound=VoteEvidence)
 
 Draws = PositiveInt
 """Number of draws of the noise."""
@@ -67,18 +69,19 @@ class Vote:
     rule: Rule
     seed: int
 
-    def evidence(self) -> dict[str, Any]:
-        """All that is needed to compute the certificate anew."""
-        return {
-            "counts": self.estimation,
-            "selection": self.selection,
-            "n": self.n,
-            "alpha": self.alpha,
-            "rule": self.rule,
-            "p_lower": self.p_lower,
-            "p_upper": self.p_upper,
-            "seed": f"{self.seed:032x}",
-        }
+    def evidence(self, kind: type[SomeVotes], **more: Any) -> SomeVotes:
+        """Return all that is needed to compute the certificate anew; `more`: what the kind has beside the votes."""
+        return kind(
+            counts=tuple(self.estimation),
+            selection=tuple(self.selection),
+            n=self.n,
+            alpha=self.alpha,
+            rule=self.rule,
+            p_lower=self.p_lower,
+            p_upper=self.p_upper,
+            seed=f"{self.seed:032x}",
+            **more,
+        )
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import ABSTAIN, L1, L2, Certifier, Classifier, ConfigError, Outcome, UnsupportedError
+from certbench.core.evidence import SplittingEvidence
 from certbench.core.threat import L0
 from certbench.verifiers.smoothing import counting
 from certbench.verifiers.smoothing.ablation import (
@@ -564,7 +565,7 @@ def test_bounds_cross_at_ties_and_where_most_draws_had_no_vote(rule: str) -> Non
 
 def test_the_evidence_says_how_it_came_about() -> None:
     vote = Vote([3, 2], [7, 3], 0, 0.2, 0.8, 10, 0.1, "two-class", 5)
-    assert vote.evidence()["seed"] == f"{5:032x}"
+    assert vote.evidence(SplittingEvidence, lam=0.5).seed == f"{5:032x}"
 
 
 @pytest.mark.parametrize("mechanism", [Splitting(0.5), Splitting(0.1), Replacement(0.5, 16), Ablation(2, 1, 0.0)])
