@@ -40,7 +40,7 @@ from certbench.core.evidence import (
 from certbench.core.threat import ThreatModel
 from certbench.errors import StoreError
 from certbench.files.json_text import plain
-from certbench.results.store import Planned, Result, Store
+from certbench.results.store import Planned, Store, StoredAnswer
 from certbench.verifiers.smoothing.patches import PatchSmoothing
 from certbench.verifiers.smoothing.recertification import recertify
 
@@ -270,7 +270,7 @@ def test_evidence_of_other_packages_is_stored_as_it_is(tmp_path: Path) -> None:
     store = Store(tmp_path / "results.db")
     spec: Mapping[str, Any] = {"name": "theirs"}
     store.plan([Planned("key", "key", "net", "theirs", spec, Guarantee.SOUND, Subject.BASE, 2.0, None, 0, 0)])
-    store.put([Result("key", 0, 0.5, math.inf, 0.0, 0.0, Outcome.COMPLETED, "", certificate.evidence[0])])
+    store.put([StoredAnswer("key", 0, 0.5, math.inf, 0.0, 0.0, Outcome.COMPLETED, "", certificate.evidence[0])])
     (row,) = store.rows()
     store.close()
     assert row.evidence == theirs
