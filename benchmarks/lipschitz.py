@@ -16,8 +16,10 @@ from torch import Tensor, nn
 import certbench
 from certbench import L2, Classifier
 from certbench.models import data, zoo
-from certbench.verifiers.lipschitz import operator_norms as norms
+from certbench.networks.image_maps import Convolution
+from certbench.verifiers.lipschitz.folding import convolution, linear
 from certbench.verifiers.lipschitz.lipsdp import LipSDP
+from certbench.verifiers.lipschitz.operator_norms import spectral_norm
 
 MODELS = ("mlp-plain", "mlp-small", "mlp-pgd", "mlp-gaussian", "mlp-ibp", "mlp-lipschitz", "cnn-plain", "cnn-ibp")
 ZONOTOPES: tuple[dict[str, Any], ...] = (
@@ -69,10 +71,10 @@ def operator_norms(rounds: int) -> None:
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(1024, 784, generator=generator, dtype=torch.float64)
     kernel = torch.randn(64, 64, 3, 3, generator=generator, dtype=torch.float64)
-    proved = best(lambda: norms.linear(dense).spectral, rounds)
+    proved = best(lambda: spectral_norm(linear(dense)), rounds)
     plain = best(lambda: torch.linalg.matrix_norm(dense, 2), rounds)
     print(f"norm of 1024 x 784: {proved:.3f} s, proved; singular values {plain:.3f} s, not proved")
-    layer = lambda: norms.convolution(kernel, (16, 16), (64, 16, 16), padding=(1, 1)).spectral  # noqa: E731
+    layer = lambda: spectral_norm(convolution(Convolution(kernel, (64, 16, 16), (64, 16, 16), padding=(1, 1))))  # noqa: E731
     print(f"norm of a 3 x 3 convolution of 64 channels on 16 x 16: {best(layer, rounds):.3f} s")
 
 

@@ -1,82 +1,156 @@
-"""Affine maps between the layers of a network."""
+"""Linear maps between the layers of a network: one family, for bounds, for norms and for solvers.
+
+`image_maps` has its members for images: convolutions, and matrices along each axis.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
+
+from certbench.numerics.rounding import TINY, gamma
 
 DENSE_LIMIT = 2**20
-"""Largest number of entries of a map that is written as one matrix. A judgement: on the 8x8 maps of the digits matrices
-are faster than convolutions; on MNIST they are too large."""
+"""Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
+faster than convolutions; on MNIST they are too large."""
 
 
 class Map(ABC):
-    """A linear map between flat vectors, in float64."""
+    """A linear map, in float64; it takes and gives flat vectors, whatever the shape of the features is."""
 
-    inputs: int
-    outputs: int
-    roundings: int
-    """Maximum number of roundings of one output, for any order in which its products are summed."""
+    @property
+    @abstractmethod
+    def inputs(self) -> int:
+        """Number of features that go in."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features that come out."""
+
+    @property
+    def outputs(self) -> int:
+        """Number of features that come out."""
+        return math.prod(self.shape)
+
+    @property
+    @abstractmethod
+    def roundings(self) -> int:
+        """Largest number of roundings behind one output, in whatever order its products are summed."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of the entries."""
 
     @abstractmethod
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Compute W h, row by row."""
+        """Return W h, row by row."""
 
     @abstractmethod
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Compute a W, row by row."""
+        """Return the products a W, row by row."""
 
     @abstractmethod
     def absolute(self) -> "Map":
-        """Return the map whose entries are the moduli of this one's; for a composition they may be larger."""
+        """Return the map whose entries are the moduli of this one's (or, of a composition, no smaller)."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> "Map":
+        """Return the map in another precision: for searching, never for bounds."""
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
-        """Return all entries as one matrix."""
+        """Return all entries, as one matrix."""
         eye = torch.eye(min(self.inputs, self.outputs), dtype=torch.float64)
         return self.forward(eye).T if self.inputs <= self.outputs else self.transpose(eye)
 
     def sparse(self) -> scipy.sparse.csr_matrix:
-        """Return all entries as a sparse matrix, as solvers need it."""
+        """Return all entries, as solvers take them."""
         return scipy.sparse.csr_matrix(self.matrix().cpu().numpy())
 
 
 @dataclass(frozen=True, eq=False)
 class Dense(Map):
-    """A matrix."""
+    """A matrix.
+
+    Attributes:
+        weight: the stored entries.
+        magnitude: what their error is measured by; None: their moduli.
+        features: shape of the features that come out; None: flat.
+        entry_roundings: the exact entries differ from the stored ones by at most `gamma(entry_roundings) magnitude`.
+    """
 
     weight: Float[Tensor, "outputs inputs"]
+    magnitude: Float[Tensor, "outputs inputs"] | None = None
+    features: tuple[int, ...] | None = None
+    entry_roundings: int = 0
 
     @property
-    def inputs(self) -> int:  # type: ignore[override]
+    def inputs(self) -> int:
         """Number of columns."""
         return self.weight.shape[1]
 
     @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """Maximum number of roundings: a product and the sums."""
-        return self.weight.shape[1] + 1
+    def shape(self) -> tuple[int, ...]:
+        """The features, or the number of rows."""
+        return (self.weight.shape[0],) if self.features is None else self.features
 
     @property
-    def outputs(self) -> int:  # type: ignore[override]
+    def outputs(self) -> int:
         """Number of rows."""
         return self.weight.shape[0]
 
+    @property
+    def roundings(self) -> int:
+        """One for the product, one for each sum, and those behind an entry."""
+        return self.weight.shape[1] + 1 + self.entry_roundings
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weight."""
+        return self.weight.device
+
+    @property
+    def moduli(self) -> Float[Tensor, "outputs inputs"]:
+        """The magnitude, written out."""
+        return self.weight.abs() if self.magnitude is None else self.magnitude
+
+    @cached_property
+    def error(self) -> Float[Tensor, "outputs inputs"]:
+        """Upper bounds of the distance to the exact entries."""
+        if self.entry_roundings == 0:
+            return torch.zeros((), dtype=torch.float64).expand_as(self.weight)
+        return gamma(self.entry_roundings + 2) * self.moduli + TINY
+
+    @cached_property
+    def entries(self) -> Float[Tensor, "outputs inputs"]:
+        """Upper bounds of the exact moduli, but for one rounding."""
+        return self.weight.abs() + self.error
+
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Compute W h."""
+        """Multiply each row by the matrix."""
         return h @ self.weight.T
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Compute a W."""
+        """Multiply each row by the transposed matrix."""
         return a @ self.weight
 
-    def absolute(self) -> Map:
+    def absolute(self) -> "Dense":
         """Return |W|."""
-        return Dense(self.weight.abs())
+        return replace(self, weight=self.weight.abs())
+
+    def to(self, dtype: torch.dtype) -> "Dense":
+        """Cast the weight."""
+        return replace(
+            self,
+            weight=self.weight.to(dtype),
+            magnitude=None if self.magnitude is None else self.magnitude.to(dtype),
+        )
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
         """Return the weight."""
@@ -85,153 +159,143 @@ class Dense(Map):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Map):
-    """A diagonal matrix: a normalisation, or the identity."""
+    """A diagonal matrix: a normalisation, or the identity.
 
-    diagonal: Float[Tensor, " inputs"]
-    roundings: int = 2
-    """Number of roundings: a product, or a quotient whose inverse was rounded here; more if entries were computed."""
+    Attributes:
+        diagonal: one stored factor per feature, in the features' shape.
+        entry_roundings: each factor is off by at most `gamma(entry_roundings)` of itself.
+    """
+
+    diagonal: Float[Tensor, "..."]
+    entry_roundings: int = 0
 
     @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Length of the diagonal."""
-        return len(self.diagonal)
+    def inputs(self) -> int:
+        """Number of features."""
+        return self.diagonal.numel()
 
     @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Length of the diagonal."""
-        return len(self.diagonal)
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features."""
+        return tuple(self.diagonal.shape)
+
+    @property
+    def roundings(self) -> int:
+        """A product, or a quotient whose inverse was rounded here, and those behind a factor."""
+        return self.entry_roundings + 2
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the diagonal."""
+        return self.diagonal.device
+
+    @cached_property
+    def entries(self) -> Float[Tensor, "..."]:
+        """Upper bounds of the exact moduli."""
+        return self.diagonal.abs() * (1 + gamma(self.entry_roundings + 2))
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
         """Multiply entry by entry."""
-        return h * self.diagonal
+        return h * self.diagonal.flatten()
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
         """Multiply entry by entry."""
-        return a * self.diagonal
+        return a * self.diagonal.flatten()
 
-    def absolute(self) -> Map:
-        """Take the moduli of the diagonal."""
+    def absolute(self) -> "Scale":
+        """Return the map of the factors' moduli."""
         return replace(self, diagonal=self.diagonal.abs())
 
-
-@dataclass(frozen=True, eq=False)
-class Convolution(Map):
-    """A two-dimensional convolution with zero padding, from features of one shape to another."""
-
-    kernel: Float[Tensor, "out_channels group_channels height width"]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Number of features before."""
-        return math.prod(self.before)
-
-    @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """Maximum number of roundings: a product and the sums."""
-        return self.kernel[0].numel() + 1
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Number of features after."""
-        return math.prod(self.after)
-
-    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Correlate, as torch does."""
-        return functional.conv2d(
-            h.view(-1, *self.before), self.kernel, None, self.stride, self.padding, self.dilation, self.groups
-        ).flatten(1)
-
-    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Apply the transposed convolution, with the rows that the stride leaves over."""
-        rest = [
-            self.before[1 + i]
-            - ((self.after[1 + i] - 1) * self.stride[i] - 2 * self.padding[i])
-            - self.dilation[i] * (self.kernel.shape[2 + i] - 1)
-            - 1
-            for i in range(2)
-        ]
-        return functional.conv_transpose2d(
-            a.reshape(-1, *self.after), self.kernel, None, self.stride, self.padding, rest, self.groups, self.dilation
-        ).flatten(1)
-
-    def absolute(self) -> Map:
-        """Take the moduli of the kernel."""
-        return replace(self, kernel=self.kernel.abs())
+    def to(self, dtype: torch.dtype) -> "Scale":
+        """Cast the diagonal."""
+        return replace(self, diagonal=self.diagonal.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class Chain(Map):
-    """Maps applied one after the other."""
+    """Maps one after the other."""
 
     maps: tuple[Map, ...]
 
     @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Number of inputs of the first map."""
+    def inputs(self) -> int:
+        """Inputs of the first."""
         return self.maps[0].inputs
 
     @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """Roundings of all maps and of a constant after each, which may be rounded to the program's precision first."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what the last gives."""
+        return self.maps[-1].shape
+
+    @property
+    def roundings(self) -> int:
+        """The sum over all, with a constant after each, which may be rounded to the program's precision first."""
         return sum(part.roundings + 2 for part in self.maps)
 
     @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Number of outputs of the last map."""
-        return self.maps[-1].outputs
+    def device(self) -> torch.device:
+        """The device of the first."""
+        return self.maps[0].device
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Apply the maps from first to last."""
+        """Apply first to last."""
         for part in self.maps:
             h = part.forward(h)
         return h
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Apply the transposed maps from last to first."""
+        """Apply last to first."""
         for part in reversed(self.maps):
             a = part.transpose(a)
         return a
 
     def absolute(self) -> Map:
-        """Take the moduli of each part; the result is no smaller than the moduli of the whole."""
+        """Return the chain of the parts' moduli, which are no smaller than the moduli of the whole."""
         return Chain(tuple(part.absolute() for part in self.maps))
+
+    def to(self, dtype: torch.dtype) -> "Chain":
+        """Cast all parts."""
+        return Chain(tuple(part.to(dtype) for part in self.maps))
 
 
 @dataclass(frozen=True, eq=False)
 class Sum(Map):
-    """A sum of maps with the same inputs."""
+    """Maps side by side, added up."""
 
     maps: tuple[Map, ...]
 
     @property
-    def inputs(self) -> int:  # type: ignore[override]
-        """Number of inputs of each map."""
+    def inputs(self) -> int:
+        """Inputs of each."""
         return self.maps[0].inputs
 
     @property
-    def roundings(self) -> int:  # type: ignore[override]
-        """Roundings of the map that has most, and of the sums."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what each gives."""
+        return self.maps[0].shape
+
+    @property
+    def roundings(self) -> int:
+        """The largest number of a part, and one for each sum."""
         return max(part.roundings for part in self.maps) + len(self.maps)
 
     @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Number of outputs of each map."""
-        return self.maps[0].outputs
+    def device(self) -> torch.device:
+        """The device of the first."""
+        return self.maps[0].device
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Add up the outputs of the maps."""
+        """Add what all parts give."""
         return torch.stack([part.forward(h) for part in self.maps]).sum(dim=0)
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Add up the outputs of the transposed maps."""
+        """Add what all transposed parts give."""
         return torch.stack([part.transpose(a) for part in self.maps]).sum(dim=0)
 
     def absolute(self) -> Map:
-        """Take the moduli of each part; the result is no smaller than the moduli of the whole."""
+        """Return the sum of the parts' moduli, which are no smaller than the moduli of the whole."""
         return Sum(tuple(part.absolute() for part in self.maps))
+
+    def to(self, dtype: torch.dtype) -> "Sum":
+        """Cast all parts."""
+        return Sum(tuple(part.to(dtype) for part in self.maps))

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
-from certbench.networks.maps import DENSE_LIMIT, Chain, Convolution, Dense, Map, Scale, Sum
+from certbench.networks.image_maps import Convolution
+from certbench.networks.maps import DENSE_LIMIT, Chain, Dense, Map, Scale, Sum
 from certbench.networks.relu import Layer, ReluNetwork
 from certbench.networks.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
 from certbench.numerics.rounding import LARGEST, TOO_LARGE
@@ -77,19 +78,8 @@ def _gain(path: Map) -> float:
         return math.prod(max(1.0, _gain(part)) for part in path.maps)
     if isinstance(path, Sum):
         return sum(_gain(part) for part in path.maps)
-    ones = torch.ones(1, path.inputs, dtype=torch.float64, device=_device(path))
+    ones = torch.ones(1, path.inputs, dtype=torch.float64, device=path.device)
     return float(path.forward(ones).max())
-
-
-def _device(path: Map) -> torch.device:
-    match path:
-        case Dense():
-            return path.weight.device
-        case Convolution():
-            return path.kernel.device
-        case Scale():
-            return path.diagonal.device
-    raise TypeError(f"the device of {type(path).__name__} is unknown")
 
 
 def _literals(graph: fx.GraphModule) -> list[str]:
@@ -312,7 +302,7 @@ def _conv2d(layer: nn.Conv2d, before: tuple[int, ...], after: tuple[int, ...]) -
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise UnsupportedError("a convolution whose padding is not given as a number of zeros")
     part = Convolution(
-        layer.weight, _two(layer.stride), _two(layer.padding), _two(layer.dilation), layer.groups, before, after
+        layer.weight, before, after, _two(layer.stride), _two(layer.padding), _two(layer.dilation), layer.groups
     )
     bias = None if layer.bias is None else layer.bias.view(-1, 1, 1).expand(after).flatten()
     return part, bias, None
@@ -325,7 +315,7 @@ def _average(layer: nn.AvgPool2d, before: tuple[int, ...], after: tuple[int, ...
     if layer.ceil_mode or layer.divisor_override is not None or (any(padding) and not layer.count_include_pad):
         raise UnsupportedError("average pooling with unequal weights (ceil_mode, divisor_override, count_include_pad)")
     weight = torch.full((before[0], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
-    return Convolution(weight, _two(layer.stride), padding, (1, 1), before[0], before, after), None, None
+    return Convolution(weight, before, after, _two(layer.stride), padding, groups=before[0]), None, None
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...], after: tuple[int, ...]) -> Rule:
@@ -339,7 +329,7 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...],
         bias, height = bias + layer.bias, height + layer.bias.abs()
     ones = [1] * (len(before) - 1)
     scale, bias, height = (part.view(-1, *ones).expand(before).flatten() for part in (scale, bias, height))
-    return Scale(scale, roundings=10), bias, height
+    return Scale(scale, entry_roundings=8), bias, height
 
 
 def _two(value: Any) -> tuple[int, int]:

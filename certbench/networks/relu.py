@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import UnsupportedError
-from certbench.networks.maps import Chain, Convolution, Dense, Map, Scale, Sum
+from certbench.networks.maps import Dense, Map
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +119,9 @@ class ReluNetwork:
             tuple(
                 replace(
                     layer,
-                    maps={source: _cast(part, dtype) for source, part in layer.maps.items()},
+                    maps={source: part.to(dtype) for source, part in layer.maps.items()},
                     bias=layer.bias.to(dtype),
-                    paths={source: _cast(part, dtype) for source, part in layer.paths.items()},
+                    paths={source: part.to(dtype) for source, part in layer.paths.items()},
                     height=layer.height.to(dtype),
                 )
                 for layer in self.layers
@@ -129,14 +129,3 @@ class ReluNetwork:
             self.inputs,
             self.computed,
         )
-
-
-def _cast(part: Map, dtype: torch.dtype) -> Map:
-    if isinstance(part, Chain | Sum):
-        return type(part)(tuple(_cast(inner, dtype) for inner in part.maps))
-    if isinstance(part, Dense):
-        return Dense(part.weight.to(dtype))
-    if isinstance(part, Convolution):
-        return replace(part, kernel=part.kernel.to(dtype))
-    assert isinstance(part, Scale)
-    return replace(part, diagonal=part.diagonal.to(dtype))

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certbench import Classifier, NumericalError, UnsupportedError
-from certbench.networks.maps import Convolution
 from certbench.networks.reading import relu_network
 from tests.laws.test_contract import network
 
@@ -96,16 +95,6 @@ def test_maps_their_transposes_and_their_matrices_agree(kind: str) -> None:
                 torch.testing.assert_close(each.transpose(a), a @ matrix)
             assert (layer.paths[source].matrix() >= part.matrix().abs() - 1e-12).all()
         assert (layer.height >= layer.bias.abs() - 1e-12).all()
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("size", [5, 6, 7, 8])
-def test_large_convolutions_are_transposed_with_what_the_stride_leaves_over(stride: int, size: int) -> None:
-    kernel = torch.randn(3, 2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    after = functional.conv2d(torch.zeros(1, 2, size, size).double(), kernel, None, stride, 1).shape[1:]
-    part = Convolution(kernel, (stride, stride), (1, 1), (1, 1), 1, (2, size, size), tuple(after))
-    torch.testing.assert_close(part.transpose(torch.eye(part.outputs).double()), part.matrix())
-    torch.testing.assert_close(part.forward(torch.eye(part.inputs).double()).T, part.matrix())
 
 
 def branch(m: nn.ModuleList, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What each PyTorch layer is to a Lipschitz constant: a linear map, a pooling of windows, or a slope.
 
-The bounds of linear maps are in `norms`. A layer that no table here names is refused, and so is an option that its
-rule does not know.
+The bounds of linear maps are in `operator_norms`. A layer that no table here names is refused, and so is an option that
+its rule does not know.
 """
 
 import math
@@ -13,15 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from certbench.errors import UnsupportedError
-from certbench.verifiers.lipschitz.operator_norms import (
-    Diagonal,
-    LinearMap,
-    Matrix,
-    Pair,
-    convolution,
-    linear,
-    separable,
-)
+from certbench.networks.image_maps import Convolution, Pair
+from certbench.networks.maps import Dense, Scale
+from certbench.verifiers.lipschitz.folding import convolution, linear, separable
+from certbench.verifiers.lipschitz.operator_norms import Normed
 
 Shape = tuple[int, ...]
 
@@ -32,13 +27,13 @@ def pair(value: int | Sequence[int]) -> Pair:
     return height, width
 
 
-def _linear(layer: nn.Linear, size: Shape, shape: Shape) -> LinearMap:
+def _linear(layer: nn.Linear, size: Shape, shape: Shape) -> Normed:
     if len(size) != 1:
         raise UnsupportedError(f"is applied along the last axis of features of shape {size}; flatten them first")
     return linear(layer.weight)
 
 
-def _convolution(layer: nn.Conv2d, size: Shape, shape: Shape) -> LinearMap:
+def _convolution(layer: nn.Conv2d, size: Shape, shape: Shape) -> Normed:
     if layer.padding_mode not in ("zeros", "circular"):
         raise UnsupportedError(f"has no bound here with {layer.padding_mode} padding, only with zeros and circular")
     if layer.padding == "same":
@@ -46,14 +41,16 @@ def _convolution(layer: nn.Conv2d, size: Shape, shape: Shape) -> LinearMap:
     else:
         padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
     return convolution(
-        layer.weight,
-        pair(size[1:]),
-        shape,
-        pair(layer.stride),
-        pair(padding),
-        pair(layer.dilation),
-        layer.groups,
-        layer.padding_mode == "circular",
+        Convolution(
+            layer.weight,
+            size,
+            shape,
+            pair(layer.stride),
+            pair(padding),
+            pair(layer.dilation),
+            layer.groups,
+            layer.padding_mode == "circular",
+        )
     )
 
 
@@ -77,15 +74,15 @@ def _members(start: Tensor, end: Tensor, n: int, dilation: int = 1) -> Float[Ten
     return ((ahead >= 0) & (torch.arange(n) < end[:, None]) & (ahead % dilation == 0)).to(torch.float64)
 
 
-def _averages(members: Float[Tensor, "o n"], counts: Tensor) -> Matrix:
+def _averages(members: Float[Tensor, "o n"], counts: Tensor) -> Dense:
     weight = members / counts[:, None]
-    return Matrix(weight, weight, (len(weight),), roundings=1)
+    return Dense(weight, entry_roundings=1)
 
 
-def _average_pool(layer: nn.AvgPool2d, size: Shape, shape: Shape) -> LinearMap:
+def _average_pool(layer: nn.AvgPool2d, size: Shape, shape: Shape) -> Normed:
     _image(size)
 
-    def along(axis: int) -> Matrix:
+    def along(axis: int) -> Dense:
         n = size[1 + axis]
         start, end = _sliding(layer, shape, axis)
         members = _members(start, end, n)
@@ -96,18 +93,18 @@ def _average_pool(layer: nn.AvgPool2d, size: Shape, shape: Shape) -> LinearMap:
         return _averages(members, members.sum(1))
 
     factor = 1.0 if layer.divisor_override is None else 1 / layer.divisor_override
-    channels = Diagonal(torch.full(size[:1], factor, dtype=torch.float64), roundings=1)
+    channels = Scale(torch.full(size[:1], factor, dtype=torch.float64), entry_roundings=1)
     return separable(channels, *map(along, range(len(size) - 1)))
 
 
-def _adaptive_average_pool(layer: nn.AdaptiveAvgPool2d, size: Shape, shape: Shape) -> LinearMap:
+def _adaptive_average_pool(layer: nn.AdaptiveAvgPool2d, size: Shape, shape: Shape) -> Normed:
     _image(size)
 
-    def along(axis: int) -> Matrix:
+    def along(axis: int) -> Dense:
         start, end = _adaptive(size, shape, axis)
         return _averages(_members(start, end, size[1 + axis]), end - start)
 
-    channels = Diagonal(torch.ones(size[:1], dtype=torch.float64))
+    channels = Scale(torch.ones(size[:1], dtype=torch.float64))
     return separable(channels, *map(along, range(len(size) - 1)))
 
 
@@ -117,15 +114,15 @@ def _image(size: Shape) -> None:
         raise UnsupportedError(f"pools features of shape {size}, without channels")
 
 
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, size: Shape, shape: Shape) -> LinearMap:
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, size: Shape, shape: Shape) -> Normed:
     if layer.running_mean is None or layer.running_var is None:
         raise UnsupportedError("normalises by the batch; without running statistics it is no function of one input")
     gain = torch.ones_like(layer.running_var) if layer.weight is None else layer.weight
     scale = gain / (layer.running_var + layer.eps).sqrt()
-    return Diagonal(scale.reshape(-1, *[1] * (len(shape) - 1)).expand(shape), roundings=4)
+    return Scale(scale.reshape(-1, *[1] * (len(shape) - 1)).expand(shape), entry_roundings=4)
 
 
-LINEAR: Mapping[type[nn.Module], Callable[[Any, Shape, Shape], LinearMap]] = {
+LINEAR: Mapping[type[nn.Module], Callable[[Any, Shape, Shape], Normed]] = {
     nn.Linear: _linear,
     nn.Conv2d: _convolution,
     nn.AvgPool2d: _average_pool,

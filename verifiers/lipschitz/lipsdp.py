@@ -30,7 +30,7 @@ from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzState, proved_norms
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, product_bound, prove, start
 from certbench.verifiers.lipschitz.multipliers.search import check, search
-from certbench.verifiers.lipschitz.operator_norms import Matrix
+from certbench.verifiers.lipschitz.operator_norms import spectral_norm
 
 SIDE = {"eclipse": 6000, "lipsdp": 2500}
 """Largest number of neurons that two neighbouring layers may have together. Judgements."""
@@ -45,8 +45,8 @@ class Chain:
         last: weights of the layer without a ReLU.
     """
 
-    weights: tuple[Matrix, ...]
-    last: Matrix
+    weights: tuple[Dense, ...]
+    last: Dense
 
     @staticmethod
     def read(classifier: Classifier, side: int) -> "Chain":
@@ -68,22 +68,22 @@ class Chain:
                 )
             path = layer.paths[i]
             roundings = 0 if isinstance(path, Dense) else layer.roundings  # a lone dense layer is stored as it is
-            matrices.append(Matrix(part.matrix(), path.matrix(), (sizes[i + 1],), roundings))
+            matrices.append(Dense(part.matrix(), path.matrix(), None, roundings))
         return Chain(tuple(matrices[:-1]), matrices[-1])
 
-    def rows(self, plus: Tensor, minus: Tensor) -> Matrix:
+    def rows(self, plus: Tensor, minus: Tensor) -> Dense:
         """Return the rows of f_plus - f_minus; an index one too large stands for the function 0."""
         weight, magnitude = (
-            torch.cat([part, part.new_zeros(1, self.last.inputs)]) for part in (self.last.weight, self.last.magnitude)
+            torch.cat([part, part.new_zeros(1, self.last.inputs)]) for part in (self.last.weight, self.last.moduli)
         )
-        return Matrix(
-            weight[plus] - weight[minus], magnitude[plus] + magnitude[minus], (len(plus),), self.last.roundings + 1
+        return Dense(
+            weight[plus] - weight[minus], magnitude[plus] + magnitude[minus], None, self.last.entry_roundings + 1
         )
 
     @property
     def void(self) -> bool:
         """Say whether multipliers can improve nothing: no hidden layer, or one that gives a constant."""
-        return any(weight.spectral == 0 for weight in self.weights) or not self.weights
+        return any(spectral_norm(weight) == 0 for weight in self.weights) or not self.weights
 
 
 def table(values: Float[Tensor, " pairs"], outputs: int) -> Float[Tensor, "rows rows"]:

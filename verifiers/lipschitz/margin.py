@@ -32,7 +32,8 @@ from certbench.numerics.spectral import spectral
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.rounding import bound_errors, program_error
-from certbench.verifiers.lipschitz.propagation import constants_of, scales
+from certbench.verifiers.lipschitz.operator_norms import column_scales
+from certbench.verifiers.lipschitz.propagation import constants_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +189,6 @@ def proved_norms(state: LipschitzState) -> dict[str, Any]:
     matrices = [part.matrix() for part in network.chain()[:-1]]
     scaled = []
     if state.threat.p == math.inf:
-        scaled = [matrix / scales(matrix) for matrix in matrices]
+        scaled = [matrix / column_scales(matrix) for matrix in matrices]
     norms, box = ([spectral(m[None]) for m in part] for part in (matrices, scaled))
     return {"kind": "lipschitz", "spectral": norms, "box": box}

@@ -15,10 +15,10 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from certbench.core.classifier import Classifier
 from certbench.errors import NumericalError, UnsupportedError
+from certbench.networks.maps import Dense, Scale
 from certbench.networks.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
 from certbench.numerics.rounding import (
     LARGEST,
-    TINY,
     TOO_LARGE,
     dual,
     lengths,
@@ -28,18 +28,12 @@ from certbench.numerics.rounding import (
     products,
     total,
 )
-from certbench.verifiers.lipschitz import operator_norms
+from certbench.verifiers.lipschitz.folding import compose, linear
 from certbench.verifiers.lipschitz.layer_rules import LINEAR, SLOPES, WINDOWS
-from certbench.verifiers.lipschitz.operator_norms import Diagonal, LinearMap, Matrix
+from certbench.verifiers.lipschitz.operator_norms import Normed, identity_norm, norm, row_norm, spread
 
 CHORDS = 2**24
 """The most entries of a table of chords; larger ones are not followed. A judgement: 128 MB."""
-
-
-def scales(matrix: Float[Tensor, "_out _in"]) -> Float[Tensor, " _in"]:
-    r"""Scales of the columns of A for its norm from inf to 2, as `norms.Matrix.box`: $s_i^2 = \sum_j |A^T A|_{ij}$."""
-    s = (matrix.T @ matrix).abs().sum(dim=1).sqrt()
-    return s.clamp(min=max(1e-8 * float(s.max()), TINY))
 
 
 @torch.no_grad()
@@ -112,7 +106,7 @@ class _Movement:
 
     constants: Mapping[float, float]
     chords: Float[Tensor, "d ..."] | None
-    map: LinearMap | None = None
+    map: Normed | None = None
     names: tuple[str, ...] = ()
 
 
@@ -157,7 +151,7 @@ class _Propagation(fx.Interpreter):
         """The input itself."""
         d = x.numel()
         chords = torch.eye(d, dtype=torch.float64).reshape(d, *x.shape) if d * d <= CHORDS else None
-        return _Movement({r: operator_norms.identity(self.p, r, d) for r in (self.p, 2.0)}, chords)
+        return _Movement({r: identity_norm(self.p, r, d) for r in (self.p, 2.0)}, chords)
 
     def follow(self, n: fx.Node, result: Any) -> _Movement | None:
         """The rule of one node, or None where there is none."""
@@ -175,7 +169,7 @@ class _Propagation(fx.Interpreter):
         if n.target is functional.linear:
             if len(size) != 1:
                 raise UnsupportedError(f"is applied along the last axis of features of shape {size}; flatten first")
-            return self.apply(before, operator_norms.linear(options.get("weight", *args[1:2])), n.name)
+            return self.apply(before, linear(options.get("weight", *args[1:2])), n.name)
         if layer is None and n.target in _VIEWS:
             layer = nn.Identity()
         elif layer is None and n.target in _CALLS:
@@ -195,7 +189,7 @@ class _Propagation(fx.Interpreter):
             return self.stretch(before, lambda r: slope, lambda chords: slope * chords)
         if kind in WINDOWS:
             count = WINDOWS[kind](layer, size, shape)
-            return self.stretch(before, lambda r: operator_norms.identity(math.inf, r, count), layer)
+            return self.stretch(before, lambda r: identity_norm(math.inf, r, count), layer)
         return None
 
     def combine(self, n: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> _Movement | None:
@@ -219,7 +213,7 @@ class _Propagation(fx.Interpreter):
         scale = torch.as_tensor(args[1] if first else args[0], dtype=torch.float64).expand(2, *shape)
         if not torch.equal(scale[0], scale[1]):
             raise UnsupportedError("scales the inputs of a batch differently")
-        diagonal = Diagonal(scale[0]) if operation == "*" else Diagonal(1 / scale[0], roundings=1)
+        diagonal = Scale(scale[0]) if operation == "*" else Scale(1 / scale[0], entry_roundings=1)
         return self.apply(moving, diagonal, n.name)
 
     def overwrite(self, n: fx.Node) -> None:
@@ -230,20 +224,20 @@ class _Propagation(fx.Interpreter):
 
     def view(self, before: _Movement, shape: tuple[int, ...]) -> _Movement:
         """The same numbers in another shape."""
-        if isinstance(before.map, Matrix):
-            return replace(before, map=replace(before.map, shape=shape))
-        if isinstance(before.map, Diagonal):
-            return replace(before, map=replace(before.map, scale=before.map.scale.reshape(shape)))
+        if isinstance(before.map, Dense):
+            return replace(before, map=replace(before.map, features=shape))
+        if isinstance(before.map, Scale):
+            return replace(before, map=replace(before.map, diagonal=before.map.diagonal.reshape(shape)))
         settled = self.settle(before)
         chords = None if settled.chords is None else settled.chords.reshape(-1, *shape)
         return replace(settled, chords=chords)
 
-    def apply(self, before: _Movement, layer: LinearMap, name: str) -> _Movement:
+    def apply(self, before: _Movement, layer: Normed, name: str) -> _Movement:
         """A linear layer, composed with those before it where that is cheap."""
-        self.gain *= max(1.0, layer.row(1.0))
+        self.gain *= max(1.0, row_norm(layer, 1.0))
         if not self.gain < LARGEST:
             raise UnsupportedError(TOO_LARGE)
-        joint = layer if before.map is None else operator_norms.compose(layer, before.map)
+        joint = layer if before.map is None else compose(layer, before.map)
         if joint is None:
             before, joint = self.settle(before), layer
         return replace(before, map=joint, names=(*before.names, name))
@@ -252,7 +246,7 @@ class _Propagation(fx.Interpreter):
         """Make the value itself the base: pay for the norm of its map."""
         if before.map is None:
             return before
-        paid = {(s, r): before.map.norm(s, r) for s in before.constants for r in before.constants}
+        paid = {(s, r): norm(before.map, s, r) for s in before.constants for r in before.constants}
         name = "+".join(before.names)
         while name in self.layers:
             name += " again"
@@ -260,9 +254,9 @@ class _Propagation(fx.Interpreter):
         constants = {
             r: min(product(before.constants[s], paid[s, r]) for s in before.constants) for r in before.constants
         }
-        if before.chords is None or len(before.chords) * math.prod(before.map.shape) > CHORDS:
+        if before.chords is None or len(before.chords) * before.map.outputs > CHORDS:
             return _Movement(constants, None)
-        chords = before.map.absolute(before.chords)
+        chords = spread(before.map, before.chords)
         return _Movement({r: min(bound, self.reach(chords, r)) for r, bound in constants.items()}, chords)
 
     def stretch(
@@ -285,10 +279,8 @@ class _Propagation(fx.Interpreter):
         if self.logits is None:
             raise UnsupportedError("the features do not depend on the input, or come with other values")
         if self.logits.map is None:
-            return min(
-                product(bound, operator_norms.identity(s, r, size)) for s, bound in self.logits.constants.items()
-            )
-        return min(product(bound, self.logits.map.norm(s, r)) for s, bound in self.logits.constants.items())
+            return min(product(bound, identity_norm(s, r, size)) for s, bound in self.logits.constants.items())
+        return min(product(bound, norm(self.logits.map, s, r)) for s, bound in self.logits.constants.items())
 
     def pairs(self, classes: int, rule: str) -> Float[Tensor, "rows rows"]:
         r"""Constants of f_c - f_j, where the function behind the last index is 0, by a rule of `LipschitzMargin`.
@@ -299,11 +291,9 @@ class _Propagation(fx.Interpreter):
         if self.logits is None:
             raise UnsupportedError("the logits do not depend on the input, or come with other values")
         last = self.logits
-        if not isinstance(last.map, Matrix):
-            last = self.apply(
-                self.settle(last), operator_norms.linear(torch.eye(classes, dtype=torch.float64)), "logits"
-            )
-        assert isinstance(last.map, Matrix)
+        if not isinstance(last.map, Dense):
+            last = self.apply(self.settle(last), linear(torch.eye(classes, dtype=torch.float64)), "logits")
+        assert isinstance(last.map, Dense)
         padded = functional.pad(last.map.weight, (0, 0, 0, 1)), functional.pad(last.map.error, (0, 0, 0, 1))
         constants = torch.zeros(classes + 1, classes + 1, dtype=torch.float64)
         if rule in ("tsuzuku", "centred", "naive"):
@@ -326,26 +316,23 @@ class _Propagation(fx.Interpreter):
             raise NumericalError("a weight is NaN or infinite")
         return torch.maximum(constants, constants.T).fill_diagonal_(0.0)
 
-    def whole(self, last: "_Movement", layer: Matrix, rule: str) -> tuple[float, float]:
+    def whole(self, last: "_Movement", layer: Dense, rule: str) -> tuple[float, float]:
         """Constants of each logit and of each difference of two, from one constant for all logits together."""
 
-        def constant(of: Matrix, r: float) -> float:
-            return min(product(bound, of.norm(s, r)) for s, bound in last.constants.items())
+        def constant(of: Dense, r: float) -> float:
+            return min(product(bound, norm(of, s, r)) for s, bound in last.constants.items())
 
         if rule == "naive":
             return constant(layer, math.inf), 2 * constant(layer, math.inf)
         alone = constant(layer, 2.0)
         if rule == "centred":
-            mean = Matrix(
-                torch.full((len(layer.weight),) * 2, -1.0 / len(layer.weight), dtype=torch.float64),
-                torch.full((len(layer.weight),) * 2, 1.0 / len(layer.weight), dtype=torch.float64),
-                layer.shape,
-                2,
-            )
-            mean.weight.diagonal().add_(1.0)
-            mean.magnitude.diagonal().add_(1.0)
-            centred = operator_norms.compose(mean, layer)
-            assert isinstance(centred, Matrix)
+            size = len(layer.weight)
+            apart = torch.full((size, size), -1.0 / size, dtype=torch.float64)
+            magnitude = -apart
+            apart.diagonal().add_(1.0)
+            magnitude.diagonal().add_(1.0)
+            centred = compose(Dense(apart, magnitude, layer.shape, 2), layer)
+            assert isinstance(centred, Dense)
             return alone, product(constant(centred, 2.0), math.nextafter(math.sqrt(2), 2))
         return alone, product(alone, math.nextafter(math.sqrt(2), 2))
 

@@ -15,7 +15,7 @@ from certbench.core.classifier import Regressor
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.models import zoo
 from certbench.networks.reading import relu_network
-from certbench.verifiers.lipschitz import operator_norms
+from certbench.verifiers.lipschitz import folding
 from certbench.verifiers.lipschitz.lipsdp import Chain, Eclipse, LipSDP, whole_constant
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzMargin
 from certbench.verifiers.lipschitz.multipliers import search
@@ -45,7 +45,7 @@ def classifier(*sizes: int, seed: int = 0) -> Classifier:
 
 
 def chain(*matrices: Tensor) -> Chain:
-    weights = [operator_norms.linear(matrix) for matrix in matrices]
+    weights = [folding.linear(matrix) for matrix in matrices]
     return Chain(tuple(weights[:-1]), weights[-1])
 
 
@@ -314,8 +314,8 @@ def test_folded_layers_count_with_their_rounding() -> None:
     expected = table(Eclipse(), plain) / torch.tensor(0.3, dtype=torch.float64)
     assert torch.allclose(table(Eclipse(), scaled), expected, rtol=1e-9)
     read = Chain.of(relu_network(scaled), 100).weights[0]
-    assert read.roundings > 0
-    assert Chain.of(relu_network(plain), 100).weights[0].roundings == 0
+    assert read.entry_roundings > 0
+    assert Chain.of(relu_network(plain), 100).weights[0].entry_roundings == 0
 
 
 def test_outputs_of_regressors_get_multipliers_of_their_own() -> None:

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.networks.maps import Dense
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, evaluate
-from certbench.verifiers.lipschitz.operator_norms import Matrix
 
 GAP = 1e-4
 """Relative gap at which the barrier method stops: its value, a squared constant, is at most that far from the least."""
@@ -86,7 +86,7 @@ class Inequality:
 
 
 def newton(
-    weights: Sequence[Matrix],
+    weights: Sequence[Dense],
     rows: Float[Tensor, "r n"],
     first: Multipliers,
     p: float,

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from certbench.networks.maps import Dense
 from certbench.numerics.rounding import TINY, UNIT, dual, gamma, lengths, products
-from certbench.verifiers.lipschitz import operator_norms
-from certbench.verifiers.lipschitz.operator_norms import Matrix
+from certbench.verifiers.lipschitz.operator_norms import identity_norm, norm, spectral_norm
 
 INNER = 2.0**-22
 """Relative slack that the search keeps from the boundary of the feasible set, where nothing could be proved."""
@@ -67,26 +67,24 @@ class Multipliers:
         )
 
 
-def product_bound(
-    weights: Sequence[Matrix], rows: Matrix, p: float = 2.0, whole: bool = False
-) -> Float[Tensor, " rows"]:
+def product_bound(weights: Sequence[Dense], rows: Dense, p: float = 2.0, whole: bool = False) -> Float[Tensor, " rows"]:
     """Multiply the layers' norms by the length of each row, or by the norm of all: a bound without multipliers."""
-    last = torch.tensor([rows.spectral], dtype=torch.float64) if whole else lengths(rows.entries, 2.0)
+    last = torch.tensor([spectral_norm(rows)], dtype=torch.float64) if whole else lengths(rows.entries, 2.0)
     for index, weight in enumerate(weights):
-        last = products(last, weight.norm(p, 2.0) if index == 0 else weight.spectral)
+        last = products(last, norm(weight, p, 2.0) if index == 0 else spectral_norm(weight))
     if not weights and not whole:
         return lengths(rows.entries, dual(p))
-    return products(last, operator_norms.identity(p, 2.0, rows.inputs)) if not weights else last
+    return products(last, identity_norm(p, 2.0, rows.inputs)) if not weights else last
 
 
-def start(weights: Sequence[Matrix], p: float = 2.0) -> Multipliers:
+def start(weights: Sequence[Dense], p: float = 2.0) -> Multipliers:
     r"""Return the multipliers of ECLipsE-Fast (Xu and Sivaranjani, 2024), layer by layer.
 
     $\Lambda_j = 2 / \lambda_{\max}(W_j M_{j-1}^{-1} W_j^T)$.
     """
     inputs = weights[0].inputs
     entry = torch.zeros(1, inputs, dtype=torch.float64)
-    if p == math.inf:  # the scaling by which `norms.Matrix.box` bounds the first layer
+    if p == math.inf:  # the scaling by which `box_norm` bounds the first layer
         sums = (weights[0].weight.T @ weights[0].weight).abs().sum(dim=1)
         entry = sums.clamp(min=max(1e-12 * float(sums.max()), TINY)).log()[None]
         entry = entry - entry.logsumexp(dim=1, keepdim=True)
@@ -182,7 +180,7 @@ def positive(
 
 
 def prove(
-    weights: Sequence[Matrix], rows: Matrix, multipliers: Multipliers, p: float = 2.0, whole: bool = False
+    weights: Sequence[Dense], rows: Dense, multipliers: Multipliers, p: float = 2.0, whole: bool = False
 ) -> Float[Tensor, " values"]:
     """Prove upper bounds of the constants of all rows, by shared multipliers or one set each; inf where none holds.
 
@@ -205,7 +203,7 @@ def prove(
 
 
 def _prove(
-    weights: Sequence[Matrix],
+    weights: Sequence[Dense],
     rows: Float[Tensor, "m r n"],
     error: Float[Tensor, "m r n"],
     multipliers: Multipliers,
@@ -226,7 +224,7 @@ def _prove(
 
 
 def _attempt(
-    weights: Sequence[Matrix],
+    weights: Sequence[Dense],
     rows: Float[Tensor, "m r n"],
     error: Float[Tensor, "m r n"],
     multipliers: Multipliers,
@@ -242,7 +240,7 @@ def _attempt(
         half = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(s)[0], corner.mT, upper=False)
         schur = torch.diag_embed(lam * (1 - slack)) - half.mT @ half
         schur = (schur + schur.mT) / 2
-        blur = lam[:, :, None] * weight.error if weight.roundings else None
+        blur = lam[:, :, None] * weight.error if weight.entry_roundings else None
         proved &= positive(s, corner, torch.diag_embed(lam) - schur, blur)
         s = schur
     m, r, n = rows.shape

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import MissingBackendError, UnsupportedError
+from certbench.networks.maps import Dense
 from certbench.verifiers.lipschitz.multipliers.barrier import newton
 from certbench.verifiers.lipschitz.multipliers.certificate import ENTRIES, Multipliers, evaluate
-from certbench.verifiers.lipschitz.operator_norms import Matrix
 
 LIMITS = {"newton": 1500, "scs": 300, "clarabel": 130}
 """Largest dimension of F for each solver. Judgements: a step of the barrier method takes 10 ms at 264 and a quarter
@@ -40,13 +40,13 @@ def one_thread(side: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def dimension(weights: Sequence[Matrix], p: float) -> int:
+def dimension(weights: Sequence[Dense], p: float) -> int:
     """Return the dimension of F: hidden neurons plus inputs; from the 2-norm, at most as many as first neurons."""
     inputs, first = weights[0].inputs, len(weights[0].weight)
     return sum(len(weight.weight) for weight in weights) + (inputs if p == math.inf else min(inputs, first))
 
 
-def check(solver: str, weights: Sequence[Matrix], p: float) -> None:
+def check(solver: str, weights: Sequence[Dense], p: float) -> None:
     """Refuse networks that a solver cannot take.
 
     Raises:
@@ -64,7 +64,7 @@ def check(solver: str, weights: Sequence[Matrix], p: float) -> None:
 
 def search(
     solver: str,
-    weights: Sequence[Matrix],
+    weights: Sequence[Dense],
     rows: Float[Tensor, "m r n"],
     first: Multipliers,
     p: float,
@@ -111,7 +111,7 @@ def search(
 
 
 def gradient(
-    weights: Sequence[Matrix],
+    weights: Sequence[Dense],
     rows: Float[Tensor, "m r n"],
     multipliers: Multipliers,
     p: float = 2.0,
@@ -173,7 +173,7 @@ def _cvxpy() -> Any:
 
 
 def solve(
-    solver: str, weights: Sequence[Matrix], rows: Float[Tensor, "r n"], first: Multipliers, p: float, *, layer: bool
+    solver: str, weights: Sequence[Dense], rows: Float[Tensor, "r n"], first: Multipliers, p: float, *, layer: bool
 ) -> tuple[float, Multipliers | None]:
     """Ask a solver of cvxpy's for the constant of all rows as one function, which is no bound, and for its multipliers.
 
@@ -219,7 +219,7 @@ def _logarithm(values: Float[Tensor, " n"]) -> Float[Tensor, "1 n"]:
 
 
 def best_feasible(
-    weights: Sequence[Matrix],
+    weights: Sequence[Dense],
     rows: Float[Tensor, "1 r n"],
     first: Multipliers,
     other: Multipliers | None,

@@ -1,0 +1,213 @@
+"""Linear maps between images, members of the family in `maps`."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from certbench.networks.maps import Dense, Map, Scale
+from certbench.numerics.rounding import TINY, gamma
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Map):
+    """A two-dimensional convolution, from features of one shape to another.
+
+    Attributes:
+        kernel: the stored entries.
+        before: `(channels, height, width)` of what goes in.
+        after: the same of what comes out.
+        stride: along both axes, as the three that follow.
+        padding: before the first row and column; behind the last, `after` tells.
+        dilation: distance of the taps.
+        groups: of channels.
+        circular: whether the padding repeats the map; else it is zero.
+        entry_roundings: each entry of the kernel is off by at most `gamma(entry_roundings)` of itself.
+    """
+
+    kernel: Float[Tensor, "out_channels group_channels height width"]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    circular: bool = False
+    entry_roundings: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Number of features before."""
+        return math.prod(self.before)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape after."""
+        return self.after
+
+    @property
+    def roundings(self) -> int:
+        """One for the product, one for each sum, and those behind an entry."""
+        return self.kernel[0].numel() + 1 + self.entry_roundings
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the kernel."""
+        return self.kernel.device
+
+    @cached_property
+    def error(self) -> Float[Tensor, "out_channels group_channels height width"]:
+        """Upper bounds of the distance to the exact kernel."""
+        if self.entry_roundings == 0:
+            return torch.zeros_like(self.kernel)
+        return gamma(self.entry_roundings + 2) * self.kernel.abs() + TINY
+
+    @cached_property
+    def entries(self) -> Float[Tensor, "out_channels group_channels height width"]:
+        """Upper bounds of the moduli of the exact kernel, but for one rounding."""
+        return self.kernel.abs() + self.error
+
+    @property
+    def spans(self) -> list[int]:
+        """How many rows and columns the taps of all outputs reach over, padding included."""
+        return [
+            s * (o - 1) + d * (k - 1) + 1
+            for s, o, d, k in zip(self.stride, self.after[1:], self.dilation, self.kernel.shape[2:], strict=True)
+        ]
+
+    @property
+    def behind(self) -> list[int]:
+        """Padding behind the last row and column."""
+        return [max(0, span - n - p) for span, n, p in zip(self.spans, self.before[1:], self.padding, strict=True)]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether zeros, as many behind the map as before it, give as many outputs: torch then pads by itself."""
+        fitting = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(
+                self.before[1:], self.padding, self.dilation, self.kernel.shape[2:], self.stride, strict=True
+            )
+        )
+        return not self.circular and tuple(fitting) == self.after[1:]
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Correlate, as torch does."""
+        maps, padding = h.view(-1, *self.before), self.padding
+        if not self.symmetric:
+            border = (self.padding[1], self.behind[1], self.padding[0], self.behind[0])
+            maps = functional.pad(maps, border, mode="circular" if self.circular else "constant")
+            padding = (0, 0)
+        return functional.conv2d(maps, self.kernel, None, self.stride, padding, self.dilation, self.groups).flatten(1)
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Return the transposed convolution, with the rows that the stride leaves over."""
+        maps = a.reshape(-1, *self.after)
+        if not self.symmetric:
+            wide = functional.conv_transpose2d(maps, self.kernel, None, self.stride, 0, 0, self.groups, self.dilation)
+            for axis, (n, p) in enumerate(zip(self.before[1:], self.padding, strict=True), start=2):
+                at = torch.arange(wide.shape[axis], device=a.device) - p
+                inside = (at >= 0) & (at < n)
+                if self.circular:
+                    at, inside = at.remainder(n), torch.ones_like(inside)
+                seen = wide.movedim(axis, 0)[inside]
+                wide = seen.new_zeros(n, *seen.shape[1:]).index_add(0, at[inside], seen).movedim(0, axis)
+            return wide.flatten(1)
+        rest = [
+            self.before[1 + i]
+            - ((self.after[1 + i] - 1) * self.stride[i] - 2 * self.padding[i])
+            - self.dilation[i] * (self.kernel.shape[2 + i] - 1)
+            - 1
+            for i in range(2)
+        ]
+        return functional.conv_transpose2d(
+            maps, self.kernel, None, self.stride, self.padding, rest, self.groups, self.dilation
+        ).flatten(1)
+
+    def absolute(self) -> Map:
+        """Return the convolution with the moduli of the kernel."""
+        return replace(self, kernel=self.kernel.abs())
+
+    def to(self, dtype: torch.dtype) -> "Convolution":
+        """Cast the kernel."""
+        return replace(self, kernel=self.kernel.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Separable(Map):
+    """The Kronecker product of a scaling of the channels and a matrix along either axis of the map.
+
+    The matrices have no negative entries.
+    """
+
+    channels: Scale
+    vertical: Dense
+    horizontal: Dense
+
+    @property
+    def factors(self) -> "tuple[Scale | Dense, ...]":
+        """Channels, vertical, horizontal."""
+        return self.channels, self.vertical, self.horizontal
+
+    @property
+    def inputs(self) -> int:
+        """Channels times the size of the input map."""
+        return math.prod(factor.inputs for factor in self.factors)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width after."""
+        return tuple(factor.outputs for factor in self.factors)
+
+    @property
+    def roundings(self) -> int:
+        """The sum over all factors."""
+        return sum(factor.roundings for factor in self.factors)
+
+    @property
+    def entry_roundings(self) -> int:
+        """The sum over all factors."""
+        return sum(factor.entry_roundings for factor in self.factors)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the channels' factors."""
+        return self.channels.device
+
+    def along(
+        self, h: Float[Tensor, "m _"], sizes: tuple[int, ...], act: Callable[[Scale | Dense, Tensor], Tensor]
+    ) -> Float[Tensor, "m _"]:
+        """Let each factor act along its axis of features of these sizes."""
+        moved = h.reshape(len(h), *sizes)
+        for axis, factor in enumerate(self.factors, start=1):
+            last = moved.movedim(axis, -1)
+            moved = act(factor, last.reshape(-1, last.shape[-1])).reshape(*last.shape[:-1], -1).movedim(-1, axis)
+        return moved.flatten(1)
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Multiply axis by axis."""
+        return self.along(h, tuple(factor.inputs for factor in self.factors), lambda factor, part: factor.forward(part))
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Multiply axis by axis by the transposed factors."""
+        return self.along(a, self.shape, lambda factor, part: factor.transpose(part))
+
+    def absolute(self) -> Map:
+        """Return the product of the factors' moduli."""
+        return replace(self, channels=self.channels.absolute())
+
+    def to(self, dtype: torch.dtype) -> "Separable":
+        """Cast all factors."""
+        return Separable(self.channels.to(dtype), self.vertical.to(dtype), self.horizontal.to(dtype))
+
+    def matrix(self) -> Float[Tensor, "outputs inputs"]:
+        """Return the Kronecker product, entry by entry."""
+        axes = torch.kron(self.vertical.weight, self.horizontal.weight)
+        return torch.kron(torch.diag(self.channels.diagonal), axes)
