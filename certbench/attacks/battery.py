@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.attacks.counterexamples import Counterexamples, Found, Hunt
+from certbench.attacks.counterexamples import Counterexamples, Hunt, PerThreat
 from certbench.attacks.gradient import greedy, lbfgs, pgd
 from certbench.attacks.walk import distance, restore, shape
 from certbench.core.classifier import Classifier
@@ -39,7 +39,7 @@ def attack(
     *,
     steps: int = 100,
     seed: int = 0,
-) -> Found:
+) -> PerThreat:
     """Attack the classifier's own prediction at each input: FMN, DDN, C&W and PGD, then a walk back to the input.
 
     Args:
@@ -69,7 +69,7 @@ def search(
     seed: int = 0,
     known: Mapping[ThreatModel, Counterexamples] | None = None,
     deadline: float = math.inf,
-) -> tuple[Found, dict[str, str]]:
+) -> tuple[PerThreat, dict[str, str]]:
     """Attack with all methods: those of `attack`, FGSM, DeepFool, EAD, L0 FMN, the boundary attack, L-BFGS, greedy.
 
     Args:

@@ -49,10 +49,11 @@ class Counterexamples:
         )
 
 
-Found = dict[ThreatModel, Counterexamples]
+PerThreat = dict[ThreatModel, Counterexamples]
+"""The closest counterexamples of some inputs, for each threat model."""
 
 
-def replay(classifier: Classifier, x: Float[Tensor, "n ..."], threat: ThreatModel, found: Counterexamples) -> Found:
+def replay(classifier: Classifier, x: Float[Tensor, "n ..."], threat: ThreatModel, found: Counterexamples) -> PerThreat:
     """Return the claimed counterexamples that hold up: inside the domain, and of another class in float64."""
     hunt = Hunt.of(classifier, x, (threat,), (-math.inf, math.inf) if threat.domain is None else threat.domain)
     if len(x):
@@ -69,7 +70,7 @@ class Hunt:
     label: Int[Tensor, " n"]
     answered: Bool[Tensor, " n"]
     bounds: tuple[float, float]
-    found: Found = field(default_factory=dict)
+    found: PerThreat = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -90,7 +91,7 @@ class Hunt:
         names = (name,) * len(self.x) if isinstance(name, str) else name
         points = points.to(torch.float64).clamp(*self.bounds)
         if walk:
-            points = walk_back(self.exact, self.x, self.label, points)
+            points = walk_back(lambda moved: differs(self.exact, moved, self.label), self.x, points)
         wrong = differs(self.exact, points, self.label) & self.answered
         for threat, before in self.found.items():
             self.found[threat] = before.closer(names, distance(threat, self.x, points), points, wrong)

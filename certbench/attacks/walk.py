@@ -1,5 +1,7 @@
 """Steps from a counterexample back towards its input."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,7 +16,7 @@ def differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tensor
     return clean_margin(exact(points), label) < 0
 
 
-def distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+def distance(threat: ThreatModel, x: Float[Tensor, "#n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
     """Compute the distance of points from inputs, rounded up.
 
     The relative error of a sum of d terms in float64 is below d 2^-53; a count is exact.
@@ -25,17 +27,35 @@ def distance(threat: ThreatModel, x: Float[Tensor, "n ..."], points: Float[Tenso
 
 
 def walk_back(
-    exact: Classifier, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], points: Float[Tensor, "n ..."]
+    wrong: Callable[[Float[Tensor, "n ..."]], Bool[Tensor, " n"]],
+    x: Float[Tensor, "#n ..."],
+    points: Float[Tensor, "n ..."],
+    *,
+    rounds: int = 24,
+    domain: tuple[float, float] | None = None,
 ) -> Float[Tensor, "n ..."]:
-    """Bisect the segment from a counterexample to its input; other points stay unchanged."""
-    view = shape(x)
-    near, far = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.ones(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(24):
+    """Bisect the segment from a counterexample towards its input; points that are none stay as they are.
+
+    Args:
+        wrong: whether a point is a counterexample.
+        x: the inputs, or the one input of all points.
+        points: where the walks begin.
+        rounds: of the bisection.
+        domain: what rounding may not leave.
+    """
+    view = shape(points)
+    near, far = points.new_zeros(len(points)), points.new_ones(len(points))
+
+    def at(share: Tensor) -> Tensor:
+        moved = x + share.view(view) * (points - x)
+        return moved if domain is None else moved.clamp(*domain)
+
+    for _ in range(rounds):
         middle = (near + far) / 2
-        wrong = differs(exact, x + middle.view(view) * (points - x), label)
-        near, far = torch.where(wrong, near, middle), torch.where(wrong, middle, far)
-    shorter = x + far.view(view) * (points - x)
-    return torch.where(differs(exact, shorter, label).view(view), shorter, points)
+        hit = wrong(at(middle))
+        near, far = torch.where(hit, near, middle), torch.where(hit, middle, far)
+    shorter = at(far)
+    return torch.where(wrong(shorter).view(view), shorter, points)
 
 
 def restore(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from certbench.attacks.battery import INSIDE, refute, search
-from certbench.attacks.counterexamples import Counterexamples, Found, replay
+from certbench.attacks.counterexamples import Counterexamples, PerThreat, replay
 from certbench.auditing.result import UNREACHED, Audit
 from certbench.core.claims import ABSTAIN
 from certbench.core.classifier import Classifier
@@ -43,7 +43,7 @@ class BaseAudit:
         self.x = opened.inputs[self.indices]
         self.threats = tuple(dict.fromkeys(entry.threat for entry in entries))
         self.keys = {(entry.threat, self.at[entry.row.input]): entry.attack for entry in entries}
-        self.found: Found = {threat: Counterexamples.none(self.x) for threat in self.threats}
+        self.found: PerThreat = {threat: Counterexamples.none(self.x) for threat in self.threats}
         self.reached: set[int] = set()
         self.rounds = 0
         low, high = float(opened.inputs.min()), float(opened.inputs.max())
@@ -119,7 +119,7 @@ class BaseAudit:
                 gain |= self.take(part, {threat: found})
         return gain
 
-    def take(self, rows: list[int], found: Found) -> bool:
+    def take(self, rows: list[int], found: PerThreat) -> bool:
         """Keep and store what is closer; whether anything is closer by a thousandth."""
         gain, new = False, []
         for threat, examples in found.items():

@@ -113,7 +113,7 @@ def offered() -> dict[str, list[Tensor]]:
     points: dict[str, list[Tensor]] = {}
 
     def offer(name: str, found: Tensor) -> None:
-        found = walk_back(hunt.exact, hunt.x, hunt.label, found.double().clamp(*BOX))
+        found = walk_back(lambda moved: differs(hunt.exact, moved, hunt.label), hunt.x, found.double().clamp(*BOX))
         points.setdefault(name, []).append(found)
         hunt.offer(name, found)
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.attacks.frank_wolfe import Closest
 from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
@@ -29,7 +30,6 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import NumericalError
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
-from certbench.verifiers.complete.descent import Counterexample, attack, refute
 from certbench.verifiers.complete.tree import LIMIT, Answer, Tree, TreeOptions, widest
 
 
@@ -80,11 +80,11 @@ class BranchAndBound(Certifier[NetworkState]):
         label, slack = logits.argmax(dim=1), float(SLACK * scale)
         if not float(clean_margin(logits, label)) > slack:
             return Answer(int(label), 0.0, math.inf, Outcome.COMPLETED, NO_MARGIN)
-        found = Counterexample(state.classifier, state.threat, x.flatten(1), int(label))
+        found = Closest(state.classifier, state.threat, x.flatten(1), int(label))
         if self.eps is None:
             guess = float(tangent(state, x, label).nan_to_num(1.0))
-            attack(found, state.classifier.num_classes, guess, widest(state.threat, x), seed)
-        elif refute(found, state.classifier.num_classes, self.eps, seed):
+            found.approach(state.classifier.num_classes, guess, widest(state.threat, x), seed)
+        elif found.refute(state.classifier.num_classes, self.eps, seed):
             evidence = TreeEvidence(bracket=(0.0, found.distance), domains=0, splits=0, open=0, bounds="none")
             return Answer(int(label), 0.0, found.distance, Outcome.COMPLETED, evidence)
         search = Secant() if self.eps is None else Secant(limit=self.eps, evaluations=1)

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.attacks.frank_wolfe import Objective, negative_points, slopes, steepest_step
+from certbench.attacks.walk import distance, walk_back
 from certbench.core import ball
-from certbench.core.ball import steepest
 from certbench.core.claims import Outcome
 from certbench.core.evidence import Evidence, MilpEvidence
-from certbench.core.threat import ThreatModel
 from certbench.errors import SolverError
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.programs import PlanetModel, tightened
@@ -35,8 +35,8 @@ FARTHEST = 1e4
 """Largest radius claimed, where neither a counterexample nor the border of the domain ends the search."""
 
 
-ROUNDS, STEPS = 8, 10
-"""Of the attack that finds the ball: balls, and steps in each. A judgement."""
+BACK = 39
+"""Rounds of the walk from a counterexample back to the input. A judgement."""
 
 
 @dataclass(eq=False)
@@ -84,8 +84,9 @@ class Bracket:
         eps, widest = self.eps, self.widest()
         if eps is not None and self.crown >= eps:
             return self.report()
-        for row, point in enumerate(attack(self.state, self.flat, self.rows[0])):
-            self.replay(row, point)
+        points = negative_points(self.margin(slice(None)), self.flat, count, self.threat)
+        for row in range(count):
+            self.replay(row, points[row : row + 1])
         if eps is not None:
             if eps < self.upper:
                 self.solve_all(self.taken_back(eps))
@@ -190,7 +191,7 @@ class Bracket:
             return True
         if any(bool(bounds.unstable(i).any()) for i in range(self.last)):
             return False
-        step = farthest(linear.a[0], torch.full_like(centre[0], reach), self.threat, region.x)
+        step = steepest_step(linear.a[0], torch.full_like(centre[0], reach), self.threat, region.x)
         self.replay(row, self.pushed(row, region.x + step, self.slack))
         self.programs[str(row)] = {"status": "linear", "lower": self.proven[row]}
         return True
@@ -279,98 +280,46 @@ class Bracket:
 
         Steps of many sizes down the gradient, several of each: at a kink of the boundary the first may lead astray.
         """
-        _, slope = margin_slopes(self.state, point, self.rows[0, row])
-        steepest = torch.linalg.vector_norm(slope, ord=self.threat.q).clamp(min=1e-12)
-        sizes = short / steepest * 2.0 ** torch.arange(24, dtype=torch.float64).to(point)
+        _, slope = slopes(self.margin(row), point)
+        rate = torch.linalg.vector_norm(slope, ord=self.threat.q).clamp(min=1e-12)
+        sizes = short / rate * 2.0 ** torch.arange(24, dtype=torch.float64).to(point)
         points, best, nearest = point.expand(2 * len(sizes), -1), point, math.inf
         for step in range(12):
-            _, slope = margin_slopes(self.state, points, self.rows[0, row])
+            _, slope = slopes(self.margin(row), points)
             straight = -slope / torch.linalg.vector_norm(slope, dim=1, keepdim=True).clamp(min=1e-300)
             # Half of them by the steepest descent of the norm, half by that of the 2-norm.
-            jump = farthest(slope, torch.ones_like(points[:, 0]), self.threat, points)
+            jump = steepest_step(slope, torch.ones_like(points[:, 0]), self.threat, points)
             way = torch.cat([jump[: len(sizes)], straight[len(sizes) :]])
             points = points + way * sizes.repeat(2)[:, None] / (1 + step / 4)
             if self.threat.domain is not None:
                 points = points.clamp(*self.threat.domain)
             beyond = self.network.preactivations(points)[-1] @ self.rows[0, row] < 0
             length = torch.linalg.vector_norm(points - self.flat, ord=self.threat.p, dim=1)
-            distance, at = torch.where(beyond, length, torch.inf).min(dim=0)
-            if distance < nearest:
-                best, nearest = points[at][None], distance.item()
+            shortest, at = torch.where(beyond, length, torch.inf).min(dim=0)
+            if shortest < nearest:
+                best, nearest = points[at][None], shortest.item()
         return best
 
     @torch.no_grad()
     def replay(self, row: int, point: Float[Tensor, "1 d"]) -> None:
-        """Believe a point only if the classifier itself misclassifies it, in float64; then bisect back to the input."""
+        """Believe a point only if the classifier itself misclassifies it, in float64; then walk back to the input."""
+
+        def wrong(points: Tensor) -> Tensor:
+            negative: Tensor = self.state.classifier(points.view_as(self.x)) @ self.rows[0, row] < 0
+            return negative
+
         if self.threat.domain is not None:
             point = point.clamp(*self.threat.domain)
-        near, far, best = 0.0, 1.0, math.inf
-        tried = far
-        for _ in range(40):
-            moved = self.flat + tried * (point - self.flat)
-            if self.threat.domain is not None:
-                moved = moved.clamp(*self.threat.domain)
-            margin = self.state.classifier(moved.view_as(self.x))[0] @ self.rows[0, row]
-            if margin < 0:
-                best, far = min(best, distance_to(self.threat, self.flat, moved)), tried
-            elif tried == 1.0:
-                return
-            else:
-                near = tried
-            tried = (near + far) / 2
-        self.found[row] = min(self.found[row], best)
+        if bool(wrong(point)):
+            nearest = walk_back(wrong, self.flat, point, rounds=BACK, domain=self.threat.domain)
+            self.found[row] = min(self.found[row], distance(self.threat, self.flat, nearest).item())
+
+    def margin(self, row: int | slice) -> Objective:
+        """Return rows times the logits, as a function of points: one row for each, or one for all."""
+        return lambda points: (self.network.preactivations(points)[-1] * self.rows[0, row]).sum(dim=1)
 
 
 TIME = "the time limit was spent first"
-
-
-def attack(
-    state: NetworkState, x: Float[Tensor, "1 d"], rows: Float[Tensor, "k classes"]
-) -> list[Float[Tensor, "1 d"]]:
-    """For each row a point near x at which it is negative, if one is found; deterministic.
-
-    In balls of changing radius the margin is lowered by steps of Frank and Wolfe (1956), which stay inside the domain
-    without projections: smaller balls after a success, larger ones after a failure.
-    """
-    best, distance = x.expand(len(rows), -1).clone(), x.new_full((len(rows),), math.inf)
-    margin, slope = margin_slopes(state, best, rows)
-    reach = ball.crossing(slope[None], margin[None], state.threat, x)[0]
-    usable = reach[reach.isfinite() & (reach > 0)]
-    radius = torch.where(reach.isfinite() & (reach > 0), reach, usable.min() if len(usable) else 0.1) * 1.2
-    for _ in range(ROUNDS):
-        points, before = x.expand(len(rows), -1), distance
-        for step in range(STEPS):
-            _, slope = margin_slopes(state, points, rows)
-            points = points + (x + farthest(slope, radius, state.threat, x) - points) * 2 / (step + 2)
-            length = torch.linalg.vector_norm(points - x, ord=state.threat.p, dim=1)
-            closer = ((state.network.preactivations(points)[-1] * rows).sum(dim=1) < 0) & (length < distance)
-            best, distance = torch.where(closer[:, None], points, best), torch.where(closer, length, distance)
-        between = torch.where(distance.isfinite(), (radius + distance) / 2, radius * 1.5)
-        radius = torch.where(distance < before, 0.85 * distance, between)
-    return [best[k : k + 1] for k in range(len(rows))]
-
-
-def margin_slopes(
-    state: NetworkState, points: Float[Tensor, "m d"], rows: Float[Tensor, "*rows classes"]
-) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]:
-    """Rows times the logits, and their gradients."""
-    with torch.enable_grad():
-        points = points.detach().requires_grad_()
-        margin = (state.network.preactivations(points)[-1] * rows).sum(dim=1)
-        (slope,) = torch.autograd.grad(margin.sum(), points)
-    return margin.detach(), slope
-
-
-def farthest(
-    a: Float[Tensor, "k d"], radius: Float[Tensor, " k"], threat: ThreatModel, x: Float[Tensor, "#k d"]
-) -> Float[Tensor, "k d"]:
-    """The step of a length on which each linear function falls most, inside the domain."""
-    return steepest(a[:, None], threat, x.expand(len(a), -1), radius)[:, 0]
-
-
-def distance_to(threat: ThreatModel, x: Float[Tensor, "1 d"], point: Float[Tensor, "1 d"]) -> float:
-    """Rounded up: a sum of d terms in float64 is off by less than d 2^-53 of itself."""
-    return float(torch.linalg.vector_norm(point - x, ord=threat.p)) * (1 + x.shape[1] * 2.0**-52)
 
 
 def _column(height: int) -> scipy.sparse.csr_matrix:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.attacks.frank_wolfe import Closest
 from certbench.core import ball
 from certbench.core.ball import steepest
 from certbench.core.claims import Outcome
@@ -28,7 +29,6 @@ from certbench.verifiers.bounds.optimise import (
 )
 from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
 from certbench.verifiers.bounds.state import NetworkState
-from certbench.verifiers.complete.descent import Counterexample
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
@@ -114,7 +114,7 @@ class Tree:
         rows: Float[Tensor, "k outputs"],
         slack: float,
         scale: float,
-        found: Counterexample,
+        found: Closest,
         deadline: float,
     ) -> None:
         """One leaf per class."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, Outcome, ThreatModel
+from certbench.attacks.frank_wolfe import Closest
 from certbench.core.ball import steepest
 from certbench.core.margins import margin_rows
 from certbench.verifiers.bounds.backward import backward, layer_bounds
@@ -18,7 +19,6 @@ from certbench.verifiers.bounds.optimise import Choice, evaluate, flat, optimise
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound
-from certbench.verifiers.complete.descent import Counterexample
 from certbench.verifiers.complete.tree import Leaf, Tree, TreeOptions
 from tests.laws.test_contract import inputs, network
 
@@ -266,7 +266,7 @@ def test_signs_that_do_not_occur_in_a_ball_prove_nothing_beyond_it(threat: Threa
     """A neuron is on all over a small ball: that it is off has no point there, but it may have one farther out."""
     classifier, x = network("mlp"), inputs(1)
     state, label = NetworkState.of(classifier, threat), int(classifier(x).argmax())
-    found = Counterexample(state.classifier, threat, x.flatten(1), label)
+    found = Closest(state.classifier, threat, x.flatten(1), label)
     rows = margin_rows(torch.tensor([label]), 4)[0]
     fast = state.network.to(torch.float32)
     tree = Tree(TreeOptions(64, 20, 4, 1e-6, 1e-3), state, fast, rows, 0.0, 1.0, found, math.inf)

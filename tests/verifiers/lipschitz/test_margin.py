@@ -9,7 +9,7 @@ from torch.nn import functional
 import certbench
 from certbench import Classifier, ThreatModel
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
-from certbench.verifiers.lipschitz import margin
+from certbench.verifiers.lipschitz import propagation
 from certbench.verifiers.lipschitz.margin import LipschitzMargin
 
 P = (1.0, 2.0, math.inf)
@@ -230,7 +230,7 @@ class AddsTwice(nn.Module):
 @pytest.mark.parametrize("p", P)
 @pytest.mark.parametrize("table", [2**24, 0])
 def test_sums_add_their_branches(p, table, monkeypatch):
-    monkeypatch.setattr(margin, "CHORDS", table)
+    monkeypatch.setattr(propagation, "CHORDS", table)
     classifier = wrap(AddsTwice(), AddsTwice(), nn.Linear(6, 4))
     for i in range(2):
         classifier.module[i].branch.weight.data = 2 * torch.eye(6)
@@ -241,7 +241,7 @@ def test_sums_add_their_branches(p, table, monkeypatch):
 
 @pytest.mark.parametrize("table", [2**24, 0])
 def test_a_spike_moves_every_window_of_an_overlapping_max_pool(table, monkeypatch):
-    monkeypatch.setattr(margin, "CHORDS", table)
+    monkeypatch.setattr(propagation, "CHORDS", table)
     classifier = wrap(nn.MaxPool2d(3, 1), nn.Flatten(), nn.Linear(9, 4, bias=False), shape=(1, 5, 5))
     classifier.module[2].weight.data[:] = torch.tensor([[1.0], [0.0], [0.0], [-1.0]])
     spike = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
