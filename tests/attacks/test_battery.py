@@ -14,8 +14,8 @@ from certbench.attacks.counterexamples import Counterexamples, Hunt, replay
 from certbench.attacks.occlusion import occlude
 from certbench.attacks.walk import differs, restore, walk_back
 from certbench.core.threat import L0
+from certbench.testing import closed_form, inputs, network
 from certbench.verifiers.smoothing.patches import PatchSmoothing
-from tests.laws.test_contract import closed_form, inputs, network
 
 
 @pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)

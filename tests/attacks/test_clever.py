@@ -12,8 +12,8 @@ from certbench import L1, L2, Certificate, Classifier, Linf, ThreatModel
 from certbench.attacks.battery import attack
 from certbench.attacks.clever import _endpoint, _sample, clever
 from certbench.errors import ConfigError
+from certbench.testing import closed_form, inputs, network
 from tests.attacks.test_battery import Hole
-from tests.laws.test_contract import closed_form, inputs, network
 
 FEW = {"batches": 5, "samples": 20}
 

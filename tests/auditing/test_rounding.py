@@ -18,7 +18,7 @@ from certbench.core.margins import Bounds, MarginState
 from certbench.core.options import build
 from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import ConfigError
-from tests.laws.test_contract import inputs, network
+from certbench.testing import inputs, network
 
 
 @dataclass(frozen=True)

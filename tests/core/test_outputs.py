@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import L1, L2, ConfigError, Linf, Regressor, ThreatModel, UnsupportedError
-from tests.laws.test_contract import inputs, network, sample_ball
+from certbench.testing import inputs, network, sample_ball
 
 OURS = ["alpha-crown", "crown", "lipschitz", "jacobian-zonotope"]
 THREATS = [L1, L2, Linf, L2.within(0, 1), Linf.within(0, 1)]

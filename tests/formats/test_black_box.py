@@ -29,10 +29,10 @@ from certbench import (
 )
 from certbench.attacks.battery import attack
 from certbench.formats import black_box
+from certbench.testing import inputs, network
 from certbench.verifiers.smoothing.adaptive import AdaptiveSmoothing
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.soft import SoftSmoothing
-from tests.laws.test_contract import inputs, network
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "http_endpoint.py"

@@ -14,11 +14,11 @@ import certbench
 from certbench import L1, Linf, ThreatModel
 from certbench.attacks.battery import attack
 from certbench.core.margins import margin_rows
+from certbench.testing import inputs, network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.optimise import optimise
 from certbench.verifiers.bounds.region import Region, upper_line
 from certbench.verifiers.bounds.state import NetworkState
-from tests.laws.test_contract import inputs, network
 
 pytestmark = pytest.mark.usefixtures("solvers")
 PROGRAMS = [Linf, L1, Linf.within(0, 1), L1.within(0, 1)]

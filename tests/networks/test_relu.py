@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from certbench import Classifier, NumericalError, UnsupportedError
 from certbench.networks.reading import relu_network
-from tests.laws.test_contract import network
+from certbench.testing import network
 
 
 class Forward(nn.Module):

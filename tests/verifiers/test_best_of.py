@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import certbench
 from certbench import L1, L2, Certificate, Certifier, Classifier, ConfigError, Guarantee, Linf, UnsupportedError
 from certbench.core.options import label
+from certbench.testing import inputs, network
 from certbench.verifiers.best_of import BestOf
 from certbench.verifiers.linear.crown import Crown
 from certbench.verifiers.lipschitz.margin import LipschitzMargin
-from tests.laws.test_contract import inputs, network
 
 MEMBERS = [{"name": "lipschitz"}, {"name": "crown"}, {"name": "jacobian-zonotope"}]
 

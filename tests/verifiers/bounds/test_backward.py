@@ -9,11 +9,11 @@ from torch import Tensor
 import certbench
 from certbench import L1, L2, Linf, ThreatModel
 from certbench.core.margins import margin_rows
+from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.bounds import backward as relaxation
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Linear, Region
 from certbench.verifiers.bounds.state import NetworkState
-from tests.laws.test_contract import inputs, network, sample_ball
 
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 

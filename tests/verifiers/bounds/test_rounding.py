@@ -11,10 +11,10 @@ import certbench
 from certbench import Classifier, Linf, NumericalError, UnsupportedError
 from certbench.core.margins import margin_rows
 from certbench.networks.reading import relu_network
+from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from tests.laws.test_contract import inputs, network, sample_ball
 
 SAFE = {"name": "alpha-crown", "iterations": 3, "rounding_safe": True}
 PLAIN = {"name": "alpha-crown", "iterations": 3}

@@ -14,13 +14,13 @@ from certbench import L1, L2, Classifier, ConfigError, Linf, Outcome, ThreatMode
 from certbench.attacks.frank_wolfe import Closest
 from certbench.core.ball import steepest
 from certbench.core.margins import margin_rows
+from certbench.testing import inputs, network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.optimise import Choice, evaluate, flat, optimise
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound
 from certbench.verifiers.complete.tree import Leaf, Tree, TreeOptions
-from tests.laws.test_contract import inputs, network
 
 NORMS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 

@@ -11,11 +11,11 @@ import certbench
 from certbench import L1, L2, Classifier, Linf, MarginCertifier, ThreatModel, UnsupportedError
 from certbench.core.margins import clean_margin
 from certbench.models import data, zoo
+from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.linear.lirpa import release_0_3
 from certbench.verifiers.linear.lirpa.certifiers import IBP, AlphaCrownLirpa, CrownLirpa, FastLin
 from certbench.verifiers.linear.lirpa.graph import Lirpa
 from certbench.verifiers.linear.lirpa.rewriting import as_expected
-from tests.laws.test_contract import inputs, network, sample_ball
 
 pytestmark = pytest.mark.usefixtures("lirpa")
 ALL = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]

@@ -14,12 +14,12 @@ from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder
 from certbench.networks.maps import Dense
 from certbench.networks.relu import Layer, ReluNetwork
+from certbench.testing import inputs, sample_ball
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import wong_kolter
 from certbench.verifiers.linear.wong_kolter import DualNetwork, WongKolter, cascade, estimated_l1, layerwise
 from certbench.verifiers.linear.zonotope import DeepZ
-from tests.laws.test_contract import inputs, sample_ball
 from tests.verifiers.linear.test_zonotope import THREATS, fast_lin, question
 
 

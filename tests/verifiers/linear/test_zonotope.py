@@ -11,12 +11,12 @@ from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.core.certifier import MarginCertifier
 from certbench.core.margins import margin_rows
 from certbench.networks.relu import ReluNetwork
+from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import zonotope
 from certbench.verifiers.linear.zonotope import SLOPES, DeepZ, HybridZonotope, Zonotope
-from tests.laws.test_contract import inputs, network, sample_ball
 
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 ALL: list[MarginCertifier[NetworkState]] = [DeepZ(), *(HybridZonotope(name) for name in SLOPES)]

@@ -9,12 +9,12 @@ from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
 from certbench.models import data, zoo
 from certbench.networks.relu import ReluNetwork
+from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.lipschitz.jacobian_zonotope import JacobianZonotope, zonotope
 from certbench.verifiers.lipschitz.local import Slopes
-from tests.laws.test_contract import inputs, network, sample_ball
 
 NORMS = [L1, L2, Linf]
 KINDS = ["linear", "mlp", "cnn", "residual"]

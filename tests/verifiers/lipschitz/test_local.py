@@ -16,6 +16,7 @@ from certbench.core.search import Secant
 from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
 from certbench.numerics.spectral import spectral
+from certbench.testing import closed_form, inputs, network, sample_ball
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
@@ -23,7 +24,6 @@ from certbench.verifiers.lipschitz import fast_lip
 from certbench.verifiers.lipschitz.fast_lip import FastLip, RecurJac
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes
 from certbench.verifiers.lipschitz.masked_product import MaskedProduct, _first, spectra
-from tests.laws.test_contract import closed_form, inputs, network, sample_ball
 
 NORMS = [L1, L2, Linf]
 KINDS = ["mlp", "cnn", "residual", "skip"]

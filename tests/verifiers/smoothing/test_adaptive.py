@@ -7,13 +7,13 @@ from scipy.special import ndtr
 
 import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, ConfigError, Linf, UnsupportedError
+from certbench.testing import inputs, network
 from certbench.verifiers.smoothing import counting
 from certbench.verifiers.smoothing.adaptive import AdaptiveSmoothing, needed
 from certbench.verifiers.smoothing.confidence import scores
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, tally
 from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Laplace, Uniform
 from certbench.verifiers.smoothing.smoothing import Smoothing
-from tests.laws.test_contract import inputs, network
 from tests.verifiers.smoothing.test_counting import SEEDS, Watched
 from tests.verifiers.smoothing.test_smoothing import Broken, halfspace, points
 

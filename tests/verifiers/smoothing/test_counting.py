@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import certbench
 from certbench import L1, L2, Classifier, ConfigError, Linf, NumericalError, UnsupportedError
 from certbench.networks.sequences import split
+from certbench.testing import inputs, network
 from certbench.verifiers.smoothing import counting
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, rows_of
 from certbench.verifiers.smoothing.noise.base import Noise
@@ -20,7 +21,6 @@ from certbench.verifiers.smoothing.noise.integer import IntegerGaussian, variati
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from certbench.verifiers.smoothing.splitting import Splitting
 from certbench.verifiers.smoothing.streams import stream_of
-from tests.laws.test_contract import inputs, network
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
 SEEDS = [11, 12, 13, 14]

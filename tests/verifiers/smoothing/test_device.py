@@ -11,6 +11,7 @@ from torch import nn
 
 import certbench
 from certbench import L2, Classifier, ConfigError, UnsupportedError
+from certbench.testing import inputs, network
 from certbench.verifiers.smoothing import counting
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
 from certbench.verifiers.smoothing.noise.base import exponential, integers, normal, symmetric
@@ -18,7 +19,6 @@ from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Lapla
 from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from certbench.verifiers.smoothing.splitting import Splitting
-from tests.laws.test_contract import inputs, network
 
 CPU = torch.device("cpu")
 GPU = pytest.param(

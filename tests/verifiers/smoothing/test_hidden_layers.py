@@ -13,6 +13,7 @@ import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, ConfigError, Linf, ThreatModel, UnsupportedError
 from certbench.core import options
 from certbench.networks.sequences import cut
+from certbench.testing import inputs, network
 from certbench.verifiers.smoothing import counting
 from certbench.verifiers.smoothing.counting import ESTIMATION
 from certbench.verifiers.smoothing.hidden_layers import Noises
@@ -20,7 +21,6 @@ from certbench.verifiers.smoothing.noise.base import Noise
 from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Laplace, Uniform
 from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
-from tests.laws.test_contract import inputs, network
 from tests.verifiers.smoothing.test_smoothing import points
 
 SEEDS = [11, 12, 13, 14]

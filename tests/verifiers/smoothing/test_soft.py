@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, ConfigError, Linf
+from certbench.testing import inputs, network
 from certbench.verifiers.smoothing import counting
 from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.soft import UNIT, Bound, SoftSmoothing, Sums, whole
-from tests.laws.test_contract import inputs, network
 from tests.verifiers.smoothing.test_counting import SEEDS, Watched
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 

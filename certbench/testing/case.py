@@ -1,0 +1,77 @@
+"""A row of the contract suite: what it has to know of a certifier to hold it to the laws."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from certbench.errors import ConfigError
+
+KINDS = ("linear", "mlp", "cnn", "residual")
+"""Names of the networks of the laws, see `network`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A certifier under the contract. The defaults are the strictest demands; a column that is given relaxes one.
+
+    Attributes:
+        spec: name and options, as a suite file has them; quick enough for many networks.
+        fine: options to add where precision is asked for.
+        tight: norms in which the radius on a linear classifier equals the closed form to 1e-6; of `norms`.
+        norms: norms that it offers; it must refuse the others.
+        domain: whether it accepts a domain; if not, it must refuse one.
+        attacked: kinds of networks on which attacks are tried; fewer where a certificate takes seconds.
+        backend: name of a pytest fixture that skips the tests where a package is missing.
+        layers: kinds of networks of `KINDS` that it must certify; it must refuse the others.
+        batch: how far radii may differ between batch sizes, relatively; where there is a search, by its tolerance,
+            because float64 rounding decides on which side of the crossing its last point falls.
+        rounding: how far margins may differ, relatively; more where slopes are chosen in float32.
+        scale_free: whether radii ignore the scale of the logits.
+        scaling: how far radii may differ when the logits are scaled, relatively; None: as far as `batch`, and 1e-6.
+        seeded: whether another seed means other draws; it need not where all inputs share their draws.
+        symmetric: whether its noise is symmetric, so that smoothing leaves the boundary of a half-space where it is.
+        alpha: how often the certificate of an input may be wrong, if the certifier is probabilistic.
+
+    Raises:
+        ConfigError: the specification has no name, no norm or kind of network is left, or one is unknown.
+    """
+
+    spec: Mapping[str, Any]
+    fine: Mapping[str, Any] = field(default_factory=dict)
+    tight: frozenset[float] = frozenset({1.0, 2.0, math.inf})
+    norms: frozenset[float] = frozenset({1.0, 2.0, math.inf})
+    domain: bool = True
+    attacked: frozenset[str] = frozenset({"mlp", "cnn", "residual"})
+    backend: str | None = None
+    layers: frozenset[str] = frozenset(KINDS)
+    batch: float = 1e-7
+    rounding: float = 1e-9
+    scale_free: bool = True
+    scaling: float | None = None
+    seeded: bool = True
+    symmetric: bool = True
+    alpha: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuse a row that no law could use."""
+        if not isinstance(self.spec, Mapping) or not isinstance(self.spec.get("name"), str):
+            raise ConfigError('write the name and the options of the certifier: Case({"name": "mine"})', ("spec",))
+        if not self.norms or not self.norms <= {0.0, 1.0, 2.0, math.inf}:
+            raise ConfigError("write some of the norms 0, 1, 2 and math.inf: frozenset({2.0})", ("norms",))
+        for name in ("layers", "attacked"):
+            unknown = getattr(self, name) - set(KINDS)
+            if unknown:
+                raise ConfigError(f"unknown kind of network {min(unknown)!r}; known: {', '.join(KINDS)}", (name,))
+        if not self.layers:
+            raise ConfigError("a certifier has to certify at least one kind of network", ("layers",))
+
+    @property
+    def name(self) -> str:
+        """The certifier's name."""
+        return str(self.spec["name"])
+
+    @property
+    def usual(self) -> str:
+        """The kind of network for laws that one network is enough for."""
+        return "mlp" if "mlp" in self.layers else next(kind for kind in KINDS if kind in self.layers)
