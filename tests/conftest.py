@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-from tests.support import shapes
+from tests.support import building, shapes
 
 install_import_hook(["certbench"], f"{shapes.__name__}.check")
 
@@ -19,6 +19,16 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+
+
+collect_ignore = ["third_party"]
+"""A package of somebody else; test_third_party.py runs its tests where it is installed."""
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An sdist and a wheel of this tree."""
+    return building.build(tmp_path_factory.mktemp("built"))
 
 
 @pytest.fixture(scope="session")

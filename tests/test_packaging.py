@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -18,17 +17,10 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.building import DEPENDENCIES, ROOT, install, python
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-GENERATED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "reports")
-
-
-def python(*arguments: str | Path, cwd: Path) -> str:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "PYTHONPATH"))}
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def shipped() -> set[str]:
@@ -38,17 +30,6 @@ def shipped() -> set[str]:
     files = [file for kind in kinds for file in package.glob(kind)]
     files += [file for folder in (".", "verifiers", "models") for file in (package / folder).rglob("*.py")]
     return {file.relative_to(ROOT).as_posix() for file in files if file.is_file()}
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An sdist and a wheel, each built from the tree."""
-    place = tmp_path_factory.mktemp("built")
-    tree = place / "tree"  # a copy: building leaves folders behind, and packs what an earlier build left
-    shutil.copytree(ROOT, tree, symlinks=True, ignore=GENERATED)
-    python("-m", "build", "--no-isolation", "--sdist", "--wheel", "--outdir", place, tree, cwd=place)
-    (sdist,), (wheel,) = place.glob("*.tar.gz"), place.glob("*.whl")
-    return {"sdist": sdist, "wheel": wheel}
 
 
 def test_the_wheel_holds_every_file_once_and_nothing_else(built: dict[str, Path]) -> None:
@@ -82,13 +63,11 @@ print(json.dumps({
 def test_what_is_built_installs_and_imports_under_its_own_names(
     kind: str, built: dict[str, Path], tmp_path: Path
 ) -> None:
-    install = ["-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--no-compile", "--target"]
-    python(*install, tmp_path, built[kind], cwd=tmp_path)
+    install(built[kind], tmp_path)
     installed = [file for file in (tmp_path / "certbench").rglob("*") if file.is_file()]
     assert {file.relative_to(tmp_path).as_posix() for file in installed} == shipped()
 
-    site = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-    found = json.loads(python("-I", "-S", "-c", INSPECT, tmp_path, *site, cwd=built[kind].parent))
+    found = json.loads(python("-I", "-S", "-c", INSPECT, tmp_path, *DEPENDENCIES, cwd=built[kind].parent))
     folders = [tmp_path / folder for folder in ("certbench", "certbench/models", "certbench/verifiers")]
     assert found["packages"] == [str(folder / "__init__.py") for folder in folders]
     assert sorted(found["classes"]) == found["table"] != []

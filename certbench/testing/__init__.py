@@ -12,8 +12,8 @@ The name has to begin with `Test`, so that pytest finds it. A law that does not 
 why. A law that is broken says which law, which certifier, which network and which input. `Case` says what can be
 declared of a certifier; what is not declared is demanded.
 
-Without pytest: `for law in LAWS: for question in law.questions: law.check(case, question)` raises `LawBroken`, or
-`NotConcerned` where a law does not apply.
+Without pytest: `LAWS["attack"].check(case, question)`, for each of the law's `questions`, raises `LawBroken`, or
+`NotConcerned` where the law does not apply.
 
 Doors: `Case`, `contract_suite`, `LAWS`, `Law`, `LawBroken`, `NotConcerned`; and for tests of one's own, the networks
 of the laws with their answers: `network`, `inputs`, `closed_form`, `nearest`, `closest`, `sample_ball`.
@@ -21,13 +21,14 @@ of the laws with their answers: `network`, `inputs`, `closed_form`, `nearest`, `
 `contract_suite` needs pytest: `pip install "certbench[testing]"`.
 """
 
-from certbench.testing.case import Case
+from certbench.testing.case import KINDS, Case
 from certbench.testing.law import Law, LawBroken, NotConcerned
 from certbench.testing.laws import LAWS
 from certbench.testing.networks import closed_form, closest, inputs, nearest, network, sample_ball
 from certbench.testing.suite import contract_suite
 
 __all__ = [
+    "KINDS",
     "LAWS",
     "Case",
     "Law",

@@ -73,8 +73,8 @@ class Law:
         return f"law {self.name}, certifier {case.name}" + (f"({options})" if options else "") + asked
 
 
-LAWS: list[Law] = []
-"""All laws, in the order in which they are told."""
+LAWS: dict[str, Law] = {}
+"""All laws by name, in the order in which they are told."""
 
 
 def law(**parameters: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -86,7 +86,7 @@ def law(**parameters: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callab
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
         statement = " ".join((inspect.getdoc(body) or "").split())
-        LAWS.append(Law(body.__name__, statement, tuple(product(*parameters.values())), body))
+        LAWS[body.__name__] = Law(body.__name__, statement, tuple(product(*parameters.values())), body)
         return body
 
     return register

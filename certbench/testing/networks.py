@@ -165,7 +165,7 @@ def sample_ball(
     sparse = torch.rand(len(x), n, d, generator=generator) < torch.rand(1, n, 1, generator=generator)
     step = step * sparse if threat.p != math.inf else step.sign()
     step = step / torch.linalg.vector_norm(step, ord=threat.p, dim=-1, keepdim=True).clamp(min=1e-12)
-    points = x[:, None] + (step * (1 - 1e-9) * radius[:, None, None]).view(len(x), n, *x.shape[1:])
+    points: Tensor = x[:, None] + (step * (1 - 1e-9) * radius[:, None, None]).view(len(x), n, *x.shape[1:])
     return points if threat.domain is None else points.clamp(*threat.domain)
 
 

@@ -28,7 +28,7 @@ def contract_suite(*cases: Case) -> type:
     pytest = _pytest()
     often = Counter(case.name for case in cases)
     ids = [f"{case.name}-{i}" if often[case.name] > 1 else case.name for i, case in enumerate(cases)]
-    methods = {f"test_{law.name}": _method(pytest, law) for law in LAWS}
+    methods = {f"test_{law.name}": _method(pytest, law) for law in LAWS.values()}
     suite = type("ContractSuite", (), {"__doc__": contract_suite.__doc__, **methods})
     return pytest.mark.parametrize("case", cases, ids=ids)(suite)  # type: ignore[no-any-return]
 

@@ -1,0 +1,26 @@
+"""Certifiers of another package. This table is registered in pyproject.toml, and certbench finds it there."""
+
+TABLE = {
+    "intervals": "intervals.right:Intervals",
+    "wrong-sign": "intervals.wrong:WrongSign",
+    "primal": "intervals.wrong:Primal",
+    "false-counterexample": "intervals.wrong:FalseCounterexample",
+    "own-domain": "intervals.wrong:OwnDomain",
+    "tangent": "intervals.wrong:Tangent",
+    "no-confidence": "intervals.wrong:NoConfidence",
+    "shared-budget": "intervals.wrong:SharedBudget",
+    "mean-of-batch": "intervals.wrong:MeanOfBatch",
+    "stale": "intervals.wrong:Stale",
+    "in-place": "intervals.wrong:InPlace",
+    "unseeded": "intervals.wrong:Unseeded",
+    "same-draws": "intervals.wrong:SameDraws",
+    "other-class": "intervals.wrong:OtherClass",
+    "nan-certifies": "intervals.wrong:NanCertifies",
+    "ties-certify": "intervals.wrong:TiesCertify",
+    "absolute-slack": "intervals.wrong:AbsoluteSlack",
+    "skips-layers": "intervals.wrong:SkipsLayers",
+    "any-norm": "intervals.wrong:AnyNorm",
+    "own-norms": "intervals.wrong:OwnNorms",
+    "doubles": "intervals.wrong:Doubles",
+    "refuses": "intervals.wrong:Refuses",
+}
