@@ -75,7 +75,7 @@ def domain(case: Case, threat: ThreatModel, box: tuple[float, float]) -> None:
     _offers(case, threat)
     threat = threat.within(*box)
     certifier = build(case.spec)
-    classifier, x = _network(case, "linear"), ((inputs(8) - 0.5) * 2 + 0.5).clamp(0, 1)  # half of it at the border
+    classifier, x = _network(case, "linear"), ((inputs(4) - 0.5) * 2 + 0.5).clamp(0, 1)  # half of it at the border
     if not case.domain:
         return _refuses(certifier, classifier, x, threat)
     if certifier.subject is Subject.SMOOTHED:
