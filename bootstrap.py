@@ -20,6 +20,7 @@ COMMANDS = {
     "test": [["pytest", "-n", "auto"]],
     "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"]],
     "check-slow": [["pytest", "-m", "slow"]],
+    "check-machines": [["python", "-m", "tests.machines"]],
     "benchmark": [
         ["python", "-m", "benchmarks.radii"],
         ["python", "-m", "benchmarks.lipschitz"],
