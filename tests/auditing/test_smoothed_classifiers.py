@@ -11,17 +11,17 @@ from certbench.models import data, zoo
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
 
+pytestmark = pytest.mark.machine
+
 
 @pytest.mark.parametrize("name", ["mlp-gaussian", "cnn-gaussian"])
 def test_within_the_radius_no_attack_succeeds_more_often_than_alpha_explains(name: str) -> None:
     smoothing = Smoothing(Gaussian(0.25), n=1000, alpha=0.001)
-    results = attack(smoothing, zoo.load(name), data.load("digits").inputs[:10], (1.0, 2.0, 3.0), judge=1000, draws=16)
-    inside, twice, far = results
+    x = data.load("digits").inputs[:10]
+    inside, beyond = attack(smoothing, zoo.load(name), x, (1.0, 3.0), judge=1000, draws=16)
     assert inside.attacked >= 8
     assert inside.changed <= inside.explained < inside.attacked / 2
-    assert twice.changed + twice.abstained >= twice.attacked / 2
-    assert far.changed >= far.attacked / 2
-    for result in results:
+    for result in (inside, beyond):  # that the search is able to find some is shown on half-spaces, where it must
         assert 0 <= result.changed + result.abstained <= result.attacked
 
 
