@@ -36,7 +36,9 @@ def test_distances_are_those_of_points_that_are_classified_differently(threat: T
 
 @pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
 @pytest.mark.parametrize("steps", [1, 100])
-def test_distances_are_never_below_the_closed_form_nor_beyond_the_nearest_input(threat: ThreatModel, steps: int) -> None:
+def test_distances_are_never_below_the_closed_form_nor_beyond_the_nearest_input(
+    threat: ThreatModel, steps: int
+) -> None:
     """Whatever the attacks find: the segment to the nearest input of another class crosses the border by itself."""
     classifier, x = network("linear"), inputs(10)
     exact = classifier.double()

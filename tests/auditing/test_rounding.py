@@ -20,6 +20,8 @@ from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import ConfigError
 from certbench.testing import inputs, network
 
+pytestmark = pytest.mark.machine
+
 
 @dataclass(frozen=True)
 class Hanging(MarginCertifier[MarginState]):

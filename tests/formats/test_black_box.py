@@ -35,6 +35,8 @@ from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.soft import SoftSmoothing
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
+pytestmark = pytest.mark.machine
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "http_endpoint.py"
 
 fresh = (f"test-{i}" for i in count())

@@ -20,7 +20,7 @@ from certbench.verifiers.bounds.optimise import optimise
 from certbench.verifiers.bounds.region import Region, upper_line
 from certbench.verifiers.bounds.state import NetworkState
 
-pytestmark = pytest.mark.usefixtures("solvers")
+pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("solvers")]
 PROGRAMS = [Linf, L1, Linf.within(0, 1), L1.within(0, 1)]
 
 

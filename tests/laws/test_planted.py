@@ -38,6 +38,8 @@ from certbench.verifiers.lipschitz.margin import GlobalLipschitz
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from tests.runs.test_run import Watcher
 
+pytestmark = pytest.mark.machine
+
 D, SHAPE = 6, (3, 6)
 
 

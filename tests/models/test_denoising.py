@@ -30,6 +30,8 @@ from certbench.models.recipes.base import Step
 from certbench.models.recipes.stability import Stability
 from tests.support import mnist
 
+pytestmark = pytest.mark.machine
+
 SMOOTHING = {"name": "smoothing", "noise": {"name": "gaussian", "sigma": 0.25}, "n": 300}
 MODELS = [name for name in zoo.names() if zoo.TABLE[name].preprocessor is not None]
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -32,6 +32,8 @@ from certbench.runs.events import Interrupted
 from certbench.runs.run import Finished
 from certbench.runs.suite import load
 
+pytestmark = pytest.mark.machine
+
 CALLS: list[str] = []
 """What the fakes were asked, in order."""
 

@@ -16,6 +16,8 @@ from certbench.verifiers.best_of import BestOf
 from certbench.verifiers.linear.crown import Crown
 from certbench.verifiers.lipschitz.margin import LipschitzMargin
 
+pytestmark = pytest.mark.machine
+
 MEMBERS = [{"name": "lipschitz"}, {"name": "crown"}, {"name": "jacobian-zonotope"}]
 
 

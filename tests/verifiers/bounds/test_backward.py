@@ -15,6 +15,8 @@ from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Linear, Region
 from certbench.verifiers.bounds.state import NetworkState
 
+pytestmark = pytest.mark.machine
+
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 
 

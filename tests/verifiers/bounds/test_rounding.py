@@ -27,7 +27,7 @@ ALL_SAFE = [
     {"name": "ibp", "rounding_safe": True},
 ]
 every_safe = pytest.mark.parametrize("safe", ALL_SAFE, ids=lambda spec: str(spec["name"]))
-pytestmark = pytest.mark.usefixtures("lirpa")
+pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("lirpa")]
 
 
 class Normalise(nn.Module):
@@ -79,8 +79,9 @@ def test_linear_bounds_stay_within_their_error_bound(classifier: Classifier) -> 
 
 def test_safe_certificates_are_hardly_smaller_where_nothing_lives_on_rounding() -> None:
     classifier, x = network("mlp"), inputs(8)
-    plain, safe = (certbench.certify(spec, classifier, x, Linf).radius for spec in (PLAIN, SAFE))
-    assert (safe <= plain).all()
+    fine = {"search": {"name": "secant", "relative": 1e-6}}
+    plain, safe = (certbench.certify({**spec, **fine}, classifier, x, Linf).radius for spec in (PLAIN, SAFE))
+    assert (safe <= plain * (1 + 1e-6)).all()
     assert (safe > 0.99 * plain).all()
 
 

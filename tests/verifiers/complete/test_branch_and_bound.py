@@ -22,6 +22,8 @@ from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound
 from certbench.verifiers.complete.tree import Leaf, Tree, TreeOptions
 
+pytestmark = pytest.mark.machine
+
 NORMS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 
 

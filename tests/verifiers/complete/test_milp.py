@@ -20,6 +20,8 @@ from tests.verifiers.linear.test_lp import THREATS, exact_distance, points, rows
 
 pytest.importorskip("highspy")
 
+pytestmark = pytest.mark.machine
+
 
 def truth(classifier: Classifier, x: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
     network, rows = relu_network(classifier), rows_at(classifier, x)

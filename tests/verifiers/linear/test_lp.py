@@ -26,6 +26,8 @@ from certbench.verifiers.linear.lp import LP, improved
 
 pytest.importorskip("highspy")
 
+pytestmark = pytest.mark.machine
+
 THREATS = [Linf, L1, Linf.within(0, 1), L1.within(0, 1)]
 
 
@@ -275,7 +277,7 @@ def test_solving_every_row_changes_neither_minimum(monkeypatch: pytest.MonkeyPat
             region.minimum(one.a, one.b).item()
             for one in (improved(network, region, bounds, row[None, None]) for row in rows[i])
         )
-        assert region.minimum(planet.a, planet.b).min().item() == pytest.approx(least, abs=1e-9)
+        assert region.minimum(planet.a, planet.b).min().item() == pytest.approx(least, abs=1e-6)  # HiGHS ends at 1e-7
     assert len(solved) < 2 * 7 * len(x)
 
 

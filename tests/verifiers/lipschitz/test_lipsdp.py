@@ -30,6 +30,8 @@ from certbench.verifiers.lipschitz.multipliers.certificate import (
 )
 from certbench.verifiers.lipschitz.multipliers.search import solve
 
+pytestmark = pytest.mark.machine
+
 
 def module(*sizes: int, seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
@@ -236,15 +238,28 @@ def test_the_barrier_method_finds_what_clarabel_finds(solvers: None, p: float, l
             assert whole_constant(net, p, layer=layer, solver=solver) == pytest.approx(value, rel=2e-3)
 
 
-def test_a_solver_that_stops_early_claims_too_little_and_proves_enough(
-    solvers: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("iterations", [1, 25])
+def test_a_solver_that_stops_early_proves_enough(
+    solvers: None, monkeypatch: pytest.MonkeyPatch, iterations: int
 ) -> None:
-    monkeypatch.setitem(search.SETTINGS, "scs", {"max_iters": 25})  # type: ignore[attr-defined]
+    monkeypatch.setitem(search.SETTINGS, "scs", {"max_iters": iterations})  # type: ignore[attr-defined]
     net = random_chain(8, 16, 16, 1, seed=1)
-    value, _ = solve("scs", net.weights, net.last.weight, start(net.weights), 2.0, layer=False)
-    optimum = whole_constant(net)
-    assert value < 0.97 * optimum
-    assert whole_constant(net, solver="scs") >= optimum * (1 - 1e-4)
+    assert whole_constant(net, solver="scs") >= whole_constant(net) * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_a_solver_that_claims_too_little_proves_enough(
+    solvers: None, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Its multipliers are too small, or so large that they prove nothing, and its constant is a hundredth."""
+    net = random_chain(8, 16, 16, 1, seed=1)
+    first, optimum = start(net.weights), whole_constant(net)
+    parts = tuple(part + math.log(factor) for part in first.hidden)
+    claimed = Multipliers(parts, first.entry)
+    assert prove(net.weights, net.last, claimed).isinf().all() or factor < 1
+    monkeypatch.setattr(search, "solve", lambda *_, **options: (0.01 * optimum, claimed))
+    found = whole_constant(net, solver="scs")
+    assert optimum * (1 - 1e-4) <= found <= whole_constant(net, solver="gradient") * (1 + 1e-9)
 
 
 def test_positive_weights_are_solved_exactly() -> None:

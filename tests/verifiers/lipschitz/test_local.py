@@ -25,6 +25,8 @@ from certbench.verifiers.lipschitz.fast_lip import FastLip, RecurJac
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes
 from certbench.verifiers.lipschitz.masked_product import MaskedProduct, _first, spectra
 
+pytestmark = pytest.mark.machine
+
 NORMS = [L1, L2, Linf]
 KINDS = ["mlp", "cnn", "residual", "skip"]
 PLAIN: list[LocalLipschitz] = [FastLip(), RecurJac(), MaskedProduct()]

@@ -17,6 +17,8 @@ from certbench.verifiers.smoothing.smoothing import Smoothing
 from tests.verifiers.smoothing.test_counting import SEEDS, Watched
 from tests.verifiers.smoothing.test_smoothing import Broken, halfspace, points
 
+pytestmark = pytest.mark.machine
+
 
 @pytest.mark.parametrize("name", NOISES)
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])

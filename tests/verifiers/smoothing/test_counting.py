@@ -23,6 +23,8 @@ from certbench.verifiers.smoothing.splitting import Splitting
 from certbench.verifiers.smoothing.streams import stream_of
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
+pytestmark = pytest.mark.machine
+
 SEEDS = [11, 12, 13, 14]
 
 

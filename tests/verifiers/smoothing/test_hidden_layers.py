@@ -23,6 +23,8 @@ from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from tests.verifiers.smoothing.test_smoothing import points
 
+pytestmark = pytest.mark.machine
+
 SEEDS = [11, 12, 13, 14]
 
 

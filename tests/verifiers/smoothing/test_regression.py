@@ -13,6 +13,8 @@ from certbench import L1, L2, ConfigError, Linf
 from certbench.core.classifier import Regressor
 from certbench.verifiers.smoothing.regression import order_statistics, percentile_bounds, smoothed_output_bounds
 
+pytestmark = pytest.mark.machine
+
 
 def linear(weight: list[list[float]]) -> Regressor:
     module = nn.Linear(len(weight[0]), len(weight), bias=False)

@@ -15,6 +15,8 @@ from certbench.verifiers.smoothing.hidden_layers import Place
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
 
+pytestmark = pytest.mark.machine
+
 
 def halfspace(d: int = 4) -> Classifier:
     """Class 1 where the first coordinate is positive: g is the same, and its radius is that coordinate."""

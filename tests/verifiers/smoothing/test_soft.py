@@ -22,6 +22,8 @@ from certbench.verifiers.smoothing.soft import UNIT, Bound, SoftSmoothing, Sums,
 from tests.verifiers.smoothing.test_counting import SEEDS, Watched
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
+pytestmark = pytest.mark.machine
+
 SCORES: tuple[Bound, ...] = ("chernoff", "hoeffding", "bernstein")
 ALL: tuple[Bound, ...] = (*SCORES, "sampled")
 

@@ -30,6 +30,8 @@ from certbench.verifiers.smoothing.splitting import DeterministicSplitting, Spli
 from certbench.verifiers.smoothing.votes import Vote, bounds
 from tests.verifiers.smoothing.test_counting import Watched
 
+pytestmark = pytest.mark.machine
+
 
 class Table(nn.Module):
     """A random function of the input's exact values: the worst kind of base classifier, the same at every call."""
