@@ -35,8 +35,6 @@ from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.soft import SoftSmoothing
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
-pytestmark = pytest.mark.machine
-
 EXAMPLE = Path(__file__).parents[2] / "examples" / "http_endpoint.py"
 
 fresh = (f"test-{i}" for i in count())
@@ -46,6 +44,7 @@ def sign(x: NDArray[np.float32]) -> NDArray[np.int64]:
     return (x[:, 0] > 0).astype(np.int64)
 
 
+@pytest.mark.machine
 def test_counts_are_those_of_the_classifier_itself() -> None:
     inner, x = network("cnn"), inputs(3)
     for answer in (

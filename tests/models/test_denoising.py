@@ -30,8 +30,6 @@ from certbench.models.recipes.base import Step
 from certbench.models.recipes.stability import Stability
 from tests.support import mnist
 
-pytestmark = pytest.mark.machine
-
 SMOOTHING = {"name": "smoothing", "noise": {"name": "gaussian", "sigma": 0.25}, "n": 300}
 MODELS = [name for name in zoo.names() if zoo.TABLE[name].preprocessor is not None]
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -142,6 +140,7 @@ def test_each_input_has_a_time_of_its_own_in_training() -> None:
     assert not torch.allclose(model(x, times[:1]), model(x, times[1:2]))
 
 
+@pytest.mark.machine
 @every_model
 def test_denoised_images_are_a_function_of_the_input_and_nearer_to_it(name: str) -> None:
     module, test, sigma = zoo.load(name).module, seen(name), made(name)[1]
@@ -177,6 +176,7 @@ def test_the_classifier_behind_is_the_one_of_the_zoo_bit_by_bit(name: str) -> No
     assert sum(parameter.numel() for parameter in module[0].parameters()) < 100_000
 
 
+@pytest.mark.machine
 @every_model
 def test_denoising_helps_under_noise_and_hardly_hurts_without(name: str) -> None:
     (preprocessor, sigma), test, module = made(name), seen(name), zoo.load(name).module
@@ -199,6 +199,7 @@ def ancestral(denoiser: Diffusion, x: Tensor, generator: torch.Generator) -> Ten
     return (point + 1) / 2
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize(("sigma", "lost"), [(0.25, 0.03), (0.5, 0.12)])
 def test_many_steps_that_draw_hallucinate_and_those_that_do_not_draw_hardly(
     sigma: float, lost: float, digits: Dataset
@@ -213,6 +214,7 @@ def test_many_steps_that_draw_hallucinate_and_those_that_do_not_draw_hardly(
     assert torch.allclose(ancestral(one, noisy, generator), images[0], atol=1e-5)
 
 
+@pytest.mark.machine
 @every_model
 def test_smoothing_certifies_the_whole_and_more_of_it_than_of_the_classifier_alone(
     name: str,

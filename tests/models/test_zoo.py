@@ -31,8 +31,6 @@ from certbench.models.recipes.plain import CrossEntropy
 from certbench.networks.normalise import Normalise
 from tests.support import mnist
 
-pytestmark = pytest.mark.machine
-
 LEAST = {
     **{"linear": 0.92, "plain": 0.96, "small": 0.94, "pgd": 0.96, "ibp": 0.95, "gaussian": 0.95, "lipschitz": 0.95},
     **{"denoised": 0.95, "stability": 0.96, "diffusion": 0.95, "multistep": 0.95},
@@ -166,6 +164,7 @@ OBJECTIVES = [
 ]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_adversarial_points_lie_in_the_ball_and_cost_more_than_random_ones(p: float) -> None:
     module, x, y, eps = network("mlp"), draw(10, 1, 8, 8), torch.arange(10), 0.3
@@ -179,6 +178,7 @@ def test_adversarial_points_lie_in_the_ball_and_cost_more_than_random_ones(p: fl
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+@pytest.mark.machine
 def test_adversarial_training_moves_the_classes_apart(digits: Dataset) -> None:
     x, y = digits.inputs.double(), digits.labels
     step, attack = Step(x, y, 0.0, torch.Generator().manual_seed(0)), Adversarial(2.0, 0.6, 20)
@@ -195,6 +195,7 @@ def test_adversarial_training_in_another_norm_is_refused() -> None:
         Adversarial(1.0, 0.1)
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
 def test_every_objective_learns_by_its_seed_alone(objective: Objective) -> None:
     digits = data.load("digits", "train")
@@ -226,6 +227,7 @@ def test_too_few_inputs_to_train_on_are_refused(digits: Dataset) -> None:
         training.train(lambda: network("linear"), zoo.TABLE["linear"].recipe, few, 0)
 
 
+@pytest.mark.machine
 def test_training_again_comes_within_a_point_of_the_card(tmp_path: Path) -> None:
     card = zoo.train("linear", tmp_path / "new")
     assert card["accuracy"]["test"] == pytest.approx(zoo.card("linear")["accuracy"]["test"], abs=0.01)
@@ -256,6 +258,7 @@ def test_cards_say_what_the_table_says(name: str) -> None:
     assert card["sha256"] == hashlib.sha256((zoo.WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_accuracy_on_a_card_is_the_measured_one(name: str) -> None:
     test, model = mnist.load(zoo.TABLE[name].data), zoo.load(name)
@@ -267,6 +270,7 @@ def test_the_accuracy_on_a_card_is_the_measured_one(name: str) -> None:
     assert float(accuracy) >= LEAST[name.rpartition("-")[2]]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_certified_accuracy_on_a_card_is_the_measured_one(name: str, digits: Dataset) -> None:
     objective, card = zoo.TABLE[name].recipe.objective, zoo.card(name)

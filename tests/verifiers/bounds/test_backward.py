@@ -15,8 +15,6 @@ from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Linear, Region
 from certbench.verifiers.bounds.state import NetworkState
 
-pytestmark = pytest.mark.machine
-
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 
 
@@ -73,6 +71,7 @@ def test_pieces_give_the_bounds_of_the_whole_and_memory_that_runs_out_makes_smal
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.machine
 def test_the_memory_of_alpha_crown_is_an_option_that_does_not_change_its_bounds() -> None:
     classifier, x = network("cnn"), inputs(3)
     radii = [

@@ -99,9 +99,9 @@ def test_an_input_that_the_float_program_classifies_otherwise_is_not_certified(s
         same = (double(middle).argmax(dim=1) == double(a).argmax(dim=1)).view(-1, 1, 1, 1)
         a, b = torch.where(same, middle, a), torch.where(same, b, middle)
     near = torch.cat([a, b])
-    fooled = classifier(near.float()).argmax(dim=1) != double(near).argmax(dim=1)
-    assert fooled.any(), "the construction failed: no input is on the other side"
-    real, program = (certbench.certify(spec, classifier, near[fooled], Linf) for spec in (PLAIN, safe))
+    near = near[classifier(near.float()).argmax(dim=1) != double(near).argmax(dim=1)][:50]  # of some 400 in 1000
+    assert len(near) > 0, "the construction failed: no input is on the other side"
+    real, program = (certbench.certify(spec, classifier, near, Linf) for spec in (PLAIN, safe))
     assert (real.radius > 0).any()  # a claim about real arithmetic, and true there
     assert (program.radius == 0).all()
     assert real.evidence[0]["arithmetic"] == "real" and program.evidence[0]["arithmetic"] == "torch.float32"

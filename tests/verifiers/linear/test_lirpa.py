@@ -17,7 +17,7 @@ from certbench.verifiers.linear.lirpa.certifiers import IBP, AlphaCrownLirpa, Cr
 from certbench.verifiers.linear.lirpa.graph import Lirpa
 from certbench.verifiers.linear.lirpa.rewriting import as_expected
 
-pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("lirpa")]
+pytestmark = pytest.mark.usefixtures("lirpa")
 ALL = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 
 

@@ -151,6 +151,7 @@ def test_it_agrees_with_the_authors_package(threat: ThreatModel, options: dict[s
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.machine
 def test_projections_estimate_the_l1_norms_and_do_not_bound_them() -> None:
     state, x, _, eps = question("residual", Linf)
     bounds = layerwise(state.network, Region(Linf, x.flatten(1), eps))

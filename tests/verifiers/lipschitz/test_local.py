@@ -25,8 +25,6 @@ from certbench.verifiers.lipschitz.fast_lip import FastLip, RecurJac
 from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes
 from certbench.verifiers.lipschitz.masked_product import MaskedProduct, _first, spectra
 
-pytestmark = pytest.mark.machine
-
 NORMS = [L1, L2, Linf]
 KINDS = ["mlp", "cnn", "residual", "skip"]
 PLAIN: list[LocalLipschitz] = [FastLip(), RecurJac(), MaskedProduct()]
@@ -170,6 +168,7 @@ def attacked(kind: str, threat: ThreatModel) -> Tensor:
     return attack(net(kind), inputs(4), (threat,), threat.domain or (-2.0, 3.0), steps=30)[threat].distance
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("kind", ["mlp", "skip"])
 @pytest.mark.parametrize("threat", [L1, L2, L2.within(0, 1), Linf.within(0, 1)], ids=str)
 def test_no_attack_and_no_random_point_inside_the_ball_changes_the_prediction(threat: ThreatModel, kind: str) -> None:

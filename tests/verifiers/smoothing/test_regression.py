@@ -13,8 +13,6 @@ from certbench import L1, L2, ConfigError, Linf
 from certbench.core.classifier import Regressor
 from certbench.verifiers.smoothing.regression import order_statistics, percentile_bounds, smoothed_output_bounds
 
-pytestmark = pytest.mark.machine
-
 
 def linear(weight: list[list[float]]) -> Regressor:
     module = nn.Linear(len(weight[0]), len(weight), bias=False)
@@ -62,6 +60,7 @@ def test_counting_from_0_breaks_the_confidence() -> None:
     assert (samples[:, low] > 0.5).sum() > most
 
 
+@pytest.mark.machine
 def test_intervals_hold_over_the_ball_and_close_in_on_the_truth() -> None:
     """The median of a linear output is the output, and over the ball it moves by eps times the norm of its weights."""
     regressor, eps = linear([[3.0, 4.0], [1.0, 0.0]]), 0.2

@@ -30,8 +30,6 @@ from certbench.verifiers.smoothing.splitting import DeterministicSplitting, Spli
 from certbench.verifiers.smoothing.votes import Vote, bounds
 from tests.verifiers.smoothing.test_counting import Watched
 
-pytestmark = pytest.mark.machine
-
 
 class Table(nn.Module):
     """A random function of the input's exact values: the worst kind of base classifier, the same at every call."""
@@ -112,6 +110,7 @@ def test_splitting_certifies_the_distance_to_the_boundary_as_draws_grow() -> Non
     assert certificate.prediction.tolist() == [0, 0, 1, 1, 1]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("rule", ["two-class", "one-vs-rest"])
 def test_sampled_splitting_radii_exceed_the_true_ones_no_more_often_than_alpha(rule: str) -> None:
     certifier = SplittingSmoothing(lam=0.5, n=100, n0=10, alpha=0.1, rule=rule)  # type: ignore[arg-type]
@@ -292,6 +291,7 @@ def test_no_input_within_an_exact_l0_radius_has_another_class(seed: int, d: int,
     assert reached >= 1
 
 
+@pytest.mark.machine
 def test_discrete_noise_has_the_declared_distribution() -> None:
     n, noise = 40_000, Replacement(0.4, 4)
     drawn = (noise.perturb(torch.tensor([0.0, 0.49, 1.0]), stream(), n) * 4).round().long()
@@ -396,6 +396,7 @@ def test_ablation_certifies_through_the_front_door(encode: str) -> None:
     assert certificate.radius.tolist() == [4, 4]  # 1 - C(12, 2) / C(16, 2) = 0.45, and of 5 changes 0.54
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("kind", ["discrete", "ablation"])
 @pytest.mark.parametrize("rule", ["two-class", "one-vs-rest"])
 def test_l0_radii_exceed_those_of_the_true_probabilities_no_more_often_than_alpha(kind: str, rule: str) -> None:
@@ -527,6 +528,7 @@ EXACT = [
 ids = [f"{type(certifier).__name__}-{i}" for i, (certifier, _) in enumerate(SAMPLED + EXACT)]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize(("certifier", "threat"), SAMPLED + EXACT, ids=ids)
 def test_neither_batch_nor_order_matter_and_the_evidence_can_be_stored(
     certifier: Certifier, threat: certbench.ThreatModel
