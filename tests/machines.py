@@ -22,7 +22,7 @@ INSTRUCTIONS = {
 THREADS = (1, 2)
 
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that spin while they wait made two of them fifty times slower than one on a busy machine."""
+"""Threads that spin while they wait take the processor from the others where there are more of them than cores."""
 
 
 def settings() -> list[dict[str, str]]:
