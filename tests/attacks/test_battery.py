@@ -44,10 +44,10 @@ def test_distances_are_never_below_the_closed_form_nor_beyond_the_nearest_input(
     exact = classifier.double()
     label = exact(x).argmax(dim=1)
     apart = torch.cdist(x.flatten(1), x.flatten(1)).masked_fill(label[:, None] == label, math.inf)
-    border = attack_methods.walk_back(exact, x, label, x[apart.argmin(dim=1)])
+    border = walk_back(lambda points: differs(exact, points, label), x, x[apart.argmin(dim=1)])
     distance = attack(classifier, x, (threat,), (-5.0, 6.0), steps=steps)[threat].distance
     assert (distance >= closed_form(classifier, x, threat) * (1 - 1e-9)).all()
-    assert (distance <= attack_methods.distance(threat, x, border) * (1 + 1e-5)).all()  # attacks read float32
+    assert (distance <= walk.distance(threat, x, border) * (1 + 1e-5)).all()  # attacks read float32
 
 
 def test_the_global_generator_is_left_as_it_was_and_the_seed_decides() -> None:

@@ -16,6 +16,7 @@ def test_every_certifier_of_the_table_has_a_case() -> None:
     assert {case.name for case in CASES} == ours
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
 def test_optimised_slopes_are_no_looser_than_crown(threat: ThreatModel) -> None:
     """A law with the same intermediate bounds; IBP <= CROWN and Wong-Kolter <= CROWN are none."""
