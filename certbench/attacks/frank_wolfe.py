@@ -1,7 +1,7 @@
 """Counterexamples of complete certifiers, by steps of Frank and Wolfe (1956; Jaggi, 2013) inside a ball.
 
-A step goes from a point towards the vertex of the ball that the gradient chooses, by a share that falls to zero. So the
-points stay inside the ball and the domain without projections. A search works on one input at a time, so nothing
+A step moves a point towards the vertex of the ball that the gradient chooses, by a share that falls to zero. So points
+stay inside the ball and the domain without projections. A search works on one input at a time, so nothing
 depends on neighbours; `Closest` replays every point in float64 before it counts.
 """
 
@@ -24,10 +24,10 @@ Objective = Callable[[Float[Tensor, "m d"]], Float[Tensor, " m"]]
 """A function that gives one number for each point."""
 
 Shares = Sequence[tuple[float, float]]
-"""The share of the way that each step goes, as a numerator and a denominator."""
+"""Share of the way of each step, as a numerator and a denominator."""
 
 ROUNDS, STEPS = 8, 10
-"""Balls of `negative_points`, and steps in each. A judgement."""
+"""Number of balls of `negative_points`, and of steps in each. A judgement."""
 
 
 def slopes(objective: Objective, points: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]:
@@ -57,13 +57,13 @@ def frank_wolfe(
     """Lower an objective, step by step.
 
     Args:
-        objective: what is lowered.
-        vertex: the point of the feasible set that a gradient chooses.
+        objective: the function to lower.
+        vertex: function from a gradient to the point of the feasible set that it chooses.
         start: feasible points.
-        shares: one for each step.
+        shares: share of the way of each step.
 
     Yields:
-        The points and the values there: the start, and what each step reaches.
+        The points and their values, at the start and after each step.
     """
     at = start
     for numerator, denominator in shares:
@@ -79,7 +79,7 @@ def harmonic(steps: int) -> Shares:
 
 
 def falling(steps: int) -> Shares:
-    """Return shares that begin with the whole way, and then fall from a half to zero in equal parts."""
+    """Return shares that are 1 in the first step, and then fall from 1/2 to zero in equal parts."""
     return [(0.5 * (1 - step / (steps + 1)) if step else 1.0, 1.0) for step in range(steps)]
 
 
@@ -123,12 +123,12 @@ class Closest:
     """The closest counterexample of one input so far.
 
     Attributes:
-        classifier: in float64.
+        classifier: the classifier, in float64.
         threat: the norm and the domain.
         x: the input, flat.
         label: its class.
-        distance: of the closest one, rounded up; inf while none is known.
-        point: where it is.
+        distance: distance of the closest counterexample, rounded up; inf if none is known.
+        point: the closest counterexample.
     """
 
     classifier: Classifier
@@ -139,16 +139,16 @@ class Closest:
     point: Float[Tensor, " d"] | None = None
 
     def wrong(self, points: Float[Tensor, "m d"]) -> Bool[Tensor, " m"]:
-        """Return which points another class wins outright."""
+        """Say at which points another class is strictly larger."""
         logits = self.classifier(points.view(-1, *self.classifier.input_shape))
         margin = clean_margin(logits, torch.full((len(points),), self.label, device=points.device))
         return (margin < 0) & logits.isfinite().all(dim=1)
 
     def offer(self, points: Float[Tensor, "m d"], rounds: int = 30) -> bool:
-        """Look for a closer one on the segments from the input to the points that are counterexamples.
+        """Search the segments from the input to those points that are counterexamples for a closer one.
 
         Returns:
-            Whether one was found.
+            Whether a closer one was found.
         """
         if self.threat.domain is not None:
             points = points.clamp(*self.threat.domain)
@@ -173,8 +173,8 @@ class Closest:
             eps: the radius of the ball.
             targets: a class for each start.
             start: steps away from the input, inside the ball.
-            steps: of each descent.
-            rounds: of the walk back.
+            steps: number of steps of each descent.
+            rounds: number of rounds of the walk back.
 
         Returns:
             Whether a closer counterexample was found.
@@ -194,14 +194,14 @@ class Closest:
         return self.offer(self.x + best, rounds)
 
     def approach(self, classes: int, guess: float, limit: float, seed: int, steps: int = 30) -> None:
-        """Find the closest counterexample that a growing and then shrinking ball shows; every other class is a target.
+        """Search for close counterexamples in a ball that first grows and then shrinks; every other class is a target.
 
         Args:
             classes: the number of classes.
-            guess: the radius of the first ball, where it is positive and finite.
+            guess: the radius of the first ball, if it is positive and finite.
             limit: the radius of the largest ball.
-            seed: of the starts.
-            steps: of each descent.
+            seed: seed of the starts.
+            steps: number of steps of each descent.
         """
         targets, start = self.others(classes)
         eps = min(guess, limit) if 0 < guess < math.inf else limit / 64
@@ -222,7 +222,7 @@ class Closest:
             failures = 0 if self.descend(eps, aims, again, steps) else failures + 1
 
     def refute(self, classes: int, eps: float, seed: int, steps: int = 40, restarts: int = 2) -> bool:
-        """Return whether a counterexample within `eps` was found, from the input itself and from random points."""
+        """Descend within `eps` from the input and from random points; say whether a counterexample was found."""
         targets, start = self.others(classes)
         generator = torch.Generator().manual_seed(seed % 2**63)
         for _ in range(1 + restarts):

@@ -34,14 +34,14 @@ def walk_back(
     rounds: int = 24,
     domain: tuple[float, float] | None = None,
 ) -> Float[Tensor, "n ..."]:
-    """Bisect the segment from a counterexample towards its input; points that are none stay as they are.
+    """Bisect the segment from a counterexample to its input; other points stay unchanged.
 
     Args:
-        wrong: whether a point is a counterexample.
+        wrong: function that says which points are counterexamples.
         x: the inputs, or the one input of all points.
-        points: where the walks begin.
-        rounds: of the bisection.
-        domain: what rounding may not leave.
+        points: points at which the walks begin.
+        rounds: number of rounds of the bisection.
+        domain: the box that rounding must not leave.
     """
     view = shape(points)
     near, far = points.new_zeros(len(points)), points.new_ones(len(points))

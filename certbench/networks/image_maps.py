@@ -22,12 +22,12 @@ class Convolution(Map):
 
     Attributes:
         kernel: the stored entries.
-        before: `(channels, height, width)` of what goes in.
-        after: the same of what comes out.
-        stride: along both axes, as the three that follow.
-        padding: before the first row and column; behind the last, `after` tells.
-        dilation: distance of the taps.
-        groups: of channels.
+        before: `(channels, height, width)` of the input.
+        after: `(channels, height, width)` of the output.
+        stride: stride along both axes.
+        padding: padding before the first row and column; `after` determines that behind the last.
+        dilation: distance of the taps along both axes.
+        groups: number of groups of channels.
         circular: whether the padding repeats the map; else it is zero.
         entry_roundings: each entry of the kernel is off by at most `gamma(entry_roundings)` of itself.
     """
@@ -44,17 +44,17 @@ class Convolution(Map):
 
     @property
     def inputs(self) -> int:
-        """Number of features before."""
+        """Number of input features."""
         return math.prod(self.before)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape after."""
+        """Shape of the output."""
         return self.after
 
     @property
     def roundings(self) -> int:
-        """One for the product, one for each sum, and those behind an entry."""
+        """Roundings of the product, of the sums, and of an entry."""
         return self.kernel[0].numel() + 1 + self.entry_roundings
 
     @property
@@ -76,7 +76,7 @@ class Convolution(Map):
 
     @property
     def spans(self) -> list[int]:
-        """How many rows and columns the taps of all outputs reach over, padding included."""
+        """Number of rows and columns that the taps of all outputs cover, padding included."""
         return [
             s * (o - 1) + d * (k - 1) + 1
             for s, o, d, k in zip(self.stride, self.after[1:], self.dilation, self.kernel.shape[2:], strict=True)
@@ -89,7 +89,7 @@ class Convolution(Map):
 
     @property
     def symmetric(self) -> bool:
-        """Whether zeros, as many behind the map as before it, give as many outputs: torch then pads by itself."""
+        """Whether equal zero padding on both sides gives the right number of outputs: torch then pads by itself."""
         fitting = (
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, p, d, k, s in zip(
@@ -153,27 +153,27 @@ class Separable(Map):
 
     @property
     def factors(self) -> "tuple[Scale | Dense, ...]":
-        """Channels, vertical, horizontal."""
+        """The factors: channels, vertical, horizontal."""
         return self.channels, self.vertical, self.horizontal
 
     @property
     def inputs(self) -> int:
-        """Channels times the size of the input map."""
+        """Number of input features: channels times the size of the map."""
         return math.prod(factor.inputs for factor in self.factors)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Channels, height and width after."""
+        """Shape of the output: channels, height and width."""
         return tuple(factor.outputs for factor in self.factors)
 
     @property
     def roundings(self) -> int:
-        """The sum over all factors."""
+        """Sum over all factors."""
         return sum(factor.roundings for factor in self.factors)
 
     @property
     def entry_roundings(self) -> int:
-        """The sum over all factors."""
+        """Sum over all factors."""
         return sum(factor.entry_roundings for factor in self.factors)
 
     @property

@@ -1,6 +1,6 @@
 """Linear maps between the layers of a network: one family, for bounds, for norms and for solvers.
 
-`image_maps` has its members for images: convolutions, and matrices along each axis.
+`image_maps` holds the members for images: convolutions, and matrices along each axis.
 """
 
 import math
@@ -16,32 +16,32 @@ from torch import Tensor
 from certbench.numerics.rounding import TINY, gamma
 
 DENSE_LIMIT = 2**20
-"""Maps of at most so many entries are written as one matrix. A judgement: on the 8x8 maps of the digits matrices are
-faster than convolutions; on MNIST they are too large."""
+"""Largest number of entries of a map that is written as one matrix. A judgement: on the 8x8 maps of the digits matrices
+are faster than convolutions; on MNIST they are too large."""
 
 
 class Map(ABC):
-    """A linear map, in float64; it takes and gives flat vectors, whatever the shape of the features is."""
+    """A linear map in float64, from flat vectors to flat vectors, for features of any shape."""
 
     @property
     @abstractmethod
     def inputs(self) -> int:
-        """Number of features that go in."""
+        """Number of input features."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Shape of the features that come out."""
+        """Shape of the output features."""
 
     @property
     def outputs(self) -> int:
-        """Number of features that come out."""
+        """Number of output features."""
         return math.prod(self.shape)
 
     @property
     @abstractmethod
     def roundings(self) -> int:
-        """Largest number of roundings behind one output, in whatever order its products are summed."""
+        """Maximum number of roundings of one output, for any order in which its products are summed."""
 
     @property
     @abstractmethod
@@ -54,23 +54,23 @@ class Map(ABC):
 
     @abstractmethod
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Return the products a W, row by row."""
+        """Return a W, row by row."""
 
     @abstractmethod
     def absolute(self) -> "Map":
-        """Return the map whose entries are the moduli of this one's (or, of a composition, no smaller)."""
+        """Return the map whose entries are the moduli of this one's; for a composition they may be larger."""
 
     @abstractmethod
     def to(self, dtype: torch.dtype) -> "Map":
         """Return the map in another precision: for searching, never for bounds."""
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
-        """Return all entries, as one matrix."""
+        """Return all entries as one matrix."""
         eye = torch.eye(min(self.inputs, self.outputs), dtype=torch.float64)
         return self.forward(eye).T if self.inputs <= self.outputs else self.transpose(eye)
 
     def sparse(self) -> scipy.sparse.csr_matrix:
-        """Return all entries, as solvers take them."""
+        """Return all entries as a sparse matrix, as solvers need it."""
         return scipy.sparse.csr_matrix(self.matrix().cpu().numpy())
 
 
@@ -80,8 +80,8 @@ class Dense(Map):
 
     Attributes:
         weight: the stored entries.
-        magnitude: what their error is measured by; None: their moduli.
-        features: shape of the features that come out; None: flat.
+        magnitude: scale of the errors of the entries; None: their moduli.
+        features: shape of the output features; None: flat.
         entry_roundings: the exact entries differ from the stored ones by at most `gamma(entry_roundings) magnitude`.
     """
 
@@ -97,7 +97,7 @@ class Dense(Map):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The features, or the number of rows."""
+        """Shape `features`, or the number of rows."""
         return (self.weight.shape[0],) if self.features is None else self.features
 
     @property
@@ -107,7 +107,7 @@ class Dense(Map):
 
     @property
     def roundings(self) -> int:
-        """One for the product, one for each sum, and those behind an entry."""
+        """Roundings of the product, of the sums, and of an entry."""
         return self.weight.shape[1] + 1 + self.entry_roundings
 
     @property
@@ -117,7 +117,7 @@ class Dense(Map):
 
     @property
     def moduli(self) -> Float[Tensor, "outputs inputs"]:
-        """The magnitude, written out."""
+        """Scale of the errors of the entries: `magnitude`, or their moduli."""
         return self.weight.abs() if self.magnitude is None else self.magnitude
 
     @cached_property
@@ -181,7 +181,7 @@ class Scale(Map):
 
     @property
     def roundings(self) -> int:
-        """A product, or a quotient whose inverse was rounded here, and those behind a factor."""
+        """Roundings of a product, or of a quotient whose inverse was rounded here, and of a factor."""
         return self.entry_roundings + 2
 
     @property
@@ -213,38 +213,38 @@ class Scale(Map):
 
 @dataclass(frozen=True, eq=False)
 class Chain(Map):
-    """Maps one after the other."""
+    """Maps applied one after the other."""
 
     maps: tuple[Map, ...]
 
     @property
     def inputs(self) -> int:
-        """Inputs of the first."""
+        """Number of inputs of the first map."""
         return self.maps[0].inputs
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what the last gives."""
+        """Shape of the outputs of the last map."""
         return self.maps[-1].shape
 
     @property
     def roundings(self) -> int:
-        """The sum over all, with a constant after each, which may be rounded to the program's precision first."""
+        """Roundings of all maps and of a constant after each, which may be rounded to the program's precision first."""
         return sum(part.roundings + 2 for part in self.maps)
 
     @property
     def device(self) -> torch.device:
-        """The device of the first."""
+        """The device of the first map."""
         return self.maps[0].device
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Apply first to last."""
+        """Apply the maps from first to last."""
         for part in self.maps:
             h = part.forward(h)
         return h
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Apply last to first."""
+        """Apply the transposed maps from last to first."""
         for part in reversed(self.maps):
             a = part.transpose(a)
         return a
@@ -260,36 +260,36 @@ class Chain(Map):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Map):
-    """Maps side by side, added up."""
+    """A sum of maps with the same inputs."""
 
     maps: tuple[Map, ...]
 
     @property
     def inputs(self) -> int:
-        """Inputs of each."""
+        """Number of inputs of each map."""
         return self.maps[0].inputs
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what each gives."""
+        """Shape of the outputs of each map."""
         return self.maps[0].shape
 
     @property
     def roundings(self) -> int:
-        """The largest number of a part, and one for each sum."""
+        """Roundings of the part that has most, and of the sums."""
         return max(part.roundings for part in self.maps) + len(self.maps)
 
     @property
     def device(self) -> torch.device:
-        """The device of the first."""
+        """The device of the first map."""
         return self.maps[0].device
 
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
-        """Add what all parts give."""
+        """Add up the outputs of the parts."""
         return torch.stack([part.forward(h) for part in self.maps]).sum(dim=0)
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
-        """Add what all transposed parts give."""
+        """Add up the outputs of the transposed parts."""
         return torch.stack([part.transpose(a) for part in self.maps]).sum(dim=0)
 
     def absolute(self) -> Map:
