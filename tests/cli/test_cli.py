@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from certbench import cli
+from certbench.cli import baseline, console
 from certbench.core import registry
 from certbench.exit_codes import ExitCode
 from tests.cli.conftest import FOLDER, Run
@@ -65,6 +67,24 @@ def test_help_names_the_exit_codes(certbench: Run) -> None:
     out = " ".join(certbench("--help")[1].split())
     assert [code for code in ExitCode if f"{code.value} {code.meaning}" not in out] == []
     assert len({code.meaning for code in ExitCode}) == len(ExitCode)
+
+
+def test_a_command_is_a_file_with_a_function_and_a_line(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    helpers = {"__init__", "__main__", "console", "progress", "results"}
+    callbacks = [command.callback for command in (*cli.app.registered_commands, *baseline.app.registered_commands)]
+    assert {callback.__module__ for callback in callbacks if callback} == {
+        f"certbench.cli.{name}" for name in files - helpers
+    }
+
+    def greet(name: str) -> None:
+        """Say hello."""
+        console.show([f"hello {name}"])
+
+    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])
+    cli.app.command()(greet)
+    assert certbench("greet", "[b]you")[:2] == (ExitCode.OK, "hello [b]you\n")
+    assert "Say hello." in certbench("--help")[1]
 
 
 def test_the_version_is_printed(certbench: Run) -> None:
