@@ -16,6 +16,7 @@ from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.confidence import binomial, top_k
 from certbench.verifiers.smoothing.noise import gaussian_radius
 from certbench.verifiers.smoothing.noise.families import Noise
+from certbench.verifiers.smoothing.votes import bounds, most_of_a_rival
 
 RULES = ("one-vs-rest", "two-class", "top-k")
 
@@ -125,17 +126,16 @@ class _Claim:
 
 
 def _claim(row: Sequence[int], top: int, n: int, alpha: float, rule: str, k: int, sigma: float, reused: bool) -> _Claim:
-    rivals = max([count for c, count in enumerate(row) if c != top] + [n - sum(row)])
     if rule == "top-k":
         low, uppers = top_k.simultaneous_bounds(row, top, n, alpha / 2 if reused else alpha)
         return _Claim(low, max(uppers), top_k.topk_radius(low, uppers, k, sigma))
     if rule == "one-vs-rest":
-        low = binomial.lower(row[top], n, alpha / 2 if reused else alpha)
-        return _Claim(low, 1 - low, gaussian_radius.radius(low, 1 - low, sigma))
+        low, high = bounds(top, row, n, alpha / 2 if reused else alpha, "one-vs-rest")
+        return _Claim(low, high, gaussian_radius.radius(low, high, sigma))
     share = alpha / 3 if reused else alpha / 2
-    low = binomial.lower(row[top], n, share)
-    high = min(binomial.upper(rivals, n, share), 1 - low)
-    if reused and not (row[top] > rivals and binomial.even_chance(row[top], rivals) <= share):
+    low, high = bounds(top, row, n, 2 * share)
+    rival = most_of_a_rival(top, row, n)
+    if reused and not (row[top] > rival and binomial.even_chance(row[top], rival) <= share):
         return _Claim(low, high, 0.0, tested=False)
     return _Claim(low, high, gaussian_radius.radius(low, high, sigma))
 

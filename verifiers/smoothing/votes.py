@@ -24,15 +24,19 @@ Draws = PositiveInt
 def bounds(top: int, estimation: Sequence[int], n: int, alpha: float, rule: Rule = "two-class") -> tuple[float, float]:
     """A lower bound of the probability of `top` and an upper bound of every other's, both at once with 1 - alpha.
 
-    Draws without a vote count as one more rival. `two-class` needs no union over classes: the bound is monotone in
+    `two-class` needs no union over classes: the bound is monotone in
     the count, and the true runner-up's count is at most the largest. From 1/2 on 1 - p_lower is exact, and below it
     certifies nothing.
     """
-    rivals = max([votes for label, votes in enumerate(estimation) if label != top] + [n - sum(estimation)])
     p_lower = binomial.lower(estimation[top], n, alpha if rule == "one-vs-rest" else alpha / 2)
     if rule == "one-vs-rest":
         return p_lower, 1 - p_lower
-    return p_lower, min(binomial.upper(rivals, n, alpha / 2), 1 - p_lower)
+    return p_lower, min(binomial.upper(most_of_a_rival(top, estimation, n), n, alpha / 2), 1 - p_lower)
+
+
+def most_of_a_rival(top: int, counts: Sequence[int], n: int) -> int:
+    """Return the largest count of another class; draws without a vote count as one more rival."""
+    return max([count for label, count in enumerate(counts) if label != top] + [n - sum(counts)])
 
 
 @dataclass(frozen=True, eq=False)

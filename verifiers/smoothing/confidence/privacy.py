@@ -1,5 +1,7 @@
 r"""Older guarantees from the same noise, by differential privacy and Rényi divergence, to compare with.
 
+No certifier uses them yet; the tests hold them against the tight radius.
+
 PixelDP (Lecuyer, Atlidakis, Geambasu, Hsu and Jana, 2019), Li, Chen, Wang and Carin (2019), and the risk gap of Pinot,
 Meunier, Araujo, Kashima, Yger, Gouy-Pailler and Atif (2019). For Gaussian noise none of the radii exceeds Cohen's,
 which is tight. p_lower bounds the top class's probability from below, p_upper any other's from above; sigma and b are

@@ -107,15 +107,30 @@ class Noise(Options, ABC):
         return best * (1 - ALLOWANCE) if best > 0 else 0.0
 
 
-def odd(height: Callable[[float], float], p_lower: float, p_upper: float, allowance: float = ALLOWANCE) -> float:
-    """Return (h(p_lower) - h(p_upper)) / 2, rounded down, where h(1 - t) = -h(t) = height(t) for t in (0, 1/2]."""
+def odd(
+    height: Callable[[float], float],
+    p_lower: float,
+    p_upper: float,
+    *,
+    allowance: float = ALLOWANCE,
+    scale: float = 1.0,
+) -> float:
+    """Return (h(p_lower) - h(p_upper)) / 2 times a scale, rounded down.
+
+    Args:
+        height: the odd function on tails: h(1 - t) = -h(t) = height(t) for t in (0, 1/2].
+        p_lower: lower bound of the class's probability.
+        p_upper: upper bound of every other class's probability.
+        allowance: what is taken off, relative to the heights.
+        scale: of the noise.
+    """
     if p_lower == 1 or p_upper == 0:
         return math.inf
     high, low = (
         math.copysign(height(max(TINY, min(p, 1 - p))), p - 0.5)  # 1 - p is exact from 1/2 on
         for p in (p_lower, p_upper)
     )
-    return (high - low) / 2 - allowance * (abs(high) + abs(low))
+    return scale / 2 * (high - low) - allowance * scale * (abs(high) + abs(low))
 
 
 def odd_integral(integral: Callable[[float, float], float], p_lower: float, p_upper: float, allowance: float) -> float:

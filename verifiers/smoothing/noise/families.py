@@ -13,12 +13,13 @@ from typing import Annotated
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv
 from torch import Tensor
 
 from certbench.core.ranges import between
 from certbench.errors import UnsupportedError
 from certbench.verifiers.smoothing.noise import differential_method as heights
+from certbench.verifiers.smoothing.noise import gaussian_radius
 from certbench.verifiers.smoothing.noise.base import (
     ALLOWANCE,
     Noise,
@@ -73,7 +74,7 @@ class Gaussian(Noise):
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
         r"""L2: $\sigma/2 (\Phi^{-1}(p_A) - \Phi^{-1}(p_B))$."""
         del d
-        return {2.0: self.sigma * odd(lambda tail: -float(ndtri(tail)), p_lower, p_upper)}
+        return {2.0: self.sigma * odd(gaussian_radius.height, p_lower, p_upper)}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,15 @@ import math
 
 from scipy.special import ndtri
 
+from certbench.verifiers.smoothing.noise.base import TINY, odd
+
 ROUNDING = 1e-12
+"""What is taken off radii, relative to the quantiles they are made of."""
+
+
+def height(tail: float) -> float:
+    r"""Return $-\Phi^{-1}$ of a tail's probability: how far away the half-space of this probability begins."""
+    return -float(ndtri(tail))
 
 
 def radius(low: float, high: float, sigma: float) -> float:
@@ -26,12 +34,9 @@ def radius(low: float, high: float, sigma: float) -> float:
         sigma: standard deviation of the noise.
     """
     _check(low, high)
-    if not low > high:
+    if not (low > high and low > TINY):
         return 0.0
-    if low == 1 or high == 0:
-        return math.inf  # a score that is 0 or 1 almost surely is so everywhere
-    top, other = float(ndtri(low)), float(ndtri(high))
-    return max(sigma / 2 * (top - other) - ROUNDING * sigma * (abs(top) + abs(other)), 0.0)
+    return max(odd(height, low, high, allowance=ROUNDING, scale=sigma), 0.0)
 
 
 def lipschitz_constant(sigma: float) -> float:
