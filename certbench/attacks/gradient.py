@@ -13,6 +13,7 @@ from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from certbench.attacks.walk import differs, shape
+from certbench.core.ball import steepest
 from certbench.core.classifier import Classifier
 from certbench.core.margins import clean_margin
 from certbench.core.threat import ThreatModel
@@ -71,25 +72,22 @@ def pgd(
             if bool(dead.any()):
                 gradient[dead] = torch.randn(gradient[dead].shape, generator=generator, dtype=x.dtype, device=x.device)
             pace = eps * (0.02 + 0.5 * (1 + math.cos(math.pi * step / steps)))
-            change = project(change + pace.view(view) * _steepest(gradient, x + change, threat, bounds), threat, eps)
+            change = project(change + pace.view(view) * _direction(gradient, x + change, threat, bounds), threat, eps)
     ended = least.isinf().view(view)
     return torch.where(ended, (x + change).clamp(*bounds), best)
 
 
-def _steepest(
+def _direction(
     gradient: Float[Tensor, "n ..."], at: Float[Tensor, "n ..."], threat: ThreatModel, bounds: tuple[float, float]
 ) -> Float[Tensor, "n ..."]:
-    """Return the direction of length 1 in the norm in which a linear function grows most and which the box allows."""
-    if threat.p == math.inf:
-        return gradient.sign()
+    """Return the step of length 1 on which a linear function grows most; in L1 on a coordinate that the box leaves."""
+    if threat.p == 1:
+        stuck = ((gradient > 0) & (at >= bounds[1])) | ((gradient < 0) & (at <= bounds[0]))
+        gradient = torch.where(stuck, 0.0, gradient)
     flat = gradient.flatten(1)
-    if threat.p == 2:
-        unit: Tensor = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-300)
-        return unit.view(gradient.shape)
-    stuck = ((gradient > 0) & (at >= bounds[1])) | ((gradient < 0) & (at <= bounds[0]))
-    steep = torch.where(stuck, 0.0, gradient).flatten(1)
-    index = steep.abs().argmax(dim=1, keepdim=True)
-    return torch.zeros_like(flat).scatter(1, index, steep.gather(1, index).sign()).view(gradient.shape)
+    falling = -flat / flat.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
+    unbounded, origin = ThreatModel(threat.p), torch.zeros_like(flat)
+    return steepest(falling[:, None], unbounded, origin, torch.ones_like(flat[:, 0])).view(gradient.shape)
 
 
 def project(change: Float[Tensor, "n ..."], threat: ThreatModel, eps: Float[Tensor, " n"]) -> Float[Tensor, "n ..."]:
