@@ -66,7 +66,7 @@ def attack(
     results = []
     for factor in factors:
         eps = factor * radius
-        found = perturb(smoothing, classifier, points, label, eps, steps=steps, draws=draws)
+        found = perturb(smoothing.smoothed(classifier, L2), points, label, eps, steps=steps, draws=draws)
         answer = predictor.predict(classifier, found, seed=FRESH)
         abstained = answer == ABSTAIN
         changed = (answer != label) & ~abstained

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from certbench.export.exporter import export_certificates
     from certbench.external.audit_log import audit_log
     from certbench.external.recertify import recertify_file
+    from certbench.core.smoothed import SmoothedClassifier
     from certbench.verifiers.smoothing.recertification import recertify
 
 _LAZY = {  # these are imported when they are first used: most need torch, which the command line does not
@@ -64,6 +65,7 @@ _LAZY = {  # these are imported when they are first used: most need torch, which
     "Ladder": "certbench.core.search",
     "RadiusSearch": "certbench.core.search",
     "Secant": "certbench.core.search",
+    "SmoothedClassifier": "certbench.core.smoothed",
 }
 
 
@@ -99,6 +101,7 @@ __all__ = [
     "RadiusSearch",
     "Regressor",
     "Secant",
+    "SmoothedClassifier",
     "SolverError",
     "StoreError",
     "Subject",

@@ -5,7 +5,8 @@ proves more than the best radius so far, and only then searches for its own; one
 ends the matter.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -63,6 +64,27 @@ class BestOf(Certifier[BestOfState]):
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, torch.inf})
 
+    @property
+    def members(self) -> tuple[Certifier[Any], ...]:
+        """Those of `of`: the best certificate is one of theirs."""
+        return self.of
+
+    def dominates(self, other: Certifier[Any]) -> str | None:
+        """At least what its first member proves, and what those prove that are run wherever there is room for more.
+
+        Proof. The first member is asked for every input, and a certificate is replaced by a larger one alone. A member
+        that bounds no margins is asked wherever no counterexample lies within (1 + `relative`) of the best radius so
+        far, and no radius reaches beyond a counterexample. Both answers of the member are the same if it is repeatable.
+        Of other members this is no theorem. They are run only if they prove a little more than the best radius so far
+        at that very ball, and bounds of margins need not fall as the ball grows.
+        """
+        asked = other in self.of and (other == self.of[0] or not isinstance(other, MarginCertifier))
+        return "the best of several is at least each" if asked and other.repeatable else None
+
+    def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
+        """Return infinity where a member failed, else what `relative` leaves."""
+        return math.inf if evidence.get("refused") else radius * (1 + self.relative)
+
     def check_together(self) -> None:
         """Refuse certificates of different functions, which have no best."""
         if not self.of:
@@ -72,7 +94,7 @@ class BestOf(Certifier[BestOfState]):
                 raise ConfigError(
                     f"{options.label(member)} makes no sound statement about the base classifier", ("of", i)
                 )
-        if len({getattr(member, "rounding_safe", False) for member in self.of}) > 1:
+        if len({member.rounding_safe for member in self.of}) > 1:
             raise ConfigError("some claims are about the float program (rounding_safe), others are not", ("of",))
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
@@ -105,7 +127,7 @@ class BestOf(Certifier[BestOfState]):
         return BestOfState(classifier.double(), threat, tuple(states), refused)
 
     def certify(self, state: BestOfState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """Each member's certificate where it exceeds those before it; `won` in the evidence says whose it is."""
+        """Each member's certificate where it dominates those before it; `won` in the evidence says whose it is."""
         best: Certificate | None = None
         refused, failure = dict(state.refused), None
         for member, prepared in zip(self.of, state.states, strict=True):

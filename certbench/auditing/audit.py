@@ -23,7 +23,7 @@ from certbench.auditing.contradictions import examine
 from certbench.auditing.recheck_bounds import rebound
 from certbench.auditing.result import UNBOUND, UNPROVED, UNREACHED, Audit, record
 from certbench.auditing.rounding import FloatAudit, float_audit
-from certbench.auditing.smoothed_test import conclude, judge
+from certbench.auditing.smoothed_test import conclude
 from certbench.core import options, registry
 from certbench.core.claims import ABSTAIN, Subject
 from certbench.core.evidence import BracketEvidence
@@ -34,7 +34,6 @@ from certbench.results.folder import RESULTS
 from certbench.results.rows import Row
 from certbench.results.store import Store
 from certbench.runs.reopen import StoredRow, StoredRun, reopen
-from certbench.verifiers.smoothing.smoothing import Smoothing
 
 SMOOTHED_BATCH = 16
 BOUNDS_SHARE, SMOOTHED_SHARE = 0.25, 0.33
@@ -238,14 +237,23 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
     def skip(entries: list[StoredRow], reason: str) -> None:
         whole.skipped.extend((entry.row, reason) for entry in entries)
 
+    def fail(error: Exception) -> None:  # that it is not audited shows in the exit code
+        name = f"{first.row.certifier} on {first.row.model}, L{first.row.norm:g}"
+        whole.failed[name] = f"{type(error).__name__}: {error}"
+
     try:
         certifier = options.build(first.row.spec)
     except CertbenchError as error:
         return skip(claims, f"the certifier cannot be built: {error}")
-    if not isinstance(certifier, Smoothing):
+    try:
+        smoothed = certifier.smoothed(opened.models[first.row.model], first.threat)
+    except Exception as error:  # the classifier is anybody's
+        fail(error)
+        return skip(claims, "the attack failed")
+    if smoothed is None:
         name = first.row.spec.get("name", type(certifier).__name__)
         return skip(claims, f"{name} has no PREDICT of its own that could judge an attack")
-    classifier, level = opened.models[first.row.model], min(certifier.alpha, LEVEL)
+    level = min(smoothed.alpha, LEVEL)
     span = float(opened.inputs.max() - opened.inputs.min()) or 1.0
     most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away
     labels, answers, hits = [], [], []
@@ -259,12 +267,11 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
         eps = torch.tensor([min(entry.row.radius, most) * (1 - 1e-6) for entry in part], dtype=torch.float64)
         try:
             attacked = smoothed_classifiers.perturb(
-                certifier, classifier, x, label, eps, first.threat, steps=max(20, steps // 5), seed=seed
+                smoothed, x, label, eps, first.threat, steps=max(20, steps // 5), seed=seed
             )
-            answer = judge(certifier, classifier, attacked, level=level, draws=DRAWS, seed=seed)
-        except Exception as error:  # the classifier is anybody's; that it is not audited shows in the exit code
-            name = f"{first.row.certifier} on {first.row.model}, L{first.row.norm:g}"
-            whole.failed[name] = f"{type(error).__name__}: {error}"
+            answer = smoothed.predict(attacked, level=level, draws=DRAWS, seed=seed)
+        except Exception as error:  # the classifier is anybody's
+            fail(error)
             skip(claims[start:], "the attack failed")
             break
         labels.append(label)
@@ -274,7 +281,7 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
     if labels:
         left = {entry.row.input for entry in claims[sum(map(len, labels)) :]}
         tried = frozenset(entry.row.input for entry in group) - left
-        test = conclude(certifier, len(tried), torch.cat(labels), torch.cat(answers), level=level)
+        test = conclude(smoothed, len(tried), torch.cat(labels), torch.cat(answers), level=level)
         test = replace(test, inputs=tried, hits=frozenset(row.input for row in hits))
         whole.tests[first.row.model, first.row.certifier, first.row.norm] = test
         whole.hits.extend(hits)

@@ -1,4 +1,4 @@
-"""Certifiers of one base classifier examine one another, input by input. Imports nothing heavy.
+"""Certifiers of one base classifier examine one another, input by input.
 
 Theorems about radii, of which one violation proves that one of the two sides is wrong:
 
@@ -10,35 +10,36 @@ Theorems about radii, of which one violation proves that one of the two sides is
 Of any row, also of a smoothed classifier: a radius is a number, at least 0; who abstains has none; and from samples
 none is infinite, but where the features that are smoothed do not depend on the input.
 
-Theorems about bounds, which hold for radii as far as the search of the greater side looks (`ORDERS`): a violation says
-that a bound is looser than its method promises, or that the smaller one is wrong.
+Theorems about radii of two certifiers, as far as the search of the better one looks: each certifier knows its own, with
+the proof (`Certifier.dominates`). A violation says that a bound is looser than its method promises, or that the smaller
+radius is too large.
 
-No theorems, and not examined: IBP <= CROWN; Wong-Kolter <= CROWN; LP <= SDP without the LP's cuts; a tighter result
-from tighter intermediate bounds, for methods that choose their slopes by them; LipSDP <= product of norms at a solver's
-tolerance; and anything between smoothed classifiers, each of which is a function of its own.
+A theorem about bounds over one ball is none about radii: bounds need not fall as the ball grows, and two searches look
+at different balls. CROWN's slopes, say, jump from 0 to 1 as the ball grows, and with them the bounds of all that builds
+on CROWN's. So these are not examined: CROWN <= alpha-CROWN <= LP <= the LP with tighter bounds of hidden layers; IBP <=
+CROWN; Wong-Kolter <= CROWN; LP <= SDP; LipSDP <= product of norms at a solver's tolerance. (alpha-CROWN compares slopes
+in float32, and where the LP's solver fails, CROWN's slopes are left: even over one ball these orders may fail.) Nothing
+is known between smoothed classifiers, each of which is a function of its own.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from certbench.core import options
+from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.evidence import LayersEvidence
+from certbench.errors import CertbenchError
 from certbench.results.rows import Row
 
-Spec = Mapping[str, Any]
 Where = tuple[str, int]
 """Model and input."""
 
-
-@dataclass(frozen=True)
-class Order:
-    """A theorem: on the same classifier, norm, domain and input the first radius is at most the second."""
-
-    below: Callable[[Spec], bool]
-    above: Callable[[Spec], bool]
-    why: str
+ROUNDING = 1e-6
+"""Share of a radius by which rounding may break an order: a judgement, far above what was seen."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +73,6 @@ def _says(row: Row) -> str:
     return f"class {row.prediction}, radius {row.radius:.6g}{upper}"
 
 
-def _named(*names: str, **options: Any) -> Callable[[Spec], bool]:
-    return lambda spec: spec.get("name") in names and all(spec.get(key) == value for key, value in options.items())
-
-
-ORDERS = (
-    Order(
-        _named("lipschitz", rule="naive"),
-        _named("lipschitz", rule="tsuzuku"),
-        "|e_i - e_j| is at most twice the norm of one output",
-    ),
-    Order(_named("lipschitz"), _named("lipschitz", rule="best"), "`best` takes the least of all constants"),
-    Order(
-        _named("crown"),
-        _named("alpha-crown", layers=0),
-        "optimised slopes start from CROWN's, over the same intermediate bounds",
-    ),
-    Order(_named("crown"), _named("lp"), "the LP is the best choice of slopes over intermediate bounds as good"),
-    Order(
-        _named("alpha-crown", layers=0),
-        _named("lp"),
-        "the LP is the best choice of slopes over intermediate bounds as good",
-    ),
-)
-"""See the module's text. LP and alpha-CROWN here take their intermediate bounds from `crown`, tightened at most."""
-
-
 def examine(rows: Iterable[Row]) -> list[Contradiction]:
     """Hold the rows of base classifiers against one another.
 
@@ -110,7 +85,8 @@ def examine(rows: Iterable[Row]) -> list[Contradiction]:
         findings += [Contradiction(row, row, law, True) for law in _broken(row)]
         if row.subject is Subject.BASE and row.prediction != ABSTAIN:
             groups.setdefault((row.model, row.input), []).append(row)
-    return findings + [finding for group in groups.values() for finding in _examine(group)]
+    orders = _Orders()
+    return findings + [finding for group in groups.values() for finding in _examine(group, orders)]
 
 
 def _broken(row: Row) -> Iterator[str]:
@@ -129,28 +105,57 @@ def _constant(row: Row) -> bool:
     return layers is not None and layers.constant
 
 
-def _examine(group: list[Row]) -> Iterator[Contradiction]:
+def _examine(group: list[Row], orders: "_Orders") -> Iterator[Contradiction]:
     """All rows of one model and input, in all norms and domains."""
     for row in group:
         rivals = [other for other in group if other.upper < math.inf and _refutes(other, row)]
         nearest = min(rivals, key=lambda other: other.upper, default=None)
         if nearest is not None and replace(row, upper=nearest.upper).unsound:
-            law = f"a counterexample is known at L{nearest.norm:g} distance {nearest.upper:.6g}"
-            yield Contradiction(row, nearest, law, True)
+            found = f"a counterexample is known at L{nearest.norm:g} distance {nearest.upper:.6g}"
+            yield Contradiction(row, nearest, found, True)
     answered = [row for row in group if row.radius > 0]
     for row in answered[1:]:
         if row.prediction != answered[0].prediction:
             yield Contradiction(row, answered[0], "both certify the class that the classifier itself predicts", True)
-    for order in ORDERS:
-        for small in filter(lambda row: order.below(row.spec), group):
-            for great in filter(lambda row: order.above(row.spec) and row.outcome.answered, group):
-                if _comparable(small, great) and _falls_short(great, small):
-                    yield Contradiction(small, great, order.why, False)
-    for whole in group:
-        if whole.spec.get("name") == "best-of" and whole.outcome.answered:
-            for part in group:
-                if part.spec in whole.spec.get("of", ()) and _same_ball(part, whole) and _falls_short(whole, part):
-                    yield Contradiction(part, whole, "the best of several is at least each", False)
+    for great in filter(lambda row: row.outcome.answered, group):
+        for small in group:
+            law = orders.broken(great, small) if small is not great and _same_ball(small, great) else None
+            if law is not None:
+                yield Contradiction(small, great, law, False)
+
+
+class _Orders:
+    """What the certifiers of a run say of one another; each is built once."""
+
+    def __init__(self) -> None:
+        self.built: dict[str, Certifier[Any] | None] = {}
+        self.laws: dict[tuple[str, str], str | None] = {}
+
+    def broken(self, great: Row, small: Row) -> str | None:
+        """The theorem, if there is one, by which the first row's radius is too small beside the second's."""
+        if not great.radius < small.radius:
+            return None
+        key = _text(great.spec), _text(small.spec)
+        better, other = (self.certifier(text) for text in key)
+        if better is None or other is None:
+            return None
+        if key not in self.laws:
+            self.laws[key] = better.dominates(other)
+        short = better.attainable(great.radius, great.evidence) < small.radius * (1 - ROUNDING)
+        return self.laws[key] if short else None
+
+    def certifier(self, text: str) -> Certifier[Any] | None:
+        """The certifier of a specification; None if it cannot be built here."""
+        if text not in self.built:
+            try:
+                self.built[text] = options.build(json.loads(text))
+            except CertbenchError:
+                self.built[text] = None
+        return self.built[text]
+
+
+def _text(spec: Mapping[str, Any]) -> str:
+    return json.dumps(spec, sort_keys=True)
 
 
 def _refutes(other: Row, row: Row) -> bool:
@@ -161,16 +166,3 @@ def _refutes(other: Row, row: Row) -> bool:
 
 def _same_ball(a: Row, b: Row) -> bool:
     return a.norm == b.norm and a.domain == b.domain
-
-
-def _comparable(small: Row, great: Row) -> bool:
-    """The same question, and the same network: one in real arithmetic, or the same program."""
-    arithmetic = [row.spec.get("rounding_safe", False) for row in (small, great)]
-    return small is not great and _same_ball(small, great) and arithmetic[0] == arithmetic[1]
-
-
-def _falls_short(great: Row, small: Row) -> bool:
-    """By more than the greater one's search may leave between its answer and the crossing."""
-    search = great.spec.get("search") or {}
-    relative = float(search.get("relative", 1e-3)) if search.get("name") != "ladder" else math.inf
-    return great.radius < small.radius * (1 - relative) * (1 - 1e-6)

@@ -21,17 +21,12 @@ from certbench.core.inputs import input_seed
 from certbench.core.margins import FLOOR, SLACK
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, UnsupportedError
-from certbench.verifiers.best_of import BestOf
 
 BALLS = (1.0, 0.999, 1.001, 1.01, 1.05)
 """In units of the claimed radius."""
 
 ENOUGH = 0.999
 """The share of a radius that has to be proved: what is left is for the last bits, on which a search ends."""
-
-OPTIMISED = frozenset({"alpha-crown", "alpha-crown-lirpa", "lp", "sdp", "lipsdp"})
-"""Whose bounds come from an optimiser or solver: elsewhere, or in another batch, they may be looser."""
-
 
 BATCH = 16
 
@@ -53,14 +48,6 @@ class Rebound:
     repeatable: bool = True
 
 
-def repeatable(certifier: Certifier[Any]) -> bool:
-    """Whether bounds are the same each time they are computed, but for rounding."""
-    from certbench.core import options
-
-    members = certifier.of if isinstance(certifier, BestOf) else (certifier,)
-    return not any(options.describe(member).get("name") in OPTIMISED for member in members)
-
-
 @torch.no_grad()
 def rebound(
     certifier: Certifier[Any],
@@ -76,7 +63,7 @@ def rebound(
     """Bound the margins of claimed radii again.
 
     Args:
-        certifier: of margins, or a `BestOf` such.
+        certifier: of margins, or with members that are.
         classifier: what was certified; the class is its own prediction.
         x: inputs.
         threat: norm and domain.
@@ -88,7 +75,7 @@ def rebound(
     Raises:
         UnsupportedError: there are no bounds of margins.
     """
-    members = certifier.of if isinstance(certifier, BestOf) else (certifier,)
+    members = certifier.members or (certifier,)
     bounding = [member for member in members if isinstance(member, MarginCertifier)]
     if len(bounding) < len(members):
         raise UnsupportedError("it bounds no margins that could be computed again")
@@ -104,7 +91,7 @@ def rebound(
             reason = str(error)
     if not states:
         raise UnsupportedError(reason)
-    result = Rebound(repeatable=repeatable(certifier))
+    result = Rebound(repeatable=certifier.repeatable)
     for start in range(0, len(x), BATCH):
         if time.monotonic() > deadline:
             result.unreached += range(start, len(x))
@@ -114,7 +101,7 @@ def rebound(
         for member, state in states:
             _bound(member, state, x[part], radius[part], beside[part], proved)
         if left := _left(proved, radius[part]):
-            whole = certifier.prepare(classifier, threat) if isinstance(certifier, BestOf) else states[0][1]
+            whole = certifier.prepare(classifier, threat) if certifier.members else states[0][1]
             points = x[part][left]
             found = certifier.certify(whole, points, [input_seed(seed, point) for point in points])
             proved[left] = torch.maximum(proved[left], found.radius.to(proved))

@@ -9,24 +9,18 @@ those of n independent inputs more often than a binomial count only if something
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from certbench.attacks.gradient import project
 from certbench.attacks.walk import shape
-from certbench.core.classifier import Classifier
+from certbench.core.smoothed import SmoothedClassifier
 from certbench.core.threat import L2, ThreatModel
-from certbench.verifiers.smoothing.counting import Shareable
-from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
-from certbench.verifiers.smoothing.smoothing import Smoothing
 
 
 def perturb(
-    smoothing: Smoothing,
-    classifier: Classifier,
+    smoothed: SmoothedClassifier,
     x: Float[Tensor, "n ..."],
     label: Int[Tensor, " n"],
     eps: Float[Tensor, " n"],
@@ -36,14 +30,12 @@ def perturb(
     draws: int = 64,
     seed: int = 0,
 ) -> Float[Tensor, "n ..."]:
-    """Points within eps of each input where the label is as unlikely under the noise as gradients make it.
+    """Points within eps of each input where the label is as unlikely as gradients make it.
 
-    Projected gradient descent on the logarithm of the mean of softmax over draws that are kept, with steps of length
-    2 eps / steps; the best iterate counts. Noise behind a layer is added there.
+    Projected gradient descent on `smoothed.likelihood`, with steps of length 2 eps / steps; the best iterate counts.
 
     Args:
-        smoothing: the noise, and where it is added.
-        classifier: the base classifier.
+        smoothed: what is attacked.
         x: inputs.
         label: the classes to be left.
         eps: finite radii.
@@ -52,26 +44,16 @@ def perturb(
         draws: of the noise.
         seed: of the draws.
     """
-    state = smoothing.prepare(classifier, threat)
-    base, view = state.counter.classifier, shape(x)
-    stream = np.random.Generator(np.random.SFC64(seed))
+    base, view = smoothed.base, shape(x)
     generator = torch.Generator().manual_seed(seed)
     images = x.to(base.device, base.dtype)
-    dimension, mechanism = math.prod(base.input_shape), state.counter.noise
-    assert isinstance(mechanism, Shareable)
-    noise = torch.from_numpy(mechanism.sample(stream, draws * len(x), dimension)).to(images)
-    noise = noise.view(draws, len(x), dimension)
+    likelihood_of = smoothed.likelihood(len(x), draws, seed)
     reach = eps.to(images)
     change, best = torch.zeros_like(images), torch.zeros_like(images)
     least = torch.full((len(x),), torch.inf).to(images)
     for step in range(steps + 1):
         change.requires_grad_(True)
-        features = state.prefix(images + change).flatten(1)
-        features = functional.pad(features, (0, dimension - features.shape[1]))  # what later layers have added
-        noisy = (features + noise).flatten(0, 1).view(-1, *base.input_shape)
-        logits = base.module(noisy).view(draws, len(x), -1)
-        own = logits.log_softmax(dim=2)[:, torch.arange(len(x)), label]
-        likelihood = own.logsumexp(dim=0)
+        likelihood = likelihood_of(images + change, label)
         gradient = torch.zeros_like(change)  # of a classifier that has none, too
         if likelihood.requires_grad:
             (gradient,) = torch.autograd.grad(likelihood.sum(), change)
@@ -92,10 +74,7 @@ def perturb(
     length = torch.linalg.vector_norm(change.flatten(1), ord=threat.p, dim=1)
     inside = (eps.double() * (1 - 1e-9) / length.clamp(min=1e-300)).clamp(max=1)  # in spite of rounding
     change = change * inside.view(view)
-    found: Tensor = x.cpu().double() + change
-    if isinstance(smoothing.noise, IntegerGaussian):  # certificates are about the grid, and there is no noise elsewhere
-        grid = smoothing.noise.grid
-        found = ((x.cpu().double() * grid).round() + (change * grid).trunc()) / grid
+    found = smoothed.moved(x.cpu().double(), change)
     return found if threat.domain is None else found.clamp(*threat.domain)
 
 

@@ -1,15 +1,14 @@
 """A test of smoothed certificates: more refutations than their alpha explains."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy.stats import binom
 from torch import Tensor
 
 from certbench.core.claims import ABSTAIN
-from certbench.core.classifier import Classifier
-from certbench.verifiers.smoothing.smoothing import Smoothing
+from certbench.core.smoothed import SmoothedClassifier
 
 
 @dataclass(frozen=True)
@@ -79,26 +78,11 @@ def pooled(tests: Sequence[Test]) -> float:
     return value
 
 
-def judge(
-    smoothing: Smoothing,
-    classifier: Classifier,
-    points: Float[Tensor, "n ..."],
-    *,
-    level: float,
-    draws: int,
-    seed: int,
-) -> Int[Tensor, " n"]:
-    """PREDICT at these points with draws of each point's own: the class, wrong with probability `level`, or ABSTAIN."""
-    predictor = replace(smoothing, n=draws, alpha=level, share=None)
-    return predictor.predict(classifier, points, seed=seed)
-
-
 def conclude(
-    smoothing: Smoothing, tried: int, label: Int[Tensor, " n"], answer: Int[Tensor, " n"], *, level: float
+    smoothed: SmoothedClassifier, tried: int, label: Int[Tensor, " n"], answer: Int[Tensor, " n"], *, level: float
 ) -> Test:
     """The test of n certificates for `label`, at points inside their radii where PREDICT gave these answers."""
     abstained = answer == ABSTAIN
     refuted = int(((answer != label) & ~abstained).sum())
-    shared = smoothing.share is not None
-    value = chance(tried, refuted, smoothing.alpha + level, shared)
-    return Test(tried, len(label), refuted, int(abstained.sum()), smoothing.alpha, level, value, shared)
+    value = chance(tried, refuted, smoothed.alpha + level, smoothed.shared)
+    return Test(tried, len(label), refuted, int(abstained.sum()), smoothed.alpha, level, value, smoothed.shared)

@@ -17,6 +17,7 @@ from certbench.core.evidence import BoundsEvidence, MarginEvidence
 from certbench.core.margins import FLOOR, LIMIT, SLACK, Bounds, MarginState, margin_rows, tangent
 from certbench.core.ranges import Options
 from certbench.core.search import Evaluation, Found, RadiusSearch, Start
+from certbench.core.smoothed import SmoothedClassifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
 
@@ -36,6 +37,50 @@ class Certifier(Options, ABC, Generic[State]):
     norms: ClassVar[frozenset[float]]
     version: ClassVar[int] = 1
     """Raised when the mathematics changes, so that stored answers of the old one are not reused."""
+    rounding_safe: bool = False
+    """Whether the claim is about the float program, its rounding errors counted; an option of those that can."""
+
+    @property
+    def members(self) -> tuple["Certifier[Any]", ...]:
+        """Certifiers of which every radius may become one of this certifier's; the audit bounds a claim by them."""
+        return ()
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same question gets the same radius each time, but for rounding.
+
+        The audit calls a radius unsound that such a certifier does not prove again. False where a solver, an optimiser
+        or a limit of time decides how far it gets.
+        """
+        return all(member.repeatable for member in self.members)
+
+    def dominates(self, other: "Certifier[Any]") -> str | None:
+        """Why a theorem says that this certifier proves at least the radius of `other`; None: there is no theorem.
+
+        Both are asked about the same classifier, threat model and input. The audit reports rows that break the theorem.
+        It must hold with these options and this search, up to `attainable`.
+        """
+        del other
+        return None
+
+    def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
+        """Return the largest radius that the method may prove where its answer is `radius`; see `dominates`.
+
+        Args:
+            radius: of the answer.
+            evidence: of the answer.
+        """
+        del evidence
+        return radius
+
+    def smoothed(self, classifier: Classifier, threat: ThreatModel) -> SmoothedClassifier | None:
+        """The smoothed classifier that is certified, as far as an audit can sample and attack it; None: it cannot.
+
+        Raises:
+            UnsupportedError: as `prepare`.
+        """
+        del classifier, threat
+        return None
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
         """Why there is no certificate for this pair, or None; `prepare` may still refuse a layer."""
@@ -76,6 +121,10 @@ class MarginCertifier(Certifier[BoundState]):
         self, state: BoundState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Bounds:
         """Lower bounds of `rows[i]` times the logits over the ball of radius `eps[i]` around `x[i]`."""
+
+    def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
+        """Return what the search may have left of bounds that only fall as the ball grows."""
+        return self.search.attainable(radius, int(evidence.get("evaluations", 0)))
 
     def intermediate(self) -> str | None:
         """By which method the bounds of the hidden layers came about, where there are some; certificates state it."""

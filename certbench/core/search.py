@@ -69,6 +69,16 @@ class RadiusSearch(Options, ABC):
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Search for every input whose `clean` margin (at eps 0) is positive; the others get radius 0."""
 
+    def attainable(self, radius: float, evaluations: int) -> float:
+        """Return the largest radius that a bound may prove which only falls as the ball grows, if this was found.
+
+        Args:
+            radius: what the search certified.
+            evaluations: bounds that it computed.
+        """
+        del radius, evaluations
+        return math.inf
+
 
 @dataclass(frozen=True)
 class Ladder(RadiusSearch):
@@ -124,6 +134,10 @@ class Bisection(RadiusSearch):
         if self.start > self.limit:
             raise ConfigError(f"limit must be at least start, {self.start}, not {self.limit}", ("limit",))
 
+    def attainable(self, radius: float, evaluations: int) -> float:
+        """Return the end of the bracket; infinity where the search ended early, at its limits."""
+        return _attainable(self, radius, evaluations)
+
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """About log2(1 / relative) evaluations, plus those that find the bracket."""
         del start
@@ -163,6 +177,10 @@ class Secant(RadiusSearch):
     relative: RelativeTolerance = 1e-3
     limit: PositiveFloat = 1e4
     evaluations: PositiveInt = 60
+
+    def attainable(self, radius: float, evaluations: int) -> float:
+        """Return the end of the bracket; infinity where the search ended early, at its limits."""
+        return _attainable(self, radius, evaluations)
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Each input keeps its own bracket and leaves the batch when it is finished."""
@@ -286,6 +304,12 @@ class _Points:
 def middle(low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     """Up by four while nothing failed, down by four while nothing held, else the geometric mean."""
     return torch.where(high.isinf(), 4 * low, torch.where(low == 0, high / 4, low.sqrt() * high.sqrt()))
+
+
+def _attainable(search: "Bisection | Secant", radius: float, evaluations: int) -> float:
+    """An input is finished at `limit`, or where its bound fails, or crosses zero, at most `relative` further out."""
+    ended = evaluations < search.evaluations and radius < search.limit
+    return radius / (1 - search.relative) if ended else math.inf
 
 
 def _nothing_yet(clean: Float[Tensor, " n"]) -> Found:

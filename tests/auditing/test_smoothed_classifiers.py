@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.smoothed_attack import attack
-from certbench import Classifier
+from certbench import L2, Classifier
 from certbench.auditing.smoothed_classifiers import perturb
 from certbench.models import data, zoo
 from certbench.verifiers.smoothing.noise.families import Gaussian
@@ -39,7 +39,8 @@ def halfspace(slope: float, offset: float) -> Classifier:
 def test_the_attack_finds_the_worst_direction_and_keeps_to_its_length() -> None:
     classifier, x = halfspace(4.0, 0.0), torch.full((5, 6), 0.2, dtype=torch.float64)
     eps = torch.tensor([0.05, 0.1, 0.2, 0.4, 0.8], dtype=torch.float64)
-    found = perturb(Smoothing(Gaussian(0.25)), classifier, x, torch.ones(5, dtype=torch.int64), eps, steps=10, draws=8)
+    smoothed = Smoothing(Gaussian(0.25)).smoothed(classifier, L2)
+    found = perturb(smoothed, x, torch.ones(5, dtype=torch.int64), eps, steps=10, draws=8)
     length = (found - x).norm(dim=1)
     assert (length <= eps).all()
     torch.testing.assert_close(length, eps)
@@ -59,9 +60,8 @@ def test_where_there_is_no_gradient_the_attack_keeps_its_length_and_changes_noth
     flat, x = halfspace(0.0, 0.0), torch.zeros(2, 6, dtype=torch.float64)
     with torch.no_grad():
         flat.module.bias[1] = 1.0
-    found = perturb(
-        Smoothing(Gaussian(0.25)), flat, x, torch.ones(2, dtype=torch.int64), torch.full((2,), 0.5), steps=3, draws=4
-    )
+    smoothed = Smoothing(Gaussian(0.25)).smoothed(flat, L2)
+    found = perturb(smoothed, x, torch.ones(2, dtype=torch.int64), torch.full((2,), 0.5), steps=3, draws=4)
     assert found.isfinite().all()
     assert ((found - x).norm(dim=1) <= 0.5).all()
     (result,) = attack(Smoothing(Gaussian(0.25), n=200), flat, x, (50.0,), judge=200, steps=3, draws=4)

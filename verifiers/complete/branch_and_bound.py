@@ -56,6 +56,7 @@ class BranchAndBound(Certifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.COMPLETE
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    repeatable = False
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""

@@ -56,6 +56,7 @@ class MILP(Certifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.COMPLETE
     norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
+    repeatable = False
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
         """L2 needs mixed-integer quadratic programs."""

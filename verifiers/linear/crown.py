@@ -108,6 +108,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     version: ClassVar[int] = 2
+    repeatable = False
 
     def intermediate(self) -> str:
         """CROWN's, or optimised ones."""

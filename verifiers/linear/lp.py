@@ -48,6 +48,7 @@ class LP(MarginCertifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
+    repeatable = False
 
     def intermediate(self) -> str:
         """Name the method of the intermediate bounds: CROWN, or LPs."""

@@ -81,6 +81,7 @@ class SDP(MarginCertifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({2.0, math.inf})
+    repeatable = False
 
     def intermediate(self) -> str:
         """CROWN's."""

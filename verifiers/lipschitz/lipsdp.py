@@ -213,6 +213,7 @@ class LipSDP(GlobalLipschitz):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    repeatable = False
 
     @torch.no_grad()
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from certbench.core.certifier import MarginCertifier
+from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import LipschitzEvidence
@@ -159,6 +159,36 @@ class LipschitzMargin(GlobalLipschitz):
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     version: ClassVar[int] = 2
+
+    def dominates(self, other: Certifier[Any]) -> str | None:
+        r"""Orders of the rules: each constant of the better rule is at most that of the other.
+
+        Let $w_c$ be the rows of the last affine layers W, and $L_s$ the constant into the s-norm of what comes before.
+        All rules share both. A rule's constant of f_c - f_j is the least over s, so it is enough to compare for each s.
+        `pairwise` has $L_s \|w_c - w_j\|_{s^*}$, where $s^*$ is the dual exponent.
+
+        - `best` <= `pairwise` and `best` <= `absolute`: it takes the smaller of these two. Where the moduli are too
+          many for `best`, the certifier refuses `absolute`.
+        - `pairwise` <= `naive`, which has $2 L_s \|W\|_{s \to \infty}$: that norm is the largest $\|w_i\|_{s^*}$.
+        - `pairwise` <= `tsuzuku`, which has $\sqrt 2 L_s \|W\|_{s \to 2}$: by Cauchy-Schwarz
+          $|(w_c - w_j) \cdot v| = |(e_c - e_j) \cdot W v| \leq \sqrt 2 \|W v\|_2$.
+        - `pairwise` <= `centred`, which has $\sqrt 2 L_s \|M W\|_{s \to 2}$, where M takes the mean off: M is
+          symmetric and $M (e_c - e_j) = e_c - e_j$, so $(e_c - e_j) \cdot W v = (e_c - e_j) \cdot M W v$.
+
+        Norms of `naive`, `tsuzuku` and `centred` are upper bounds, which makes their constants only larger. A margin
+        less its constant times the radius falls as the radius grows. So it does if the float program's errors are
+        taken off: they grow with the ball, and are the same for all rules. Hence the radii are in the order of the
+        constants, but for rounding and for what the search leaves.
+
+        `naive` and `tsuzuku` are in no order. If k rows are equal, the constant of `tsuzuku` is $\sqrt{k / 2}$ times
+        that of `naive`; if they are orthogonal and of one length, that of `naive` is $\sqrt 2$ times that of `tsuzuku`.
+        """
+        if not type(self) is type(other) is LipschitzMargin or self.rounding_safe != other.rounding_safe:
+            return None
+        if self.rule == "best":
+            return "`best` takes the least of all constants"
+        least = self.rule == "pairwise" and other.rule in ("pairwise", "tsuzuku", "centred", "naive")
+        return "a pair's own constant is at most one made for all pairs" if least else None
 
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
         """Trace the module and carry constants from the input to the logits."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -28,14 +29,16 @@ from certbench.core.classifier import Classifier, Regressor
 from certbench.core.evidence import LayersEvidence, NoiseEvidence
 from certbench.core.inputs import input_seed
 from certbench.core.ranges import Alpha, Seed, Sigma
+from certbench.core.smoothed import Likelihood, SmoothedClassifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.sequences import cut
 from certbench.verifiers.lipschitz.propagation import feature_constants
 from certbench.verifiers.smoothing.confidence import binomial
-from certbench.verifiers.smoothing.counting import ESTIMATION, PREDICTION, SELECTION, Counter
+from certbench.verifiers.smoothing.counting import ESTIMATION, PREDICTION, SELECTION, Counter, Shareable
 from certbench.verifiers.smoothing.hidden_layers import Interleaved, Noises, Place
 from certbench.verifiers.smoothing.noise.families import Gaussian, Noise, Uniform, uniform_l1_in_box
+from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.votes import Draws, Rule, bounds
 
 
@@ -228,6 +231,11 @@ class Smoothing(Certifier[SmoothingState]):
         """Bounds of the probability of class `top` from below and of every other class from above, given the counts."""
         return bounds(top, estimation, n, self.alpha, self.rule)
 
+    def smoothed(self, classifier: Classifier, threat: ThreatModel) -> "Noisy":
+        """The classifier under this noise, which PREDICT samples."""
+        state = self.prepare(classifier, threat)
+        return Noisy(state.counter.classifier, self.alpha, self.share is not None, self, classifier, state)
+
     def predict(self, classifier: Classifier, x: Float[Tensor, "n ..."], *, seed: int = 0) -> Int[Tensor, " n"]:
         """Algorithm PREDICT: g(x), or `ABSTAIN` unless the two top counts of n draws differ at level alpha.
 
@@ -243,3 +251,56 @@ class Smoothing(Certifier[SmoothingState]):
             certain = first > second and binomial.even_chance(first, second) <= self.alpha
             predictions.append(int(sampled.argmax()) if certain else ABSTAIN)
         return torch.tensor(predictions, dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Noisy(SmoothedClassifier):
+    """A classifier under noise, as an audit attacks it.
+
+    Attributes:
+        base: what follows the noise.
+        alpha: the certifier's.
+        shared: whether all inputs share their draws.
+        certifier: whose noise it is.
+        classifier: the whole, without noise.
+        state: of the certifier.
+    """
+
+    base: Classifier
+    alpha: float
+    shared: bool
+    certifier: Smoothing
+    classifier: Classifier
+    state: SmoothingState
+
+    def predict(self, x: Float[Tensor, "n ..."], *, level: float, draws: int, seed: int) -> Int[Tensor, " n"]:
+        """PREDICT, with draws of each point's own."""
+        predictor = replace(self.certifier, n=draws, alpha=level, share=None)
+        return predictor.predict(self.classifier, x, seed=seed)
+
+    def likelihood(self, n: int, draws: int, seed: int) -> Likelihood:
+        """The mean of softmax over draws that are kept (Salman et al., 2019); noise behind a layer is added there."""
+        base, mechanism = self.base, self.state.counter.noise
+        dimension = math.prod(base.input_shape)
+        assert isinstance(mechanism, Shareable)
+        stream = np.random.Generator(np.random.SFC64(seed))
+        noise = torch.from_numpy(mechanism.sample(stream, draws * n, dimension)).to(base.device, base.dtype)
+        noise = noise.view(draws, n, dimension)
+
+        def found(x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+            features = self.state.prefix(x).flatten(1)
+            features = functional.pad(features, (0, dimension - features.shape[1]))  # what later layers have added
+            noisy = (features + noise).flatten(0, 1).view(-1, *base.input_shape)
+            logits = base.module(noisy).view(draws, n, -1)
+            own = logits.log_softmax(dim=2)[:, torch.arange(n), label]
+            likelihood: Tensor = own.logsumexp(dim=0)
+            return likelihood
+
+        return found
+
+    def moved(self, x: Float[Tensor, "n ..."], change: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Certificates of integer noise are about the grid: the input's point there, moved towards x + change."""
+        if not isinstance(self.certifier.noise, IntegerGaussian):
+            return x + change
+        grid = self.certifier.noise.grid
+        return ((x * grid).round() + (change * grid).trunc()) / grid

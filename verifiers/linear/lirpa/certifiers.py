@@ -179,6 +179,7 @@ class AlphaCrownLirpa(Lirpa):
 
     linear: ClassVar[bool] = False
     optimisable: ClassVar[frozenset[str]] = frozenset({"BoundRelu", "BoundTanh", "BoundSigmoid"})
+    repeatable = False
 
     def bound_options(self) -> dict[str, Any]:
         """No early stop: it would look at the whole batch, and an input's radius must not depend on the others.
