@@ -111,8 +111,8 @@ def _examine(group: list[Row], orders: "_Orders") -> Iterator[Contradiction]:
         rivals = [other for other in group if other.upper < math.inf and _refutes(other, row)]
         nearest = min(rivals, key=lambda other: other.upper, default=None)
         if nearest is not None and replace(row, upper=nearest.upper).unsound:
-            found = f"a counterexample is known at L{nearest.norm:g} distance {nearest.upper:.6g}"
-            yield Contradiction(row, nearest, found, True)
+            known = f"a counterexample is known at L{nearest.norm:g} distance {nearest.upper:.6g}"
+            yield Contradiction(row, nearest, known, True)
     answered = [row for row in group if row.radius > 0]
     for row in answered[1:]:
         if row.prediction != answered[0].prediction:

@@ -194,17 +194,21 @@ def _run(path: Path) -> list[CountTable]:
         rows = store.rows()
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
-        usual = row.spec.get("name") == "smoothing" and row.spec.get("layer") is None
-        if usual and RecountEvidence.stated(row.evidence.keys()):  # the same for every norm
+        if _around_the_input(row.spec, row.evidence):  # the same for every norm
             group = groups.setdefault((row.model, row.certifier), {})
             said = {"label": row.label, **_noise(row.spec), **_noise(row.evidence)}
             group[row.input] = said | RecountEvidence.part(row.evidence)
     if not groups:
         raise ConfigError(
-            f"no row of {run.path / run.database} has counts of draws around the input, as the certifier smoothing "
-            "makes them"
+            f"no row of {run.path / run.database} has counts of draws around the input, under a noise that is stated"
         )
     return [_columns(f"{model} {certifier}", [*inputs.values()]) for (model, certifier), inputs in groups.items()]
+
+
+def _around_the_input(spec: Mapping[str, Any], evidence: Mapping[str, Any]) -> bool:
+    """Whether a row has counts under additive noise at the input; old ones name sigma alone, and their rule."""
+    stated = "noise" in spec or {"sigma", "rule"} <= evidence.keys()
+    return RecountEvidence.stated(evidence.keys()) and stated and spec.get("layer") is None
 
 
 def _noise(said: Mapping[str, Any]) -> dict[str, Any]:
