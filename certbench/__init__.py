@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from certbench.core.options import build, describe
     from certbench.core.outputs import margins, output_bounds, output_radius
     from certbench.core.search import Bisection, Ladder, RadiusSearch, Secant
+    from certbench.core.smoothed import SmoothedClassifier
     from certbench.export.exporter import export_certificates
     from certbench.external.audit_log import audit_log
     from certbench.external.recertify import recertify_file
-    from certbench.core.smoothed import SmoothedClassifier
     from certbench.verifiers.smoothing.recertification import recertify
 
 _LAZY = {  # these are imported when they are first used: most need torch, which the command line does not

@@ -253,6 +253,8 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
     if smoothed is None:
         name = first.row.spec.get("name", type(certifier).__name__)
         return skip(claims, f"{name} has no PREDICT of its own that could judge an attack")
+    if first.row.norm == 0:
+        return skip(claims, "there is no attack on a smoothed classifier in L0")
     level = min(smoothed.alpha, LEVEL)
     span = float(opened.inputs.max() - opened.inputs.min()) or 1.0
     most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away

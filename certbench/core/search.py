@@ -1,5 +1,6 @@
 """Radius search: from "is the margin positive at eps?" to a certified radius, all inputs of a batch at once."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import torch
 
 from certbench import (
-    ABSTAIN, Bounds, Certificate, Certifier, Guarantee, MarginCertifier, MarginState, RadiusSearch, Secant, Subject,
+    ABSTAIN, Bounds, Certificate, Certifier, Guarantee, MarginCertifier, MarginState, RadiusSearch, Secant,
+    SmoothedClassifier, Subject,
 )
-from certbench.core.smoothed import SmoothedClassifier
 
 
 @dataclass(frozen=True)
