@@ -83,7 +83,8 @@ class BestOf(Certifier[BestOfState]):
 
     def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
         """Return infinity where a member failed, else what `relative` leaves."""
-        return math.inf if evidence.get("refused") else radius * (1 + self.relative)
+        found = BestOfEvidence.read(evidence)
+        return math.inf if found and found.refused else radius * (1 + self.relative)
 
     def check_together(self) -> None:
         """Refuse certificates of different functions, which have no best."""

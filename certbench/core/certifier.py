@@ -1,6 +1,7 @@
 """The interface of every certifier, and the shared half of those that bound margins."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -123,8 +124,9 @@ class MarginCertifier(Certifier[BoundState]):
         """Lower bounds of `rows[i]` times the logits over the ball of radius `eps[i]` around `x[i]`."""
 
     def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
-        """Return what the search may have left of bounds that only fall as the ball grows."""
-        return self.search.attainable(radius, int(evidence.get("evaluations", 0)))
+        """Return what the search may have left of bounds that only fall as the ball grows; inf if it does not say."""
+        found = MarginEvidence.read(evidence)
+        return math.inf if found is None else self.search.attainable(radius, found.evaluations)
 
     def intermediate(self) -> str | None:
         """By which method the bounds of the hidden layers came about, where there are some; certificates state it."""

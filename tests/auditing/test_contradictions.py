@@ -8,6 +8,7 @@ import pytest
 
 from certbench.auditing.contradictions import examine
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+from certbench.core.evidence import MarginEvidence
 from certbench.results.rows import Row
 
 
@@ -96,11 +97,15 @@ def test_samples_prove_no_infinite_radius() -> None:
     assert unsound(row("smoothing", math.inf, **SAMPLED, evidence={"constants": {"2": 1.0}})) == [True]
 
 
+def searched(evaluations: int) -> dict[str, Any]:
+    return MarginEvidence(bracket=(0.19, 0.1901), evaluations=evaluations, arithmetic="real").to_json()
+
+
 @pytest.mark.parametrize(
     ("small", "great"),
     [
-        (row("lipschitz", 0.2, rule="pairwise"), row("lipschitz", 0.19, rule="best")),
-        (row("lipschitz", 0.2, rule="naive"), row("lipschitz", 0.19, rule="pairwise")),
+        (row("lipschitz", 0.2, rule="pairwise"), row("lipschitz", 0.19, rule="best", evidence=searched(5))),
+        (row("lipschitz", 0.2, rule="naive"), row("lipschitz", 0.19, rule="pairwise", evidence=searched(5))),
         (row("crown", 0.2), row("best-of", 0.19, of=[{"name": "crown"}])),
     ],
     ids=["best", "pairwise", "best-of"],
@@ -121,8 +126,9 @@ def test_orders_that_are_theorems_hold_as_far_as_the_search_looks(small: Row, gr
         {"name": "bisection", "limit": 0.19},
     ):
         assert unsound(small, replace(great, spec={**great.spec, "search": search})) == []
-    assert unsound(small, replace(great, evidence={"evaluations": 60})) == []  # the search ended early
-    assert unsound(small, replace(great, evidence={"evaluations": 59})) == [False]
+    assert unsound(small, replace(great, evidence=searched(60))) == []  # the search ended early
+    assert unsound(small, replace(great, evidence=searched(59))) == [False]
+    assert unsound(small, replace(great, evidence={})) == []  # nobody knows where it ended
 
 
 def test_orders_that_are_no_theorems_are_left_alone() -> None:
