@@ -1,6 +1,8 @@
 """The front door: what it refuses, how it cuts, seeds and times, and what failures become."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -201,3 +203,10 @@ def test_what_cancels_inside_the_network_is_not_certified() -> None:
     classifier = Classifier(torch.nn.Sequential(first, torch.nn.ReLU(), second).double().eval(), (1,), 2)
     certificate = certify("lipschitz", classifier, torch.tensor([[0.99]]), L2)
     assert certificate.radius.item() == 0
+
+
+def test_the_front_door_loads_no_certifier() -> None:
+    code = "import certbench.core.certification, sys; print([m for m in sys.modules if 'certbench.verifiers' in m])"
+    code += "; print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "False"]

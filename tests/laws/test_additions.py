@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import certbench
-from certbench import L2, Classifier, formats
+from certbench import L1, L2, Classifier, formats
+from certbench.attacks import battery
+from certbench.attacks.counterexamples import Hunt
 from certbench.core import options
 from certbench.models import data, zoo
 from certbench.models.data import Dataset
-from certbench.models.recipes.base import Objective, Step
+from certbench.models.recipes import base
+from certbench.models.recipes.base import Objective
 from certbench.models.training import Recipe
 from certbench.networks import reading
 from certbench.networks.maps import Scale
@@ -101,7 +104,7 @@ class Squares(Objective):
 
     weight: float = 1.0
 
-    def loss(self, module: nn.Sequential, step: Step) -> Float[Tensor, ""]:
+    def loss(self, module: nn.Sequential, step: base.Step) -> Float[Tensor, ""]:
         wanted = functional.one_hot(step.y, 3).to(step.x)
         return self.weight * functional.mse_loss(module(step.x), wanted)
 
@@ -143,3 +146,24 @@ def test_a_column_is_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     tables.render(summaries, out)
     text = f"{2 * float(np.mean([row.radius for row in rows])):.4f}"
     assert text in out.file.getvalue() and "twice" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def far_away(hunt: Hunt, steps: int) -> Tensor:
+    """Claim that the point (steps, ..., steps) is of another class."""
+    return torch.full_like(hunt.x, float(steps))
+
+
+class Step(nn.Module):
+    """Names class 1 from 0 on; its gradient is zero, so that only points given by hand are found."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([(x < 0).to(x) + 0 * x, (x >= 0).to(x) + 0 * x], dim=1)
+
+
+def test_an_attack_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(battery, "_battery", lambda *_: iter(()))
+    monkeypatch.setattr(battery, "ATTACKS", {"far away": far_away})
+    x = torch.tensor([[-1.0]], dtype=torch.float64)
+    found, failed = battery.search(Classifier(Step().eval(), (1,), 2), x, (L1,), (-9.0, 9.0), steps=3)
+    assert "far away" not in failed and "far away" in found[L1].attack[0]
+    assert 1 <= float(found[L1].distance) <= 1 + 1e-6  # the point walked back to the border, from 4 away
