@@ -19,9 +19,10 @@ from certbench import Bisection, Classifier, Ladder, Linf, RadiusSearch, Secant,
 from certbench.core import options
 from certbench.verifiers.best_of import BestOf
 from certbench.verifiers.linear.crown import AlphaCrown, Crown
-from certbench.verifiers.lipschitz.margin import RULES, LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LipschitzMargin
 
 ROUNDING = 1e-6
+RULES = ("best", "pairwise", "absolute", "tsuzuku", "centred", "naive")
 SEARCHES: tuple[RadiusSearch, ...] = (
     Secant(), Secant(relative=0.2), Secant(limit=0.05), Secant(evaluations=1), Bisection(relative=0.3),
     Bisection(evaluations=4), Ladder((0.01, 0.1)),
@@ -110,6 +111,19 @@ def test_no_network_was_found_on_which_a_lipschitz_rule_falls_short(classes: int
                         if a > 1.01 * b > 0 and math.isfinite(most):
                             strict.add((great.rule, small.rule))
     assert strict, "no rule was better than another: nothing was tested"
+
+
+def test_the_search_finds_counterexamples_where_there_are_some() -> None:
+    rng, found = random.Random(1), set()
+    for _ in range(20):
+        classifier, x = drawn(rng, 10, relu=True, widest=8)
+        naive, tsuzuku = (
+            certbench.certify(LipschitzMargin(rule), classifier, x, certbench.L2).radius
+            for rule in ("naive", "tsuzuku")
+        )
+        found |= {"naive"} if bool((naive > 1.01 * tsuzuku).any()) else set()
+        found |= {"tsuzuku"} if bool((tsuzuku > 1.01 * naive).any()) else set()
+    assert found == {"naive", "tsuzuku"}
 
 
 def test_naive_and_tsuzuku_are_in_no_order() -> None:
