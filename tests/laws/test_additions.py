@@ -148,22 +148,23 @@ def test_a_column_is_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert text in out.file.getvalue() and "twice" in out.file.getvalue()  # type: ignore[attr-defined]
 
 
-def far_away(hunt: Hunt, steps: int) -> Tensor:
-    """Claim that the point (steps, ..., steps) is of another class."""
-    return torch.full_like(hunt.x, float(steps))
-
-
-class Step(nn.Module):
-    """Names class 1 from 0 on; its gradient is zero, so that only points given by hand are found."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([(x < 0).to(x) + 0 * x, (x >= 0).to(x) + 0 * x], dim=1)
+def origin(hunt: Hunt, steps: int) -> Tensor:
+    """Propose the origin."""
+    return torch.zeros_like(hunt.x)
 
 
 def test_an_attack_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered, offer = [], Hunt.offer
+
+    def note(self: Hunt, name: str, points: Tensor, walk: bool = True) -> None:
+        offered.append((name, points.tolist()))
+        offer(self, name, points, walk)
+
     monkeypatch.setattr(battery, "_battery", lambda *_: iter(()))
-    monkeypatch.setattr(battery, "ATTACKS", {"far away": far_away})
+    monkeypatch.setattr(battery, "ATTACKS", {"origin": origin})
+    monkeypatch.setattr(Hunt, "offer", note)
     x = torch.tensor([[-1.0]], dtype=torch.float64)
-    found, failed = battery.search(Classifier(Step().eval(), (1,), 2), x, (L1,), (-9.0, 9.0), steps=3)
-    assert "far away" not in failed and "far away" in found[L1].attack[0]
-    assert 1 <= float(found[L1].distance) <= 1 + 1e-6  # the point walked back to the border, from 4 away
+    found, failed = battery.search(Classifier(nn.Linear(1, 2).eval(), (1,), 2), x, (L1,), (-9.0, 9.0), steps=3)
+    assert ("origin", [[0.0]]) in offered and "origin" not in failed
+    assert not {name for name, _ in offered} & {"L-BFGS"}
+    assert found[L1].distance.shape == (1,)
