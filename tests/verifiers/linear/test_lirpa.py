@@ -109,6 +109,15 @@ def test_a_dropout_that_stands_in_two_places_is_left_out_of_both() -> None:
     assert len(rewritten) == 5  # type: ignore[arg-type]
 
 
+def test_deeply_nested_json_is_an_error_and_not_the_end_of_the_process(lirpa: ModuleType) -> None:
+    code = (
+        "import json\nfrom certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa\nauto_lirpa()\n"
+        "try:\n    json.loads('[' * 100_000)\nexcept RecursionError:\n    print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "refused", done.returncode
+
+
 def test_the_default_precision_of_torch_is_restored() -> None:
     certbench.certify(AlphaCrownLirpa(iterations=1), network("mlp"), inputs(1), L2)
     assert torch.get_default_dtype() is torch.float32

@@ -19,6 +19,10 @@ from certbench.errors import MissingBackendError
 
 INSTALL = 'pip install "certbench[lirpa]" && pip install --no-deps auto-LiRPA==0.3'
 
+DEPTH = 10_000
+"""Largest depth of recursion after the import. The package asks for a million, at which deeply nested JSON ends the
+process by a segmentation fault; at 10,000, and at 30,000, Python raises a RecursionError."""
+
 
 def auto_lirpa() -> ModuleType:
     """The package `auto_LiRPA`, ready to use.
@@ -33,7 +37,9 @@ def auto_lirpa() -> ModuleType:
         if needed:
             _before_import()
         with warnings.catch_warnings(action="ignore"):  # it changes everybody's filters, and torch deprecates its jit
+            before = sys.getrecursionlimit()
             module = importlib.import_module("auto_LiRPA")
+            sys.setrecursionlimit(max(before, DEPTH))
         if needed:
             _after_import(module)
     except ImportError as error:
