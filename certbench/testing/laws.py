@@ -191,7 +191,7 @@ def memory(case: Case) -> None:
     """A certificate depends on what the classifier computes: neither on its name, nor on what was certified before."""
     threat = _norm(case)
     first, second = (_named_network(case, seed, name) for seed, name in ((1, "first"), (2, "second")))
-    x = inputs(4)
+    x = inputs(2)
     alone = certify(build(case.spec), second, x, threat)
     certifier = build(case.spec)
     certify(certifier, first, x, threat)
