@@ -60,7 +60,7 @@ def attack(
     return hunt.found
 
 
-def search(
+def attack_with_all(
     classifier: Classifier,
     x: Float[Tensor, "n ..."],
     threats: tuple[ThreatModel, ...],

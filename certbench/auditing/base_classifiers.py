@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certbench.attacks.battery import INSIDE, refute, search
+from certbench.attacks.battery import INSIDE, attack_with_all, refute
 from certbench.attacks.counterexamples import Counterexamples, PerThreat, replay
 from certbench.auditing.result import UNREACHED, Audit
 from certbench.core.claims import ABSTAIN
@@ -68,7 +68,7 @@ class BaseAudit:
                 return
             rows = left[start : start + BATCH]
             known = {threat: found.at(rows) for threat, found in self.found.items()}
-            found, failed = search(
+            found, failed = attack_with_all(
                 *(self.model, self.x[rows], self.threats, self.box),
                 steps=self.steps, seed=self.seed, known=known, deadline=deadline,
             )  # fmt: skip

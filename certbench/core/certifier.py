@@ -150,7 +150,7 @@ class MarginCertifier(Certifier[BoundState]):
     def witness(
         self, state: BoundState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> Any:
-        """What proves the margins of one input at a radius: a `Relaxation`, or evidence for `certbench.checker`.
+        """What proves the margins of one input at a radius: a `RelaxationProof`, or evidence for `certbench.checker`.
 
         Raises:
             UnsupportedError: there is nothing that the checker could verify; the message says why.

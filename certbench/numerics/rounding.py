@@ -24,9 +24,9 @@ stays below 1e-150 after all later layers, and margins have to exceed 1e-100; se
 TOO_LARGE = "the product of its weights exceeds 1e150, so that underflow could change a margin"
 
 
-def gamma(roundings: float) -> float:
-    r"""Compute $\gamma_k$, the relative error that k roundings in a row can make."""
-    return roundings * UNIT / (1 - roundings * UNIT)
+def gamma(roundings: float, unit: float = UNIT) -> float:
+    r"""Return $\gamma_k = k u / (1 - k u)$, the relative error that k roundings in a row can make."""
+    return roundings * unit / (1 - roundings * unit)
 
 
 def product(a: float, b: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.attacks import battery, gradient, walk
-from certbench.attacks.battery import attack, refute, search
+from certbench.attacks.battery import attack, attack_with_all, refute
 from certbench.attacks.counterexamples import Counterexamples, Hunt, replay
 from certbench.attacks.occlusion import occlude
 from certbench.attacks.walk import differs, restore, walk_back
@@ -162,7 +162,7 @@ def test_the_whole_battery_is_nearly_exact_on_a_linear_classifier(threat: Threat
     classifier, x = network("linear"), inputs(6)
     exact = closed_form(classifier, x, threat)
     known = {L1: nearest(classifier, x)} if threat == L1 else None
-    found, failed = search(classifier, x, (threat,), BOX, steps=40, seed=3, known=known)
+    found, failed = attack_with_all(classifier, x, (threat,), BOX, steps=40, seed=3, known=known)
     assert failed == {}
     assert (found[threat].distance >= exact * (1 - 1e-9)).all()
     assert (found[threat].distance <= 1.02 * exact).all()
@@ -184,7 +184,7 @@ def nearest(classifier: Classifier, x: Tensor) -> Counterexamples:
 
 def test_l0_is_the_fewest_coordinates() -> None:
     classifier, x = network("linear"), inputs(6)
-    found, _ = search(classifier, x, (L0,), (0.0, 1.0), steps=20)
+    found, _ = attack_with_all(classifier, x, (L0,), (0.0, 1.0), steps=20)
     linear: Any = classifier.double().module[1]  # type: ignore[index]
     logits = linear(x.flatten(1))
     for i, point in enumerate(x.flatten(1)):
@@ -232,7 +232,7 @@ def test_an_attack_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(battery, "lbfgs", broken)
-    found, failed = search(network("linear"), inputs(4), (L2,), BOX, steps=10)
+    found, failed = attack_with_all(network("linear"), inputs(4), (L2,), BOX, steps=10)
     assert failed == {"L-BFGS": "RuntimeError: no such thing"}
     assert found[L2].distance.isfinite().all()
 
@@ -240,7 +240,7 @@ def test_an_attack_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) ->
 def test_no_attack_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     offered: list[Any] = []
     monkeypatch.setattr(Hunt, "offer", lambda hunt, name, points, walk=True: offered.append(name))
-    search(network("linear"), inputs(4), (L2,), BOX, steps=2, deadline=time.monotonic())
+    attack_with_all(network("linear"), inputs(4), (L2,), BOX, steps=2, deadline=time.monotonic())
     assert offered == ["nearest input"]
     offered.clear()
     eps = torch.full((4,), 0.1, dtype=torch.float64)
@@ -252,10 +252,10 @@ def test_global_generators_are_left_as_they_were_by_the_whole_battery() -> None:
     np.random.seed(3)
     torch.manual_seed(3)
     numbers, state = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # type: ignore[union-attr,index]
-    found, _ = search(network("mlp"), inputs(3), (L2,), (0.0, 1.0), steps=5)
+    found, _ = attack_with_all(network("mlp"), inputs(3), (L2,), (0.0, 1.0), steps=5)
     assert np.array_equal(np.random.get_state()[1], numbers)  # type: ignore[arg-type,index]
     assert torch.equal(torch.random.get_rng_state(), state)
-    again, _ = search(network("mlp"), inputs(3), (L2,), (0.0, 1.0), steps=5)
+    again, _ = attack_with_all(network("mlp"), inputs(3), (L2,), (0.0, 1.0), steps=5)
     assert torch.equal(found[L2].distance, again[L2].distance)
 
 

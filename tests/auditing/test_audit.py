@@ -186,7 +186,7 @@ def test_what_was_found_is_stored_with_the_run_and_a_second_audit_begins_there(b
 def test_an_audit_that_was_interrupted_keeps_what_it_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.run(scaled(0.5))
     monkeypatch.setattr(base_classifiers, "BATCH", 4)
-    search, calls = base_classifiers.search, []
+    search, calls = base_classifiers.attack_with_all, []
 
     def interrupted(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -194,7 +194,7 @@ def test_an_audit_that_was_interrupted_keeps_what_it_found(bench: Bench, monkeyp
             raise KeyboardInterrupt
         return search(*args, **options)
 
-    monkeypatch.setattr(base_classifiers, "search", interrupted)
+    monkeypatch.setattr(base_classifiers, "attack_with_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench.audit()
     store = Store(bench.run_folder / "results.db")
@@ -364,14 +364,14 @@ def test_a_budget_ends_between_attacks_and_leaves_some_to_smoothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(scaled(0.5), {"name": "smoothing", **SMOOTHING}, norms=[2])
-    search = base_classifiers.search
+    search = base_classifiers.attack_with_all
 
     def slow(*args: Any, **options: Any) -> Any:
         while time.monotonic() <= options["deadline"]:
             time.sleep(0.01)
         return search(*args, **options)
 
-    monkeypatch.setattr(base_classifiers, "search", slow)
+    monkeypatch.setattr(base_classifiers, "attack_with_all", slow)
     start = time.monotonic()
     code, record, _ = bench.audit(seconds=4)
     assert time.monotonic() - start < 8

@@ -18,7 +18,7 @@ from certbench.networks.relu import ReluNetwork
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 
-UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
+UNITS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 """Relative error of one rounding, by precision."""
 
 
@@ -45,7 +45,7 @@ def evaluation_error(
     errors = [unit * sizes[0] + UNDERFLOW * unit]  # of the input, which is rounded to the program's precision
     limit = torch.finfo(dtype).max / 4
     for i, layer in enumerate(network.layers):
-        steps = _gamma(layer.roundings, unit)
+        steps = _checked(layer.roundings, unit)
         height, carried = layer.height.expand(len(region), -1), torch.zeros_like(layer.height)
         for source, path in layer.paths.items():
             height = height + path.forward(sizes[source] + errors[source])
@@ -98,17 +98,18 @@ def bound_errors(
         magnitudes.append(magnitude)
         # Backwards the sums run over outputs, whose number stands beside that of a layer's own sums.
         steps += layer.roundings + layer.outputs + 16
-        found.append(4 * (i + 2) * _gamma(steps, _unit(dtype)) * magnitude)
+        found.append(4 * (i + 2) * _checked(steps, _unit(dtype)) * magnitude)
     return found
 
 
-def _gamma(roundings: int, unit: float) -> float:
+def _checked(roundings: int, unit: float) -> float:
+    """Return gamma, if the sums are not too long for it."""
     if roundings * unit > 0.1:
         raise NumericalError(f"sums of {roundings} terms are too long for an error bound in this precision")
-    return gamma(roundings) if unit == UNIT[torch.float64] else roundings * unit / (1 - roundings * unit)
+    return gamma(roundings, unit)
 
 
 def _unit(dtype: torch.dtype) -> float:
-    if dtype not in UNIT:
+    if dtype not in UNITS:
         raise NumericalError(f"no bound of rounding errors is known here for {dtype}")
-    return UNIT[dtype]
+    return UNITS[dtype]

@@ -256,10 +256,10 @@ class Bracket:
             "lower": lower,
             "allowance": allowance,
         }
-        known = (HighsModelStatus.kOptimal, HighsModelStatus.kInfeasible, HighsModelStatus.kObjectiveTarget)
-        if status not in (*known, HighsModelStatus.kTimeLimit):
+        ends = (HighsModelStatus.kOptimal, HighsModelStatus.kInfeasible, HighsModelStatus.kObjectiveTarget)
+        if status not in (*ends, HighsModelStatus.kTimeLimit):
             raise SolverError(f"HiGHS ended with status {solver.modelStatusToString(status)!r}")
-        return status in known
+        return status in ends
 
     def violation(self, weights: Float[Tensor, " classes"], bounds: LayerBounds) -> float:
         """How far a margin can move if every row, bound and binary is violated by `FEASIBILITY`."""

@@ -21,14 +21,14 @@ from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.optimise import (
     Choice,
     Optimised,
-    coefficients,
     evaluate,
     flat,
     optimise,
     optimised_bounds,
 )
-from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
+from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
+from certbench.verifiers.complete.branching import best_neurons
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
@@ -336,7 +336,7 @@ class Tree:
         if not leaves:
             return [], []
         bounds, choice, _, rows, _ = self.assemble(leaves)
-        neurons = self.branch(bounds, choice, rows, leaves)
+        neurons = best_neurons(self.fast, self.region, bounds, choice, rows, self.options.candidates)
         children, stuck = [], []
         for leaf, neuron in zip(leaves, neurons.tolist(), strict=True):
             if neuron < 0:
@@ -358,58 +358,3 @@ class Tree:
                 )
                 self.count += 1
         return children, stuck
-
-    @torch.no_grad()
-    def branch(self, bounds: LayerBounds, choice: Choice, rows: Tensor, leaves: list[Leaf]) -> Tensor:
-        """The neuron to split in each leaf, -1 where all signs are known; in float32, as nothing rests on it.
-
-        Candidates are those with the largest gap between relaxation and ReLU at the minimiser, which add up to the
-        whole gap there, and those with the largest intercept (BaBSR). The one whose worse child is best is taken.
-        """
-        low, high = (end.float() for end in flat(bounds))
-        if low.shape[1] == 0:
-            return torch.full((len(leaves),), -1)
-        sizes = [end.shape[1] for end in bounds.lower]
-        single = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), bounds.method)
-        alpha, beta, rows = choice.alpha.float(), choice.beta.float(), rows.float()
-        region = self.region(len(leaves))
-        region = Region(self.threat, region.x.float(), region.eps.float())
-        made = evaluate(self.fast, region, single, rows, Choice(alpha, beta))
-        point = region.x + steepest(made.a, self.threat, region.x, region.eps).squeeze(1)
-        z = torch.cat(self.fast.preactivations(point)[:-1], dim=1)
-        h = coefficients(self.fast, single, rows, Choice(alpha, beta), len(self.network.layers) - 1).squeeze(1)
-        free = (low < 0) & (high > 0)
-        slope, offset = upper_line(low, high)
-        above, below = slope * z + offset - z.clamp(min=0), z.clamp(min=0) - alpha.squeeze(1) * z
-        gap = torch.where(h > 0, h * below, -h * above).clamp(min=0)
-        area = h.abs() * offset
-        k = min(self.options.candidates, low.shape[1])
-        scores = [torch.where(free, score, -1.0) for score in (gap, area)]
-        picks = torch.cat(
-            [score.topk(size, dim=1).indices for score, size in zip(scores, (k - k // 2, k // 2), strict=True)], dim=1
-        )
-        usable = free.gather(1, picks)
-        if k > 1:
-            worst = self.children(single, alpha, beta, rows, picks)
-            worst = torch.where(usable, worst, -math.inf)
-            chosen = picks.gather(1, worst.argmax(dim=1, keepdim=True)).squeeze(1)
-        else:
-            chosen = picks[:, 0]
-        return torch.where(free.any(dim=1), chosen, -1).cpu()
-
-    def children(self, bounds: LayerBounds, alpha: Tensor, beta: Tensor, rows: Tensor, picks: Tensor) -> Tensor:
-        """The worse bound of the two children at each candidate, without any optimisation."""
-        low, high = flat(bounds)
-        n, k = picks.shape
-        sizes = [end.shape[1] for end in bounds.lower]
-        results = []
-        for sign in (1, -1):
-            a, b = (end.repeat_interleave(k, dim=0) for end in (low, high))
-            (a if sign > 0 else b).scatter_(1, picks.reshape(-1, 1), 0.0)
-            child = LayerBounds(torch.split(a, sizes, dim=1), torch.split(b, sizes, dim=1), bounds.method)
-            start = Choice(alpha.repeat_interleave(k, dim=0), beta.repeat_interleave(k, dim=0))
-            region = self.region(n * k)
-            region = Region(self.threat, region.x.float(), region.eps.float())
-            made = evaluate(self.fast, region, child, rows.repeat_interleave(k, dim=0), start)
-            results.append(made.lower.view(n, k))
-        return torch.minimum(*results) + 1e-3 * torch.maximum(*results)

@@ -11,7 +11,8 @@ $c(y) = v^T C v$, obeys
 $$c(y) \geq c(y) - \sum_k w_k q_k(y) = \gamma + v^T M v \geq \gamma + T \min(0, \lambda_{\min}(M)),
   \quad M = C - \sum_k w_k F_k - \gamma e_0 e_0^T, \quad |v|^2 \leq T.$$
 
-A solver proposes w and `Relaxation.bound` proves, so neither its tolerance nor its status nor its objective matters.
+A solver proposes w and `SemidefiniteProgram.bound` proves, so neither its tolerance nor its status nor its objective
+matters.
 """
 
 import math
@@ -41,7 +42,7 @@ from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.linear.semidefinite import (
     BACKENDS,
     Array,
-    Relaxation,
+    SemidefiniteProgram,
     bound_by_box,
     cvxpy_package,
     propose,
@@ -147,7 +148,7 @@ class SDP(MarginCertifier[NetworkState]):
         rows = margin_rows(label, state.classifier.num_classes)
         below = backward(network, rows, len(network.layers) - 1, bounds)
         lower, scale = region.minimum(below.a, below.b)[0], float(below.at(region.x).abs().max())
-        relaxation = Relaxation.of(network, region, bounds, self.cuts)
+        relaxation = SemidefiniteProgram.of(network, region, bounds, self.cuts)
         multipliers: list[dict[str, Any] | None] = []
         for k in range(rows.shape[1]):
             w = None
@@ -164,7 +165,7 @@ class SDP(MarginCertifier[NetworkState]):
         lower = region.minimum(below.a, below.b)
         if not any(bool(bounds.unstable(i).any()) for i in range(len(network.hidden))):
             return lower  # affine in the ball
-        relaxation = Relaxation.of(network, region, bounds, self.cuts)
+        relaxation = SemidefiniteProgram.of(network, region, bounds, self.cuts)
         smallest = math.inf
         for k in lower[0].argsort().tolist():
             if float(lower[0, k]) >= smallest:

@@ -139,7 +139,7 @@ def outer(pairs: Sequence[tuple[Affine, Affine]], n: int) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Relaxation:
+class SemidefiniteProgram:
     """What is known of one ball: the logits as functions of y, and the quadratic constraints.
 
     Attributes:
@@ -168,7 +168,7 @@ class Relaxation:
         return int(self.outputs.rows.shape[1])
 
     @staticmethod
-    def of(network: ReluNetwork, region: Region, bounds: LayerBounds, cuts: bool = True) -> "Relaxation":
+    def of(network: ReluNetwork, region: Region, bounds: LayerBounds, cuts: bool = True) -> "SemidefiniteProgram":
         """Of a single ball, with bounds of the hidden neurons in it."""
         open_ = [np.flatnonzero(bounds.unstable(i)[0].cpu().numpy()) for i in range(len(network.hidden))]
         d, at = network.inputs, 1 + network.inputs
@@ -200,7 +200,7 @@ class Relaxation:
             forms.product(share, gap, free=True)
             if cuts:
                 forms.product((z[k] - Affine.of(low[k], n)).times(1 / width) - share)
-        return Relaxation(
+        return SemidefiniteProgram(
             outputs=z,
             forms=scipy.sparse.hstack(forms.forms, format="csr"),
             sizes=scipy.sparse.hstack(forms.sizes, format="csr"),
@@ -233,8 +233,8 @@ class Relaxation:
             return w
         added = np.reshape(self.forms @ self.shift, m.shape)
         size = np.abs(m).max()
-        t = max([0.0, *(size * np.logspace(-14, 2, 49))], key=lambda t: _gamma(m - t * added))
-        t = max([t, *(t * np.logspace(-0.3, 0.3, 21))], key=lambda t: _gamma(m - t * added))
+        t = max([0.0, *(size * np.logspace(-14, 2, 49))], key=lambda t: _corner_room(m - t * added))
+        t = max([t, *(t * np.logspace(-0.3, 0.3, 21))], key=lambda t: _corner_room(m - t * added))
         return np.asarray(w + t * self.shift)
 
     def bound(self, row: Array, w: Array) -> float:
@@ -247,7 +247,7 @@ class Relaxation:
         m = self.matrix(row, w)
         if not (np.isfinite(w).all() and np.isfinite(m).all()):
             return -math.inf
-        top = _gamma(m)
+        top = _corner_room(m)
         top = top if math.isfinite(top) else float(m[0, 0])
         n, m = len(m), m.copy()
         size = float(np.abs(row) @ self.outputs.sizes.sum(axis=1)) + float((self.sizes @ np.abs(w)).sum()) + abs(top)
@@ -284,7 +284,7 @@ def inputs_of(forms: Forms, region: Region) -> tuple[Affine, float]:
     return x, d / 4
 
 
-def _gamma(m: Array) -> float:
+def _corner_room(m: Array) -> float:
     """The largest number that can be taken from the corner of m before an eigenvalue is negative, up to rounding."""
     try:
         factor = scipy.linalg.cholesky(m[1:, 1:], lower=True, check_finite=False)
@@ -334,7 +334,7 @@ def cvxpy_package() -> Any:
         raise MissingBackendError("sdp needs cvxpy; pip install 'certbench[solvers]'") from error
 
 
-def propose(relaxation: Relaxation, row: Array, backend: Backend) -> Array | None:
+def propose(relaxation: SemidefiniteProgram, row: Array, backend: Backend) -> Array | None:
     """Multipliers that a solver finds for the dual, in float64 and not proved; None if it gives none."""
     cvxpy = cvxpy_package()
     n = relaxation.dimension

@@ -6,11 +6,13 @@ its rule does not know.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from certbench.errors import UnsupportedError
 from certbench.networks.image_maps import Convolution, Pair
@@ -190,3 +192,50 @@ SLOPES: Mapping[type[nn.Module], Callable[[Any], float]] = {
 }
 """The steepest slope of each activation, rounded up. Softplus is the mathematical function; PyTorch's differs
 from it by less than 3e-9 / beta above its threshold."""
+
+
+def _max_pool2d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+    del p, inplace
+    if training:
+        raise UnsupportedError("drops at random, with training=True; pass self.training")
+    return nn.Identity()
+
+
+CALLS: Mapping[Any, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu_": partial(nn.ReLU, inplace=True),
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    torch.relu: nn.ReLU,
+    torch.tanh: nn.Tanh,
+    torch.sigmoid: nn.Sigmoid,
+    functional.relu: nn.ReLU,
+    functional.relu6: nn.ReLU6,
+    functional.hardtanh: nn.Hardtanh,
+    functional.leaky_relu: nn.LeakyReLU,
+    functional.elu: nn.ELU,
+    functional.selu: nn.SELU,
+    functional.softplus: nn.Softplus,
+    functional.tanh: nn.Tanh,
+    functional.sigmoid: nn.Sigmoid,
+    functional.gelu: nn.GELU,
+    functional.silu: nn.SiLU,
+    functional.mish: nn.Mish,
+    functional.max_pool2d: _max_pool2d,
+    functional.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+    functional.avg_pool2d: nn.AvgPool2d,
+    functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    functional.dropout: _dropout,
+}
+"""The module of each function that takes the same options in the same order."""

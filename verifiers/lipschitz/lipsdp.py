@@ -29,7 +29,7 @@ from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzState, proved_norms
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, product_bound, prove, start
-from certbench.verifiers.lipschitz.multipliers.search import check, search
+from certbench.verifiers.lipschitz.multipliers.search import check, find_multipliers
 from certbench.verifiers.lipschitz.operator_norms import spectral_norm
 
 SIDE = {"eclipse": 6000, "lipsdp": 2500}
@@ -259,7 +259,9 @@ class LipSDP(GlobalLipschitz):
         self, chain: Chain, solver: str, rows: Float[Tensor, "m r n"], first: Multipliers, p: float
     ) -> Multipliers:
         """Find multipliers for m networks, r rows each."""
-        return search(solver, chain.weights, rows, first, p, iterations=self.iterations, layer=self.form == "layer")
+        return find_multipliers(
+            solver, chain.weights, rows, first, p, iterations=self.iterations, layer=self.form == "layer"
+        )
 
 
 @torch.no_grad()
@@ -273,5 +275,5 @@ def whole_constant(
     first, rows = start(chain.weights, p), chain.last.weight[None]
     found = first
     for name in dict.fromkeys(("gradient", solver)):
-        found = search(name, chain.weights, rows, found, p, iterations=iterations, layer=layer, whole=True)
+        found = find_multipliers(name, chain.weights, rows, found, p, iterations=iterations, layer=layer, whole=True)
     return min(bound, *(float(prove(chain.weights, chain.last, part, p, whole=True)) for part in (first, found)))

@@ -4,7 +4,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from certbench.numerics.rounding import (
     total,
 )
 from certbench.verifiers.lipschitz.folding import compose, linear
-from certbench.verifiers.lipschitz.layer_rules import LINEAR, SLOPES, WINDOWS
+from certbench.verifiers.lipschitz.layer_rules import CALLS, LINEAR, SLOPES, WINDOWS
 from certbench.verifiers.lipschitz.operator_norms import Normed, identity_norm, norm, row_norm, spread
 
 CHORDS = 2**24
@@ -47,7 +46,7 @@ def constants_of(
         NumericalError: a parameter is NaN or infinite.
     """
     propagation = propagated(classifier, p)
-    return propagation.pairs(classifier.num_classes, rule), propagation.layers
+    return propagation.pairs(classifier.num_classes, rule), propagation.norms
 
 
 @torch.no_grad()
@@ -119,7 +118,7 @@ class _Propagation(fx.Interpreter):
         self.p = p
         self.movements: dict[fx.Node, _Movement] = {}
         self.aliases: set[fx.Node] = set()
-        self.layers: dict[str, dict[str, float]] = {}
+        self.norms: dict[str, dict[str, float]] = {}
         self.logits: _Movement | None = None
         self.gain = 1.0
 
@@ -172,8 +171,8 @@ class _Propagation(fx.Interpreter):
             return self.apply(before, linear(options.get("weight", *args[1:2])), n.name)
         if layer is None and n.target in _VIEWS:
             layer = nn.Identity()
-        elif layer is None and n.target in _CALLS:
-            layer = _CALLS[n.target](*args[1:], **options)
+        elif layer is None and n.target in CALLS:
+            layer = CALLS[n.target](*args[1:], **options)
         kind = type_before_parametrizations(layer)
         if kind in _UNMOVED:
             self.aliases.add(n)
@@ -248,9 +247,9 @@ class _Propagation(fx.Interpreter):
             return before
         paid = {(s, r): norm(before.map, s, r) for s in before.constants for r in before.constants}
         name = "+".join(before.names)
-        while name in self.layers:
+        while name in self.norms:
             name += " again"
-        self.layers[name] = {f"{s:g}->{r:g}": bound for (s, r), bound in paid.items()}
+        self.norms[name] = {f"{s:g}->{r:g}": bound for (s, r), bound in paid.items()}
         constants = {
             r: min(product(before.constants[s], paid[s, r]) for s in before.constants) for r in before.constants
         }
@@ -337,24 +336,6 @@ class _Propagation(fx.Interpreter):
         return alone, product(alone, math.nextafter(math.sqrt(2), 2))
 
 
-def _max_pool2d(
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> nn.Module:
-    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
-
-
-def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
-    del p, inplace
-    if training:
-        raise UnsupportedError("drops at random, with training=True; pass self.training")
-    return nn.Identity()
-
-
 _VIEWS: frozenset[Any] = frozenset(
     (torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze", "contiguous")
 )
@@ -376,32 +357,3 @@ _ARITHMETIC: Mapping[Any, str] = {
     }.items()
     for target in targets
 }
-
-
-_CALLS: Mapping[Any, Callable[..., nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu_": partial(nn.ReLU, inplace=True),
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    torch.relu: nn.ReLU,
-    torch.tanh: nn.Tanh,
-    torch.sigmoid: nn.Sigmoid,
-    functional.relu: nn.ReLU,
-    functional.relu6: nn.ReLU6,
-    functional.hardtanh: nn.Hardtanh,
-    functional.leaky_relu: nn.LeakyReLU,
-    functional.elu: nn.ELU,
-    functional.selu: nn.SELU,
-    functional.softplus: nn.Softplus,
-    functional.tanh: nn.Tanh,
-    functional.sigmoid: nn.Sigmoid,
-    functional.gelu: nn.GELU,
-    functional.silu: nn.SiLU,
-    functional.mish: nn.Mish,
-    functional.max_pool2d: _max_pool2d,
-    functional.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
-    functional.avg_pool2d: nn.AvgPool2d,
-    functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
-    functional.dropout: _dropout,
-}
-"""The module of each function that takes the same options in the same order."""

@@ -21,7 +21,7 @@ from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import sdp
 from certbench.verifiers.linear.sdp import SDP, crown
-from certbench.verifiers.linear.semidefinite import BACKENDS, Backend, Relaxation, lift, propose
+from certbench.verifiers.linear.semidefinite import BACKENDS, Backend, SemidefiniteProgram, lift, propose
 
 pytest.importorskip("cvxpy")
 
@@ -69,7 +69,7 @@ class Problem:
         self.bounds, found = crown(self.network, self.region, self.rows)
         self.crown = float(self.region.minimum(found.a, found.b)[0, 0])
         self.row = self.rows[0, 0].numpy()
-        self.relaxation = Relaxation.of(self.network, self.region, self.bounds, cuts)
+        self.relaxation = SemidefiniteProgram.of(self.network, self.region, self.bounds, cuts)
 
     def proved(self, solver: str = "clarabel") -> float:
         w = propose(self.relaxation, self.row, BACKENDS[solver])
@@ -175,7 +175,7 @@ def test_cuts_use_bounds_that_the_other_constraints_do_not_imply() -> None:
     bounds, row = LayerBounds((ends[0],), (ends[1],), "known"), np.array([1.0, 0.0])
     found = []
     for cuts in (True, False):
-        relaxation = Relaxation.of(relu, region, bounds, cuts)
+        relaxation = SemidefiniteProgram.of(relu, region, bounds, cuts)
         w = propose(relaxation, row, BACKENDS["clarabel"])
         assert w is not None
         found.append(relaxation.bound(row, relaxation.polished(row, w)))
@@ -243,7 +243,7 @@ def test_rows_do_not_depend_on_the_batch() -> None:
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf, 10.0, -1.0, None], ids=str)
 def test_whatever_the_solver_answers_the_bound_is_one(monkeypatch: pytest.MonkeyPatch, answer: float | None) -> None:
-    def broken(relaxation: Relaxation, row: np.ndarray, backend: Backend) -> np.ndarray | None:
+    def broken(relaxation: SemidefiniteProgram, row: np.ndarray, backend: Backend) -> np.ndarray | None:
         w = propose(relaxation, row, backend)
         return None if answer is None or w is None else answer * w
 

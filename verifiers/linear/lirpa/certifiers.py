@@ -21,7 +21,8 @@ from certbench.verifiers.bounds.intervals import interval_bounds, intervals
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, parallel, sufficient
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
-from certbench.verifiers.linear.lirpa.graph import Lirpa, LirpaState, backward, layer_nodes, nonlinear
+from certbench.verifiers.linear.lirpa.graph import Lirpa, LirpaState, backward
+from certbench.verifiers.linear.lirpa.nodes import layer_nodes, nonlinear
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,20 @@
-"""auto-LiRPA's graph of a network, the ball that it is bounded over, and what is refused."""
+"""auto-LiRPA's graph of a network, and the bounds that it computes."""
 
 import copy
 import inspect
 import logging
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from certbench.core.ball import box, support
 from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
@@ -27,6 +24,8 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import MissingBackendError, NumericalError, UnsupportedError
 from certbench.networks.reading import relu_network
 from certbench.networks.relu import ReluNetwork
+from certbench.verifiers.linear.lirpa.nodes import first_layer, refuse_branches, refuse_known_wrong
+from certbench.verifiers.linear.lirpa.perturbation import perturbation
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 from certbench.verifiers.linear.lirpa.rewriting import as_expected, dense_layers
 
@@ -91,16 +90,16 @@ class Lirpa(MarginCertifier[LirpaState]):
         if hidden is not None:
             raise UnsupportedError(f"{hidden}, which auto-LiRPA's trace may freeze")
         double = classifier.double()
-        _refuse_branches(double)
+        refuse_branches(double)
         module = dense_layers(as_expected(double.module), double.input_shape)
         patches = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
         for mode in ("patches", "matrix") if patches else ("matrix",):  # patches is faster, but knows fewer layers
             try:
                 with quiet() as said:
                     bounded = self.graph(module, classifier, mode)
-                    _refuse_known_wrong(bounded)
+                    refuse_known_wrong(bounded)
                     self.refuse(bounded)
-                    first, affine = _first_layer(bounded, classifier.input_shape, threat)
+                    first, affine = first_layer(bounded, classifier.input_shape, threat)
                     state = LirpaState(double, threat, module, mode, bounded, first, affine, classifier.dtype)
                     self._rehearse(state)
                 return state
@@ -150,7 +149,7 @@ class Lirpa(MarginCertifier[LirpaState]):
     def _bounds(
         self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Bounds:
-        inside = auto_lirpa().BoundedTensor(x, _perturbation(state.threat, x, eps))
+        inside = auto_lirpa().BoundedTensor(x, perturbation(state.threat, x, eps))
         with precision_of(x.dtype):
             # An affine network needs no relaxation, and backward propagation bounds it exactly.
             lower = backward(state, inside, rows) if state.affine else self.bound(state, inside, rows)
@@ -252,12 +251,6 @@ def _first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Ten
     return bounds
 
 
-def layer_nodes(bounded: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """The bounds of every activation's input that the last computation used."""
-    inputs = [before for node in nonlinear(bounded) for before in node.inputs if _depends(before)]
-    return {node.name: (node.lower.detach(), node.upper.detach()) for node in inputs if node.inputs}
-
-
 def _questions(logits: Float[Tensor, "n outputs"]) -> Float[Tensor, "n k outputs"]:
     """The rows on which a graph is tried: the margins, or for a single output, it and its negative."""
     if logits.shape[1] > 1:
@@ -271,177 +264,6 @@ def _spread(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
         return logits.abs().amax(dim=1)
     apart = (logits - logits.mean(dim=1, keepdim=True)).abs().amax(dim=1)
     return apart + 1e-6 * logits.abs().amax(dim=1)
-
-
-def _refuse_branches(classifier: Classifier) -> None:
-    """Refuse a module whose Python code looks at its input's values: a trace has only one side of a branch."""
-    example = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
-    jit: Any = torch.jit  # without annotations
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            jit.trace(classifier.module, example, check_trace=False)
-        except RuntimeError as error:
-            raise UnsupportedError(f"{classifier.name} cannot be traced: {error}") from error
-    for warning in said:
-        # Shape annotations that are checked at run time look at sizes, which stay what they are.
-        if issubclass(warning.category, jit.TracerWarning) and Path(warning.filename).parent.name != "jaxtyping":
-            reason = str(warning.message).partition(". ")[0]
-            raise UnsupportedError(
-                f"{classifier.name} cannot be traced for every input ({warning.filename}:{warning.lineno}): {reason}"
-            )
-
-
-def _refuse_known_wrong(bounded: Any) -> None:
-    """Refuse layers whose bounds in auto-LiRPA 0.3 are known to be those of another layer."""
-    for node in nonlinear(bounded):
-        if type(node).__name__ == "BoundLeakyRelu":
-            slope = float(getattr(node, "leaky_alpha", node.alpha))  # its name after 0.3, and in 0.3
-            if not 0 <= slope <= 1:
-                raise UnsupportedError(f"auto-LiRPA bounds LeakyReLU for slopes in [0, 1], not {slope:g}")
-    for node in _dependent(bounded):
-        if type(node).__name__ == "BoundAveragePool":
-            kernel, stride, padding = (
-                [*_flat_numbers(getattr(node, key))] for key in ("kernel_size", "stride", "padding")
-            )
-            if kernel != stride or any(padding):
-                raise UnsupportedError(
-                    "auto-LiRPA bounds average pooling only where windows neither overlap nor are padded"
-                )
-
-
-def _flat_numbers(value: Any) -> Iterator[int]:
-    yield from value if isinstance(value, list | tuple) else [value, value]
-
-
-AFFINE = frozenset(
-    {
-        "BoundAdd",
-        "BoundAveragePool",
-        "BoundBatchNormalization",
-        "BoundConv",
-        "BoundFlatten",
-        "BoundGlobalAveragePool",
-        "BoundIdentity",
-        "BoundInput",
-        "BoundLinear",
-        "BoundNeg",
-        "BoundReshape",
-        "BoundSqueeze",
-        "BoundSub",
-        "BoundTranspose",
-        "BoundUnsqueeze",
-    }
-)
-"""Nodes of auto-LiRPA's graph that are affine in their inputs; products and quotients are when one side is constant."""
-
-
-def _depends(node: Any) -> bool:
-    """Whether a node's value depends on the network's input; a shape does not."""
-    name = type(node).__name__
-    return name == "BoundInput" or (name != "BoundShape" and any(_depends(before) for before in node.inputs))
-
-
-def _is_affine(node: Any) -> bool:
-    """Whether a node that depends on the network's input is affine in it."""
-    name = type(node).__name__
-    inputs = [before for before in node.inputs if _depends(before)]
-    if name in ("BoundMul", "BoundDiv"):
-        if len(inputs) != 1 or inputs[0] is not node.inputs[0]:
-            return False
-    elif name not in AFFINE:
-        return False
-    return all(_is_affine(before) for before in inputs)
-
-
-def _dependent(bounded: Any) -> list[Any]:
-    return [node for node in bounded._modules.values() if _depends(node)]
-
-
-def nonlinear(bounded: Any) -> list[Any]:
-    """List the nodes that depend on the input and are not affine."""
-    return [node for node in _dependent(bounded) if type(node).__name__ not in AFFINE | {"BoundMul", "BoundDiv"}]
-
-
-def _first_layer(
-    bounded: Any, input_shape: tuple[int, ...], threat: ThreatModel
-) -> tuple[dict[str, Float[Tensor, "..."]], bool]:
-    """The nodes that end the affine part of the graph with their rows' dual norms, and whether the logits are one."""
-    affine = _is_affine(bounded.final_node())
-    if threat.p == math.inf:  # the box: interval arithmetic and backward bounds start from it directly
-        return {}, affine
-    names = {
-        before.name
-        for node in _dependent(bounded)
-        if not _is_affine(node)
-        for before in node.inputs
-        if before.inputs and _depends(before) and _is_affine(before)
-    }
-    device = next(bounded.parameters()).device
-    eye = torch.eye(math.prod(input_shape), dtype=torch.float64, device=device)
-    first: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for name in sorted(names):
-            constant = bounded(torch.zeros(1, *input_shape, dtype=torch.float64, device=device), final_node_name=name)
-            total = torch.zeros_like(constant[0])
-            for part in torch.split(eye, 256):
-                moved = bounded(part.view(-1, *input_shape), final_node_name=name)
-                columns = (moved - constant).abs() + 1e-13 * (moved.abs() + constant.abs())  # what cancels is rounded
-                columns = columns.clamp(min=1e-150)  # whose square is a float
-                total = torch.maximum(total, columns.amax(0)) if threat.p == 1 else total + (columns**2).sum(0)
-            first[name] = (total if threat.p == 1 else total.sqrt()) * (1 + 1e-9)  # rounding of the differences
-    return first, affine
-
-
-def _perturbation(threat: ThreatModel, x: Float[Tensor, "n ..."], eps: Float[Tensor, " n"]) -> Any:
-    low, high = box(threat, x.flatten(1), eps)
-    return _ball_class()(threat.p, eps, x.flatten(1), low, high, x.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Line:
-    """The rows of a linear function that was bounded from below, and how far it falls inside the ball."""
-
-    rows: Float[Tensor, "n k d"]
-    change: Float[Tensor, "n k"]
-
-
-@cache
-def _ball_class() -> type[Any]:
-    """auto-LiRPA's own perturbation class, with the box for interval arithmetic and the cut ball for linear bounds."""
-    auto_lirpa()
-    from auto_LiRPA.patches import Patches
-    from auto_LiRPA.perturbations import PerturbationLpNorm
-
-    class CutBall(PerturbationLpNorm):  # type: ignore[misc]
-        """An Lp ball of its own eps per input, cut by the domain."""
-
-        def __init__(self, p: float, eps: Tensor, x: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> None:
-            super().__init__(norm=math.inf, eps=0.0, x_L=low.view(shape), x_U=high.view(shape))
-            self.p, self.radii, self.down, self.up = p, eps, x - low, high - x
-            self.last: _Line | None = None
-
-        def concretize(self, x: Tensor, A: Any, sign: int = -1, *args: Any, **kwargs: Any) -> Any:
-            """Bound A x over the perturbation set, from below (sign -1) or above; the last from below is remembered."""
-            patches = isinstance(A, Patches)
-            if A is None or not (isinstance(A, Tensor) or (patches and not A.identity)):
-                self.last = None if sign == -1 else self.last
-                return super().concretize(x, A, sign, *args, **kwargs)
-            if self.p == math.inf and patches:
-                if sign == -1:
-                    self.last = None  # of features, not of the margins
-                return super().concretize(x, A, sign, *args, **kwargs)
-            rows = A.to_matrix(x.shape) if patches else A
-            rows = rows.reshape(rows.shape[0], rows.shape[1], -1)
-            change = support(rows, self.p, self.radii, *((self.down, self.up) if sign == 1 else (self.up, self.down)))
-            if sign == -1:
-                self.last = _Line(rows.detach(), change.detach())
-            bound = (rows @ x.reshape(x.shape[0], -1, 1)).squeeze(-1) + sign * change
-            if patches and A.unstable_idx is None:
-                bound = bound.view(len(x), A.patches.size(0), A.patches.size(2), A.patches.size(3))
-            return bound
-
-    return CutBall
 
 
 @contextmanager

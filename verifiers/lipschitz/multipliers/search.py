@@ -62,7 +62,7 @@ def check(solver: str, weights: Sequence[Dense], p: float) -> None:
         )
 
 
-def search(
+def find_multipliers(
     solver: str,
     weights: Sequence[Dense],
     rows: Float[Tensor, "m r n"],
