@@ -49,7 +49,7 @@ def _once(norm: Callable[[Any], float]) -> Callable[[Normed], float]:
 
 
 def norm(part: Normed, s: float, r: float) -> float:
-    """Upper bound of the norm from s to r; how the features are arranged does not matter."""
+    """Return an upper bound of the norm from s to r; how the features are arranged does not matter."""
     if s == 1:
         return column_norm(part, r)
     if r == math.inf:
@@ -60,13 +60,13 @@ def norm(part: Normed, s: float, r: float) -> float:
 
 
 def identity_norm(s: float, r: float, size: int) -> float:
-    r"""$\max \|x\|_r / \|x\|_s = n^{\max(0, 1/r - 1/s)}$ over vectors of this size."""
+    r"""Return $\max \|x\|_r / \|x\|_s = n^{\max(0, 1/r - 1/s)}$ over vectors of this size."""
     power = max(0.0, 1 / r - 1 / s)
     return 1.0 if power == 0 or size == 1 else size**power * (1 + gamma(4))
 
 
 def row_norm(part: Normed, q: float) -> float:
-    """Largest q-norm of a row, exact but for rounding: the norm from the dual of q to inf."""
+    """Return the largest q-norm of a row, exact but for rounding: the norm from the dual of q to inf."""
     match part:
         case Scale():
             return spectral_norm(part)
@@ -80,7 +80,7 @@ def row_norm(part: Normed, q: float) -> float:
 
 
 def column_norm(part: Normed, r: float) -> float:
-    """Largest r-norm of a column, exact but for rounding: the norm from 1 to r."""
+    """Return the largest r-norm of a column, exact but for rounding: the norm from 1 to r."""
     match part:
         case Scale():
             return spectral_norm(part)
@@ -95,7 +95,10 @@ def column_norm(part: Normed, r: float) -> float:
 
 @_once
 def spectral_norm(part: Normed) -> float:
-    """The norm from 2 to 2, exact but for rounding; of a convolution with zeros around the map an upper bound."""
+    """Return the norm from 2 to 2, exact but for rounding.
+
+    Of a convolution with zeros around the map it is an upper bound.
+    """
     match part:
         case Scale():
             return longest(part.entries.reshape(1, -1), math.inf)
@@ -109,7 +112,7 @@ def spectral_norm(part: Normed) -> float:
 
 @_once
 def box_norm(part: Normed) -> float:
-    r"""The norm from inf to 2, which is NP-hard of a matrix: there it is the least of three upper bounds.
+    r"""Return the norm from inf to 2, which is NP-hard of a matrix: there it is the least of three upper bounds.
 
     $\sqrt n \|A\|_2$; $\||A| 1\|_2$; and $\|A S^{-1}\|_2 \|s\|_2$ with $S = \operatorname{diag}(s)$, which holds
     for every s > 0 and is used with $s_i^2 = \sum_j |A^T A|_{ij}$, or with one s for each channel of a convolution.
@@ -145,7 +148,7 @@ def box_norm(part: Normed) -> float:
 
 
 def column_scales(matrix: Float[Tensor, "_out _in"]) -> Float[Tensor, " _in"]:
-    r"""Scales of the columns of A for its norm from inf to 2: $s_i^2 = \sum_j |A^T A|_{ij}$."""
+    r"""Return scales of the columns of A for its norm from inf to 2: $s_i^2 = \sum_j |A^T A|_{ij}$."""
     s = (matrix.T @ matrix).abs().sum(dim=1).sqrt()
     return s.clamp(min=max(1e-8 * float(s.max()), TINY))
 
@@ -171,7 +174,7 @@ def _error_norm(part: Dense) -> float:
 
 
 def _torus_norm(part: Convolution) -> float:
-    r"""The spectral norm of a convolution on a torus.
+    r"""Return the spectral norm of a convolution on a torus.
 
     For circular padding it is exact, if no output is left out; else it is from the torus that promises least. The torus
     may be twisted along either axis: with zeros around it a map cannot be constant, twists leave that out, and a kernel
@@ -193,12 +196,12 @@ def _torus_norm(part: Convolution) -> float:
 
 
 def _grouped(part: Convolution, kernel: Tensor) -> Float[Tensor, "groups out_channels in_channels height width"]:
-    """A kernel, group by group."""
+    """Return a kernel, group by group."""
     return kernel.reshape(part.groups, -1, *kernel.shape[1:])
 
 
 def _taps(part: Convolution, axis: int) -> tuple[Tensor, Float[Tensor, "phases taps"]]:
-    """The shift q of each tap, and which phase it reads."""
+    """Return the shift q of each tap, and which phase it reads."""
     stride = part.stride[axis]
     offset = torch.arange(part.kernel.shape[2 + axis]) * part.dilation[axis] - part.padding[axis]
     phase = offset.remainder(stride)
@@ -206,7 +209,7 @@ def _taps(part: Convolution, axis: int) -> tuple[Tensor, Float[Tensor, "phases t
 
 
 def _waves(part: Convolution, axis: int, twist: int) -> Inexact[Tensor, "frequencies phases taps"]:
-    r"""$e^{-i \theta q}$, $\theta = (2 k + \text{twist}) \pi / N$; half of them on the second axis, by symmetry."""
+    r"""Return $e^{-i \theta q}$, $\theta = (2 k + \text{twist}) \pi / N$; half of them on axis 1, by symmetry."""
     shift, phase = _taps(part, axis)
     n, s, o = part.before[1 + axis], part.stride[axis], part.after[1 + axis]
     torus = n // s if part.circular else max(o + max(int(shift.max()), 0), -(-n // s) - min(int(shift.min()), 0))
@@ -219,7 +222,7 @@ def _waves(part: Convolution, axis: int, twist: int) -> Inexact[Tensor, "frequen
 
 
 def _symbols(part: Convolution, *twist: int) -> Iterator[Inexact[Tensor, "batch m n"]]:
-    """The symbol at every frequency and in every group, as many at a time as memory allows."""
+    """Give the symbol at every frequency and in every group, as many at a time as memory allows."""
     kernel = _grouped(part, part.kernel).to(torch.complex128)
     vertical, horizontal = _waves(part, 0, twist[0]), _waves(part, 1, twist[1])
     entries = kernel[..., 0, 0].numel() * math.prod(part.stride) * len(horizontal)
@@ -229,7 +232,7 @@ def _symbols(part: Convolution, *twist: int) -> Iterator[Inexact[Tensor, "batch 
 
 
 def _meet(part: Convolution, axis: int, where: int) -> Float[Tensor, "sets taps"]:
-    """The largest sets of taps that meet in one input (where = 1) or in one output (2)."""
+    """Return the largest sets of taps that meet in one input (where = 1) or in one output (2)."""
     n = part.before[1 + axis]
     tap, output = torch.arange(part.kernel.shape[2 + axis]), torch.arange(part.after[1 + axis])
     read = output * part.stride[axis] + (tap * part.dilation[axis] - part.padding[axis])[:, None]
