@@ -2,7 +2,7 @@
 
 foolbox (Rauber et al., 2020) and `gradient` find the points; each is replayed in float64 before it counts. Every point
 counts in every norm, so an L2 attack may tighten the Linf bound. Every run calls `attack`; the audit of a run adds
-`search` and `refute`.
+`attack_with_all` and `refute`.
 """
 
 import math

@@ -164,7 +164,7 @@ def test_an_attack_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(battery, "ATTACKS", {"origin": origin})
     monkeypatch.setattr(Hunt, "offer", note)
     x = torch.tensor([[-1.0]], dtype=torch.float64)
-    found, failed = battery.search(Classifier(nn.Linear(1, 2).eval(), (1,), 2), x, (L1,), (-9.0, 9.0), steps=3)
+    found, failed = battery.attack_with_all(Classifier(nn.Linear(1, 2).eval(), (1,), 2), x, (L1,), (-9.0, 9.0), steps=3)
     assert ("origin", [[0.0]]) in offered and "origin" not in failed
     assert not {name for name, _ in offered} & {"L-BFGS"}
     assert found[L1].distance.shape == (1,)
