@@ -1,4 +1,4 @@
-"""Certifiers, one file per idea; this table is how they are found.
+"""Certifiers, one file per idea. They are found by the table below.
 
 To add one: write its file (a frozen dataclass with two or three methods), add a line here and a row in
 `tests/cases.py`. Another package registers a table of its own under the entry-point group `certbench.verifiers`.

@@ -1,8 +1,8 @@
 """The best of several certificates of one classifier: the largest of sound radii is sound.
 
-Members run in the order in which they are given, cheap ones first. One that bounds margins is asked once whether it
-proves more than the best radius so far, and only then searches for its own; one that closes the gap to a counterexample
-ends the matter.
+Members run in the order in which they are given, cheap ones first. A member that bounds margins is asked once whether
+it proves more than the best radius so far, and only then searches for its own radius. A member that closes the gap to a
+counterexample ends the search.
 """
 
 import math
@@ -31,13 +31,13 @@ from certbench.verifiers.lipschitz.margin import LipschitzMargin
 
 @dataclass(frozen=True, eq=False)
 class BestOfState:
-    """What the members prepared.
+    """The states that the members prepared.
 
     Attributes:
-        classifier: in float64.
-        threat: what they were made for.
-        states: by member, None where it refused.
-        refused: why, by name.
+        classifier: the classifier, in float64.
+        threat: the threat model of the states.
+        states: state of each member, None where it refused.
+        refused: the reason of each member that refused, by name.
     """
 
     classifier: Classifier
@@ -51,9 +51,9 @@ class BestOf(Certifier[BestOfState]):
     """The best of several certificates of the base classifier, cheap ones first, each only where it can still win.
 
     Attributes:
-        of: the certifiers, in the order in which they are asked. One that has no bound for a classifier is left out,
+        of: the certifiers, in the order in which they are asked. One that cannot bound a classifier is left out,
             and the certificates say so.
-        relative: by how much a radius has to exceed the best one so far for a search to be worth it.
+        relative: share by which a radius has to exceed the best one so far for a search to be worth it.
     """
 
     of: tuple[Certifier[Any], ...] = field(
@@ -87,7 +87,7 @@ class BestOf(Certifier[BestOfState]):
         return math.inf if found and found.refused else radius * (1 + self.relative)
 
     def check_together(self) -> None:
-        """Refuse certificates of different functions, which have no best."""
+        """Refuse certificates of different functions: none of them is the best."""
         if not self.of:
             raise ConfigError("name at least one certifier", ("of",))
         for i, member in enumerate(self.of):
@@ -99,7 +99,7 @@ class BestOf(Certifier[BestOfState]):
             raise ConfigError("some claims are about the float program (rounding_safe), others are not", ("of",))
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
-        """A norm that is not offered, or what every member says."""
+        """Return the reason of a norm that is not offered, or the reasons of all members if every member refuses."""
         reason = Certifier.unsupported(self, classifier, threat)
         if reason is not None:
             return reason
@@ -128,7 +128,7 @@ class BestOf(Certifier[BestOfState]):
         return BestOfState(classifier.double(), threat, tuple(states), refused)
 
     def certify(self, state: BestOfState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """Each member's certificate where it dominates those before it; `won` in the evidence says whose it is."""
+        """Certify with each member, where it can exceed those before it; `won` in the evidence names the best one."""
         best: Certificate | None = None
         refused, failure = dict(state.refused), None
         for member, prepared in zip(self.of, state.states, strict=True):
@@ -157,13 +157,13 @@ class BestOf(Certifier[BestOfState]):
         return replace(best, evidence=tuple({**row, **reasons} for row in best.evidence))
 
     def _open(self, best: Certificate) -> Bool[Tensor, " n"]:
-        """Where a counterexample leaves room for more."""
+        """Say where a counterexample leaves room for more."""
         return best.upper > best.radius * (1 + self.relative)
 
     def _can_win(
         self, member: Certifier[Any], prepared: Any, x: Float[Tensor, "n ..."], radius: Float[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
-        """Whether a member proves more than `radius`; True of those that have to be run to tell."""
+        """Say whether a member proves more than `radius`; True for members that have to be run to tell."""
         if not isinstance(member, MarginCertifier) or len(x) == 0:
             return torch.ones(len(x), dtype=torch.bool)
         logits, scale = prepared.classifier.logits_and_scale(x)
@@ -178,7 +178,7 @@ class BestOf(Certifier[BestOfState]):
 
 
 def _merged(best: Certificate | None, found: Certificate, index: list[int]) -> Certificate:
-    """The better certificate of each input; `found` is about those at `index`."""
+    """Return the better certificate of each input; `found` is about the inputs at `index`."""
     if best is None:
         return found
     prediction, radius, upper = best.prediction.clone(), best.radius.clone(), best.upper.clone()

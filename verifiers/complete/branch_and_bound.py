@@ -1,9 +1,9 @@
 r"""Branch and bound on ReLU splits with linear bounds: beta-CROWN (Wang et al., 2021), BaBSR (Bunel et al., 2020).
 
 A leaf is a class j and a set of neurons whose sign is decided. On the part of the ball of radius e with these signs
-the engine gives a linear function below the margin $f_c - f_j$; up to its crossing r there is no counterexample of
+the engine gives a linear function below the margin $f_c - f_j$. Up to its crossing r there is no counterexample of
 class j in the leaf. So the least r of all leaves is a certified radius at any time, and the leaf that has it is split
-next. An attack, the minimisers of the leaves and exact programs on linear pieces give counterexamples; the search ends
+next. An attack, the minimisers of the leaves and exact programs on linear pieces give counterexamples. The search ends
 where the two meet.
 """
 
@@ -38,13 +38,13 @@ class BranchAndBound(Certifier[NetworkState]):
     """Branch and bound on ReLU splits with linear bounds (Bunel et al., 2020; Wang et al., 2021): exact, or a bracket.
 
     Attributes:
-        seconds: limit per input; what was proved until then stands, and the outcome says that time was up.
-        domains: leaves bounded at once.
-        iterations: of Adam, for each batch of leaves.
-        candidates: neurons per leaf of which the better one is found by bounding both children (De Palma et al., 2021).
+        seconds: time limit per input. What was proved until then stands, and the outcome says that time was up.
+        domains: number of leaves that are bounded at once.
+        iterations: steps of Adam for each batch of leaves.
+        candidates: neurons per leaf that are compared by bounding both children (De Palma et al., 2021).
         relative: (upper - radius) / upper at which an input is finished.
-        eps: None for the radius, or the one radius to decide: then `radius` is `eps` if it is certified, and if it is
-            not, `upper` is at most `eps` and `radius` any radius that was proved.
+        eps: None to search for the radius; a number to decide this radius alone. Then `radius` is `eps` if it is
+            certified; if not, `upper` is at most `eps` and `radius` any radius that was proved.
     """
 
     seconds: Seconds = 60.0
@@ -63,7 +63,7 @@ class BranchAndBound(Certifier[NetworkState]):
         return NetworkState.of(classifier, threat)
 
     def certify(self, state: NetworkState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """One input after the other."""
+        """Search for one input after the other."""
         fast = state.network.to(torch.float32)
         answers = [self.one(state, fast, x[i : i + 1], seed) for i, seed in enumerate(seeds)]
         return Certificate.of(
@@ -98,7 +98,7 @@ class BranchAndBound(Certifier[NetworkState]):
         options = TreeOptions(self.domains, self.iterations, self.candidates, self.relative, self.eps)
         tree = Tree(options, state, fast, rows, slack, float(scale), found, deadline)
         done = tree.grow()
-        radius, upper = max(tree.radius, crown), found.distance  # at whatever time it was stopped
+        radius, upper = max(tree.radius, crown), found.distance  # proved, however early the search stopped
         if self.eps is not None:
             radius = min(radius, self.eps)
         if radius > upper:

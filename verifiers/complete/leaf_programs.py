@@ -1,9 +1,9 @@
 r"""Exact work at the leaves of branch and bound: linear programs (L1, Linf) and projections onto polyhedra (L2).
 
 On a domain whose neurons all have a known sign the network is affine. There the least margin over a ball of Linf or L1,
-and the closest point of a class, are linear programs; in L2 the closest point is a least distance problem (Lawson and
-Hanson, 1974). Elsewhere the programs relax the neurons that are left (Ehlers, 2017). Solvers are not trusted: their
-duals become slopes and multipliers, which `alpha_beta.evaluate` turns into a bound, and their points are candidates.
+and the closest point of a class, are linear programs. In L2 the closest point is a least distance problem (Lawson and
+Hanson, 1974). Elsewhere the programs relax the remaining neurons (Ehlers, 2017). Solvers are not trusted: their duals
+become slopes and multipliers, which `bounds.optimise.evaluate` turns into a bound, and their points are candidates.
 """
 
 import math
@@ -24,32 +24,32 @@ from certbench.verifiers.bounds.optimise import Choice, signs
 from certbench.verifiers.bounds.region import upper_line
 
 ENTRIES = 400_000
-"""The most entries of all maps together with which these programs are worth their time: a judgement."""
+"""Largest number of entries, of all maps together, for which these programs are worth their time. A judgement."""
 ELASTIC = 1e3
-"""Price of violating a split, in units of the largest cost: it keeps programs of empty domains feasible."""
+"""Price of violating a split, in units of the largest cost. It keeps programs of empty domains feasible."""
 
 
 class Programs:
     """The programs of one network around one input."""
 
     def __init__(self, network: ReluNetwork, threat: ThreatModel, x: Float[Tensor, "1 d"]) -> None:
-        """Remember; matrices are made when they are needed."""
+        """Store the arguments; matrices are made when they are needed."""
         self.network, self.threat, self.x = network, threat, x
         self.sizes = [layer.outputs for layer in network.hidden]
 
     @property
     def entries(self) -> int:
-        """Of all maps together."""
+        """Number of entries of all maps together."""
         return sum(part.inputs * part.outputs for layer in self.network.layers for part in layer.maps.values())
 
     @property
     def affordable(self) -> bool:
-        """Whether the network is small enough."""
+        """Say whether the network is small enough."""
         return self.entries <= ENTRIES
 
     @cached_property
     def equations(self) -> tuple[scipy.sparse.csr_matrix, NDArray[np.float64]]:
-        """The layers as z - W h = b, the columns being up, down, t, z, h and the elastic slack."""
+        """Write the layers as z - W h = b; the columns are up, down, t, z, h and the elastic slack."""
         d, n = self.network.inputs, sum(self.sizes)
         ends = np.cumsum([0, *self.sizes])
         blocks, right = [], []
@@ -71,7 +71,7 @@ class Programs:
         return scipy.sparse.csr_matrix(scipy.sparse.bmat(blocks)), np.concatenate(right)
 
     def cost(self, row: Float[Tensor, " outputs"]) -> tuple[NDArray[np.float64], float]:
-        """`row` times the logits, as a function of the columns."""
+        """Write `row` times the logits as a function of the columns."""
         d, n = self.network.inputs, sum(self.sizes)
         cost, constant = np.zeros(2 * d + 1 + 3 * n), float(row @ self.network.layers[-1].bias)
         ends = np.cumsum([0, *self.sizes])
@@ -93,10 +93,10 @@ class Programs:
         eps: float,
         closest: float | None = None,
     ) -> tuple[Choice, Float[Tensor, " d"]] | None:
-        """The least of `row` times the logits over the domain, or the closest point where it is at most `-closest`.
+        """Find the least `row` times the logits over the domain, or the closest point where it is at most `-closest`.
 
         Returns:
-            Slopes and multipliers from the dual, and the minimiser; None if the solver gave up.
+            Slopes and multipliers from the dual, and the minimiser; None if the solver gives up.
         """
         d, n = self.network.inputs, len(low)
         equations, right = self.equations
@@ -161,7 +161,7 @@ class Programs:
         return self.choice(prices, row, sign), point
 
     def choice(self, prices: Tensor, row: Tensor, sign: Tensor) -> Choice:
-        """From the duals of z - W h = b, which are the coefficients of z in the backward pass."""
+        """Make slopes and multipliers from the duals of z - W h = b: the coefficients of z in the backward pass."""
         parts = [*torch.split(prices, self.sizes), row]
         h = [prices.new_zeros(size) for size in self.sizes]
         for layer, y in zip(self.network.layers, parts, strict=True):
@@ -174,7 +174,7 @@ class Programs:
         return Choice(alpha[None, None], beta[None, None])
 
     def affine(self, sign: Float[Tensor, " neurons"]) -> tuple[Float[Tensor, "_ d"], Float[Tensor, " _"]]:
-        """Pre-activations, then logits, as functions of the perturbation where every neuron has the given sign."""
+        """Write pre-activations, then logits, as functions of the perturbation, for neurons with the given signs."""
         d = self.network.inputs
         moved = [torch.cat([torch.eye(d, dtype=self.x.dtype, device=self.x.device), self.x])]
         z = []
@@ -192,7 +192,7 @@ class Programs:
     def project(
         self, sign: Float[Tensor, " neurons"], row: Float[Tensor, " outputs"], eps: float
     ) -> tuple[Choice, Float[Tensor, " d"]] | None:
-        """The point of the domain closest to the input in L2 where `row` times the logits is at most 0.
+        """Return the point of the domain closest to the input in L2 where `row` times the logits is at most 0.
 
         min |d| with G d >= h is the residual of non-negative least squares; the weights are the duals.
         """
@@ -224,7 +224,7 @@ class Programs:
 
 
 def closest_point(programs: Programs, sign: Tensor, row: Tensor, reach: float, beyond: float) -> Tensor | None:
-    """The closest point of the linear piece `sign` where `row` times the logits is at most about `-beyond`."""
+    """Return the closest point of the linear piece `sign` where `row` times the logits is at most about `-beyond`."""
     if programs.threat.p == 2:
         found = programs.project(sign, row, reach)
     else:

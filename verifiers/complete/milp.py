@@ -1,8 +1,8 @@
 r"""Exact distances to the decision boundary by mixed-integer programs (Tjeng et al., 2019).
 
-With bounds l < 0 < u a ReLU is $h \geq 0$, $h \geq z$, $h \leq z - l (1 - a)$, $h \leq u a$ with a binary a. Minimised
-is $\|\delta\|_p$ over the perturbations for which another class reaches the predicted one, class by class, inside the
-ball of the nearest counterexample known.
+With bounds l < 0 < u a ReLU is $h \geq 0$, $h \geq z$, $h \leq z - l (1 - a)$, $h \leq u a$ with a binary a. The
+programs minimise $\|\delta\|_p$ over the perturbations for which another class reaches the predicted one, class by
+class, inside the ball of the nearest counterexample known.
 """
 
 import math
@@ -33,20 +33,20 @@ class MILP(Certifier[NetworkState]):
     """Mixed-integer programs with HiGHS: the exact radius, or a bracket around it (Tjeng et al., 2019).
 
     Claims concern the real-arithmetic network, up to the solver's tolerances. The radius is the least dual bound over
-    the classes, never a primal value, and never below CROWN's radius. It is widened downwards in two ways, which are
-    judgements, no proof. The other class need not reach the predicted one: it may miss it by `SLACK`, and by as much as
-    a violation of every row by `FEASIBILITY`, carried through the moduli of the weights, can move a margin. And the
+    the classes, never a primal value, and never below CROWN's radius. It is lowered in two ways, which are judgements,
+    no proof. First, the other class need not reach the predicted one. It may miss it by `SLACK`, and by as much as a
+    violation of every row by `FEASIBILITY`, carried through the moduli of the weights, can move a margin. Second, the
     share `WIDEN` of the distance is given away, with what such violations can add to a norm. That a class has no point
-    in the ball rests on the solver's word, with the same allowances.
+    in the ball is the solver's word, with the same allowances.
 
-    `upper` is the distance of a point that the classifier misclassifies in float64. Where the bracket does not close to
-    `tolerance` the outcome says why; the radius is valid all the same, and CROWN's if the solver contradicts a point.
+    `upper` is the distance of a point that the classifier misclassifies in float64. If the bracket does not close to
+    `tolerance`, the outcome says why. The radius is still valid; it is CROWN's if the solver contradicts a point.
 
     Attributes:
-        eps: None: the exact radius. A number: only whether this radius holds; if not, the radius is CROWN's.
+        eps: None for the exact radius; a number to decide this radius alone. If it fails, the radius is CROWN's.
         seconds: time limit per input.
         tolerance: (upper - radius) / upper at which an input is finished.
-        tighten: sharpen CROWN's intermediate bounds by LPs first: fewer binaries, at a price.
+        tighten: whether LPs sharpen CROWN's intermediate bounds first: fewer binaries, more time.
     """
 
     eps: PositiveFloat | None = None
@@ -59,7 +59,7 @@ class MILP(Certifier[NetworkState]):
     repeatable = False
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
-        """L2 needs mixed-integer quadratic programs."""
+        """Refuse L2, which needs mixed-integer quadratic programs."""
         del classifier
         if threat.p in self.norms:
             return None
@@ -77,7 +77,7 @@ class MILP(Certifier[NetworkState]):
         return NetworkState.of(classifier, threat)
 
     def certify(self, state: NetworkState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """One input after the other."""
+        """Solve for one input after the other."""
         del seeds
         logits, scale = state.classifier.logits_and_scale(x)
         label, slack = logits.argmax(dim=1), SLACK * scale

@@ -1,4 +1,4 @@
-"""The bracket of one input, by class, as mixed-integer programs close it."""
+"""Mixed-integer programs that close the bracket of one input, class by class."""
 
 import math
 import time
@@ -28,11 +28,11 @@ FEASIBILITY = 1e-9
 
 
 WIDEN = 1e-6
-"""Share of a distance that is given away for what the solver's tolerances do to its dual bound. A judgement."""
+"""Share of a distance that is given away, for the effect of the solver's tolerances on its dual bound. A judgement."""
 
 
 FARTHEST = 1e4
-"""Largest radius claimed, where neither a counterexample nor the border of the domain ends the search."""
+"""Largest radius claimed, if neither a counterexample nor the border of the domain ends the search."""
 
 
 BACK = 39
@@ -71,7 +71,7 @@ class Bracket:
 
     @property
     def radius(self) -> float:
-        """What is proved."""
+        """The radius that is proved."""
         return min(self.crown if self.contradicted else max(self.crown, min(self.proven)), self.upper)
 
     def run(self) -> tuple[Outcome, Evidence]:
@@ -113,7 +113,7 @@ class Bracket:
         return self.report()
 
     def report(self) -> tuple[Outcome, Evidence]:
-        """How it ended."""
+        """Report how the search ended."""
         if any(low > high for low, high in zip(self.proven, self.found, strict=True)):
             self.stop, self.contradicted = "the solver's bound lies above the distance of a counterexample", True
         eps, tolerance = self.eps, self.tolerance
@@ -134,7 +134,7 @@ class Bracket:
         return Outcome.TIMED_OUT if self.stop == TIME else Outcome.FAILED, replace(evidence, reason=reason)
 
     def widest(self) -> float:
-        """The radius of the ball that holds the whole domain."""
+        """Return the radius of the ball that holds the whole domain."""
         if self.threat.domain is None:
             return math.inf
         low, high = self.threat.domain
@@ -145,7 +145,7 @@ class Bracket:
         """Solve the classes that may have a point in the ball, the most promising first, with a share of the time."""
         left = sorted(range(len(self.found)), key=lambda row: (self.found[row], row))
         known: LayerBounds | None = None
-        for _ in range(2):  # what ran out of its share the first time gets what the others left
+        for _ in range(2):  # the second round gives the time that is left to the classes that ran out of theirs
             queue, left = left, []
             while queue:
                 row, cut = queue.pop(0), reach if self.eps is not None else min(reach, self.upper)
@@ -169,20 +169,20 @@ class Bracket:
             self.stop = self.stop or TIME
 
     def given_away(self, distance: float) -> float:
-        """A distance that the solver reports, after the widening."""
+        """Lower a distance that the solver reports by the allowances."""
         return distance * (1 - WIDEN) - self.loose
 
     def taken_back(self, distance: float) -> float:
-        """Slightly more than the distance of which so much is left after the widening."""
+        """Return slightly more than the distance that `given_away` lowers to this one."""
         return (distance + self.loose) * (1 + 2 * WIDEN)
 
     @property
     def loose(self) -> float:
-        """What violations by `FEASIBILITY` can add to a norm."""
+        """Largest amount that violations by `FEASIBILITY` can add to a norm."""
         return FEASIBILITY * (2.0 if self.threat.p == math.inf else 1.0 + 2.0 * self.flat.shape[1])
 
     def relaxed(self, row: int, region: Region, bounds: LayerBounds) -> bool:
-        """Whether CROWN's function settles the class: it is positive in the ball, or it is the margin itself."""
+        """Say whether CROWN's function settles the class: it is positive in the ball, or it is the margin itself."""
         linear = backward(self.network, self.rows[:, row : row + 1], self.last, bounds)
         centre, cut = linear.at(region.x) - self.slack, region.eps.item()
         reach = ball.crossing(linear.a, centre, self.threat, region.x).item()
@@ -197,10 +197,10 @@ class Bracket:
         return True
 
     def solve(self, row: int, region: Region, bounds: LayerBounds, seconds: float) -> bool:
-        """One program: the nearest point of a class in the ball; to verify, any point. Whether it came to its end.
+        """Solve one program, for the nearest point of a class in the ball or for any point; say whether it ended.
 
         Raises:
-            SolverError: it does not start, or ends in a way not known here.
+            SolverError: the solver does not start, or ends with an unknown status.
         """
         from highspy import HighsModelStatus
 
@@ -262,7 +262,7 @@ class Bracket:
         return status in ends
 
     def violation(self, weights: Float[Tensor, " classes"], bounds: LayerBounds) -> float:
-        """How far a margin can move if every row, bound and binary is violated by `FEASIBILITY`."""
+        """Return how far a margin can move if every row, bound and binary is violated by `FEASIBILITY`."""
         sources = [torch.full_like(self.flat, FEASIBILITY)]
         for i, maps in enumerate(self.network.absolute):
             moved = torch.zeros_like(self.network.layers[i].bias)[None]
@@ -276,9 +276,9 @@ class Bracket:
         raise AssertionError("a network has a last layer")
 
     def pushed(self, row: int, point: Float[Tensor, "1 d"], short: float) -> Float[Tensor, "1 d"]:
-        """A point at the boundary, moved just beyond it, by as little as may be; the same point if that fails.
+        """Move a point at the boundary just beyond it, by as little as possible; return the same point if that fails.
 
-        Steps of many sizes down the gradient, several of each: at a kink of the boundary the first may lead astray.
+        It tries steps of many sizes down the gradient, several of each: at a kink of the boundary one may mislead.
         """
         _, slope = slopes(self.margin(row), point)
         rate = torch.linalg.vector_norm(slope, ord=self.threat.q).clamp(min=1e-12)
@@ -302,7 +302,7 @@ class Bracket:
 
     @torch.no_grad()
     def replay(self, row: int, point: Float[Tensor, "1 d"]) -> None:
-        """Believe a point only if the classifier itself misclassifies it, in float64; then walk back to the input."""
+        """Accept a point only if the classifier itself misclassifies it in float64; then walk back to the input."""
 
         def wrong(points: Tensor) -> Tensor:
             negative: Tensor = self.state.classifier(points.view_as(self.x)) @ self.rows[0, row] < 0

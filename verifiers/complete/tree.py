@@ -1,4 +1,4 @@
-"""Leaves of a branch-and-bound tree: bounded in batches, split, and searched for counterexamples."""
+"""Leaves of a branch-and-bound tree: they are bounded in batches, split, and searched for counterexamples."""
 
 import heapq
 import math
@@ -32,18 +32,18 @@ from certbench.verifiers.complete.branching import best_neurons
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
-"""Programs are tried at linear leaves; at those whose radius is this share of the goal, where the entries of the
-network times the leaves of the batch are at most `WORK`; and at every leaf of networks of at most `SMALL` entries.
-Judgements: a program of a network of 6000 entries takes as long as some ten leaves in a large batch."""
+"""Limits for trying programs. They are tried at linear leaves; at leaves whose radius is the share `NEAR` of the goal,
+if the entries of the network times the leaves of the batch are at most `WORK`; and at all leaves of networks with at
+most `SMALL` entries. Judgements: a program of 6000 entries takes as long as some ten leaves in a large batch."""
 
 
 TRIES = 6
-"""A leaf whose signs are all known and which is still open is bounded so often, twice as long each time. What stays
-open then does so for rounding: the allowance keeps the radius below the counterexample's distance."""
+"""Number of times that an open leaf is bounded when all its signs are known, twice as long each time. If it then is
+still open, rounding is the reason: the allowance keeps the radius below the counterexample's distance."""
 
 
 LIMIT = 1e4
-"""The largest radius ever claimed."""
+"""Largest radius ever claimed."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Answer:
 
 
 def widest(threat: ThreatModel, x: Tensor) -> float:
-    """No point of the domain is farther away; without one, the largest radius that is ever claimed."""
+    """Return the distance of the farthest point of the domain; without a domain, the largest radius ever claimed."""
     if threat.domain is None:
         return LIMIT
     way = torch.maximum(x - threat.domain[0], threat.domain[1] - x).flatten()
@@ -67,7 +67,7 @@ def widest(threat: ThreatModel, x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class TreeOptions:
-    """How a tree grows; `BranchAndBound` says what each of these is."""
+    """Options for the growth of a tree; `BranchAndBound` explains each."""
 
     domains: int
     iterations: int
@@ -81,13 +81,13 @@ class Leaf:
     """A class and decided signs.
 
     Attributes:
-        radius: proved: no counterexample of the class closer than this has these signs.
+        radius: proved radius: no counterexample of the class closer than this has these signs.
         order: a counter that makes the order total.
-        row: which of the other classes.
-        neurons: the decided ones, by their place among all hidden neurons.
+        row: index of the class among the other classes.
+        neurons: the decided neurons, by their place among all hidden neurons.
         signs: 1 for z >= 0, -1 for z <= 0.
         level: radius of the ball over which it was bounded last; 0 if never.
-        tries: how often it was bounded without being split.
+        tries: number of times that it was bounded without being split.
         alpha: slopes, as a start for the next bound, in half precision.
         beta: multipliers of the decided neurons, likewise.
     """
@@ -104,7 +104,7 @@ class Leaf:
 
 
 class Tree:
-    """The leaves of one input, and what was proved about them."""
+    """The leaves of one input, and the facts proved about them."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Tree:
         found: Closest,
         deadline: float,
     ) -> None:
-        """One leaf per class."""
+        """Make one leaf per class."""
         self.options, self.network, self.fast, self.threat = options, state.network, fast, state.threat
         self.x, self.rows, self.slack, self.scale = found.x, rows, slack, scale
         self.found, self.deadline = found, deadline
@@ -132,13 +132,13 @@ class Tree:
 
     @property
     def radius(self) -> float:
-        """What is proved: the least over all leaves."""
+        """The radius that is proved: the least over all leaves."""
         least = self.leaves[0].radius if self.leaves else math.inf
         return LIMIT if self.threat.domain is not None and least >= self.limit else min(least, LIMIT)
 
     @property
     def open(self) -> int:
-        """How many leaves are not finished."""
+        """Number of leaves that are not finished."""
         return sum(leaf.radius < self.target for leaf in self.leaves)
 
     @property
@@ -149,10 +149,10 @@ class Tree:
         return min(self.limit, self.found.distance * (1 - self.options.relative))
 
     def grow(self) -> bool:
-        """Bound, split and look for counterexamples until it is decided, time is up, or rounding is in the way.
+        """Bound, split and look for counterexamples until the input is decided, time is up, or rounding stops it.
 
         Returns:
-            Whether it is decided.
+            Whether the input is decided.
         """
         while True:
             self.polish()
@@ -181,7 +181,7 @@ class Tree:
                 self.bound(stuck, min(self.options.iterations * 2 ** min(tries, 6), 1000))
 
     def choose_level(self) -> None:
-        """The ball over which leaves are bounded: half of the way to the counterexample, and at last as far as it."""
+        """Choose the ball over which leaves are bounded: half way to the counterexample, at last the whole way."""
         least = self.leaves[0].radius
         top = min(self.found.distance, self.limit)
         if self.options.eps is not None:
@@ -198,13 +198,13 @@ class Tree:
         self.eps, self.method, self.tight = level, self.bounds.method, False
 
     def tighten(self) -> None:
-        """Optimise the bounds of the hidden layers, before anything is split at this level."""
+        """Optimise the bounds of the hidden layers, before any leaf is split at this level."""
         assert self.bounds is not None
         self.bounds = optimised_bounds(self.network, self.region(1), self.bounds, fast=self.fast)
         self.method, self.tight = self.bounds.method, True
 
     def take(self) -> list[Leaf]:
-        """The leaves of the least radii that are not finished at this level."""
+        """Take the leaves of the least radii that are not finished at this level."""
         batch: list[Leaf] = []
         goal = min(self.eps, self.target)
         while self.leaves and len(batch) < self.options.domains and self.leaves[0].radius < goal:
@@ -216,7 +216,7 @@ class Tree:
         heapq.heappush(self.leaves, leaf)
 
     def assemble(self, leaves: Sequence[Leaf]) -> tuple[LayerBounds, Choice, Tensor, Tensor, Tensor]:
-        """Bounds with the signs built in, starts, which neurons are split, rows, and which leaves are empty."""
+        """Return bounds with the signs built in, starts, the split neurons, rows, and the empty leaves."""
         assert self.bounds is not None
         low, high = (end.repeat(len(leaves), 1) for end in flat(self.bounds))
         owner = torch.repeat_interleave(torch.tensor([len(leaf.neurons) for leaf in leaves]))
@@ -237,11 +237,11 @@ class Tree:
         return bounds, Choice(alpha[:, None], beta[:, None]), split, rows, (low > high).any(dim=1)
 
     def region(self, n: int) -> Region:
-        """The ball of this level, n times."""
+        """Return the ball of this level, n times."""
         return Region(self.threat, self.x.expand(n, -1), self.x.new_full((n,), self.eps))
 
     def radii(self, made: Optimised) -> Float[Tensor, " n"]:
-        """Up to where the linear functions prove the margins, inside the ball of this level."""
+        """Return the radii up to which the linear functions prove the margins, inside the ball of this level."""
         margin = made.centre - self.slack
         crossing = ball.crossing(made.a, margin, self.threat, self.x.expand(len(margin), -1)).squeeze(1)
         holds = made.lower.squeeze(1) > self.slack
@@ -284,7 +284,7 @@ class Tree:
                 self.put(leaf)
 
     def candidates(self, made: Optimised, radii: Tensor) -> None:
-        """Where the linear functions are least: inside the leaf or not, a counterexample is one."""
+        """Offer the points where the linear functions are least; outside the leaf, too, a counterexample counts."""
         short = radii < self.target
         if bool(short.any()):
             a, x = made.a[short], self.x.expand(int(short.sum()), -1)
@@ -293,7 +293,7 @@ class Tree:
             self.found.offer(torch.cat([x + whole, x + edge]))
 
     def exact(self, low: Tensor, high: Tensor, bounds: LayerBounds, row: Tensor, unstable: bool) -> float:
-        """The radius that a program proves of a leaf, 0 if none."""
+        """Return the radius that a program proves of a leaf, 0 if none."""
         if not self.programs.affordable or time.perf_counter() > self.deadline:
             return 0.0
         if self.threat.p != 2:
@@ -332,7 +332,7 @@ class Tree:
             self.found.offer(self.x + way * (1 + steps[:, None]))
 
     def split(self, leaves: list[Leaf]) -> tuple[list[Leaf], list[Leaf]]:
-        """Both children of each leaf at the most promising neuron, and the leaves that have none left."""
+        """Return both children of each leaf, split at the most promising neuron, and the leaves that have none left."""
         if not leaves:
             return [], []
         bounds, choice, _, rows, _ = self.assemble(leaves)
