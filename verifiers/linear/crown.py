@@ -1,8 +1,8 @@
 """CROWN (Zhang et al., 2018) and alpha-CROWN (Xu et al., 2021) for ReLU networks, on our own engine.
 
 For other activations there are `crown-lirpa` and `alpha-crown-lirpa`, through auto-LiRPA. Here slopes are optimised in
-float32 and what was found is evaluated in float64; alpha-CROWN's radius search starts at CROWN's radius, and a layer's
-bounds are optimised for themselves before those of the next, so that nothing of a layer is kept once it is bounded.
+float32, and the result is evaluated in float64. alpha-CROWN's radius search starts at CROWN's radius. A layer's bounds
+are optimised before those of the next layer, so nothing of a layer is kept once it is bounded.
 """
 
 import math
@@ -38,8 +38,8 @@ class Crown(MarginCertifier[NetworkState]):
 
     Attributes:
         rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
-            the float program itself makes, so that the claim is about what the program computes; see `rounding`.
-        entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
+            the float program itself makes, so that the claim is about what the program computes; see `bounds.rounding`.
+        entries: largest number of coefficients held at once, 8 bytes each; halved while memory runs out.
     """
 
     rounding_safe: bool = False
@@ -51,11 +51,11 @@ class Crown(MarginCertifier[NetworkState]):
     version: ClassVar[int] = 2
 
     def intermediate(self) -> str:
-        """CROWN's."""
+        """Name CROWN as the method."""
         return "crown"
 
     def arithmetic(self, state: NetworkState) -> str:
-        """The float program's, if its errors are counted."""
+        """Return the float program's arithmetic, if its errors are counted."""
         return str(state.program) if self.rounding_safe else "real"
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
@@ -69,7 +69,7 @@ class Crown(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """One backward pass for each layer, and one for the rows."""
+        """Do one backward pass for each layer, and one for the rows."""
         region = Region(state.threat, x.flatten(1), eps)
         errors = bound_errors(state.network, region) if self.rounding_safe else None
         bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
@@ -80,7 +80,7 @@ class Crown(MarginCertifier[NetworkState]):
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """CROWN's bounds and slopes."""
+        """Return CROWN's bounds and slopes."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds = layer_bounds(state.network, region, entries=self.entries)
         rows, slopes = margin_rows(label, state.classifier.num_classes).to(x), adaptive(bounds)
@@ -95,8 +95,8 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         iterations: steps of Adam on the slopes below the margins.
         layers: steps of Adam on the slopes below each neuron whose sign is open; 0 leaves CROWN's intermediate bounds.
         rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
-            the float program itself makes, so that the claim is about what the program computes; see `rounding`.
-        entries: the most coefficients held at once, 8 bytes each; halved while memory runs out.
+            the float program itself makes, so that the claim is about what the program computes; see `bounds.rounding`.
+        entries: largest number of coefficients held at once, 8 bytes each; halved while memory runs out.
     """
 
     iterations: PositiveInt = 20
@@ -111,11 +111,11 @@ class AlphaCrown(MarginCertifier[NetworkState]):
     repeatable = False
 
     def intermediate(self) -> str:
-        """CROWN's, or optimised ones."""
+        """Name CROWN or the optimisation as the method."""
         return "alpha-crown" if self.layers else "crown"
 
     def arithmetic(self, state: NetworkState) -> str:
-        """The float program's, if its errors are counted."""
+        """Return the float program's arithmetic, if its errors are counted."""
         return str(state.program) if self.rounding_safe else "real"
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
@@ -123,7 +123,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         return NetworkState.of(classifier, threat)
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
-        """A little above what CROWN's slopes certify."""
+        """Start a little above the radius that CROWN's slopes certify."""
         crown = crown_radius(state, x, label, x.new_zeros(len(x)), Secant(relative=1e-2))
         return Start(1.02 * crown, tangent(state, x, label))
 
@@ -134,7 +134,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """Every slope in [0, 1] is sound, so the best bound met on the way is, converged or not."""
+        """Return the best bound that the optimisation meets: every slope in [0, 1] is sound, converged or not."""
         region = Region(state.threat, x.flatten(1), eps)
         errors = bound_errors(state.network, region) if self.rounding_safe else None
         bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
@@ -156,7 +156,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """CROWN's bounds, and the optimised slopes of each margin.
+        """Return CROWN's bounds, and the optimised slopes of each margin.
 
         Raises:
             UnsupportedError: the slopes below hidden layers were optimised too, and are not kept.
@@ -179,6 +179,6 @@ def _safe(
     errors: Sequence[Tensor],
     found: Bounds,
 ) -> Bounds:
-    """Bounds of what the float program computes, from bounds as they were computed."""
+    """Bound what the float program computes, from bounds as they were computed."""
     error = errors[-1] + evaluation_error(state.network, region, bounds, state.program)
     return found.less((rows.abs() @ error[..., None]).squeeze(-1))

@@ -5,7 +5,7 @@ others are affine functions of them. What is known of y reads $q_k(y) = v^T F_k 
 
     1 - y_i^2,  the ball or the box of inputs,  h - z,  u (z - l) / (u - l) - h  (the cuts),  h (h - z) = 0.
 
-For all multipliers w, nonnegative but for equalities, and all $\gamma$, a linear function of the logits,
+For all multipliers w, nonnegative except for equalities, and all $\gamma$, a linear function of the logits,
 $c(y) = v^T C v$, obeys
 
 $$c(y) \geq c(y) - \sum_k w_k q_k(y) = \gamma + v^T M v \geq \gamma + T \min(0, \lambda_{\min}(M)),
@@ -49,30 +49,30 @@ from certbench.verifiers.linear.semidefinite import (
 )
 
 WIDER = 1e-9
-"""By how much exported bounds of the first hidden layer are widened, relatively, and a hundred times as much with each
-later layer, so that the checker, which starts from the widened ones of earlier layers, can prove them."""
+"""Relative widening of exported bounds of the first hidden layer; a hundred times as much with each later layer. So the
+checker, which starts from the widened bounds of earlier layers, can prove them."""
 
 CLEAR = 1e-6
-"""Margins that CROWN proves by less than that, relatively, are exported with multipliers."""
+"""Relative size below which a margin that CROWN proves is exported with multipliers."""
 
 GROWTH = 1.15
-"""The first radius tried, in units of CROWN's. A judgement."""
+"""First radius tried, in units of CROWN's. A judgement."""
 
 
 @dataclass(frozen=True)
 class SDP(MarginCertifier[NetworkState]):
     """The semidefinite relaxation of small ReLU networks (Raghunathan, Steinhardt and Liang, 2018).
 
-    A bound is the larger of CROWN's and of what the solver's multipliers prove; where a solver gives none, CROWN's is
-    left. Only rows that may hold the smallest margin are solved. The claim is about the real-arithmetic network.
+    A bound is the larger of CROWN's and of what the solver's multipliers prove. Where a solver gives none, CROWN's
+    remains. Only rows that may hold the smallest margin are solved. The claim is about the real-arithmetic network.
 
     Attributes:
         search: how radii are chosen.
         solver: "scs", a first-order method, or "clarabel", an interior-point method: precise, for tiny networks.
-        cuts: whether the upper edges of the LP relaxation's triangles are added, which make it at least as tight.
-        limit: networks are refused whose matrix could be larger: one more than inputs and hidden neurons. None: what
-            the solver copes with, 300 for SCS and 110 for Clarabel. The matrix that counts is smaller, as it has no
-            row for a neuron whose sign is known in the ball.
+        cuts: whether the upper edges of the LP relaxation's triangles are added. They make it at least as tight.
+        limit: largest dimension that the matrix could have: one more than inputs and hidden neurons. Other networks are
+            refused. None: what the solver can solve, 300 for SCS and 110 for Clarabel. The actual matrix is smaller: it
+            has no row for a neuron whose sign is known in the ball.
     """
 
     search: RadiusSearch = field(default_factory=lambda: Secant(relative=1e-2))
@@ -85,7 +85,7 @@ class SDP(MarginCertifier[NetworkState]):
     repeatable = False
 
     def intermediate(self) -> str:
-        """CROWN's."""
+        """Name CROWN as the method."""
         return "crown"
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
@@ -109,7 +109,7 @@ class SDP(MarginCertifier[NetworkState]):
         return state
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
-        """A little above the radius that CROWN proves."""
+        """Start a little above the radius that CROWN proves."""
         crown = crown_radius(state, x, label, x.new_zeros(len(x)), Secant(relative=1e-2))
         return Start(GROWTH * crown, tangent(state, x, label))
 
@@ -120,7 +120,7 @@ class SDP(MarginCertifier[NetworkState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """CROWN's bounds, and those of the rows that may be the lowest improved; one input at a time."""
+        """Return CROWN's bounds, improved for the rows that may be the lowest; one input at a time."""
         region = Region(state.threat, x.flatten(1), eps)
         if not state.network.hidden:
             below = crown(state.network, region, rows)[1]
@@ -131,9 +131,9 @@ class SDP(MarginCertifier[NetworkState]):
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> dict[str, Any]:
-        """CROWN's bounds and slopes, and the multipliers of the margins that these do not prove to be positive."""
+        """Return CROWN's bounds and slopes, and multipliers for the margins that these do not prove to be positive."""
         region, network = Region(state.threat, x.flatten(1), eps), state.network
-        network.chain()  # which refuses what the checker cannot follow
+        network.chain()  # refuses what the checker cannot follow
         exact = layer_bounds(network, region)
         wider = [
             WIDER * 100**i * float((high - low).max()) for i, (low, high) in enumerate(zip(*_ends(exact), strict=True))
@@ -160,7 +160,7 @@ class SDP(MarginCertifier[NetworkState]):
         return {"kind": "semidefinite", "layers": layers, "slopes": slopes, "multipliers": multipliers}
 
     def _row(self, network: ReluNetwork, region: Region, rows: Float[Tensor, "1 k outputs"]) -> Float[Tensor, "1 k"]:
-        """Of one input. It is computed alone, so that not even rounding depends on its neighbours."""
+        """Bound the rows of one input. It is computed alone, so that not even rounding depends on its neighbours."""
         bounds, below = crown(network, region, rows)
         lower = region.minimum(below.a, below.b)
         if not any(bool(bounds.unstable(i).any()) for i in range(len(network.hidden))):
@@ -169,7 +169,7 @@ class SDP(MarginCertifier[NetworkState]):
         smallest = math.inf
         for k in lower[0].argsort().tolist():
             if float(lower[0, k]) >= smallest:
-                break  # the rows that are left cannot hold the smallest bound
+                break  # the remaining rows cannot hold the smallest bound
             row = rows[0, k].cpu().numpy()
             w = propose(relaxation, row, BACKENDS[self.solver])
             found = -math.inf if w is None else relaxation.bound(row, relaxation.polished(row, w))
@@ -179,7 +179,7 @@ class SDP(MarginCertifier[NetworkState]):
 
 
 def crown(network: ReluNetwork, region: Region, rows: Float[Tensor, "n k outputs"]) -> tuple[LayerBounds, Linear]:
-    """CROWN's bounds of the hidden neurons, and its linear functions below `rows` times the logits."""
+    """Return CROWN's bounds of the hidden neurons, and its linear functions below `rows` times the logits."""
     bounds = layer_bounds(network, region)
     return bounds, backward(network, rows, len(network.layers) - 1, bounds)
 
@@ -189,7 +189,7 @@ def _ends(bounds: LayerBounds) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
 
 
 def _named(w: Array, region: Region, bounds: LayerBounds, cuts: bool) -> dict[str, Any]:
-    """Multipliers by what they multiply, as `certbench.checker` reads them: of functions that are not scaled."""
+    """Name multipliers by what they multiply, as `certbench.checker` reads them: functions that are not scaled."""
     d, rest = region.x.shape[1], w
     low, high = (end[0].cpu().numpy() for end in region.box())
     ball, inputs = 0.0, np.zeros(d)

@@ -28,9 +28,9 @@ class Backend:
     """A solver: its name in cvxpy, its settings, and the largest matrix that it can take.
 
     Attributes:
-        name: cvxpy's.
-        limit: dimension of the matrix.
-        settings: handed over as they are.
+        name: the solver's name in cvxpy.
+        limit: largest dimension of the matrix.
+        settings: settings that are given to cvxpy as they are.
     """
 
     name: str
@@ -42,9 +42,9 @@ BACKENDS = {
     "scs": Backend("SCS", 300, {"scale": 10.0, "eps_abs": 1e-5, "eps_rel": 1e-5, "max_iters": 500}),
     "clarabel": Backend("CLARABEL", 110, {}),
 }
-"""Judgements. On two images of the digits, radii through 500 steps of SCS and through Clarabel agreed to 0.5 %. At
-dimension 75 both are as fast; at 97 one bound took 2 s by SCS and 23 s by Clarabel, which at 110 took 94 s and 1.4 GB,
-and at 264 more than 15 GB."""
+"""Solvers by name; limits and settings are judgements. On two images of the digits, radii through 500 steps of SCS and
+through Clarabel agreed to 0.5 %. At dimension 75 both are as fast. At 97 one bound took 2 s by SCS, 23 s by Clarabel,
+which took 94 s and 1.4 GB at 110, and more than 15 GB at 264."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,37 +52,37 @@ class Affine:
     """Affine functions of y.
 
     Attributes:
-        rows: of each function, the coefficients of v = (1, y).
-        sizes: the same sums with all terms' moduli: what rounding is relative to.
+        rows: coefficients of v = (1, y), one row per function.
+        sizes: the same sums with the moduli of all terms; rounding errors are relative to them.
     """
 
     rows: Array
     sizes: Array
 
     def __getitem__(self, index: Any) -> "Affine":
-        """Some of the functions."""
+        """Select some of the functions."""
         return Affine(self.rows[index], self.sizes[index])
 
     def __add__(self, other: "Affine") -> "Affine":
-        """Sums, function by function."""
+        """Add function by function."""
         return Affine(self.rows + other.rows, self.sizes + other.sizes)
 
     def __sub__(self, other: "Affine") -> "Affine":
-        """Differences, function by function."""
+        """Subtract function by function."""
         return Affine(self.rows - other.rows, self.sizes + other.sizes)
 
     def times(self, factor: Array | float) -> "Affine":
-        """Each function times its own positive factor, or all times the same."""
+        """Multiply each function by its own positive factor, or all by the same."""
         by = np.reshape(factor, (-1, 1))
         return Affine(by * self.rows, by * self.sizes)
 
     def mapped(self, matrix: Array) -> "Affine":
-        """Linear combinations."""
+        """Return linear combinations."""
         return Affine(matrix @ self.rows, np.abs(matrix) @ self.sizes)
 
     @staticmethod
     def of(constants: Array, n: int, at: Index | None = None, slopes: Array | float = 0.0) -> "Affine":
-        """Constants, plus `slopes` times the entries `at` of v."""
+        """Make functions: constants, plus `slopes` times the entries `at` of v."""
         rows = np.zeros((len(constants), n))
         rows[:, 0] = constants
         if at is not None:
@@ -91,7 +91,7 @@ class Affine:
 
 
 class Forms:
-    """Collects quadratic forms as columns of sparse matrices, entry i n + j of a column being that of v_i v_j."""
+    """A collector of quadratic forms as columns of sparse matrices; entry i n + j of a column belongs to v_i v_j."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -102,12 +102,12 @@ class Forms:
         self.shift: list[float] = []
 
     def product(self, p: Affine, q: Affine | None = None, *, free: bool = False, shift: float = 0.0) -> None:
-        """The product p q >= 0 for each pair of functions, = 0 where multipliers are free; without q, p >= 0."""
+        """Add the constraint p q >= 0 for each pair of functions, = 0 where multipliers are free; without q, p >= 0."""
         pairs = [(p[k], self.one[0] if q is None else q[k]) for k in range(len(p.rows))]
         self._add([outer([pair], self.n) for pair in pairs], free, shift)
 
     def ball(self, p: Affine, squared: float) -> None:
-        """The sum of p_k^2 <= squared."""
+        """Add the constraint that the sum of p_k^2 is at most `squared`."""
         squares, sizes = outer([(p[k], p[k]) for k in range(len(p.rows))], self.n)
         one = scipy.sparse.csc_matrix(([squared], ([0], [0])), shape=squares.shape)
         self._add([(one - squares, one + sizes)], False, 1.0)
@@ -120,7 +120,7 @@ class Forms:
 
 
 def outer(pairs: Sequence[tuple[Affine, Affine]], n: int) -> tuple[Any, Any]:
-    """The sum of the products of pairs of functions, symmetric, and its sizes: two columns."""
+    """Return the sum of the products of pairs of functions, symmetric, and its sizes: two columns."""
     at: list[Index] = []
     forms: list[Array] = []
     sizes: list[Array] = []
@@ -140,17 +140,17 @@ def outer(pairs: Sequence[tuple[Affine, Affine]], n: int) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class SemidefiniteProgram:
-    """What is known of one ball: the logits as functions of y, and the quadratic constraints.
+    """The known facts about one ball: the logits as functions of y, and the quadratic constraints.
 
     Attributes:
         outputs: the logits.
-        forms: the constraints, one column each: entry i n + j is that of v_i v_j.
+        forms: the constraints, one column each; entry i n + j belongs to v_i v_j.
         sizes: the same with moduli.
-        free: of each constraint, whether it is an equality.
+        free: whether each constraint is an equality.
         shift: multipliers with which the forms add up to at least the identity on y, at the least cost.
         trace: an upper bound of |v|^2.
         largest: an upper bound of every v_i^2.
-        roundings: that an entry of the forms, or of a sum of them, has behind it.
+        roundings: number of roundings behind an entry of the forms, or of a sum of them.
     """
 
     outputs: Affine
@@ -169,7 +169,7 @@ class SemidefiniteProgram:
 
     @staticmethod
     def of(network: ReluNetwork, region: Region, bounds: LayerBounds, cuts: bool = True) -> "SemidefiniteProgram":
-        """Of a single ball, with bounds of the hidden neurons in it."""
+        """Make the relaxation of a single ball, with bounds of the hidden neurons in it."""
         open_ = [np.flatnonzero(bounds.unstable(i)[0].cpu().numpy()) for i in range(len(network.hidden))]
         d, at = network.inputs, 1 + network.inputs
         n = at + sum(len(k) for k in open_)
@@ -212,20 +212,20 @@ class SemidefiniteProgram:
         )
 
     def objective(self, row: Array) -> Array:
-        """C, for the function `row` times the logits."""
+        """Return C for the function `row` times the logits."""
         c = np.zeros((self.dimension, self.dimension))
         c[0] = row @ self.outputs.rows
         return (c + c.T) / 2
 
     def matrix(self, row: Array, w: Array) -> Array:
-        """C less the constraints, times their multipliers."""
+        """Return C less the constraints, times their multipliers."""
         m: Array = self.objective(row) - np.reshape(self.forms @ w, (self.dimension, self.dimension))
         return (m + m.T) / 2
 
     def polished(self, row: Array, w: Array) -> Array:
-        """Multipliers of the right sign, with as much of `shift` added as serves the bound best.
+        """Give multipliers the right sign, and add as much of `shift` as serves the bound best.
 
-        A solver's matrix M has eigenvalues a little below zero. Of the shifts that cure that, the cheapest counts.
+        A solver's matrix M has eigenvalues a little below zero. The cheapest shift that corrects this is taken.
         """
         w = np.where(self.free, w, np.maximum(w, 0))
         m = self.matrix(row, w)
@@ -238,7 +238,7 @@ class SemidefiniteProgram:
         return np.asarray(w + t * self.shift)
 
     def bound(self, row: Array, w: Array) -> float:
-        """A lower bound of `row` times the logits in the ball, whatever w is; -inf if it holds NaN or infinity.
+        """Return a lower bound of `row` times the logits in the ball for any w; -inf if it holds NaN or infinity.
 
         The entries of M are off by at most `gamma(roundings)` times the sums of the moduli, and the eigenvalue is
         proved by `lift`.
@@ -259,7 +259,7 @@ class SemidefiniteProgram:
 
 
 def inputs_of(forms: Forms, region: Region) -> tuple[Affine, float]:
-    """The input as a function of y, its constraints, and a bound of the sum of its y_i^2.
+    """Return the input as a function of y, add its constraints, and bound the sum of its y_i^2.
 
     Boxes are widened by more than the rounding of their ends, so that they hold the real ones.
     """
@@ -285,7 +285,7 @@ def inputs_of(forms: Forms, region: Region) -> tuple[Affine, float]:
 
 
 def _corner_room(m: Array) -> float:
-    """The largest number that can be taken from the corner of m before an eigenvalue is negative, up to rounding."""
+    """Return the largest number that the corner of m can lose before an eigenvalue is negative, up to rounding."""
     try:
         factor = scipy.linalg.cholesky(m[1:, 1:], lower=True, check_finite=False)
     except scipy.linalg.LinAlgError:
@@ -296,7 +296,7 @@ def _corner_room(m: Array) -> float:
 
 
 def lift(m: Array) -> float:
-    r"""A number t >= 0 such that m + t I has no negative eigenvalue, proved.
+    r"""Return a number t >= 0 such that m + t I has no negative eigenvalue, proved.
 
     If the Cholesky factorisation of B completes, then $R^T R = B + E$ with
     $\|E\|_2 \leq \gamma_{n+2} / (1 - \gamma_{n+2}) \operatorname{tr} B$; the code takes twice that, because a LAPACK
@@ -335,7 +335,7 @@ def cvxpy_package() -> Any:
 
 
 def propose(relaxation: SemidefiniteProgram, row: Array, backend: Backend) -> Array | None:
-    """Multipliers that a solver finds for the dual, in float64 and not proved; None if it gives none."""
+    """Return multipliers that a solver finds for the dual, in float64 and not proved; None if it gives none."""
     cvxpy = cvxpy_package()
     n = relaxation.dimension
     c = relaxation.objective(row)
@@ -345,7 +345,7 @@ def propose(relaxation: SemidefiniteProgram, row: Array, backend: Backend) -> Ar
     m = cvxpy.reshape(c.ravel() / unit - relaxation.forms @ w - top * corner, (n, n), order="C")
     problem = cvxpy.Problem(cvxpy.Maximize(top), [m >> 0, w[np.flatnonzero(~relaxation.free)] >= 0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of inaccurate solutions, which are welcome
+        warnings.simplefilter("ignore")  # inaccurate solutions are welcome
         try:
             problem.solve(solver=backend.name, **backend.settings)
         except cvxpy.SolverError:
@@ -354,7 +354,7 @@ def propose(relaxation: SemidefiniteProgram, row: Array, backend: Backend) -> Ar
 
 
 def bound_by_box(region: Region, low: Array, high: Array) -> tuple[Index, Array]:
-    """The inputs that the box bounds more than the ball, and one over the widths of their intervals."""
+    """Return the inputs that the box bounds more than the ball, and one over the widths of their intervals."""
     centre, eps = region.x[0].cpu().numpy(), float(region.eps[0])
     slack = 8 * UNIT * (np.abs(low) + np.abs(high) + np.abs(centre) + eps)
     k = np.flatnonzero((low > centre - eps) | (high < centre + eps))

@@ -1,1 +1,1 @@
-"""auto-LiRPA as an engine."""
+"""Certifiers with auto-LiRPA as their engine."""

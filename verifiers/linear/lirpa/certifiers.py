@@ -1,8 +1,8 @@
 """Linear relaxation based bounds through auto-LiRPA (Xu et al., 2020): IBP, CROWN and their relatives.
 
-What is added here: one eps per input; L1 and L2 balls cut by the input domain; tight first-layer bounds for L1 and
-L2; and checks that the converted graph is the network that was asked about. auto-LiRPA's own handling of L1 and L2 is
-not used, because its interval arithmetic forgets the ball at the first addition (0.3: bounds of width zero).
+This package adds one eps per input; L1 and L2 balls cut by the input domain; tight first-layer bounds for L1 and L2;
+and checks that the converted graph is the network that was asked about. It does not use auto-LiRPA's own handling of L1
+and L2, because its interval arithmetic forgets the ball at the first addition (0.3: bounds of width zero).
 """
 
 from dataclasses import dataclass, field, replace
@@ -40,13 +40,15 @@ class IBP(Lirpa):
     linear: ClassVar[bool] = False
 
     def arithmetic(self, state: LirpaState) -> str:
-        """The float program's, if its errors are counted."""
+        """Return the float program's arithmetic, if its errors are counted."""
         return str(state.program) if self.rounding_safe else "real"
 
     def error(
         self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Float[Tensor, "n k"]:
-        """Intervals are sums of the same products as the linear bounds that `rounding` speaks of, without intercepts.
+        """Bound the rounding errors.
+
+        Intervals are sums of the same products as the linear bounds of `bounds.rounding`, without intercepts.
 
         Raises:
             UnsupportedError: the network is no ReLU network.
@@ -60,13 +62,13 @@ class IBP(Lirpa):
         return (rows.abs() @ error[..., None]).squeeze(-1) * (1 + 1e-9)
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Intervals all the way; the last layer is merged with the margins."""
+        """Propagate intervals all the way; the last layer is merged with the margins."""
         return backward(state, inside, rows, "IBP")
 
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """Intervals, by our own engine, which knows ReLU networks alone."""
+        """Return intervals, by our own engine, which knows ReLU networks alone."""
         del label
         region = Region(state.threat, x.flatten(1), eps)
         return RelaxationProof(intervals(state.network, region), None, None)
@@ -79,13 +81,13 @@ class CrownIBP(Lirpa):
     search: RadiusSearch = field(default_factory=Secant)
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Intermediate bounds by intervals."""
+        """Bound intermediate layers by intervals."""
         return backward(state, inside, rows, "CROWN-IBP")
 
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """Intervals, by our own engine, which knows ReLU networks alone, and CROWN's slopes."""
+        """Return intervals and CROWN's slopes, by our own engine, which knows ReLU networks alone."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds, rows = intervals(state.network, region), margin_rows(label, state.classifier.num_classes).to(x)
         return RelaxationProof(bounds, None, sufficient(state.network, region, bounds, adaptive(bounds), rows))
@@ -98,13 +100,13 @@ class CrownLirpa(Lirpa):
     search: RadiusSearch = field(default_factory=Secant)
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Intermediate bounds by CROWN too."""
+        """Bound intermediate layers by CROWN, too."""
         return backward(state, inside, rows)
 
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """CROWN's bounds and slopes, by our own engine, which knows ReLU networks alone."""
+        """Return CROWN's bounds and slopes, by our own engine, which knows ReLU networks alone."""
         region = Region(state.threat, x.flatten(1), eps)
         bounds, rows = layer_bounds(state.network, region), margin_rows(label, state.classifier.num_classes).to(x)
         slopes = adaptive(bounds)
@@ -118,7 +120,7 @@ class Forward(Lirpa):
     search: RadiusSearch = field(default_factory=Secant)
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Every layer's bounds as linear functions of the input."""
+        """Bound every layer by linear functions of the input."""
         return backward(state, inside, rows, "forward")
 
 
@@ -129,7 +131,7 @@ class ForwardBackward(Lirpa):
     search: RadiusSearch = field(default_factory=Secant)
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Intermediate bounds by forward propagation."""
+        """Bound intermediate layers by forward propagation."""
         return backward(state, inside, rows, "forward+backward")
 
 
@@ -140,15 +142,15 @@ class FastLin(Lirpa):
     search: RadiusSearch = field(default_factory=Secant)
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """CROWN's bound with the same slopes above and below."""
+        """Return CROWN's bound with the same slopes above and below."""
         return backward(state, inside, rows)
 
     def bound_options(self) -> dict[str, Any]:
-        """The option's name in 0.3, and in later releases."""
+        """Return the option, under its name in 0.3 and its name in later releases."""
         return {"relu": "same-slope", "activation_bound_option": "same-slope"}
 
     def refuse(self, bounded: Any) -> None:
-        """Activations for which Fast-Lin is not defined."""
+        """Refuse activations for which Fast-Lin is not defined."""
         for node in nonlinear(bounded):
             if type(node).__name__ != "BoundRelu":
                 raise UnsupportedError(f"Fast-Lin's parallel lines are for ReLU, not {type(node).__name__[5:]}")
@@ -156,7 +158,7 @@ class FastLin(Lirpa):
     def witness(
         self, state: LirpaState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> RelaxationProof:
-        """Its bounds and slopes, by our own engine."""
+        """Return its bounds and slopes, by our own engine."""
         region, rows = Region(state.threat, x.flatten(1), eps), margin_rows(label, state.classifier.num_classes).to(x)
         bounds = layer_bounds(state.network, region, "fast-lin")
         slopes = parallel(bounds)
@@ -169,7 +171,7 @@ class AlphaCrownLirpa(Lirpa):
 
     Attributes:
         iterations: steps of Adam on the slopes.
-        learning_rate: of those steps.
+        learning_rate: learning rate of these steps.
         layers: whether the slopes below intermediate layers are optimised too; else their bounds stay CROWN's.
     """
 
@@ -183,9 +185,10 @@ class AlphaCrownLirpa(Lirpa):
     repeatable = False
 
     def bound_options(self) -> dict[str, Any]:
-        """No early stop: it would look at the whole batch, and an input's radius must not depend on the others.
+        """Return options that switch off early stopping and sparse slopes.
 
-        No sparse slopes either: with given first-layer bounds, 0.3 loses track of which neurons they belong to.
+        Early stopping would look at the whole batch, and an input's radius must not depend on the others. With sparse
+        slopes and given first-layer bounds, 0.3 loses track of the neurons that the slopes belong to.
         """
         return {
             "sparse_features_alpha": False,
@@ -200,7 +203,7 @@ class AlphaCrownLirpa(Lirpa):
         }
 
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Every slope in [0, 1] is sound, so the best bound met on the way is, converged or not.
+        """Return the best bound that the optimisation meets: every slope in [0, 1] is sound, converged or not.
 
         CROWN fixes the intermediate bounds; then a fresh graph is optimised, because 0.3 keeps slopes of the last
         batch's shape in a used one.
@@ -218,7 +221,7 @@ class AlphaCrownLirpa(Lirpa):
             return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized", layers))
 
     def refuse(self, bounded: Any) -> None:
-        """Activations whose slopes auto-LiRPA does not optimise in every release."""
+        """Refuse activations whose slopes auto-LiRPA does not optimise in every release."""
         for node in nonlinear(bounded):
             if type(node).__name__ not in self.optimisable:
                 raise UnsupportedError(

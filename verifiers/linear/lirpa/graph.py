@@ -1,4 +1,4 @@
-"""auto-LiRPA's graph of a network, and the bounds that it computes."""
+"""auto-LiRPA's graph of a network, the ball over which it is bounded, and the networks that are refused."""
 
 import copy
 import inspect
@@ -35,13 +35,13 @@ class LirpaState(MarginState):
     """The network as auto-LiRPA sees it.
 
     Attributes:
-        module: the float64 network, small affine layers written as dense ones.
+        module: the network in float64, with small affine layers written as dense ones.
         mode: how auto-LiRPA stores the bounds of convolutions.
         bounded: auto-LiRPA's graph of it.
-        first: for L1 and L2, the nodes that depend affinely on the input and feed something nonlinear, each with
-            the dual norm of every output's row: node = row . x + const, so the ball moves it by eps ||row||_q.
+        first: for L1 and L2, the nodes that depend affinely on the input and feed a nonlinear node, each with the dual
+            norm of every output's row: node = row . x + const, so the ball moves it by eps ||row||_q.
         affine: whether the logits themselves are affine in the input.
-        program: the precision of the classifier as it came.
+        program: precision of the classifier as it was given.
     """
 
     module: nn.Module
@@ -53,7 +53,7 @@ class LirpaState(MarginState):
 
     @cached_property
     def network(self) -> ReluNetwork:
-        """The network as our own engine sees it, for what is known of rounding there.
+        """The network as our own engine sees it, for its rounding errors.
 
         Raises:
             UnsupportedError: it is no ReLU network.
@@ -62,26 +62,26 @@ class LirpaState(MarginState):
 
 
 class Lirpa(MarginCertifier[LirpaState]):
-    """The shared half of the certifiers below: one graph, one perturbation set, one call a bound."""
+    """The part that the certifiers of this package share: one graph, one perturbation set, one call per bound."""
 
     guarantee = Guarantee.SOUND
     norms = frozenset({1.0, 2.0, math.inf})
     linear: ClassVar[bool] = True
-    """Whether the last thing that is bounded over the ball is the linear function below the margins."""
+    """Whether the last quantity that is bounded over the ball is the linear function below the margins."""
 
     @abstractmethod
     def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Lower bounds of `rows` times the logits; `inside` is the batch with its perturbation set."""
+        """Return lower bounds of `rows` times the logits; `inside` is the batch with its perturbation set."""
 
     def error(
         self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Float[Tensor, "n k"]:
-        """What is taken off the bounds for rounding; nothing, unless a method offers to."""
+        """Return the amount that is taken off the bounds for rounding; 0, unless a method counts rounding errors."""
         del self, state, x, eps
         return torch.zeros_like(rows[..., 0])
 
     def bound_options(self) -> dict[str, Any]:
-        """Options of auto-LiRPA's graph."""
+        """Return options for auto-LiRPA's graph."""
         return {}
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
@@ -114,7 +114,7 @@ class Lirpa(MarginCertifier[LirpaState]):
         raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from failure
 
     def single(self, state: LirpaState) -> LirpaState:
-        """The graph is made anew, of the module in float32."""
+        """Make the graph anew, from the module in float32."""
         with torch.random.fork_rng(devices=[]):
             module = copy.deepcopy(state.module).float()
             bounded = self.graph(module, state.classifier, state.mode)
@@ -123,14 +123,14 @@ class Lirpa(MarginCertifier[LirpaState]):
         return replace(state, classifier=classifier, module=module, bounded=bounded, first=first)
 
     def refuse(self, bounded: Any) -> None:
-        """Raise `UnsupportedError` for a graph that auto-LiRPA can bound, but not in the way that this method means."""
+        """Raise `UnsupportedError` for a graph that auto-LiRPA can bound, but not in the way that this method needs."""
         del bounded
 
     def graph(self, module: nn.Module, classifier: Classifier, mode: str) -> Any:
-        """auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions.
+        """Make auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions.
 
-        Its shortcut of bounding only neurons that are unstable somewhere in the batch, and the others by intervals, is
-        off: a radius must not depend on the input's neighbours.
+        auto-LiRPA can bound only the neurons that are unstable somewhere in the batch, and the others by intervals.
+        This shortcut is off: a radius must not depend on the input's neighbours.
         """
         dtype = next((part.dtype for part in module.parameters()), torch.float64)
         example = torch.zeros(1, *classifier.input_shape, dtype=dtype, device=classifier.device)
@@ -143,7 +143,7 @@ class Lirpa(MarginCertifier[LirpaState]):
     def lower(
         self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Bounds:
-        """auto-LiRPA's lower bounds, with the linear function of the input that they are the minima of."""
+        """Return auto-LiRPA's lower bounds, with the linear functions of the input whose minima they are."""
         return self._bounds(state, x, rows, eps).less(self.error(state, x, rows, eps))
 
     def _bounds(
@@ -168,9 +168,9 @@ class Lirpa(MarginCertifier[LirpaState]):
     def _rehearse(self, state: LirpaState) -> None:
         """Refuse a graph that computes other logits, or whose bounds are wrong on a few balls.
 
-        Over a tiny ball every relaxation is all but exact, so the bound must meet the margin from both sides: 0.3's
-        backward bounds of overlapping or padded average pooling, for one, are those of another layer. Over larger
-        balls it must not exceed the margin at sampled points.
+        Over a tiny ball every relaxation is almost exact, so the bound must be close to the margin from both sides. For
+        example, 0.3's backward bounds of overlapping or padded average pooling are those of another layer. Over larger
+        balls the bound must not exceed the margin at sampled points.
         """
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(2, *state.classifier.input_shape, generator=generator, dtype=torch.float64)
@@ -212,16 +212,16 @@ def backward(
     method: str = "CROWN",
     layers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> Float[Tensor, "n k"]:
-    """auto-LiRPA's lower bounds of `rows` times the logits, by the method of that name.
+    """Return auto-LiRPA's lower bounds of `rows` times the logits, by the method of that name.
 
     Args:
         state: the network.
         inside: the batch with its perturbation set.
-        rows: what to bound, one matrix per input.
-        method: as auto-LiRPA calls it.
+        rows: linear functions to bound, one matrix per input.
+        method: auto-LiRPA's name of the method.
         layers: bounds of intermediate nodes that are known already.
     """
-    if not method.startswith("forward"):  # which bounds the first layers over the ball by itself
+    if not method.startswith("forward"):  # it bounds the first layers over the ball by itself
         layers = {**_first_bounds(state, inside), **(layers or {})}
     with torch.set_grad_enabled(torch.is_grad_enabled() and method == "CROWN-Optimized"):
         known = {_layers_argument(state.bounded): layers or None}
@@ -231,14 +231,14 @@ def backward(
 
 
 def _layers_argument(bounded: Any) -> str:
-    """What the release calls the bounds of intermediate nodes."""
+    """Return the release's name of the argument that takes bounds of intermediate nodes."""
     names = inspect.signature(bounded.compute_bounds).parameters
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
 
 
 @torch.no_grad()
 def _first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Bounds of the nodes in `state.first`: the ball's, and the box's where the domain cuts it."""
+    """Bound the nodes in `state.first` by the ball, and by the box where the domain cuts it."""
     bounds = {}
     for name, rows in state.first.items():
         centre = state.bounded(inside, final_node_name=name)
@@ -252,14 +252,14 @@ def _first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Ten
 
 
 def _questions(logits: Float[Tensor, "n outputs"]) -> Float[Tensor, "n k outputs"]:
-    """The rows on which a graph is tried: the margins, or for a single output, it and its negative."""
+    """Return the rows on which a graph is tried: the margins, or for a single output, it and its negative."""
     if logits.shape[1] > 1:
         return margin_rows(logits.argmax(dim=1), logits.shape[1]).to(logits)
     return torch.tensor([[1.0], [-1.0]], dtype=logits.dtype, device=logits.device).expand(len(logits), 2, 1)
 
 
 def _spread(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
-    """How far the logits lie apart: their scale without what all classes share, and an allowance for its rounding."""
+    """Return how far the logits lie apart: their scale without their mean, plus an allowance for rounding."""
     if logits.shape[1] == 1:
         return logits.abs().amax(dim=1)
     apart = (logits - logits.mean(dim=1, keepdim=True)).abs().amax(dim=1)
@@ -268,8 +268,10 @@ def _spread(logits: Float[Tensor, "n classes"]) -> Float[Tensor, " n"]:
 
 @contextmanager
 def precision_of(dtype: torch.dtype) -> Iterator[None]:
-    """Make a precision the default, as auto-LiRPA makes tensors without being told in which."""
-    """auto-LiRPA 0.3 casts the best bound to torch's default precision: float32 would round one in float64 upwards."""
+    """Make a precision the default, because auto-LiRPA makes tensors in the default one.
+
+    auto-LiRPA 0.3 casts the best bound to torch's default precision: float32 could round a bound in float64 upwards.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,7 +1,7 @@
-"""What auto-LiRPA 0.3 needs to run on a modern torch and numpy. Never applied to a release that does not need it.
+"""Shims with which auto-LiRPA 0.3 runs on a modern torch and numpy; releases that do not need them never get them.
 
-PyPI's newest auto-LiRPA is 0.3 of 2022, made for torch < 1.13; releases from its repository (0.5 and later) run as
-they are. Each shim below restores one name that has been removed since, or corrects one signature, and nothing else.
+PyPI's newest auto-LiRPA is 0.3 of 2022, made for torch < 1.13. Releases from its repository (0.5 and later) run as they
+are. Each shim below restores one name that has been removed since, or corrects one signature, and nothing else.
 """
 
 import importlib
@@ -25,10 +25,10 @@ process by a segmentation fault; at 10,000, and at 30,000, Python raises a Recur
 
 
 def auto_lirpa() -> ModuleType:
-    """The package `auto_LiRPA`, ready to use.
+    """Import the package `auto_LiRPA`, ready to use.
 
     Raises:
-        MissingBackendError: it is not installed, or does not import; the message says how to mend it.
+        MissingBackendError: it is not installed, or does not import; the message says how to install it.
     """
     if "auto_LiRPA" in sys.modules:
         return sys.modules["auto_LiRPA"]
@@ -48,10 +48,10 @@ def auto_lirpa() -> ModuleType:
 
 
 def _release() -> str:
-    """The version that would be imported, read from its source: 0.3 does not import before it has its shims.
+    """Read from its source the version that would be imported: 0.3 does not import before it has its shims.
 
     Raises:
-        ImportError: there is no such package, or it does not say.
+        ImportError: there is no such package, or its source states no version.
     """
     spec = importlib.util.find_spec("auto_LiRPA")
     if spec is None or spec.origin is None:

@@ -1,4 +1,4 @@
-"""Modules written as auto-LiRPA expects them: small affine layers become dense ones."""
+"""Modules rewritten as auto-LiRPA expects them: small affine layers become dense ones."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 DENSE_LIMIT = 2**20
-"""Affine layers whose matrix has at most so many entries are written as dense layers. A judgement: on the 8x8 maps
-of the digits an evaluation of CROWN took 13 ms per image with convolutions and 5 ms with dense layers; on MNIST the
-matrices are too large."""
+"""Largest number of entries of the matrix of affine layers that are written as one dense layer. A judgement: on the 8x8
+maps of the digits an evaluation of CROWN took 13 ms per image with convolutions and 5 ms with dense layers; on MNIST
+the matrices are too large."""
 
 
 _DENSE = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Flatten, nn.Identity)
@@ -19,10 +19,10 @@ _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.ELU, nn.
 
 @torch.no_grad()
 def dense_layers(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    """The same function with every run of small affine layers written as one dense layer, if it is a plain sequence.
+    """Write every run of small affine layers as one dense layer, if the module is a plain sequence.
 
-    Exact up to float64 rounding. Layers of other kinds may come first (a normalisation, say); after them only affine
-    layers and elementwise activations. Anything else is returned as it is.
+    The function is the same up to float64 rounding. Layers of other kinds may come first (a normalisation, say), after
+    them only affine layers and elementwise activations. Any other module is returned as it is.
     """
     layers = list(_flat(module))
     start = next((i for i in range(len(layers), 0, -1) if type(layers[i - 1]) not in _DENSE + _ELEMENTWISE), 0)
@@ -56,7 +56,7 @@ def dense_layers(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of nested sequences, in order."""
+    """Return the layers of nested sequences, in order."""
     if type(module) is nn.Sequential:
         for layer in module:
             yield from _flat(layer)
@@ -65,11 +65,12 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def as_expected(module: nn.Module) -> nn.Module:
-    """The same function in the terms that auto-LiRPA 0.3 knows.
+    """Rewrite a module in the terms that auto-LiRPA 0.3 knows; the function stays the same.
 
-    It switches a network with dropout to training mode, where dropout is not the identity; it takes a linear layer
-    without bias for a product of matrices; and it wants constants of shape (C, 1, 1), as of a normalisation, with a
-    batch axis. Should the last rewriting change what a module computes, the rehearsal of the graph finds out.
+    auto-LiRPA 0.3 switches a network with dropout to training mode, where dropout is not the identity. It takes a
+    linear layer without bias for a product of matrices. And it wants constants of shape (C, 1, 1), as in a
+    normalisation, with a batch axis. If the last rewriting changes what a module computes, the rehearsal of the graph
+    finds it.
     """
     if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d):
         return nn.Identity()
