@@ -1,4 +1,4 @@
-"""Linear layers as the maps whose norms are bounded: matrices where they are small, composed where that is cheap."""
+"""Linear layers as maps whose norms are bounded: matrices if they are small, composed if that is cheap."""
 
 from dataclasses import replace
 
@@ -19,10 +19,10 @@ def linear(weight: Float[Tensor, "out_features in_features"]) -> Dense:
 
 
 def convolution(layer: Convolution) -> Convolution | Dense:
-    """Return a convolution in float64, as a matrix where that is small.
+    """Return a convolution in float64, as a matrix if that is small.
 
     Raises:
-        UnsupportedError: circular padding around a map that is no whole number of strides, or no longer than
+        UnsupportedError: the padding is circular, and the map is no whole number of strides or no longer than
             the kernel.
     """
     layer = layer.to(torch.float64)
@@ -40,7 +40,7 @@ def convolution(layer: Convolution) -> Convolution | Dense:
 
 
 def separable(channels: Scale, vertical: Dense, horizontal: Dense) -> Separable | Dense:
-    """Return matrices with no negative entries along the axes of each channel, as one matrix where that is small."""
+    """Return matrices with no negative entries along the axes of each channel, as one matrix if that is small."""
     layer = Separable(channels, vertical, horizontal)
     if not is_small(layer):
         return layer
@@ -48,12 +48,12 @@ def separable(channels: Scale, vertical: Dense, horizontal: Dense) -> Separable 
 
 
 def is_small(layer: Map) -> bool:
-    """Return whether to make a matrix of a map."""
+    """Say whether to make a matrix of a map."""
     return min(layer.inputs, layer.outputs) <= SIDE and layer.inputs * layer.outputs <= DENSE
 
 
 def compose(outer: Normed, inner: Normed) -> Normed | None:
-    """Return `outer` after `inner` as one map, or None where there is no cheap one."""
+    """Return `outer` after `inner` as one map, or None if no cheap one exists."""
     roundings = outer.entry_roundings + inner.entry_roundings + 2
     match outer, inner:
         case Scale(), Scale():
@@ -87,5 +87,5 @@ def _scaled(channels: Scale, by: Scale) -> Scale:
 
 
 def _constant(scale: Scale) -> bool:
-    """Return whether the factors are the same all over each channel."""
+    """Say whether the factors are the same all over each channel."""
     return bool((scale.diagonal == scale.diagonal[:, :1, :1]).all())

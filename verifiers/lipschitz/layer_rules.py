@@ -1,7 +1,7 @@
-"""What each PyTorch layer is to a Lipschitz constant: a linear map, a pooling of windows, or a slope.
+"""Rules for PyTorch layers: each is a linear map, a pooling of windows, or a slope.
 
-The bounds of linear maps are in `operator_norms`. A layer that no table here names is refused, and so is an option that
-its rule does not know.
+`operator_norms` bounds the linear maps. A layer that no table here names is refused, and so is an option that its rule
+does not know.
 """
 
 import math
@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 
 
 def pair(value: int | Sequence[int]) -> Pair:
-    """Height and width, as layers take them: both, or one number for both."""
+    """Return height and width from a layer's option: both numbers, or one number for both."""
     height, width = (value, value) if isinstance(value, int) else value
     return height, width
 
@@ -57,21 +57,21 @@ def _convolution(layer: nn.Conv2d, size: Shape, shape: Shape) -> Normed:
 
 
 def _sliding(layer: nn.AvgPool2d | nn.MaxPool2d, shape: Shape, axis: int) -> tuple[Tensor, Tensor]:
-    """The first pixel of each window, and the one behind its last; both may lie outside the map."""
+    """Return the first pixel of each window, and the one behind its last; both may lie outside the map."""
     dilation = pair(layer.dilation)[axis] if isinstance(layer, nn.MaxPool2d) else 1
     start = torch.arange(shape[1 + axis]) * pair(layer.stride)[axis] - pair(layer.padding)[axis]
     return start, start + dilation * (pair(layer.kernel_size)[axis] - 1) + 1
 
 
 def _adaptive(size: Shape, shape: Shape, axis: int) -> tuple[Tensor, Tensor]:
-    """The same for windows that cover the map; some of them overlap unless their number divides its length."""
+    """Return the same for windows that cover the map. Some overlap, unless their number divides its length."""
     n, o = size[1 + axis], shape[1 + axis]
     output = torch.arange(o)
     return output * n // o, (output * n + n + o - 1) // o
 
 
 def _members(start: Tensor, end: Tensor, n: int, dilation: int = 1) -> Float[Tensor, "o n"]:
-    """Whether each of n pixels lies in each window."""
+    """Say whether each of n pixels lies in each window."""
     ahead = torch.arange(n) - start[:, None]
     return ((ahead >= 0) & (torch.arange(n) < end[:, None]) & (ahead % dilation == 0)).to(torch.float64)
 
@@ -90,7 +90,7 @@ def _average_pool(layer: nn.AvgPool2d, size: Shape, shape: Shape) -> Normed:
         members = _members(start, end, n)
         if layer.divisor_override is not None:
             return _averages(members, torch.ones_like(start))
-        if layer.count_include_pad:  # but not what ceil_mode sees behind the padding
+        if layer.count_include_pad:  # but not the pixels that ceil_mode sees behind the padding
             return _averages(members, end.clamp(max=n + pair(layer.padding)[axis]) - start)
         return _averages(members, members.sum(1))
 
@@ -132,7 +132,7 @@ LINEAR: Mapping[type[nn.Module], Callable[[Any, Shape, Shape], Normed]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
 }
-"""The linear part of each affine layer, from features of one shape to another."""
+"""Linear part of each affine layer, from features of one shape to another."""
 
 
 def _max_pool(layer: nn.MaxPool2d, size: Shape, shape: Shape) -> int:
@@ -152,8 +152,9 @@ WINDOWS: Mapping[type[nn.Module], Callable[[Any, Shape, Shape], int]] = {
     nn.MaxPool2d: _max_pool,
     nn.AdaptiveMaxPool2d: _adaptive_max_pool,
 }
-r"""The most windows of each max pooling that one pixel lies in, m. Its Lipschitz constant in the r-norm is $m^{1/r}$:
-a maximum moves no further than the pixel of its window that moves most, and an impulse moves m of them as far."""
+r"""Largest number m of windows of each max pooling that share one pixel. The Lipschitz constant in the r-norm is
+$m^{1/r}$: a maximum moves no further than the pixel of its window that moves most, and an impulse moves m maxima as
+far."""
 
 
 def _celu(layer: nn.CELU) -> float:

@@ -2,7 +2,7 @@ r"""Margins over a global Lipschitz constant per pair of classes (Leino et al., 
 
 If $K_{cj}$ bounds the Lipschitz constant of $f_c - f_j$ from the p-norm, class c is predicted wherever
 $\|\delta\|_p < \min_{j \neq c} (f_c - f_j)(x) / K_{cj}$. The constants follow the module's graph from the input to
-the logits, in the p-norm and in the 2-norm side by side, and each layer starts from whichever gives less.
+the logits, in the p-norm and in the 2-norm side by side. Each layer starts from the one that gives the smaller bound.
 """
 
 import math
@@ -43,10 +43,10 @@ class LipschitzState(MarginState):
     Attributes:
         constants: `constants[c, j]` bounds the Lipschitz constant of f_c - f_j; the last row and column stand for the
             function 0, so that `constants[c, -1]` bounds that of f_c alone. Symmetric.
-        facts: what re-checks them.
-        network: for the float program's errors, where those are counted.
-        program: the precision in which its user runs the classifier.
-        proof: multipliers that prove the constants, where some do.
+        facts: facts that re-check the constants.
+        network: the network that bounds the float program's errors, if those are counted.
+        program: precision in which the user runs the classifier.
+        proof: multipliers that prove the constants, if some do.
     """
 
     constants: Float[Tensor, "rows rows"]
@@ -57,7 +57,7 @@ class LipschitzState(MarginState):
 
 
 class GlobalLipschitz(MarginCertifier[LipschitzState]):
-    """A certifier with one constant per pair of classes that holds in all of R^d; a certificate is a division.
+    """A certifier with one constant per pair of classes that holds in all of R^d; a radius is a quotient.
 
     Subclasses have the options `rounding_safe`, whether the float program's errors are counted (for ReLU networks), and
     `search`.
@@ -67,7 +67,7 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
 
     @abstractmethod
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
-        """The table of `LipschitzState` and its facts, of which "proof" is kept apart, for a classifier in float64.
+        """Return the table of `LipschitzState` and its facts for a classifier in float64; "proof" is kept apart.
 
         Raises:
             UnsupportedError: a layer has no bound here; the message names it.
@@ -88,7 +88,7 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
 
     @final
     def start(self, state: LipschitzState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
-        """The radius itself, but for the float program's errors."""
+        """Return the radius itself, up to the float program's errors."""
         logits = state.classifier(x)
         constants = state.constants[label, :-1]
         radius = (logits.gather(1, label[:, None]) - logits) / constants
@@ -98,12 +98,12 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
 
     @final
     def arithmetic(self, state: LipschitzState) -> str:
-        """The float program's, if its errors are counted."""
+        """Return the float program's arithmetic, if its errors are counted."""
         return str(state.program) if self.rounding_safe else "real"
 
     @final
     def evidence(self, state: LipschitzState, label: Int[Tensor, " n"]) -> list[dict[str, Any]]:
-        """The constants of the label's margins, and what they were made of."""
+        """Return the constants of the label's margins, and the facts behind them."""
         rows = state.constants[label, :-1].tolist()
         return [LipschitzEvidence(constants=tuple(row), more=state.facts).to_json() for row in rows]
 
@@ -116,7 +116,7 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
         rows: Float[Tensor, "n k outputs"],
         eps: Float[Tensor, " n"],
     ) -> Bounds:
-        """The value at the centre less the constant times the distance.
+        """Subtract from the value at the centre the constant times the distance.
 
         A row that is no difference of two outputs is bounded by the outputs' own constants.
         """
@@ -143,11 +143,11 @@ class LipschitzMargin(GlobalLipschitz):
     are proved in float64, margins have the rounding allowance `SLACK`. Layers without a bound are refused.
 
     Attributes:
-        rule: how the layers' norms become a constant of a pair of classes. "pairwise": of all layers but the last
-            affine one, times the length of the difference of that one's rows (GloRo, Leino et al., 2021); "absolute":
+        rule: how the layers' norms become a constant of a pair of classes. "pairwise": the product for all layers but
+            the last affine one, times the length of the difference of its rows (GloRo, Leino et al., 2021); "absolute":
             moduli of weights multiplied along every path; "best": the smaller of these two. For comparison "tsuzuku",
-            sqrt(2) times the whole network's constant, "centred", the same after taking the mean of the logits off
-            them, and "naive", twice the largest constant of a logit.
+            sqrt(2) times the whole network's constant; "centred", the same after the mean of the logits is subtracted
+            from them; and "naive", twice the largest constant of a logit.
         rounding_safe: whether the errors of the float program are counted, so that the claim is about what it computes;
             for ReLU networks.
     """
@@ -198,7 +198,7 @@ class LipschitzMargin(GlobalLipschitz):
     def witness(
         self, state: LipschitzState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> dict[str, Any]:
-        """Bounds of the 2-norms of what lies between two ReLUs, and in Linf of the same with scaled columns.
+        """Return bounds of the 2-norms of the maps between two ReLUs, and in Linf of the same with scaled columns.
 
         Raises:
             UnsupportedError: the classifier is no chain of affine layers and ReLUs.
@@ -210,7 +210,7 @@ class LipschitzMargin(GlobalLipschitz):
 @lru_cache(maxsize=4)
 @torch.no_grad()
 def proved_norms(state: LipschitzState) -> dict[str, Any]:
-    """Evidence for `certbench.checker`: of all layers but the last, bounds of the 2-norms, in Linf also scaled.
+    """Return evidence for `certbench.checker`: bounds of the 2-norms of all layers but the last, in Linf also scaled.
 
     Raises:
         UnsupportedError: the classifier is no chain of affine layers and ReLUs.

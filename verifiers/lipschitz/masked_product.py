@@ -37,7 +37,7 @@ from certbench.verifiers.lipschitz.local import LocalLipschitz, Steepness
 class MaskedProduct(LocalLipschitz):
     """The product of layers' spectral norms without inactive neurons (Huang et al., 2021), each norm proved.
 
-    For plain chains of layers that fit into matrices of at most `norms.DENSE` entries and `norms.SIDE` rows or columns.
+    For plain chains of layers that fit into matrices of at most `DENSE` entries and `SIDE` rows or columns.
     L1 and Linf begin with the first layer's norm from there to the 2-norm.
 
     Attributes:

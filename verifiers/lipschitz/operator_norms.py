@@ -1,17 +1,17 @@
 r"""Upper bounds of the operator norms of linear maps, proved in float64 (Rump, 2006: verified Cholesky).
 
-Power iteration and Lanczos estimate from below, and a computed singular value is an estimate, too. Here it is
-only a guess, and a completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|_2^2 \leq \mu$, where c
-exceeds what rounding can do to the factorisation (Rump, BIT 46, 2006). Sums of nonnegative terms are raised by their
-rounding error $\gamma_k = k u / (1 - k u)$ (Higham, 2002, Lemma 3.1), which holds in any order of summation.
+Power iteration and Lanczos estimate from below, and a computed singular value is an estimate, too. Here it is only a
+guess. A completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|_2^2 \leq \mu$, where c exceeds the
+effect of rounding on the factorisation (Rump, BIT 46, 2006). Sums of nonnegative terms are raised by their rounding
+error $\gamma_k = k u / (1 - k u)$ (Higham, 2002, Lemma 3.1), which holds in any order of summation.
 
 A convolution is bounded on a torus. Axis by axis, tap a reads input $s t + a d - p$ for output t. Writing
 $a d - p = s q + \rho$ with $0 \leq \rho < s$ turns stride s into stride 1 between s phases of the input. With zero
 padding that is a section of the convolution on every torus long enough that no tap wraps around onto another,
-$N \geq \max(o + q_{\max}, \lceil n / s \rceil - q_{\min})$ for o outputs; the torus of the input, N = n, is not. On a
-torus the norm is the largest over its frequencies $\theta$ of the norm of the symbol
+$N \geq \max(o + q_{\max}, \lceil n / s \rceil - q_{\min})$ for o outputs; the torus of the input, N = n, is too short.
+On a torus the norm is the largest over its frequencies $\theta$ of the norm of the symbol
 $H(\theta) = \sum_a K_a e^{-i \theta q_a}$, a small matrix of channels and phases (Sedghi et al., 2019). All of this
-holds as well where going round the torus changes the sign, which moves the frequencies by half a step.
+also holds if going round the torus changes the sign, which moves the frequencies by half a step.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from certbench.numerics.rounding import TINY, dual, gamma, lengths, longest, out
 from certbench.numerics.spectral import DENSE, SIDE, estimate, spectral
 
 Normed = Dense | Scale | Convolution | Separable
-"""The linear maps whose norms are bounded here."""
+"""Linear maps whose norms are bounded here."""
 
 
 def _once(norm: Callable[[Any], float]) -> Callable[[Normed], float]:
@@ -66,7 +66,7 @@ def identity_norm(s: float, r: float, size: int) -> float:
 
 
 def row_norm(part: Normed, q: float) -> float:
-    """Return the largest q-norm of a row, exact but for rounding: the norm from the dual of q to inf."""
+    """Return the largest q-norm of a row, exact up to rounding: the norm from the dual of q to inf."""
     match part:
         case Scale():
             return spectral_norm(part)
@@ -80,7 +80,7 @@ def row_norm(part: Normed, q: float) -> float:
 
 
 def column_norm(part: Normed, r: float) -> float:
-    """Return the largest r-norm of a column, exact but for rounding: the norm from 1 to r."""
+    """Return the largest r-norm of a column, exact up to rounding: the norm from 1 to r."""
     match part:
         case Scale():
             return spectral_norm(part)
@@ -95,10 +95,7 @@ def column_norm(part: Normed, r: float) -> float:
 
 @_once
 def spectral_norm(part: Normed) -> float:
-    """Return the norm from 2 to 2, exact but for rounding.
-
-    Of a convolution with zeros around the map it is an upper bound.
-    """
+    """Return the norm from 2 to 2, exact up to rounding; for a convolution with zero padding, an upper bound."""
     match part:
         case Scale():
             return longest(part.entries.reshape(1, -1), math.inf)
@@ -112,10 +109,11 @@ def spectral_norm(part: Normed) -> float:
 
 @_once
 def box_norm(part: Normed) -> float:
-    r"""Return the norm from inf to 2, which is NP-hard of a matrix: there it is the least of three upper bounds.
+    r"""Bound the norm from inf to 2.
 
-    $\sqrt n \|A\|_2$; $\||A| 1\|_2$; and $\|A S^{-1}\|_2 \|s\|_2$ with $S = \operatorname{diag}(s)$, which holds
-    for every s > 0 and is used with $s_i^2 = \sum_j |A^T A|_{ij}$, or with one s for each channel of a convolution.
+    It is NP-hard for a matrix; there the bound is the least of three upper bounds: $\sqrt n \|A\|_2$; $\||A| 1\|_2$;
+    and $\|A S^{-1}\|_2 \|s\|_2$ with $S = \operatorname{diag}(s)$, which holds for every s > 0 and is used with
+    $s_i^2 = \sum_j |A^T A|_{ij}$, or with one s for each channel of a convolution.
     """
     match part:
         case Scale():
@@ -143,7 +141,7 @@ def box_norm(part: Normed) -> float:
                 product(identity_norm(math.inf, 2.0, pixels), product(spectral_norm(relative), longest(s[None], 2.0))),
                 longest(spread(part, torch.ones(1, part.inputs, dtype=torch.float64)).flatten(1), 2.0),
             )
-        case Separable():  # of axes without negative entries it is the product, too
+        case Separable():  # without negative entries along the axes it is the product, too
             return reduce(product, (box_norm(factor) for factor in part.factors))
 
 
@@ -176,9 +174,9 @@ def _error_norm(part: Dense) -> float:
 def _torus_norm(part: Convolution) -> float:
     r"""Return the spectral norm of a convolution on a torus.
 
-    For circular padding it is exact, if no output is left out; else it is from the torus that promises least. The torus
-    may be twisted along either axis: with zeros around it a map cannot be constant, twists leave that out, and a kernel
-    that blurs amplifies it most.
+    For circular padding it is exact, if no output is left out. Otherwise it is taken from the torus with the smallest
+    estimate. The torus may be twisted along either axis. With zeros around it a map cannot be constant. Twists exclude
+    constant maps, which a kernel that blurs amplifies most.
 
     A computed symbol is off by at most $\gamma_{4 k^2 + \ldots} \sum_a |K_a|$: complex arithmetic, and waves
     that are off by less than 32 u each.
@@ -196,12 +194,12 @@ def _torus_norm(part: Convolution) -> float:
 
 
 def _grouped(part: Convolution, kernel: Tensor) -> Float[Tensor, "groups out_channels in_channels height width"]:
-    """Return a kernel, group by group."""
+    """Split a kernel into groups."""
     return kernel.reshape(part.groups, -1, *kernel.shape[1:])
 
 
 def _taps(part: Convolution, axis: int) -> tuple[Tensor, Float[Tensor, "phases taps"]]:
-    """Return the shift q of each tap, and which phase it reads."""
+    """Return the shift q of each tap, and the phase that it reads."""
     stride = part.stride[axis]
     offset = torch.arange(part.kernel.shape[2 + axis]) * part.dilation[axis] - part.padding[axis]
     phase = offset.remainder(stride)
@@ -209,12 +207,12 @@ def _taps(part: Convolution, axis: int) -> tuple[Tensor, Float[Tensor, "phases t
 
 
 def _waves(part: Convolution, axis: int, twist: int) -> Inexact[Tensor, "frequencies phases taps"]:
-    r"""Return $e^{-i \theta q}$, $\theta = (2 k + \text{twist}) \pi / N$; half of them on axis 1, by symmetry."""
+    r"""Return $e^{-i \theta q}$, $\theta = (2 k + \text{twist}) \pi / N$; on the second axis half, by symmetry."""
     shift, phase = _taps(part, axis)
     n, s, o = part.before[1 + axis], part.stride[axis], part.after[1 + axis]
     torus = n // s if part.circular else max(o + max(int(shift.max()), 0), -(-n // s) - min(int(shift.min()), 0))
     if bool((shift == shift[0]).all()):
-        torus = 1  # all symbols are the same but for a phase
+        torus = 1  # all symbols are the same up to a phase
     frequency = 2 * torch.arange(torus if axis == 0 else torus // 2 + 1) + twist
     turn = (frequency[:, None] * shift + torus).remainder(2 * torus) - torus
     angle = turn.to(torch.float64) * (-math.pi / torus)
@@ -222,7 +220,7 @@ def _waves(part: Convolution, axis: int, twist: int) -> Inexact[Tensor, "frequen
 
 
 def _symbols(part: Convolution, *twist: int) -> Iterator[Inexact[Tensor, "batch m n"]]:
-    """Give the symbol at every frequency and in every group, as many at a time as memory allows."""
+    """Yield the symbol at every frequency and in every group, as many at a time as memory allows."""
     kernel = _grouped(part, part.kernel).to(torch.complex128)
     vertical, horizontal = _waves(part, 0, twist[0]), _waves(part, 1, twist[1])
     entries = kernel[..., 0, 0].numel() * math.prod(part.stride) * len(horizontal)

@@ -1,4 +1,4 @@
-"""How far outputs move when inputs do: constants carried through a network, layer by layer."""
+"""Constants carried through a network, layer by layer: they bound how far outputs move when inputs do."""
 
 import math
 import operator
@@ -32,14 +32,14 @@ from certbench.verifiers.lipschitz.layer_rules import CALLS, LINEAR, SLOPES, WIN
 from certbench.verifiers.lipschitz.operator_norms import Normed, identity_norm, norm, row_norm, spread
 
 CHORDS = 2**24
-"""The most entries of a table of chords; larger ones are not followed. A judgement: 128 MB."""
+"""Largest number of entries of a table of chords; larger tables are not followed. A judgement: 128 MB."""
 
 
 @torch.no_grad()
 def constants_of(
     classifier: Classifier, p: float, rule: str = "best"
 ) -> tuple[Float[Tensor, "rows rows"], dict[str, dict[str, float]]]:
-    """Lipschitz constants from the p-norm as in `LipschitzState`, and the norms of the linear layers.
+    """Return Lipschitz constants from the p-norm, as in `LipschitzState`, and the norms of the linear layers.
 
     Raises:
         UnsupportedError: the module cannot be traced, or a layer has no bound here.
@@ -51,7 +51,7 @@ def constants_of(
 
 @torch.no_grad()
 def feature_constants(features: Classifier, p: float) -> dict[float, float]:
-    """Lipschitz constants of a map to flat features, from the p-norm to the 1-norm, the 2-norm and the inf-norm.
+    """Return Lipschitz constants of a map to flat features, from the p-norm to the 1-norm, the 2-norm and the inf-norm.
 
     Raises:
         UnsupportedError: the module cannot be traced, or a layer has no bound here.
@@ -70,7 +70,7 @@ def propagated(classifier: Classifier, p: float) -> "_Propagation":
         traced = propagation.run(x.clone())
     except (UnsupportedError, NumericalError):
         raise
-    except Exception as error:  # whatever a layer raises on features of a shape that its rule did not expect
+    except Exception as error:  # a layer may raise any error for an unexpected shape
         raise UnsupportedError(f"{classifier.name}: {str(error).partition(chr(10))[0]}") from error
     if not same_logits(traced, classifier.module(x.clone())):
         raise UnsupportedError(
@@ -82,7 +82,10 @@ def propagated(classifier: Classifier, p: float) -> "_Propagation":
 
 
 def same_logits(traced: Any, logits: Float[Tensor, "n classes"]) -> bool:
-    """Whether a trace computes a module's logits; measured without what all classes share, which hides differences."""
+    """Say whether a trace computes a module's logits.
+
+    They are compared without what all classes share, as that hides differences.
+    """
     if not isinstance(traced, Tensor) or traced.shape != logits.shape:
         return False
     if not bool(logits.isfinite().all()):
@@ -93,14 +96,14 @@ def same_logits(traced: Any, logits: Float[Tensor, "n classes"]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Movement:
-    """How far a value of the graph can move; it is the linear `map` (None: the identity) of a base.
+    """A bound of how far a value of the graph can move. The value is the linear `map` (None: the identity) of a base.
 
     Attributes:
         constants: r -> Lipschitz constant of the base from the input's p-norm to the r-norm.
         chords: if every input i moves by t_i, the base moves entry by entry by at most the sum of t_i `chords[i]`:
             moduli of weights multiplied along each path. None where the table would be too large.
-        map: the linear part of the layers since, composed.
-        names: of these layers.
+        map: the linear part of the layers since the base, composed.
+        names: names of these layers.
     """
 
     constants: Mapping[float, float]
@@ -110,7 +113,7 @@ class _Movement:
 
 
 class _Propagation(fx.Interpreter):
-    """Runs the graph on a batch of two, for the shapes, and moves the bounds along."""
+    """An interpreter that runs the graph on a batch of two, for the shapes, and moves the bounds along."""
 
     def __init__(self, graph: fx.GraphModule, p: float) -> None:
         """Start before the first node."""
@@ -123,7 +126,7 @@ class _Propagation(fx.Interpreter):
         self.gain = 1.0
 
     def run_node(self, n: fx.Node) -> Any:
-        """The value of a node; how it moves with the input, if it does, goes into `movements`."""
+        """Compute the value of a node; if it moves with the input, its movement goes into `movements`."""
         result = super().run_node(n)
         moves = any(source in self.movements for source in n.all_input_nodes)
         if n.op == "placeholder" and not self.movements:
@@ -141,19 +144,19 @@ class _Propagation(fx.Interpreter):
         return result
 
     def describe(self, n: fx.Node) -> str:
-        """A node, as an error names it."""
+        """Name a node for an error message."""
         if n.op == "call_module":
             return f"{n.target} ({type(self.fetch_attr(str(n.target))).__name__})"
         return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", repr(n.target))
 
     def start(self, x: Float[Tensor, "..."]) -> _Movement:
-        """The input itself."""
+        """Make the movement of the input itself."""
         d = x.numel()
         chords = torch.eye(d, dtype=torch.float64).reshape(d, *x.shape) if d * d <= CHORDS else None
         return _Movement({r: identity_norm(self.p, r, d) for r in (self.p, 2.0)}, chords)
 
     def follow(self, n: fx.Node, result: Any) -> _Movement | None:
-        """The rule of one node, or None where there is none."""
+        """Apply the rule of one node; return None where there is none."""
         args, options = self.fetch_args_kwargs_from_env(n)
         if not isinstance(result, Tensor) or result.dtype != torch.float64 or result.dim() < 2 or len(result) != 2:
             return None  # the rules know features of two inputs
@@ -192,7 +195,7 @@ class _Propagation(fx.Interpreter):
         return None
 
     def combine(self, n: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> _Movement | None:
-        """Sum, difference, product or quotient, with a constant or of two values that move."""
+        """Move a sum, difference, product or quotient, with a constant or of two values that move."""
         operation = _ARITHMETIC[n.target]
         terms = [self.movements.get(arg) if isinstance(arg, fx.Node) else None for arg in n.args]
         if any(term and tuple(arg.shape[1:]) != shape for term, arg in zip(terms, args, strict=True)):
@@ -222,7 +225,7 @@ class _Propagation(fx.Interpreter):
             raise UnsupportedError("changes in place a value that is used again")
 
     def view(self, before: _Movement, shape: tuple[int, ...]) -> _Movement:
-        """The same numbers in another shape."""
+        """Give the same numbers another shape."""
         if isinstance(before.map, Dense):
             return replace(before, map=replace(before.map, features=shape))
         if isinstance(before.map, Scale):
@@ -232,7 +235,7 @@ class _Propagation(fx.Interpreter):
         return replace(settled, chords=chords)
 
     def apply(self, before: _Movement, layer: Normed, name: str) -> _Movement:
-        """A linear layer, composed with those before it where that is cheap."""
+        """Apply a linear layer, composed with those before it if that is cheap."""
         self.gain *= max(1.0, row_norm(layer, 1.0))
         if not self.gain < LARGEST:
             raise UnsupportedError(TOO_LARGE)
@@ -261,20 +264,20 @@ class _Propagation(fx.Interpreter):
     def stretch(
         self, before: _Movement, factor: Callable[[float], float], pool: Callable[[Tensor], Tensor]
     ) -> _Movement:
-        """A nonlinear layer that is `factor(r)`-Lipschitz in the r-norm; `pool` is what it does to chords."""
+        """Apply a nonlinear layer that is `factor(r)`-Lipschitz in the r-norm; `pool` is its effect on chords."""
         settled = self.settle(before)
         chords = None if settled.chords is None else outward(pool(settled.chords), 1)
         return _Movement({r: product(bound, factor(r)) for r, bound in settled.constants.items()}, chords)
 
     def reach(self, chords: Float[Tensor, "d ..."], r: float) -> float:
-        """The norm of a table of chords from p to r (for p = r = 2 infinite, since the layers' are smaller)."""
+        """Return the norm of a table of chords from p to r (for p = r = 2 infinite, since the layers' are smaller)."""
         table = chords.flatten(1)
         if self.p == 1:
             return longest(table, r)
         return longest(lengths(table.T, 1.0)[None], r) if self.p == math.inf else math.inf
 
     def constant(self, r: float, size: int) -> float:
-        """Of all outputs together, `size` of them, from p to r."""
+        """Return the constant of all outputs together, `size` of them, from p to r."""
         if self.logits is None:
             raise UnsupportedError("the features do not depend on the input, or come with other values")
         if self.logits.map is None:
@@ -282,7 +285,7 @@ class _Propagation(fx.Interpreter):
         return min(product(bound, norm(self.logits.map, s, r)) for s, bound in self.logits.constants.items())
 
     def pairs(self, classes: int, rule: str) -> Float[Tensor, "rows rows"]:
-        r"""Constants of f_c - f_j, where the function behind the last index is 0, by a rule of `LipschitzMargin`.
+        r"""Return constants of f_c - f_j by a rule of `LipschitzMargin`; the last index stands for the function 0.
 
         With constants $L_r$ and chords C of the base, and w the rows of the last affine layers (or of the identity):
         $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$.
@@ -316,7 +319,7 @@ class _Propagation(fx.Interpreter):
         return torch.maximum(constants, constants.T).fill_diagonal_(0.0)
 
     def whole(self, last: "_Movement", layer: Dense, rule: str) -> tuple[float, float]:
-        """Constants of each logit and of each difference of two, from one constant for all logits together."""
+        """Return constants of each logit and of each difference of two, from one constant for all logits together."""
 
         def constant(of: Dense, r: float) -> float:
             return min(product(bound, norm(of, s, r)) for s, bound in last.constants.items())
