@@ -1,1 +1,1 @@
-"""Smoothed classifiers: votes are counted, probabilities bounded, radii follow."""
+"""Smoothed classifiers: votes are counted, their probabilities are bounded, and radii follow."""

@@ -1,8 +1,8 @@
 r"""Smoothing against L0: discrete noise (Lee et al., 2019) and randomized ablation (Levine and Feizi, 2020).
 
 A radius r says that r changes are tolerated, whatever the new values. Both noises are drawn exactly, by integers, and
-give values that carry no rounding of the input, so that the claims hold of the float program as well, as far as the
-random stream passes for random.
+give values that carry no rounding of the input. So the claims hold for the float program as well, as far as the random
+stream is random.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from certbench.verifiers.smoothing.splitting import check_range
 from certbench.verifiers.smoothing.votes import Draws, Rule, VoteState, sample
 
 LIMIT = 256
-"""The largest radius that `DiscreteSmoothing` looks for, so that weak noise costs no hours."""
+"""Largest radius that `DiscreteSmoothing` looks for, so that weak noise does not take hours."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Replacement:
 
     @property
     def probability(self) -> Fraction:
-        """Of staying, exactly: how many of the 2^53 values of a draw lie below `keep`."""
+        """Probability that a value stays, exact: the share of the 2^53 values of a draw that lie below `keep`."""
         return Fraction(math.ceil(Fraction(self.keep) * 2**53), 2**53)
 
     def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
-        """Draws at a flat input, which is rounded to the grid first."""
+        """Draw noisy copies of a flat input, which is rounded to the grid first."""
         own = (point.double().clamp(0, 1) * self.grid).round().numpy().astype(np.int32)
         kept = stream.random((n, len(own))) < self.keep
         other = stream.integers(0, self.grid, (n, len(own)), dtype=np.int32)
@@ -64,15 +64,15 @@ class DiscreteSmoothing(Certifier[VoteState]):
     """Discrete noise against L0, sampled (Lee et al., 2019), certified exactly in integers.
 
     Each coordinate keeps its value with probability `keep`, or takes each of the `grid` other values of the grid with
-    equal probability. Inputs are rounded to the grid first, as a part of the smoothed classifier: that changes no
-    coordinate which stays the same, so perturbed inputs may have any values.
+    equal probability. Inputs are rounded to the grid first, as a part of the smoothed classifier. Coordinates that are
+    equal stay equal, so perturbed inputs may have any values.
 
     Attributes:
         keep: probability that a coordinate keeps its value. Above 1 / (grid + 1), which is all noise.
         grid: steps between 0 and 1: 255 for 8-bit images, 1 for black and white.
         pixels: whether the radius counts pixels, that is positions with all their channels, of inputs with three axes.
         n: draws that estimate the probabilities.
-        n0: draws that select the class, independent of those.
+        n0: draws that select the class, independent of these.
         alpha: probability that an input's certificate is wrong.
         rule: `one-vs-rest` bounds the runner-up by 1 - p_A; `two-class` bounds both from the counts, at alpha / 2.
     """
@@ -96,11 +96,11 @@ class DiscreteSmoothing(Certifier[VoteState]):
             raise ConfigError(f"keep must be above 1/{self.grid + 1}, which is all noise, not {self.keep}", ("keep",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
-        """Nothing to compute."""
+        """Prepare a counter of votes."""
         return VoteState(Counter.of(classifier, Replacement(self.keep, self.grid)), threat)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """Select, estimate, bound; abstain where the bounds cross, for even the input's own class is open then.
+        """Select, estimate and bound; abstain where the bounds cross: then even the input's own class is open.
 
         Raises:
             ConfigError: inputs outside [0, 1].
@@ -116,10 +116,10 @@ class DiscreteSmoothing(Certifier[VoteState]):
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def radius(self, p_lower: float, p_upper: float, d: int) -> int:
-        """The largest number of changed coordinates, of d, after which p_A still exceeds p_B, at most `LIMIT`.
+        """Return the largest number of changed coordinates, of d, after which p_A still exceeds p_B, at most `LIMIT`.
 
-        The worst classifier gives A the outcomes that changes make rarest, and B those that they make most common: one
-        classifier can do both, so this is tight.
+        The worst classifier gives A the outcomes that changes make rarest, and B the outcomes that changes make most
+        common. One classifier can do both, so this is tight.
         """
         low, rest = Fraction(p_lower), 1 - Fraction(p_upper)
         if not low > 1 - rest:
@@ -130,16 +130,16 @@ class DiscreteSmoothing(Certifier[VoteState]):
         return min(d, LIMIT)
 
     def worst(self, p: float | Fraction, r: int) -> Fraction:
-        r"""The least probability after r changes of a set that had probability p, by Neyman and Pearson.
+        r"""Return the least probability that a set of probability p can have after r changes, by Neyman and Pearson.
 
         Only the changed coordinates matter. An outcome in which i of them have their old values and j their new ones
-        had probability $a^i b^j$ and has $b^i a^j$, with $b = (1 - a) / K$; so outcomes are worth least, for what they
-        cost, in descending order of i - j.
+        had probability $a^i b^j$ and has $b^i a^j$, with $b = (1 - a) / K$. So the worst set takes outcomes in
+        descending order of i - j.
         """
         return self._worst(Fraction(p), next(itertools.islice(self._shares(), r - 1, None)))
 
     def threshold(self, r: int) -> Fraction:
-        """The least p that is certified at r against the rest: `worst(p, r) = 1/2`."""
+        """Return the least p that is certified at r against the rest: `worst(p, r) = 1/2`."""
         shares = next(itertools.islice(self._shares(), r - 1, None))
         total = sum(shares)
         spent, kept = 0, 0
@@ -150,7 +150,7 @@ class DiscreteSmoothing(Certifier[VoteState]):
         raise AssertionError("the shares of all outcomes are 1 together")
 
     def _shares(self) -> Iterator[list[int]]:
-        """For r = 1, 2, ... the probabilities of i - j = -r, ..., r at the input, times (K D)^r; reversed, after."""
+        """Yield the probabilities of i - j = -r, ..., r at the input, times (K D)^r, for each r; reversed, after."""
         a = Replacement(self.keep, self.grid).probability
         same, other = a.numerator * self.grid, a.denominator - a.numerator
         shares = [1]
@@ -178,9 +178,9 @@ class Ablation:
     """Noise that shows some positions, and hides the others.
 
     Attributes:
-        keep: how many positions it shows.
+        keep: number of positions that it shows.
         channels: entries at each position, `d / channels` apart.
-        hidden: what stands at the others; NaN for `TwoChannel` to read.
+        hidden: value at the hidden positions; NaN for `TwoChannel` to read.
     """
 
     keep: int
@@ -188,7 +188,7 @@ class Ablation:
     hidden: float
 
     def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
-        """Draws at a flat input. Each set of positions is equally likely: Floyd's algorithm on exact integers."""
+        """Draw copies of a flat input. Each set of positions is equally likely: Floyd's algorithm on exact integers."""
         positions = len(point) // self.channels
         shown, rows = np.zeros((n, positions), dtype=bool), np.arange(n)
         for last in range(positions - self.keep, positions):
@@ -199,13 +199,13 @@ class Ablation:
 
 
 class TwoChannel(nn.Module):
-    """Images with hidden entries, NaN, as pairs (x, 1 - x), of which (0, 0) is hidden (Levine and Feizi, 2020).
+    """A layer that writes images with hidden entries, NaN, as pairs (x, 1 - x) (Levine and Feizi, 2020).
 
-    It stands first in a classifier whose next layer takes twice the channels.
+    A hidden entry becomes (0, 0). This is the first layer of a classifier; the next layer takes twice the channels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(n, c, ...)` to `(n, 2 c, ...)`."""
+        """Turn `(n, c, ...)` into `(n, 2 c, ...)`."""
         return torch.cat([x, 1 - x], dim=1).nan_to_num(nan=0.0)
 
 
@@ -214,15 +214,15 @@ class RandomizedAblation(Certifier[VoteState]):
     r"""Randomized ablation against L0, sampled (Levine and Feizi, 2020).
 
     The classifier sees `keep` of the pixels, chosen at random. With probability
-    $\Delta_r = 1 - {d - r \choose k} / {d \choose k}$ it sees one of r that changed, so r changes are tolerated if
+    $\Delta_r = 1 - {d - r \choose k} / {d \choose k}$ it sees one of r changed pixels. So r changes are tolerated if
     $p_A - \Delta_r > p_B + \Delta_r$, which is tight.
 
     Attributes:
         keep: pixels that the classifier sees.
-        encode: what it sees of the others: NaN, for a classifier that begins with `TwoChannel`, or zero.
-        pixels: whether a pixel is a position with all its channels, of inputs with three axes, or each number is one.
+        encode: what hides the others: NaN, for a classifier that begins with `TwoChannel`, or zero.
+        pixels: whether a pixel is a position with all its channels (for inputs with three axes), or one number.
         n: draws that estimate the probabilities.
-        n0: draws that select the class, independent of those.
+        n0: draws that select the class, independent of these.
         alpha: probability that an input's certificate is wrong.
         rule: `one-vs-rest` bounds the runner-up by 1 - p_A; `two-class` bounds both from the counts, at alpha / 2.
     """
@@ -241,7 +241,7 @@ class RandomizedAblation(Certifier[VoteState]):
     version = 2
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
-        """Check that the classifier can read what it will be shown.
+        """Check that the classifier can read the hidden pixels.
 
         Raises:
             UnsupportedError: fewer pixels than `keep`, or NaN in the logits where pixels are hidden.
@@ -256,7 +256,7 @@ class RandomizedAblation(Certifier[VoteState]):
         return VoteState(Counter.of(classifier, noise), threat)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """Select, estimate, bound; abstain where the bounds cross, for even the input's own class is open then."""
+        """Select, estimate and bound; abstain where the bounds cross: then even the input's own class is open."""
         channels = self._channels(state.counter.classifier.input_shape)
         predictions, radii, evidence = [], [], []
         for vote in sample(state.counter, x, seeds, self.n0, self.n, self.alpha, self.rule):
@@ -267,7 +267,7 @@ class RandomizedAblation(Certifier[VoteState]):
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def radius(self, p_lower: float, p_upper: float, positions: int) -> int:
-        """The largest number of changed pixels after which p_A still exceeds p_B."""
+        """Return the largest number of changed pixels after which p_A still exceeds p_B."""
         gap, unseen, r = Fraction(p_lower) - Fraction(p_upper), Fraction(1), 0
         while r < positions:
             unseen *= Fraction(max(positions - self.keep - r, 0), positions - r)

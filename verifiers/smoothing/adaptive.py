@@ -1,8 +1,8 @@
-r"""Is the smoothed radius at least r? Draws until that is clear (Voráček, 2024).
+r"""Smoothing for the question whether the radius is at least r, with draws until that is clear (Voráček, 2024).
 
 The radius of class A is at least r if its probability under noise is at least $p_0$, the probability at which the
 noise's own certificate reaches r (for Gaussian noise and L2 $p_0 = \Phi(r / \sigma)$). A confidence sequence for that
-probability may be looked at after any number of draws, and mostly few decide.
+probability is valid after any number of draws, and usually few draws decide.
 """
 
 import math
@@ -29,13 +29,13 @@ from certbench.verifiers.smoothing.votes import Draws
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveState:
-    """What is counted, under which threat model, and the probability that is enough.
+    """The counter, the threat model, and the probability that is enough.
 
     Attributes:
-        counter: of the votes.
+        counter: counter of the votes.
         threat: the threat model.
-        dimension: of the input.
-        p0: at this probability of a class, the noise certifies the radius.
+        dimension: dimension of the input.
+        p0: probability of a class at which the noise certifies the radius.
     """
 
     counter: Counter
@@ -46,18 +46,18 @@ class AdaptiveState:
 
 @dataclass(frozen=True)
 class AdaptiveSmoothing(Certifier[AdaptiveState]):
-    """Randomized smoothing for one radius, with as many draws as that takes (Voráček, 2024).
+    """Randomized smoothing for one radius, with as many draws as it takes (Voráček, 2024).
 
-    Certified is the majority vote under noise, as by `smoothing` with its rule one-vs-rest, within exactly `radius` or
-    not at all. With probability at least 1 - alpha per input, whatever the number of draws, a certificate is right.
+    It certifies the majority vote under noise, as `smoothing` does with its rule one-vs-rest, within exactly `radius`
+    or not at all. With probability at least 1 - alpha per input, for any number of draws, a certificate is right.
 
     Attributes:
-        noise: of the draws.
-        radius: that is asked for, in the norm of the threat model.
-        n: draws after which no answer is an abstention.
-        n0: draws that select the class, independent of those.
+        noise: noise of the draws.
+        radius: the radius in question, in the norm of the threat model.
+        n: largest number of draws; without an answer by then it abstains.
+        n0: draws that select the class, independent of these.
         alpha: probability that an input's certificate is wrong.
-        step: draws between looks.
+        step: draws between two looks at the votes.
     """
 
     noise: Noise = field(default_factory=Gaussian)
@@ -75,7 +75,7 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
         """Find the probability that is enough.
 
         Raises:
-            UnsupportedError: the noise never certifies the radius, or n draws that all agree would not show it.
+            UnsupportedError: the noise never certifies the radius, or not even n draws that all agree would show it.
         """
         d = math.prod(classifier.input_shape)
         p0 = needed(self.noise, self.radius, threat.p, d)
@@ -105,10 +105,10 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
     def ask(
         self, state: AdaptiveState, point: Float[Tensor, " ..."], seed: int, top: int
     ) -> tuple[bool | None, int, int]:
-        """Whether class `top` has probability p0 at least (None: open), its votes, and the draws they are of.
+        """Decide whether class `top` has at least probability p0 (None: open); return its votes and the draws, too.
 
-        The votes of one class against all else, draws without a vote among them. Sampling ends early, without an
-        answer, where the rest of the draws could not certify even if all agreed: that certifies nothing more.
+        The votes of the class count against all others, and against draws without a vote. Sampling ends early, without
+        an answer, if the remaining draws could not certify even if all agreed: that certifies nothing more.
         """
         successes, draws = 0, 0
         size = min(self.step, rows_of(point.numel()))
@@ -151,9 +151,9 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
 
 
 def needed(noise: Noise, radius: float, p: float, d: int) -> float | None:
-    """The smallest probability of a class, against all others together, at which `noise.radius` reaches a radius.
+    """Return the smallest probability of a class, against all others together, for which `noise` has the radius.
 
-    The probability returned does reach it, whatever the rounding; None if not even 1 does.
+    This probability does reach it, for any rounding; None if not even 1 does.
     """
     low, high = 0.5, 1.0
     if not noise.radius(high, 0.0, p, d) >= radius:

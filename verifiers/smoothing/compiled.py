@@ -1,4 +1,4 @@
-"""Classifiers compiled by torch.compile, each apart."""
+"""Classifiers compiled by torch.compile, each one by itself."""
 
 import itertools
 import types
@@ -12,16 +12,19 @@ from certbench.errors import UnsupportedError
 
 
 def apart(function: Any) -> Any:
-    """The function with code of its own: torch compiles one code for a few functions, and runs the others as is."""
+    """Return the function with code of its own.
+
+    torch compiles one code for a few functions only, and runs further ones uncompiled.
+    """
     code = function.__code__.replace(co_name=f"counted_{next(_NUMBERS)}")
     return types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
 
 
 def compile_module(function: Any) -> Callable[..., Tensor]:
-    """The function by `torch.compile`: all of it, or none.
+    """Compile a function by `torch.compile`, all of it or nothing.
 
     Raises:
-        UnsupportedError: when it is called first, and it cannot be compiled here.
+        UnsupportedError: it cannot be compiled here; raised by the first call.
     """
     run: Callable[..., Any] = torch.compile(apart(lambda *rows: function(*rows)), dynamic=False, fullgraph=True)
 

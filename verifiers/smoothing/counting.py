@@ -1,12 +1,12 @@
-r"""How often each class is predicted under noise: the counts that every certificate of smoothing is a function of.
+r"""Counts of how often each class is predicted under noise: every certificate of smoothing is a function of them.
 
 Draws come in chunks, and the random stream of a chunk depends on a seed, the phase and the chunk's number alone. So
-counts do not depend on the order of inputs, on how they are batched, or on where a run was interrupted; more draws
-extend fewer; and what was counted once, for whatever norm, rule or confidence, is not counted again.
+counts do not depend on the order of inputs, on how they are batched, or on where a run was interrupted. More draws
+extend fewer draws. Counts made for one norm, rule or confidence are not made again for another.
 
-If inputs share their noise, the first affine layers see it once: with h their composition,
+If inputs share their noise, the first affine layers see it once. With h their composition,
 $h(x + \epsilon) = h(x) + (h(\epsilon) - h(0))$ in real arithmetic, and the rest of the network runs on the sum. Every
-input still sees independent draws, so each certificate holds with its own confidence; but failures of different inputs
+input still sees independent draws, so each certificate holds with its own confidence. But failures of different inputs
 are no longer independent.
 """
 
@@ -38,51 +38,51 @@ SELECTION, ESTIMATION, PREDICTION = range(3)
 """Phases of the sampling; each has random streams of its own."""
 
 ROWS, ENTRIES = 1000, 2**22
-"""Draws in a chunk: so many rows, fewer where they would have more entries than that. Fixed for an input shape, because
-logits differ in the last bits between batch shapes. A judgement: on two networks of MNIST and CIFAR 128 to 1000 rows
-were equally fast, 4000 a third slower."""
+"""Largest number of rows in a chunk of draws, and of entries. Fixed for an input shape, because logits differ in the
+last bits between batch shapes. A judgement: on two networks of MNIST and CIFAR 128 to 1000 rows were equally fast, 4000
+a third slower."""
 
 REMEMBERED = 2**16
-"""How many inputs' counts are kept, those counted last; some hundred bytes each."""
+"""Number of inputs whose counts are kept, the latest ones; some hundred bytes each."""
 
 Value = TypeVar("Value")
 
 _COUNTED: "OrderedDict[Hashable, tuple[int, Any]]" = OrderedDict()
-"""How many chunks, and their counts, sums or votes; none of it is ever changed, only replaced."""
+"""Number of chunks, and their counts, sums or votes. Entries are never changed, only replaced."""
 
 _LOCK = threading.Lock()
 
 
 @runtime_checkable
 class Mechanism(Hashable, Protocol):
-    """What hides the input from a classifier; hashable, so that what was counted under it is found again."""
+    """A mechanism that hides the input from a classifier. It is hashable, so that its counts are found again."""
 
     def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
-        """Draws at one flat input; they depend on the stream and on the input alone."""
+        """Draw noisy copies of one flat input; they depend on the stream and on the input alone."""
 
 
 @runtime_checkable
 class Shareable(Protocol):
-    """Noise that is added, in the classifier's precision or float32, and so is the same at every input."""
+    """Noise that is added, in the classifier's precision or float32, and is the same at every input."""
 
     def sample(self, stream: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:
-        """Draws; they depend on the stream alone."""
+        """Draw noise; it depends on the stream alone."""
 
 
 @dataclass(frozen=True, eq=False)
 class Counter:
-    """Counts a classifier's predictions under noise.
+    """A counter of a classifier's predictions under noise.
 
     Attributes:
-        classifier: that votes.
-        noise: of the draws.
-        share: the seed of noise that all inputs share; None: each input has noise of its own.
-        key: of what was counted before; None: nothing is remembered.
-        device: where torch draws the noise; None: NumPy does, on the CPU, for any other kind of mechanism, too. The
-            draws are other ones, and torch's differ between kinds of GPU.
-        compiled: whether `torch.compile` runs the classifier, whose roundings then are others.
+        classifier: the classifier that votes.
+        noise: noise of the draws.
+        share: seed of noise that all inputs share; None: each input has noise of its own.
+        key: key of the counts that are remembered; None: nothing is remembered.
+        device: the device where torch draws the noise; None: NumPy draws it, on the CPU, as for all other mechanisms.
+            Both draw other numbers, and torch's differ between kinds of GPU.
+        compiled: whether `torch.compile` runs the classifier, which changes its roundings.
         content: whether the key is the classifier's fingerprint. Then nothing is looked up or remembered while the
-            classifier is another one than it was, by a training step, say.
+            classifier has changed, for example by a training step.
     """
 
     classifier: Classifier
@@ -95,7 +95,7 @@ class Counter:
 
     @staticmethod
     def of(classifier: Classifier, noise: Mechanism, share: int | None = None, *, compiled: bool = False) -> "Counter":
-        """A counter that remembers by content, unless a classifier's cannot be read, and draws on a GPU's side.
+        """Make a counter that remembers by the classifier's fingerprint, if there is one, and draws on its GPU, if any.
 
         Raises:
             UnsupportedError: the classifier is to be compiled, and there is no compiler.
@@ -109,7 +109,7 @@ class Counter:
 
     @torch.no_grad()
     def try_once(self) -> None:
-        """Run a chunk of zeros, so that what cannot be compiled is refused, and compiling is done with."""
+        """Run a chunk of zeros, so that it is compiled now or refused."""
         rows = torch.zeros(rows_of(math.prod(self.classifier.input_shape)), *self.classifier.input_shape)
         if self.share is None:
             self._run(rows)
@@ -119,7 +119,7 @@ class Counter:
             after(moved[0], moved, torch.empty_like(moved))
 
     def description(self) -> DrawingEvidence:
-        """Return what is not as usual: the random stream, the precision, the compiler."""
+        """Return what is unusual: the random stream, the precision, the compiler."""
         dtype = self.classifier.dtype
         short = dtype != torch.promote_types(dtype, torch.float32)
         return DrawingEvidence(
@@ -131,7 +131,7 @@ class Counter:
     def count(
         self, x: Float[Tensor, "n ..."], draws: int, seeds: Sequence[int], phase: int
     ) -> Int[Tensor, "n classes"]:
-        """Counts of so many draws at each input, on the CPU.
+        """Count the votes of `draws` draws at each input; return them on the CPU.
 
         A draw whose logits are not all finite votes for no class, so that a row's sum may fall short of `draws`.
         """
@@ -154,7 +154,7 @@ class Counter:
             rows = x.to(where, self.precision)
             images = (
                 torch.cat([head(row[None]) for row in rows]) if len(rows) else rows
-            )  # one by one, for the last bits
+            )  # one by one, because the last bits depend on the batch
             origin = head(torch.zeros_like(x[:1]).to(images))
             for chunk in range(min(starts, default=0), -(-draws // size)):
                 drawn = self._draw(phase, chunk, size, x[0].numel())
@@ -168,7 +168,7 @@ class Counter:
 
     @property
     def precision(self) -> torch.dtype:
-        """Of the sum of input and noise: the classifier's, or float32, so that the classifier rounds to a shorter."""
+        """Precision of the sum of input and noise: the classifier's, or float32 if the classifier's is shorter."""
         return torch.promote_types(self.classifier.dtype, torch.float32)
 
     @cached_property
@@ -179,7 +179,7 @@ class Counter:
 
     @cached_property
     def _halves(self) -> tuple[nn.Module, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-        """The first affine layers, in the precision of the sum; and what follows them, of two summands and a buffer."""
+        """The first affine layers, in the sum's precision; and the rest, a function of two summands and a buffer."""
         head, tail = split(self.classifier)
         dtype = self.classifier.dtype
         if dtype != self.precision:
@@ -199,7 +199,7 @@ class Counter:
         return head, after
 
     def _draw(self, phase: int, chunk: int, size: int, d: int) -> Float[Tensor, "size d"]:
-        """Noise that all inputs share."""
+        """Draw noise that all inputs share."""
         assert self.share is not None and isinstance(self.noise, Shareable)
         if isinstance(self.noise, Noise):
             return self.noise.draw(stream_of(self.share, phase, chunk, self.device), size, d)
@@ -216,31 +216,31 @@ class Counter:
         start: Value,
         add: Callable[[Value, Tensor, int], Value],
     ) -> Value:
-        """What so many draws at an input amount to.
+        """Combine the logits of draws at an input.
 
         Args:
             point: the input.
-            draws: how many.
-            seed: of its noise.
-            phase: of the sampling.
-            size: of the chunks, on which the draws depend.
-            what: name of the sum, which is remembered under it.
-            start: of nothing.
-            add: the sum so far, the logits of a chunk and its number to a new sum.
+            draws: number of draws.
+            seed: seed of its noise.
+            phase: phase of the sampling.
+            size: size of the chunks; the draws depend on it.
+            what: name of the sum, under which it is remembered.
+            start: value of the empty sum.
+            add: function of the sum so far, the logits of a chunk and its number; it returns the new sum.
         """
         key = _name(self._now(), point, seed, phase, size, *what)
         chunks, value = _recall(key, size, draws, start)
         for chunk, logits in enumerate(self.logits(point, draws, seed, phase, size, chunks), chunks):
             value = add(value, logits, chunk)
             _remember(key, size, draws, chunk, value)
-        return copy.deepcopy(value)  # what is remembered stays as it is, whatever becomes of this
+        return copy.deepcopy(value)  # so that the remembered value never changes
 
     def logits(
         self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, start: int = 0
     ) -> Iterator[Float[Tensor, "rows classes"]]:
-        """Logits of so many draws at an input, by chunks of `size` from number `start` on, with noise of its own.
+        """Yield the logits of draws at an input, by chunks of `size` from number `start` on, with noise of its own.
 
-        Draws depend on `size`. Every chunk is computed in full, also the last, of which only the draws wanted come out.
+        Draws depend on `size`. Every chunk is computed in full, even if not all of the last one's draws are wanted.
         """
         flat = point.flatten().to(self.device or "cpu")
         flat = flat.to(self.precision) if isinstance(self.noise, Shareable) else flat
@@ -249,14 +249,14 @@ class Counter:
                 noisy = self.noise.perturb(flat, stream_of(seed, phase, chunk, self.device), size)
             else:
                 noisy = self.noise.perturb(flat, numpy_stream(seed, phase, chunk), size)
-            with torch.no_grad():  # never around a yield: whoever reads two of these in turn would be left without
+            with torch.no_grad():  # never around a yield: it would change the caller's mode
                 found = self._run(noisy.view(size, *point.shape))[: draws - chunk * size]
             yield found
 
     def votes(
         self, point: Float[Tensor, " ..."], draws: int, seed: int, phase: int, size: int, c: int
     ) -> Iterator[int]:
-        """How many draws of each chunk are for class c, up to so many draws; looked up as far as they are known."""
+        """Yield the number of votes for class c in each chunk of draws; known chunks are looked up."""
         key = _name(self._now(), point, seed, phase, size, "votes", c)
         found = list(_COUNTED.get(key, (0, ()))[1][: draws // size])
         yield from tuple(found)
@@ -266,11 +266,11 @@ class Counter:
                 if len(logits) == size:
                     found.append(votes)
                 yield votes
-        finally:  # however many were looked at
+        finally:  # even if the caller stops early
             _keep(key, len(found), tuple(found))
 
     def settled(self) -> "Counter":
-        """The same, for a batch: that the key is still the classifier's is looked at now, which takes milliseconds."""
+        """Return the counter for one batch: it checks now, in milliseconds, that the key is still the classifier's."""
         found = copy.copy(self)
         if self.content:
             object.__setattr__(found, "key", None if self._now() is None else self.key)
@@ -278,7 +278,7 @@ class Counter:
         return found
 
     def _now(self) -> tuple[Hashable, ...] | None:
-        """What is counted here, under which noise; None: nobody knows, and nothing is remembered."""
+        """Name what is counted here, under which noise; None: it is unknown, and nothing is remembered."""
         if self.key is None or (self.content and self.key != _fingerprint(self.classifier)):
             return None
         stream = None if self.device is None else place_of(self.device)
@@ -286,7 +286,7 @@ class Counter:
 
 
 Key = tuple[Hashable, ...] | None
-"""What draws were counted at which input; None: nothing of it is remembered."""
+"""Name of draws at an input; None: they are not remembered."""
 
 
 def _fingerprint(classifier: Classifier) -> str | None:
@@ -301,7 +301,7 @@ def _name(now: Key, point: Tensor, seed: int, phase: int, size: int, *what: Hash
 
 
 def _recall(key: Key, size: int, draws: int, start: Value) -> tuple[int, Value]:
-    """As many chunks as are known and wanted, and their sum."""
+    """Look up as many chunks as are known and wanted; return their number and their sum."""
     for known, most in () if key is None else (((*key, draws), draws + size), (key, draws)):
         chunks, value = _COUNTED.get(known, (0, None))
         if value is not None and chunks * size <= most:
@@ -310,13 +310,13 @@ def _recall(key: Key, size: int, draws: int, start: Value) -> tuple[int, Value]:
 
 
 def _remember(key: Key, size: int, draws: int, chunk: int, value: Any) -> None:
-    """The sum up to a chunk; where only a part of that was wanted, for this number of draws alone."""
+    """Remember the sum up to a chunk; a sum over a part of a chunk is for this number of draws alone."""
     whole = (chunk + 1) * size <= draws
     _keep(key if whole or key is None else (*key, draws), chunk + 1, value)
 
 
 def _keep(key: Key, much: int, what: Any) -> None:
-    """Remember it in place of less, until `REMEMBERED` others came later."""
+    """Keep a value in place of one from fewer chunks; of all values, the last `REMEMBERED` stay."""
     if key is None or much == 0:
         return
     with _LOCK:
@@ -330,19 +330,19 @@ def _keep(key: Key, much: int, what: Any) -> None:
 def add_votes(
     votes: Int[Tensor, " classes"], logits: Float[Tensor, "n classes"], chunk: int
 ) -> Int[Tensor, " classes"]:
-    """Votes so far and those of a chunk, for `Counter.fold`."""
+    """Add the votes of a chunk to those so far, for `Counter.fold`."""
     del chunk
     found = _tally(logits)
     return votes.to(found.device) + found
 
 
 def tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
-    """How many rows are for each class, on the CPU; one that is not finite is for none."""
+    """Count the rows that vote for each class, on the CPU; a row that is not finite votes for none."""
     return _tally(logits).cpu()
 
 
 def _tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
-    """As `tally`, on their device, without waiting for it."""
+    """Count like `tally`, on the rows' device, without waiting for it."""
     finite = (logits * 0).sum(dim=1) == 0
     labels = torch.where(finite, logits.argmax(dim=1), logits.shape[1])
     found = torch.zeros(logits.shape[1] + 1, dtype=torch.int64, device=logits.device)
@@ -350,5 +350,5 @@ def _tally(logits: Float[Tensor, "n classes"]) -> Int[Tensor, " classes"]:
 
 
 def rows_of(entries: int) -> int:
-    """Draws in a chunk, for inputs of so many entries."""
+    """Return the number of draws in a chunk, for inputs of so many entries."""
     return max(1, min(ROWS, ENTRIES // entries))

@@ -1,8 +1,8 @@
 r"""Derandomised smoothing against patches: votes of bands or blocks of the image (Levine and Feizi, 2020).
 
 A patch is a square of m x m pixels, with any values, anywhere in the image. It is no ball of a norm and has no place
-among threat models, so this is a function of its own and no certifier of the table; its certificates are ordinary ones,
-in which the radius is the largest m that is tolerated.
+among threat models. So this is a function of its own, no certifier of the table. Its certificates are ordinary ones,
+where the radius is the largest m that is tolerated.
 
 The classifier sees one band of columns, or one block, at a time, wrapped around the borders, and may vote for several
 classes or none. All positions are tried: counts are exact, and the claim, which is about the smoothed classifier, is
@@ -34,12 +34,12 @@ class PatchSmoothing(Options):
     """Band or block smoothing.
 
     Attributes:
-        kind: `band`, of whole columns, or `block`, a square.
+        kind: `band`, made of whole columns, or `block`, a square.
         size: width of the band, or side of the block.
-        threshold: a class has the vote of a position where its softmax is at least this.
-        rule: `uniform`, as published, allows each of the positions that meet a patch to take a vote from the winner
-            and to give one to its rival; `located` looks at each place of the patch, and at how those positions
-            voted: never less.
+        threshold: softmax from which on a position votes for a class.
+        rule: `uniform`, as published: each position that meets a patch may take a vote from the winner and give one to
+            its rival. `located` looks at each place of the patch, and at how those positions voted; its radius is never
+            smaller.
         encode: what hides the rest: NaN, for a classifier that begins with `ablation.TwoChannel`, or zero.
     """
 
@@ -53,13 +53,13 @@ class PatchSmoothing(Options):
     subject = Subject.SMOOTHED
 
     def certify(self, classifier: Classifier, x: Float[Tensor, "n ..."]) -> Certificate:
-        """The class of each image, and the side of the largest square patch that cannot change it.
+        """Return the class of each image, and the side of the largest square patch that cannot change it.
 
-        The class is known even where that is 0, unless no position voted.
+        The class is known even if this side is 0, unless no position voted.
 
         Raises:
             ConfigError: inputs of another shape, or not finite.
-            UnsupportedError: the classifier takes no images, smaller ones than a band or block, or cannot read NaN.
+            UnsupportedError: the classifier takes no images, images smaller than a band or block, or no NaN.
         """
         check_inputs(classifier, x, L0)
         if len(classifier.input_shape) != 3:
@@ -92,7 +92,7 @@ class PatchSmoothing(Options):
     def votes(
         self, classifier: Classifier, image: Float[Tensor, "channels height width"]
     ) -> Bool[Tensor, "rows columns classes"]:
-        """For which classes each position votes, by its first row (one of them, for bands) and first column."""
+        """Return the classes that each position votes for, by its first row (one of them, for bands) and column."""
         _, height, width = image.shape
         down, across = _shown(height, self.size), _shown(width, self.size)
         if self.kind == "band":
@@ -101,14 +101,14 @@ class PatchSmoothing(Options):
         hidden, size = (torch.nan if self.encode == "two-channel" else 0.0), rows_of(image.numel())
         found = []
         for start in range(0, len(masks), size):
-            index = torch.arange(start, start + size) % len(masks)  # full batches, of repetitions
+            index = torch.arange(start, start + size) % len(masks)  # full batches, by repetition
             seen = torch.where(masks[index][:, None].to(image.device), image, hidden)
             votes = classifier(seen).double().softmax(dim=1) >= self.threshold  # NaN votes for nothing
             found.append(votes[: len(masks) - start].cpu())
         return torch.cat(found).view(len(down), width, -1)
 
     def side(self, votes: Bool[Tensor, "rows columns classes"], height: int, width: int) -> tuple[int, int]:
-        """The winner, ties to the first class, and the side of the largest patch that leaves it the winner."""
+        """Return the winner, ties to the first class, and the side of the largest patch that leaves it the winner."""
         counts = votes.long().sum(dim=(0, 1))
         top = ranking(counts.tolist(), 1)[0]
         side = 0
@@ -119,11 +119,11 @@ class PatchSmoothing(Options):
     def _rooms(
         self, votes: Int[Tensor, "rows columns classes"], top: int, side: int, height: int, width: int
     ) -> Int[Tensor, "places rivals"]:
-        """By how much the winner stays ahead of each rival, ties to the first class, for each place of a patch."""
+        """Return the lead of the winner over each rival, ties to the first class, for each place of a patch."""
         touched = _touched(height, side, self.size) if self.kind == "block" else torch.ones(1, 1, dtype=torch.int64)
         across = _touched(width, side, self.size)
         total = votes.sum(dim=(0, 1))
-        most = touched.sum(dim=1)[:, None] * across.sum(dim=1)  # how many positions see the patch
+        most = touched.sum(dim=1)[:, None] * across.sum(dim=1)  # number of positions that see the patch
         rivals = torch.arange(len(total)) != top
         ties = (torch.arange(len(total)) > top).long()[rivals]
         if self.rule == "uniform":
@@ -135,11 +135,11 @@ class PatchSmoothing(Options):
 
 
 def _shown(length: int, size: int) -> Bool[Tensor, "positions length"]:
-    """Which of `length` entries a window of that size shows, by its first one, wrapped around."""
+    """Say which of `length` entries a window of that size shows, wrapped around; one row for each first entry."""
     return (torch.arange(length) - torch.arange(length)[:, None]) % length < size
 
 
 def _touched(length: int, side: int, size: int) -> Int[Tensor, "places positions"]:
-    """Which windows, by their first entry, meet a patch of that side, for each place of the patch inside."""
+    """Say which windows, by their first entry, meet a patch of that side, for each place of the patch inside."""
     places, positions = torch.arange(length - side + 1)[:, None], torch.arange(length)
     return ((positions - places + size - 1) % length < side + size - 1).long()

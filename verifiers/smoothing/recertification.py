@@ -1,4 +1,4 @@
-"""Counts that somebody else made become certificates."""
+"""Certificates from counts that somebody else made."""
 
 import math
 from collections.abc import Sequence
@@ -39,20 +39,21 @@ def recertify(
     draws: ArrayLike | None = None,
     noise: Noise | None = None,
 ) -> Certificate:
-    r"""Certificates of a smoothed classifier from how often each class was drawn, each wrong with probability <= alpha.
+    r"""Certify a smoothed classifier from how often each class was drawn; wrong with probability <= alpha per input.
 
-    The class certified at an input is, in this order: what `selection` counts most, what `selected` says, and else the
-    most frequent class of the same counts, "reused". A class chosen by the counts which then bound it costs confidence:
+    The class certified at an input is, in this order: the one that `selection` counts most, the one that `selected`
+    gives, or else the most frequent class of the same counts, "reused". A class that is chosen by the counts that then
+    bound it costs confidence:
 
     - `one-vs-rest` then uses alpha / 2, however many classes there are. A class with p_c <= 1/2 is certified, wrongly,
       only if its count is at least m > n/2, where P[Bin(n, 1/2) >= m] <= alpha / 2. The tail P[Bin(n, p) >= m] is
-      convex in p up to (m-1)/(n-1) >= 1/2 and 0 at 0, so it is at most 2p times that, and over these classes alpha
-      times the sum of their p at most. If no class has p > 1/2, that is alpha at most; if one has, the sum is below
-      1/2, and alpha / 2 for its own bound makes alpha at most.
+      convex in p up to (m-1)/(n-1) >= 1/2 and 0 at 0, so it is at most 2p times that, and over these classes at most
+      alpha times the sum of their p. If no class has p > 1/2, this is at most alpha. If one has, the sum is below 1/2,
+      and with alpha / 2 for the bound of that class the total is at most alpha.
     - `two-class` spends a third of alpha each on the bound of the truly first class, on that of the truly second, and
-      on the test that the most frequent class is the first (Hung and Fithian, 2019; as PREDICT of Cohen et al.), and
+      on the test that the most frequent class is the first (Hung and Fithian, 2019; as PREDICT of Cohen et al.). It
       abstains if the test does not reject.
-    - `top-k` uses alpha / 2, see `topk.simultaneous_bounds`.
+    - `top-k` uses alpha / 2, see `confidence.top_k.simultaneous_bounds`.
 
     Args:
         counts: whole numbers, (n, classes).
@@ -61,16 +62,17 @@ def recertify(
         rule: `one-vs-rest` (Cohen et al., 2019), `two-class` (each bound at alpha / 2; see `GaussianSmoothing`), or
             `top-k` (Jia et al., 2020): the class stays among the k most probable.
         labels: true classes, for `selected="label"`.
-        selection: counts of other draws, (n, classes), which select.
+        selection: counts of other draws, (n, classes), which select the class.
         selected: classes chosen without these counts; `"label"`: certify the true label, which no draw chose;
-            `"independent"`: the most frequent class at the full alpha, as if other draws had chosen it. That is how the
-            literature reads such files, and is covered by alpha only where those draws chose the same class.
-        k: of top-k.
+            `"independent"`: the most frequent class at the full alpha, as if other draws had chosen it. The literature
+            reads such files in this way, but alpha covers it only if those draws chose the same class.
+        k: the k of top-k.
         norm: 1, 2 or inf.
-        d: dimension of the inputs, which Linf and other noises than Gaussian need.
-        draws: per input, where some voted for no class (they count as one more rival, but not in the top k).
-        noise: one of `certbench.verifiers.smoothing.noise`; its radii are used, in dimension d. Gaussian of `sigma` if
-            None.
+        d: dimension of the inputs; Linf and other noises than Gaussian need it.
+        draws: number of draws per input, if some voted for no class (they count as one more rival, but not in the
+            top k).
+        noise: a noise of `certbench.verifiers.smoothing.noise`; its radii are used, in dimension d. None: Gaussian of
+            `sigma`.
 
     Returns:
         The certificate. `evidence` has the counts, the bounds, and how the class was selected. For top-k `prediction`

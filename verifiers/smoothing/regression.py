@@ -1,8 +1,9 @@
 r"""Percentile smoothing of regressors (Chiang, Curry, Abdelkader, Kumar, Dickerson and Goldstein, 2020).
 
-Certified is $h_p(x)$, the p-quantile of each output of f(x + N(0, sigma^2 I)), the median by default: within a ball it
-stays between two other quantiles at its centre, $h_p(x + \delta) \in [h_{\underline p}(x), h_{\overline p}(x)]$ with
-$\Phi(\Phi^{-1}(p) \mp \epsilon/\sigma)$ for $\|\delta\|_2 \le \epsilon$; order statistics of draws bound those.
+The certified function is $h_p(x)$, the p-quantile of each output of f(x + N(0, sigma^2 I)), the median by default.
+Within a ball it stays between two other quantiles at its centre,
+$h_p(x + \delta) \in [h_{\underline p}(x), h_{\overline p}(x)]$ with $\Phi(\Phi^{-1}(p) \mp \epsilon/\sigma)$ for
+$\|\delta\|_2 \le \epsilon$. Order statistics of draws bound these.
 """
 
 import math
@@ -21,18 +22,18 @@ from certbench.errors import ConfigError, UnsupportedError
 from certbench.verifiers.smoothing.noise.families import Gaussian
 
 ROWS, ENTRIES = 1000, 2**22
-"""Draws per forward pass: so many rows, fewer where they would have more entries than that. Fixed for an input shape,
-because outputs differ in the last bits between batch shapes."""
+"""Largest number of rows in a forward pass, and of entries. Fixed for an input shape, because outputs differ in the
+last bits between batch shapes."""
 
 PERCENTILE = 0x706572
-"""Phase of the sampling, apart from those that smooth classifiers."""
+"""Phase of the sampling, other than those that smooth classifiers."""
 
 ROUNDING = 1e-10
-"""Room for the error of tail probabilities, relative; and, in units of 1e-2, of the two percentiles."""
+"""Room for the error of tail probabilities, relative; and of the two percentiles, in units of 1e-2."""
 
 
 def order_statistics(n: int, eps: float, sigma: float, alpha: float, percentile: float = 0.5) -> tuple[int, int]:
-    r"""Which of n sorted samples, counted from 1, bound the percentile over an L2 ball; 0 is -inf, n + 1 is +inf.
+    r"""Say which of n sorted samples, counted from 1, bound the percentile over an L2 ball; 0 is -inf, n + 1 is +inf.
 
     With confidence 1 - alpha, the lower $K_{(l)}$ is at most $h_{\underline p}$: it lies above only if fewer than l of
     n draws are at most that quantile, so $P[Bin(n, \underline p) \le l - 1] \le \alpha/2$ for the largest l. The upper
@@ -50,7 +51,7 @@ def order_statistics(n: int, eps: float, sigma: float, alpha: float, percentile:
         percentile: the p of $h_p$, between 0 and 1.
 
     Raises:
-        ConfigError: a number that makes no sense.
+        ConfigError: a number is impossible.
     """
     if not (n >= 1 and 0 <= eps < math.inf and 0 < sigma < math.inf):
         raise ConfigError(f"percentile smoothing needs n >= 1, eps >= 0 and sigma > 0, not {n}, {eps}, {sigma}")
@@ -74,7 +75,7 @@ def order_statistics(n: int, eps: float, sigma: float, alpha: float, percentile:
 def percentile_bounds(
     samples: Float[Tensor, "n outputs"], eps: float, sigma: float, alpha: float, percentile: float = 0.5
 ) -> tuple[Float[Tensor, " outputs"], Float[Tensor, " outputs"]]:
-    """Interval of each output's percentile over the L2 ball of radius eps, each with confidence 1 - alpha.
+    """Bound each output's percentile over the L2 ball of radius eps, each interval with confidence 1 - alpha.
 
     Args:
         samples: outputs at n independent noisy copies of the input, in any order. One that is NaN counts as -inf for
@@ -110,10 +111,10 @@ def smoothed_output_bounds(
     percentile: float = 0.5,
     threat: ThreatModel = L2,
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs"]]:
-    r"""Lower and upper bound of the percentile-smoothed regressor over a ball about each input.
+    r"""Bound the percentile-smoothed regressor over a ball about each input, from below and from above.
 
-    Per input, all outputs together, they are wrong with probability at most alpha (which is divided by the outputs).
-    They bound the smoothed outputs, not the regressor's own, and take Gaussian noise and real arithmetic for granted.
+    Per input, all outputs together, the bounds are wrong with probability at most alpha (divided among the outputs).
+    They bound the smoothed outputs, not the regressor's own, and assume Gaussian noise and real arithmetic.
 
     Args:
         regressor: a `Regressor` (or a classifier, whose logits are then bounded).
@@ -122,13 +123,13 @@ def smoothed_output_bounds(
         sigma: standard deviation of the noise, in units of the input.
         n: draws per input.
         alpha: probability that an input's bounds are wrong.
-        seed: of the noise; an input's draws depend on it and on the input alone.
-        percentile: which quantile is certified.
+        seed: seed of the noise; an input's draws depend on it and on the input alone.
+        percentile: the quantile that is certified.
         threat: the norm of the ball. An L1 ball lies in the L2 ball of its radius, an Linf ball in that of
             $\sqrt d$ times its radius.
 
     Raises:
-        ConfigError: bad inputs or numbers.
+        ConfigError: inputs or numbers are impossible.
     """
     check_inputs(regressor, x, threat)
     if threat.p == 0:
@@ -148,7 +149,7 @@ def smoothed_output_bounds(
 
 
 def _samples(regressor: Classifier, point: Tensor, sigma: float, n: int, seed: int) -> Float[Tensor, "n outputs"]:
-    """Outputs at n noisy copies of a point, on the CPU in float64."""
+    """Return the outputs at n noisy copies of a point, on the CPU in float64."""
     stream = np.random.Generator(np.random.SFC64(np.random.SeedSequence([input_seed(seed, point), PERCENTILE])))
     base = point.to(regressor.device, regressor.dtype)
     rows = max(1, min(ROWS, ENTRIES // max(point.numel(), 1)))

@@ -1,11 +1,11 @@
 """Randomized smoothing with additive noise, at the input or at a hidden layer (Cohen, Rosenfeld and Kolter, 2019).
 
-Certified is the smoothed classifier g(x) = argmax_c P[f(x + noise) = c], not f. The counts of sampled classes are the
-whole of the evidence: every radius is a function of counts, alpha, the noise and the dimension.
+The certified function is the smoothed classifier g(x) = argmax_c P[f(x + noise) = c], not f. The counts of sampled
+classes are the whole evidence: every radius is a function of counts, alpha, the noise and the dimension.
 
-Noise at a hidden layer smooths what follows it: if that is certified within R in the q-norm of the layer's features,
-and the features move by at most L times the p-norm of the input's change, g is certified within R / L in the p-norm.
-Noise at several layers is certified by any one of them, and radii are never added: see `injections`.
+Noise at a hidden layer smooths the part behind it. If that part is certified within R in the q-norm of the layer's
+features, and the features move by at most L times the p-norm of the input's change, g is certified within R / L in the
+p-norm. Noise at several layers is certified by any one of them, and radii are never added: see `hidden_layers`.
 """
 
 import copy
@@ -44,13 +44,13 @@ from certbench.verifiers.smoothing.votes import Draws, Rule, bounds
 
 @dataclass(frozen=True, eq=False)
 class SmoothingState:
-    """What is counted, and how far a change of the input gets there.
+    """The counter, and how far a change of the input moves the noisy features.
 
     Attributes:
-        counter: of what follows the noise.
+        counter: counter of the votes of the part behind the first noise.
         threat: the threat model.
-        prefix: what comes before the first of it.
-        places: where there is noise, in the order of the network.
+        prefix: the part before the first noise.
+        places: places of noise, in the order of the network.
     """
 
     counter: Counter
@@ -63,29 +63,29 @@ class SmoothingState:
 class Smoothing(Certifier[SmoothingState]):
     """Randomized smoothing (Cohen et al., 2019; other noises: Yang et al., 2020), at the input or a hidden layer.
 
-    With probability at least 1 - alpha per input, g(x') is the certified class for every x' within the radius. That
+    With probability at least 1 - alpha per input, g(x') is the certified class for every x' within the radius. This
     is a statement about real arithmetic and ideal noise: a base classifier made to read the rounding of x + noise can
     make it false (Voráček and Hein, 2023).
 
     Attributes:
-        noise: of the draws; its sigma is in units of the input, or of the layer's features.
+        noise: noise of the draws; its sigma is in units of the input, or of the layer's features.
         n: draws that estimate the probabilities.
-        n0: draws that select the class, independent of those.
+        n0: draws that select the class, independent of these.
         alpha: probability that an input's certificate is wrong.
         rule: `one-vs-rest` is Cohen's CERTIFY, which bounds the runner-up by 1 - p_A; `two-class` bounds both
             from the counts, each at alpha / 2, and abstains less. No union over classes is needed: the bound is
             monotone in the count, and the true runner-up's count is at most the largest.
-        layer: the submodule behind which the noise is added, by the name that `named_modules` gives it; None: the
-            input. Only where the module is a sequence.
-        also: layers after that one, in the order of the network, behind each of which more noise of the same family is
-            added, and the sigma of each. The radius is the largest that one of the noises proves, see `injections`.
-        share: None, and every input has draws of its own, from the run's seed; or the seed of draws that all inputs
-            share, which is faster. Each certificate holds as before, but they fail together: bounds of how many fail
-            that assume independence are not valid.
-        precision: `bfloat16`, and what follows the noise is another classifier: of parameters, activations and input
-            plus noise rounded to 8 bits, but for the first affine layers of shared noise, whose sum is rounded. The
-            noise itself is float32. None: as the classifier is. Clean accuracy is the classifier's as it is.
-        compile: whether `torch.compile` runs what follows the noise, another classifier again in its last bits.
+        layer: the submodule behind which the noise is added, by its name in `named_modules`; None: the input. Only for
+            modules that are sequences.
+        also: later layers, in the order of the network, each with a sigma. Noise of the same family is added behind
+            each of them. The radius is the largest that one of the noises proves, see `hidden_layers`.
+        share: seed of draws that all inputs share, which is faster; None: every input has draws of its own, from the
+            run's seed. With shared draws each certificate holds as before, but they fail together: bounds of how many
+            fail that assume independence are not valid.
+        precision: None for the classifier's own; `bfloat16` makes the part behind the noise another classifier: its
+            parameters, activations and input plus noise are rounded to 8 bits. For the first affine layers of shared
+            noise only the sum is rounded. The noise itself is float32. Clean accuracy is the original classifier's.
+        compile: whether `torch.compile` runs the part behind the noise: another classifier again, in its last bits.
     """
 
     noise: Noise = field(default_factory=Gaussian)
@@ -105,7 +105,7 @@ class Smoothing(Certifier[SmoothingState]):
     version = 3
 
     def check_together(self) -> None:
-        """Refuse what the noise cannot do."""
+        """Refuse options that the noise cannot support."""
         if self.share is not None and not self.noise.additive:
             raise ConfigError("this noise is added in integers, to each input by itself; leave share out", ("share",))
         for name, used in (("layer", self.layer is not None), ("also", self.also)):
@@ -115,10 +115,10 @@ class Smoothing(Certifier[SmoothingState]):
             raise ConfigError("bfloat16 would round the noise of the later layers; leave it out", ("precision",))
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> SmoothingState:
-        """Cut the network where the noise goes, and bound what comes before.
+        """Cut the network where noise is added, and bound the part before.
 
         Raises:
-            UnsupportedError: there is no such layer in a sequence, or what comes before it has no Lipschitz constant.
+            UnsupportedError: there is no such layer in a sequence, or the part before it has no Lipschitz constant.
         """
         counter, parts, shapes = self._cut(classifier)
         places = []
@@ -132,11 +132,11 @@ class Smoothing(Certifier[SmoothingState]):
         return SmoothingState(counter, threat, parts[0], tuple(places))
 
     def _noises(self) -> list[tuple[str | None, Noise]]:
-        """The layers that have noise, in order, and which."""
+        """List the layers that have noise, in order, each with its noise."""
         return [(self.layer, self.noise), *((name, replace(self.noise, sigma=sigma)) for name, sigma in self.also)]
 
     def _cut(self, classifier: Classifier) -> tuple[Counter, list[nn.Sequential], list[tuple[int, ...]]]:
-        """A counter of what follows the first noise; the network in parts, at each noise; and the shapes there."""
+        """Return a counter of the part behind the first noise, the parts between noises, and the shapes there."""
         places = self._noises()
         parts = [nn.Sequential(), nn.Sequential(classifier.module)]
         if self.layer is not None or self.also:
@@ -160,7 +160,7 @@ class Smoothing(Certifier[SmoothingState]):
 
     @torch.no_grad()
     def certify(self, state: SmoothingState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """Algorithm CERTIFY: select on n0 draws, estimate on n others, bound, and abstain if the bounds cross."""
+        """Run CERTIFY: select on n0 draws, estimate on n others, bound, and abstain if the bounds cross."""
         counter = state.counter
         points = self._features(counter, state.prefix, x)
         selection = counter.count(points, self.n0, seeds, SELECTION)
@@ -199,13 +199,13 @@ class Smoothing(Certifier[SmoothingState]):
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def _in_the_unit_box(self, threat: ThreatModel) -> bool:
-        """Whether uniform noise at the input has a larger L1 radius (Voráček and Hein, 2023)."""
+        """Say whether uniform noise at the input has a larger L1 radius (Voráček and Hein, 2023)."""
         domain = threat.domain
         inside = domain is not None and domain[0] >= 0 and domain[1] <= 1
         return inside and threat.p == 1 and self.layer is None and type(self.noise) is Uniform
 
     def _features(self, counter: Counter, prefix: nn.Module, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """Where the noise is added: one by one, since the last bits depend on how many inputs there are."""
+        """Return the features to which noise is added, one input at a time: the last bits depend on the batch size."""
         if (self.layer is None and not self.also) or len(x) == 0:
             return x
         tensors = itertools.chain(prefix.parameters(), prefix.buffers())
@@ -218,7 +218,7 @@ class Smoothing(Certifier[SmoothingState]):
         return functional.pad(flat, (0, math.prod(counter.classifier.input_shape) - flat.shape[1]))
 
     def _layers(self, state: SmoothingState, radii: Sequence[float]) -> LayersEvidence:
-        """The hidden layers at which there is noise, and what the noise of each place proves."""
+        """Return the hidden layers that have noise, and the radius that each noise proves."""
         first, *others = (place.evidence() for place in state.places)
         return LayersEvidence(
             layer=self.layer,
@@ -228,7 +228,7 @@ class Smoothing(Certifier[SmoothingState]):
         )
 
     def probabilities(self, top: int, estimation: Sequence[int], n: int) -> tuple[float, float]:
-        """Bounds of the probability of class `top` from below and of every other class from above, given the counts."""
+        """Bound the probability of class `top` from below and of every other class from above, given the counts."""
         return bounds(top, estimation, n, self.alpha, self.rule)
 
     def smoothed(self, classifier: Classifier, threat: ThreatModel) -> "Noisy":
@@ -237,7 +237,7 @@ class Smoothing(Certifier[SmoothingState]):
         return Noisy(state.counter.classifier, self.alpha, self.share is not None, self, classifier, state)
 
     def predict(self, classifier: Classifier, x: Float[Tensor, "n ..."], *, seed: int = 0) -> Int[Tensor, " n"]:
-        """Algorithm PREDICT: g(x), or `ABSTAIN` unless the two top counts of n draws differ at level alpha.
+        """Run PREDICT: g(x), or `ABSTAIN` unless the two top counts of n draws differ at level alpha.
 
         A class returned is wrong with probability at most alpha (Proposition 2 of Cohen et al.).
         """

@@ -1,8 +1,8 @@
-r"""Smoothing of scores instead of votes (Salman et al., 2019, Lemma 2), what MACER trains for (Zhai et al., 2020).
+r"""Smoothing of scores instead of votes (Salman et al., 2019, Lemma 2), which MACER trains for (Zhai et al., 2020).
 
-The smoothed scores are $\hat f_c(x) = E[\mathrm{softmax}_c(\beta f(x + N(0, \sigma^2 I)))]$, and certified is
-$\arg\max_c \hat f_c$: neither f, nor the majority vote that `smoothing` certifies, nor the same at another beta. Its
-radius is $\frac\sigma2(\Phi^{-1}(\hat f_A) - \Phi^{-1}(\hat f_B))$, from bounds of the two expectations.
+The smoothed scores are $\hat f_c(x) = E[\mathrm{softmax}_c(\beta f(x + N(0, \sigma^2 I)))]$, and the certified function
+is $\arg\max_c \hat f_c$. It is neither f, nor the majority vote that `smoothing` certifies, nor the same at another
+beta. Its radius is $\frac\sigma2(\Phi^{-1}(\hat f_A) - \Phi^{-1}(\hat f_B))$, from bounds of the two expectations.
 """
 
 import math
@@ -30,10 +30,10 @@ from certbench.verifiers.smoothing.votes import Draws, bounds
 Bound = Literal["chernoff", "hoeffding", "bernstein", "sampled"]
 
 UNIT = 2**30
-"""Scores are rounded to whole multiples of 1 / UNIT, against the certificate, so that their sums are exact."""
+"""Number of units in a score of 1. Scores are rounded to units, against the certificate, so their sums are exact."""
 
 VOTE = 0x766F7465
-"""Phase of the draws that turn a score into a vote, apart from those of the noise."""
+"""Phase of the draws that turn a score into a vote, other than those of the noise."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Sums:
     """Scores of noisy draws, rounded to units of 1 / `UNIT` and summed without error; of constant size.
 
     Attributes:
-        draws: how many.
-        sums: of each class's scores, in units.
-        squares: of their squares.
+        draws: number of draws.
+        sums: sums of each class's scores, in units.
+        squares: sums of their squares.
     """
 
     draws: int
@@ -51,18 +51,18 @@ class Sums:
     squares: tuple[int, ...]
 
     def mean(self, c: int) -> float:
-        """Of a class's scores."""
+        """Return the mean of a class's scores."""
         return self.sums[c] / (self.draws * UNIT)
 
     def variance(self, c: int) -> float:
-        """The unbiased variance of a class's scores."""
+        """Return the unbiased variance of a class's scores."""
         spread = self.draws * self.squares[c] - self.sums[c] ** 2
         return spread / (self.draws * (self.draws - 1) * UNIT**2)
 
 
 @dataclass(frozen=True, eq=False)
 class SoftState:
-    """What is sampled, under which threat model, and the dimension of the input."""
+    """The counter, the threat model, and the dimension of the input."""
 
     counter: Counter
     threat: ThreatModel
@@ -80,9 +80,9 @@ class SoftSmoothing(Certifier[SoftState]):
         sigma: standard deviation of the noise, in units of the input.
         beta: inverse temperature of the softmax. As it grows, scores become votes.
         n: draws that estimate the scores.
-        n0: draws that select the class, independent of those.
+        n0: draws that select the class, independent of these.
         alpha: probability that an input's certificate is wrong.
-        bound: of the expectations. `chernoff` and `hoeffding` know the mean, `bernstein` the variance as well;
+        bound: bound of the expectations. `chernoff` and `hoeffding` use the mean, `bernstein` the variance as well;
             `sampled` draws one class from each softmax and has the exact bounds of Clopper and Pearson for the counts.
     """
 
@@ -98,7 +98,7 @@ class SoftSmoothing(Certifier[SoftState]):
     norms = frozenset({1.0, 2.0, math.inf})
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> SoftState:
-        """There is nothing to compute."""
+        """Prepare a counter; there is nothing to compute."""
         return SoftState(Counter.of(classifier, Gaussian(self.sigma)), threat, math.prod(classifier.input_shape))
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ class SoftSmoothing(Certifier[SoftState]):
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def select(self, counter: Counter, point: Float[Tensor, " ..."], seed: int) -> tuple[int, list[float]]:
-        """The class of the largest mean score, and the means; draws that are not finite do not count."""
+        """Return the class of the largest mean score, and the means; draws that are not finite do not count."""
         nothing, size = torch.zeros(counter.classifier.num_classes, dtype=torch.float64), rows_of(point.numel())
 
         def add(total: Tensor, logits: Tensor, chunk: int) -> Tensor:
@@ -154,12 +154,12 @@ class SoftSmoothing(Certifier[SoftState]):
         return int(total.argmax()), (total / self.n0).tolist()
 
     def scores(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
-        """Softmax of beta times the logits, on the CPU; NaN in the rows that are not finite."""
+        """Return the softmax of beta times the logits, on the CPU; NaN in the rows that are not finite."""
         exact = logits.to("cpu", torch.float64)
         return torch.where(exact.isfinite().all(dim=1, keepdim=True), (self.beta * exact).softmax(dim=1), math.nan)
 
     def sum(self, counter: Counter, point: Float[Tensor, " ..."], seed: int, top: int) -> Sums:
-        """Sums of n draws' scores: of `top` rounded down, of the other classes up."""
+        """Sum the scores of n draws: of `top` rounded down, of the other classes up."""
         nothing, what = (0,) * counter.classifier.num_classes, ("sums", self.beta, top)
 
         def add(total: tuple[tuple[int, ...], tuple[int, ...]], logits: Tensor, chunk: int) -> tuple[Any, Any]:
@@ -179,7 +179,7 @@ class SoftSmoothing(Certifier[SoftState]):
         return Sums(self.n, sums, squares)
 
     def sample(self, counter: Counter, point: Float[Tensor, " ..."], seed: int) -> list[int]:
-        """Counts of the classes drawn, one from each of n softmaxes; those that are not finite give none."""
+        """Count the classes drawn, one from each of n softmaxes; a softmax that is not finite gives none."""
         nothing, size = torch.zeros(counter.classifier.num_classes, dtype=torch.int64), rows_of(point.numel())
 
         def add(counts: Tensor, logits: Tensor, chunk: int) -> Tensor:
@@ -191,14 +191,17 @@ class SoftSmoothing(Certifier[SoftState]):
         return list(counts.tolist())
 
     def of_counts(self, counts: Sequence[int], top: int) -> tuple[float, float]:
-        """Lower bound of the score of class `top` and upper bound of every other's, from the classes drawn.
+        """Bound the score of class `top` from below and every other's from above, by the classes drawn.
 
-        As for votes: draws that gave no class are one more rival.
+        Draws that gave no class are one more rival, as for votes.
         """
         return bounds(top, counts, self.n, self.alpha)
 
     def of_sums(self, sums: Sums, top: int) -> tuple[float, float]:
-        """The same from the scores; `bernstein`, which is not monotone in the mean, divides alpha / 2 among rivals."""
+        """Return the same bounds from the scores.
+
+        `bernstein` is not monotone in the mean, so it divides alpha / 2 among the rivals.
+        """
         n, half = sums.draws, self.alpha / 2
         others = [c for c in range(len(sums.sums)) if c != top]
         own, rival = sums.mean(top), max(sums.mean(c) for c in others)
@@ -214,7 +217,7 @@ class SoftSmoothing(Certifier[SoftState]):
 
 
 def whole(scores: Float[Tensor, "n classes"], top: int) -> Int[Tensor, "n classes"]:
-    """Scores in units: of `top` rounded down, of the others up; 0 for `top` and 1 for the others where they are NaN."""
+    """Return scores in units: rounded down for `top`, up for the others; NaN gives 0 for `top`, 1 for the others."""
     units = (scores * UNIT).ceil()
     units[:, top] = (scores[:, top] * UNIT).floor()
     lost = scores.isnan().any(dim=1)
@@ -224,9 +227,9 @@ def whole(scores: Float[Tensor, "n classes"], top: int) -> Int[Tensor, "n classe
 
 
 def sample_classes(probabilities: Float[Tensor, "n classes"], stream: np.random.Generator) -> Int[Tensor, " n"]:
-    """One class per row, drawn from the row's distribution; -1 where a row is not finite.
+    """Draw one class per row, from the row's distribution; -1 where a row is not finite.
 
-    With a row per noisy draw, the counts of the classes are what `binomial` wants.
+    If each row is a noisy draw, the counts of the classes are counts for `binomial`.
     """
     p = probabilities.detach().to("cpu", torch.float64)
     total = p.cumsum(dim=1)

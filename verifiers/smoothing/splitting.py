@@ -1,13 +1,13 @@
 r"""Splitting noise against L1, in its random and its deterministic form (Levine and Feizi, 2021).
 
-Each coordinate of [0, 1] is cut at the points $s_i + 2 \lambda k$, with $s_i$ uniform in $[0, 2 \lambda)$, and the
+Each coordinate of [0, 1] is cut at the points $s_i + 2 \lambda k$, with $s_i$ uniform in $[0, 2 \lambda)$. The
 classifier sees the middle of the piece in which $x_i$ lies. A change of $\delta_i$ moves $x_i$ into another piece with
-probability at most $|\delta_i| / 2 \lambda$, so, by the union bound and however the $s_i$ depend on one another, each
-probability of a class is $1/2\lambda$-Lipschitz in L1: the radius is $\lambda (p_A - p_B)$. Inputs are first projected
-on [0, 1], which lengthens no distance, so the claim holds in all of R^d.
+probability at most $|\delta_i| / 2 \lambda$. So by the union bound, however the $s_i$ depend on one another, each
+probability of a class is $1/2\lambda$-Lipschitz in L1, and the radius is $\lambda (p_A - p_B)$. Inputs are first
+projected on [0, 1], which lengthens no distance, so the claim holds in all of R^d.
 
-Certified is the smoothed classifier, which the base classifier must have been trained for: `Splitting.perturb` is the
-noise. The published tables write $\lambda = \sqrt 3 \sigma$.
+The certified function is the smoothed classifier. The base classifier must have been trained for it:
+`Splitting.perturb` is the noise. The published tables write $\lambda = \sqrt 3 \sigma$.
 """
 
 import math
@@ -33,7 +33,7 @@ from certbench.verifiers.smoothing.counting import Counter, rows_of, tally
 from certbench.verifiers.smoothing.votes import Draws, Rule, VoteState, sample
 
 NEAR = 1e-4
-"""How far a value may lie from the grid, in its steps: float32 moves multiples of 1/255 by up to 2e-5 of a step."""
+"""Largest distance of a value from the grid, in its steps: float32 moves multiples of 1/255 by up to 2e-5 of a step."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Splitting:
     lam: float
 
     def perturb(self, point: Float[Tensor, " d"], stream: np.random.Generator, n: int) -> Float[Tensor, "n d"]:
-        """The middles of the pieces: a function of the cuts around each coordinate alone, in float64 too."""
+        """Return the middles of the pieces: a function of the cuts around each coordinate alone, in float64 too."""
         width = 2 * self.lam
         cuts = torch.from_numpy(stream.random((n, len(point)))).mul_(width)
         point = point.double().clamp(0, 1)
@@ -64,13 +64,13 @@ class SplittingSmoothing(Certifier[VoteState]):
     """Splitting noise against L1, sampled (Levine and Feizi, 2021).
 
     With probability at least 1 - alpha per input, the smoothed classifier gives the certified class at every point
-    within the radius. Cuts are compared with inputs, not added to them, so this holds of the float program as well
-    (a margin for the rounding of cuts is taken off), as far as the random stream passes for random.
+    within the radius. Cuts are compared with inputs, not added to them, so this holds for the float program as well
+    (a margin for the rounding of cuts is taken off), as far as the random stream is random.
 
     Attributes:
         lam: half the distance between cuts.
         n: draws that estimate the probabilities.
-        n0: draws that select the class, independent of those.
+        n0: draws that select the class, independent of these.
         alpha: probability that an input's certificate is wrong.
         rule: `one-vs-rest` bounds the runner-up by 1 - p_A; `two-class` bounds both from the counts, at alpha / 2.
     """
@@ -87,11 +87,11 @@ class SplittingSmoothing(Certifier[VoteState]):
     version = 2
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
-        """Nothing to compute."""
+        """Prepare a counter of votes."""
         return VoteState(Counter.of(classifier, Splitting(self.lam)), threat)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """Select, estimate, bound; abstain where no radius is left.
+        """Select, estimate and bound; abstain where no radius is left.
 
         Raises:
             ConfigError: inputs outside [0, 1].
@@ -106,10 +106,10 @@ class SplittingSmoothing(Certifier[VoteState]):
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def radius(self, p_lower: float, p_upper: float, d: int) -> float:
-        r"""$\lambda (p_A - p_B)$ in d dimensions, rounded down; 0 for "abstain".
+        r"""Return $\lambda (p_A - p_B)$ in d dimensions, rounded down; 0 for "abstain".
 
-        The draws of a cut are the multiples of $2^{-53}$ and the cuts are rounded, so that the probability of
-        separating two floats may exceed $|\delta_i| / 2 \lambda$ by $2^{-49} (1 + 1 / 2 \lambda)$ per coordinate.
+        The draws of a cut are the multiples of $2^{-53}$ and the cuts are rounded. So the probability of separating two
+        floats may exceed $|\delta_i| / 2 \lambda$ by $2^{-49} (1 + 1 / 2 \lambda)$ per coordinate.
         """
         rounding = d * Fraction(1, 2**49) * (1 + 2 * Fraction(self.lam))
         return down(Fraction(self.lam) * (Fraction(p_lower) - Fraction(p_upper)) - rounding)
@@ -127,18 +127,18 @@ class ExactState:
 class DeterministicSplitting(Certifier[ExactState]):
     """Splitting noise against L1, derandomised (Levine and Feizi, 2021): exact counts, no alpha.
 
-    For values on a grid, j / grid, the cuts (v_i + t + 1/2) / grid shift together, t = 0, 1, ..., with offsets v_i
-    that are drawn once and belong to the smoothed classifier. One step of one coordinate crosses a cut for exactly one
-    t, so m steps in all change at most m votes.
+    For values on a grid, j / grid, the cuts (v_i + t + 1/2) / grid shift together, t = 0, 1, .... The offsets v_i are
+    drawn once and belong to the smoothed classifier. One step of one coordinate crosses a cut for exactly one t, so m
+    steps in all change at most m votes.
 
-    A sound claim about the smoothed classifier. With `points="grid"`, as published, it is about perturbed inputs ON
-    THE GRID alone (8-bit images, where the grid is 255), and other inputs are refused. With `points="all"` it is about
-    all of R^d: the radius is then the least L1 cost of crossing m + 1 cuts, half of it for inputs on the grid.
+    The claim about the smoothed classifier is sound. With `points="grid"`, as published, it is about perturbed inputs
+    ON THE GRID alone (8-bit images, where the grid is 255), and other inputs are refused. With `points="all"` it is
+    about all of R^d: the radius is then the least L1 cost of crossing m + 1 cuts, half of it for inputs on the grid.
 
     Attributes:
-        lam: half the distance between cuts; floor(2 lam grid) votes are taken, 2 lam grid of them.
+        lam: half the distance between cuts; floor(2 lam grid) votes are taken.
         grid: steps between 0 and 1.
-        points: which perturbed inputs count.
+        points: the perturbed inputs that count.
         offsets: seed of the v_i.
     """
 
@@ -158,18 +158,18 @@ class DeterministicSplitting(Certifier[ExactState]):
 
     @property
     def levels(self) -> int:
-        """The number of votes, 2 lambda in steps of the grid."""
+        """Number of votes: 2 lambda in steps of the grid."""
         return math.floor(2 * self.lam * self.grid + 1e-9)
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> ExactState:
-        """Nothing to prepare."""
+        """Store the arguments; there is nothing to compute."""
         return ExactState(classifier, threat)
 
     def certify(self, state: ExactState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Count all votes; the class is known even where the radius is 0, unless no vote was a number.
 
         Raises:
-            ConfigError: inputs outside [0, 1], or off the grid where only its points count.
+            ConfigError: inputs lie outside [0, 1], or off the grid if only its points count.
         """
         del seeds
         check_range(x)
@@ -198,16 +198,16 @@ class DeterministicSplitting(Certifier[ExactState]):
         return Certificate.of(torch.tensor(predictions), torch.tensor(radii, dtype=torch.float64), evidence=evidence)
 
     def radius(self, changes: int, steps: Float[Tensor, " d"]) -> float:
-        """The L1 radius in which at most so many votes change, rounded down; `steps`: the input times the grid."""
+        """Return the L1 radius where at most so many votes change, rounded down; `steps` is input times grid."""
         if self.points == "grid":
             return changes / self.grid
-        # To the nearest cut of a coordinate, at most half a step; whatever it crosses next is a whole step away.
+        # The nearest cut of a coordinate is at most half a step away; each further one costs a whole step.
         nearest = (0.5 - (steps - steps.round()).abs() - 1e-9).clamp(min=0).sort().values[: changes + 1]
         total = float(nearest.sum()) * (1 - 1e-12) + max(0, changes + 1 - len(steps))
         return math.nextafter(total / self.grid, 0)
 
     def votes(self, classifier: Classifier, point: Int[Tensor, " d"]) -> list[int]:
-        """Votes for each class at an input given in steps of the grid."""
+        """Count the votes for each class at an input given in steps of the grid."""
         total, size = torch.zeros(classifier.num_classes, dtype=torch.int64), rows_of(len(point))
         for start in range(0, self.levels, size):
             seen = self.pieces(point, torch.arange(start, start + size))  # beyond the levels they repeat
@@ -216,7 +216,7 @@ class DeterministicSplitting(Certifier[ExactState]):
         return [int(votes) for votes in total]
 
     def pieces(self, point: Int[Tensor, " d"], t: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """The middles of the pieces in which each coordinate lies, for each shift t of the cuts, in integers."""
+        """Return the middles of the pieces in which each coordinate lies, for each shift t of the cuts, in integers."""
         stream = np.random.Generator(np.random.SFC64(self.offsets))
         drawn = torch.from_numpy(stream.integers(0, self.levels, len(point)))
         first = (drawn + t[:, None]) % self.levels
@@ -226,7 +226,7 @@ class DeterministicSplitting(Certifier[ExactState]):
 
 
 def ranking(votes: Sequence[int], each: int) -> tuple[int, int]:
-    """The winner, ties to the first, and how often the votes can change, up to `each` at a time, without unseating it.
+    """Return the winner, ties to the first, and how many changes, of up to `each` votes, surely leave it the winner.
 
     Every change may take a vote from the winner and give one to any other class.
     """
@@ -236,7 +236,7 @@ def ranking(votes: Sequence[int], each: int) -> tuple[int, int]:
 
 
 def down(value: Fraction) -> float:
-    """A float at most that, not below 0."""
+    """Return a float at most as large as the fraction, not below 0."""
     rounded = float(value)
     return max(0.0, rounded if Fraction(rounded) <= value else math.nextafter(rounded, -math.inf))
 

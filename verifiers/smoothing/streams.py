@@ -7,18 +7,21 @@ from certbench.verifiers.smoothing.noise.base import Stream
 
 
 def generator_of(device: torch.device) -> torch.device | None:
-    """Where torch draws for a classifier on a device: on a GPU by itself, else nowhere."""
+    """Return the device where torch draws for a classifier: its GPU, if it is on one; else None, and NumPy draws."""
     return device if device.type == "cuda" else None
 
 
 def place_of(device: torch.device) -> str:
-    """Name of torch's stream on a device: how its numbers are dealt to threads depends on the kind of GPU."""
+    """Name torch's stream on a device.
+
+    How the stream's numbers are dealt to threads depends on the kind of GPU.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"torch {torch.__version__} on {name}"
 
 
 def stream_of(seed: int, phase: int, chunk: int, device: torch.device | None = None) -> Stream:
-    """The stream of a chunk: 64 bits of the same seed sequence are the key of torch's (Philox, on a GPU)."""
+    """Return the stream of a chunk; for torch (Philox, on a GPU), 64 bits of the same seed sequence are the key."""
     if device is None:
         return numpy_stream(seed, phase, chunk)
     key = np.random.SeedSequence(seed, spawn_key=(phase, chunk)).generate_state(1, np.uint64)

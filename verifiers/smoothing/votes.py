@@ -1,4 +1,4 @@
-"""Sampled votes: what all certifiers that count them have in common, from options to bounds of probabilities."""
+"""Sampled votes: the common part of all certifiers that count them, from options to bounds of probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ Draws = PositiveInt
 
 
 def bounds(top: int, estimation: Sequence[int], n: int, alpha: float, rule: Rule = "two-class") -> tuple[float, float]:
-    """A lower bound of the probability of `top` and an upper bound of every other's, both at once with 1 - alpha.
+    """Bound the probability of `top` from below and every other's from above, both at once with confidence 1 - alpha.
 
-    `two-class` needs no union over classes: the bound is monotone in
-    the count, and the true runner-up's count is at most the largest. From 1/2 on 1 - p_lower is exact, and below it
-    certifies nothing.
+    Draws without a vote count as one more rival. `two-class` needs no union over classes: the bound is monotone in the
+    count, and the true runner-up's count is at most the largest. If p_lower is at least 1/2, 1 - p_lower is exact; if
+    it is less, it certifies nothing.
     """
     p_lower = binomial.lower(estimation[top], n, alpha if rule == "one-vs-rest" else alpha / 2)
     if rule == "one-vs-rest":
@@ -41,7 +41,7 @@ def most_of_a_rival(top: int, counts: Sequence[int], n: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class VoteState:
-    """What is counted, and the threat model."""
+    """The counter, and the threat model."""
 
     counter: Counter
     threat: ThreatModel
@@ -49,7 +49,7 @@ class VoteState:
 
 @dataclass(frozen=True)
 class Vote:
-    """Two independent samples of votes, and what follows from them.
+    """Two independent samples of votes, and the bounds that follow from them.
 
     Attributes:
         selection: counts that chose the class.
@@ -59,8 +59,8 @@ class Vote:
         p_upper: upper bound of any other's; both hold with probability 1 - alpha.
         n: draws of the estimation.
         alpha: probability that a bound is wrong.
-        rule: which bounds.
-        seed: of the draws.
+        rule: name of the rule for the bounds.
+        seed: seed of the draws.
     """
 
     selection: list[int]
@@ -74,7 +74,10 @@ class Vote:
     seed: int
 
     def evidence(self, kind: type[SomeVotes], **more: Any) -> SomeVotes:
-        """Return all that is needed to compute the certificate anew; `more`: what the kind has beside the votes."""
+        """Return the evidence that computes the certificate anew.
+
+        `more` gives the fields of this kind beside the votes.
+        """
         return kind(
             counts=tuple(self.estimation),
             selection=tuple(self.selection),
@@ -92,7 +95,7 @@ class Vote:
 def sample(
     counter: Counter, x: Float[Tensor, "n ..."], seeds: Sequence[int], n0: int, n: int, alpha: float, rule: Rule
 ) -> list[Vote]:
-    """At each input, select on n0 draws, estimate on n others, and bound."""
+    """Select at each input on n0 draws, estimate on n others, and bound."""
     selections = counter.count(x, n0, seeds, SELECTION).tolist()
     estimations = counter.count(x, n, seeds, ESTIMATION).tolist()
     votes = []

@@ -6,12 +6,12 @@ from scipy.stats import beta, binom, binomtest
 
 
 def lower(successes: int, trials: int, alpha: float) -> float:
-    """The largest p that is rejected: a proportion above it holds with confidence 1 - alpha, one-sided.
+    """Return the largest p that is rejected: with confidence 1 - alpha, one-sided, the proportion lies above it.
 
-    Rounded down until P[Bin(trials, p) >= successes] <= alpha holds with room for the error of its evaluation.
+    It is rounded down until P[Bin(trials, p) >= successes] <= alpha holds with room for the error of its evaluation.
 
     Raises:
-        ValueError: if the counts or alpha are impossible.
+        ValueError: the counts or alpha are impossible.
     """
     _check(successes, trials, alpha)
     if successes == 0:
@@ -24,12 +24,12 @@ def lower(successes: int, trials: int, alpha: float) -> float:
 
 
 def upper(successes: int, trials: int, alpha: float) -> float:
-    """The mirror image of `lower`: a proportion below it holds with confidence 1 - alpha, one-sided.
+    """Return the mirror image of `lower`: with confidence 1 - alpha, one-sided, the proportion lies below it.
 
-    Rounded up until P[Bin(trials, p) <= successes] <= alpha holds with room for the error of its evaluation.
+    It is rounded up until P[Bin(trials, p) <= successes] <= alpha holds with room for the error of its evaluation.
 
     Raises:
-        ValueError: if the counts or alpha are impossible.
+        ValueError: the counts or alpha are impossible.
     """
     _check(successes, trials, alpha)
     if successes == trials:
@@ -44,7 +44,7 @@ def upper(successes: int, trials: int, alpha: float) -> float:
 
 
 def even_chance(first: int, second: int) -> float:
-    """Two-sided p-value of "both are equally likely" given their counts (Hung and Fithian, 2016)."""
+    """Return the two-sided p-value of "both are equally likely" given their counts (Hung and Fithian, 2016)."""
     return float(binomtest(first, first + second, 0.5).pvalue) if first + second else 1.0
 
 

@@ -1,9 +1,9 @@
 r"""Confidence statements beyond Clopper and Pearson's: means of scores in [0, 1], and bounds that hold at every time.
 
-`binomial` has the exact bounds for a proportion estimated with a number of draws fixed beforehand. Here are, for scores
-between 0 and 1, Hoeffding's two inequalities (1963) and the empirical Bernstein bound (Maurer and Pontil, 2009); and a
-confidence sequence for a proportion (Ville, 1939; Robbins, 1970), which smoothing uses to stop early (Voráček, 2024).
-Everything is one-sided and rounded outward.
+`binomial` has the exact bounds for a proportion that is estimated from a fixed number of draws. This module has, for
+scores between 0 and 1, Hoeffding's two inequalities (1963) and the empirical Bernstein bound (Maurer and Pontil, 2009).
+It also has a confidence sequence for a proportion (Ville, 1939; Robbins, 1970), with which smoothing stops early
+(Voráček, 2024). Everything is one-sided and rounded outward.
 """
 
 import math
@@ -16,25 +16,25 @@ ROUNDING = 1e-12
 
 
 def hoeffding_lower(mean: float, n: int, alpha: float) -> float:
-    r"""The expectation of a score is above this with confidence 1 - alpha: $\bar p - \sqrt{\ln(1/\alpha)/(2n)}$.
+    r"""Return $\bar p - \sqrt{\ln(1/\alpha)/(2n)}$: with confidence 1 - alpha the expectation of a score is above it.
 
     Hoeffding's Theorem 2, for n independent scores in [0, 1] of the given mean.
 
     Raises:
-        ValueError: if no n scores could have that mean, or alpha is not a probability.
+        ValueError: no n scores could have that mean, or alpha is not a probability.
     """
     _check(mean, n, alpha)
     return _below(mean - math.sqrt(-math.log(alpha) / (2 * n)))
 
 
 def hoeffding_upper(mean: float, n: int, alpha: float) -> float:
-    """The mirror image of `hoeffding_lower`; monotone in the mean."""
+    """Return the mirror image of `hoeffding_lower`; it is monotone in the mean."""
     _check(mean, n, alpha)
     return _above(mean + math.sqrt(-math.log(alpha) / (2 * n)))
 
 
 def chernoff_lower(mean: float, n: int, alpha: float) -> float:
-    r"""The p at which $n\,\mathrm{KL}(\bar p \| p) = \ln(1/\alpha)$, from below.
+    r"""Return the p at which $n\,\mathrm{KL}(\bar p \| p) = \ln(1/\alpha)$, from below.
 
     Hoeffding's Theorem 1, which holds for all scores in [0, 1]; never below `hoeffding_lower` (Pinsker). Scores that
     all are 1 give alpha^(1/n), as Clopper and Pearson's bound does for hard votes.
@@ -47,46 +47,46 @@ def chernoff_lower(mean: float, n: int, alpha: float) -> float:
 
 
 def chernoff_upper(mean: float, n: int, alpha: float) -> float:
-    """The mirror image of `chernoff_lower`; monotone in the mean."""
+    """Return the mirror image of `chernoff_lower`; it is monotone in the mean."""
     _check(mean, n, alpha)
     return _edge(lambda p: _improbable(mean, p, n, alpha), 1.0, mean) if mean < 1 else 1.0
 
 
 def bernstein_lower(mean: float, variance: float, n: int, alpha: float) -> float:
-    r"""$\bar p - \sqrt{2 V \ln(2/\alpha)/n} - 7\ln(2/\alpha)/(3(n-1))$, V the unbiased variance of the scores.
+    r"""Return $\bar p - \sqrt{2 V \ln(2/\alpha)/n} - 7\ln(2/\alpha)/(3(n-1))$, V the unbiased variance of the scores.
 
     Maurer and Pontil's Theorem 4. Its constant: Bennett's inequality at alpha / 2 asks for
     $\sqrt{2\sigma^2 L/n} + L/(3n)$ with $L = \ln(2/\alpha)$; their Theorem 10, at alpha / 2 too, puts
     $\sqrt V + \sqrt{2L/(n-1)}$ for the unknown $\sigma$; and $2L/\sqrt{n(n-1)} + L/(3n) \le 7L/(3(n-1))$.
 
     Raises:
-        ValueError: as `hoeffding_lower`, or if the variance is impossible or n is 1.
+        ValueError: as `hoeffding_lower`, or the variance is impossible, or n is 1.
     """
     return _below(mean - _bernstein(mean, variance, n, alpha))
 
 
 def bernstein_upper(mean: float, variance: float, n: int, alpha: float) -> float:
-    """The mirror image of `bernstein_lower`. Not monotone in the mean alone: the variance counts too."""
+    """Return the mirror image of `bernstein_lower`. It is not monotone in the mean alone: the variance counts, too."""
     return _above(mean + _bernstein(mean, variance, n, alpha))
 
 
 def log_evidence(successes: int, trials: int, p: float) -> float:
-    r"""Logarithm of the mixture martingale against "the proportion is p", 0 < p < 1.
+    r"""Return the logarithm of the mixture martingale against "the proportion is p", 0 < p < 1.
 
     $M_t(p) = \frac{B(k + 1/2,\, t - k + 1/2)}{B(1/2, 1/2)\; p^k (1-p)^{t-k}}$, the likelihood of k successes in t
-    trials under a Beta(1/2, 1/2) prior over that under p. In logarithms nothing overflows; rounded down.
+    trials under a Beta(1/2, 1/2) prior over that under p. In logarithms nothing overflows. Rounded down.
     """
     own = successes * math.log(p) + (trials - successes) * math.log1p(-p)
     mixed = float(betaln(successes + 0.5, trials - successes + 0.5))
-    largest = 1 - own + trials * math.log(trials + 1)  # of the terms that cancel inside `betaln`, too
+    largest = 1 - own + trials * math.log(trials + 1)  # largest of the terms that cancel inside `betaln`, too
     return mixed - math.log(math.pi) - own - ROUNDING * largest
 
 
 def decide(successes: int, trials: int, p0: float, alpha: float) -> bool | None:
-    r"""Whether the proportion p of a sequence of independent trials is at least p0; None is "go on".
+    r"""Decide whether the proportion p of a sequence of independent trials is at least p0; None is "go on".
 
     True once $k/t > p_0$ and $M_t(p_0) \ge 1/\alpha$, False once $k/t < p_0$ and the same, with M of `log_evidence`.
-    May be asked after any trials, as often as wanted, and the first answer kept: it is wrong with probability at most
+    It may be asked after any trials, as often as wanted. The first answer is wrong with probability at most
     alpha over the whole sequence.
 
     Proof. $M_t(p)$ at the true p is a mixture of likelihood ratios, so a nonnegative martingale with $M_0 = 1$, and by
@@ -96,7 +96,7 @@ def decide(successes: int, trials: int, p0: float, alpha: float) -> bool | None:
     above (and only one of them is possible for a given p).
 
     Raises:
-        ValueError: if the counts, p0 or alpha are impossible.
+        ValueError: the counts, p0 or alpha are impossible.
     """
     if not (0 <= successes <= trials and 0 < alpha < 1 and 0 <= p0 <= 1):
         raise ValueError(f"no decision on p >= {p0} from {successes} of {trials} at alpha {alpha}")
@@ -110,12 +110,12 @@ def decide(successes: int, trials: int, p0: float, alpha: float) -> bool | None:
 
 
 def sequence(successes: int, trials: int, alpha: float) -> tuple[float, float]:
-    """Lower and upper bound of the proportion that hold together at every number of trials, with confidence 1 - alpha.
+    """Return a lower and an upper bound of the proportion; with confidence 1 - alpha they hold at every time.
 
     Every p that `decide` would exclude on either side is outside. So sampling may stop at a time chosen by looking.
 
     Raises:
-        ValueError: if the counts or alpha are impossible.
+        ValueError: the counts or alpha are impossible.
     """
     if not (0 <= successes <= trials and 0 < alpha < 1):
         raise ValueError(f"no confidence sequence for {successes} of {trials} at alpha {alpha}")
@@ -130,7 +130,7 @@ def sequence(successes: int, trials: int, alpha: float) -> tuple[float, float]:
 
 
 def _edge(excluded: Callable[[float], bool], outer: float, inner: float) -> float:
-    """Bisection between a value that is excluded and one that is not: the excluded end."""
+    """Bisect between a value that is excluded and one that is not; return the excluded end."""
     for _ in range(200):
         middle = (outer + inner) / 2
         if middle in (outer, inner):
@@ -140,7 +140,7 @@ def _edge(excluded: Callable[[float], bool], outer: float, inner: float) -> floa
 
 
 def _divergence(q: float, p: float) -> float:
-    """Relative entropy of Bernoulli(q) to Bernoulli(p)."""
+    """Return the relative entropy of Bernoulli(q) to Bernoulli(p)."""
     if not 0 < p < 1:
         return 0.0 if q == p else math.inf
     return (q * math.log(q / p) if q > 0 else 0.0) + ((1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0.0)

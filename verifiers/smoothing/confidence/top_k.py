@@ -15,20 +15,20 @@ ROUNDING = 1e-12
 
 
 def topk_radius(p_lower: float, uppers: Sequence[float], k: int, sigma: float) -> float:
-    r"""L2 radius, rounded down; 0 if nothing is proved, infinite if there are only k classes.
+    r"""Return the L2 radius, rounded down; 0 if nothing is proved, infinite if there are only k classes.
 
-    With $p_S$ the sum of the t smallest of the k largest upper bounds (at most 1 - p_lower), the largest R over
+    With $p_S$ the sum of the t smallest of the k largest upper bounds (at most 1 - p_lower), it is the largest R over
     t = 1..k that solves $\Phi(\Phi^{-1}(p) - R/\sigma) = \Phi(\Phi^{-1}(p_S) + R/\sigma)/t$ (Theorem 1).
 
     If the label falls out of the top k at x', there are k others with at least its probability. The t of them with the
-    smallest bounds had at most $p_S$ at x, so by Neyman and Pearson at most $\Phi(\Phi^{-1}(p_S) + R/\sigma)$ at x',
-    and one of them a t-th of that, while the label has at least $\Phi(\Phi^{-1}(p) - R/\sigma)$. Each t is a proof of
-    its own. For k = 1 it is Cohen's two-class radius.
+    smallest bounds had at most $p_S$ at x, so by Neyman and Pearson at most $\Phi(\Phi^{-1}(p_S) + R/\sigma)$ at x'.
+    One of them has at most a t-th of that, while the label has at least $\Phi(\Phi^{-1}(p) - R/\sigma)$. Each t is a
+    proof of its own. For k = 1 it is Cohen's two-class radius.
 
     Args:
         p_lower: lower bound of the label's probability.
         uppers: upper bound of each other class's probability, all of them valid together with `p_lower`.
-        k: how many classes are named.
+        k: number of classes that are named.
         sigma: standard deviation of the noise.
 
     Raises:
@@ -45,19 +45,19 @@ def topk_radius(p_lower: float, uppers: Sequence[float], k: int, sigma: float) -
 
 
 def simultaneous_bounds(counts: Sequence[int], label: int, n: int, alpha: float) -> tuple[float, list[float]]:
-    """Lower bound for the label and upper bounds for the others, together at confidence 1 - alpha (SimuEM).
+    """Bound the label from below and the other classes from above, together at confidence 1 - alpha (SimuEM).
 
-    Clopper and Pearson's at alpha / C each, for C classes. The label must not have been chosen by these counts; if it
-    was, the lower bounds of all classes must hold too, and alpha / 2 in place of alpha pays for them.
+    Clopper and Pearson's bounds at alpha / C each, for C classes. The label must not have been chosen by these counts.
+    If it was, the lower bounds of all classes must hold, too; use alpha / 2 in place of alpha for that.
 
     Args:
         counts: votes of each class.
         label: the class.
-        n: number of draws; those that voted for no class are in no count.
+        n: number of draws; draws that voted for no class are in no count.
         alpha: probability that one of the bounds is wrong.
 
     Raises:
-        ValueError: if the counts or alpha are impossible.
+        ValueError: the counts or alpha are impossible.
     """
     share = alpha / len(counts)
     uppers = [binomial.upper(count, n, share) for other, count in enumerate(counts) if other != label]
@@ -65,7 +65,7 @@ def simultaneous_bounds(counts: Sequence[int], label: int, n: int, alpha: float)
 
 
 def _several(p: float, rest: float, t: int) -> float:
-    r"""The R of t classes that share `rest`, for sigma 1: bisection, and the end at which the inequality holds."""
+    r"""Return the R of t classes that share `rest`, for sigma 1: by bisection, the end where the inequality holds."""
     if p == 0:
         return 0.0
     if p == 1 or rest <= 0:

@@ -1,10 +1,11 @@
 r"""Smoothed scores in [0, 1] instead of votes (Salman, Li, Razenshteyn, Zhang, Zhang, Bubeck and Yang, 2019).
 
-The smoothed scores are $\hat f_c(x) = E[f_c(x + N(0, \sigma^2 I))]$ with $f_c$ in [0, 1], say a softmax; certified is
-$\arg\max_c \hat f_c$, which is another classifier than the majority vote (and than the softmax of another temperature).
+The smoothed scores are $\hat f_c(x) = E[f_c(x + N(0, \sigma^2 I))]$ with $f_c$ in [0, 1], say a softmax. The certified
+function is $\arg\max_c \hat f_c$: another classifier than the majority vote, and than the softmax of another
+temperature.
 
 Scores can be turned into votes: draw one class from the distribution f(x + noise) once per noise (`sample_classes`).
-Each draw votes for c with probability exactly $\hat f_c(x)$, so the counts are multinomial, Clopper and Pearson's
+Each draw votes for c with probability exactly $\hat f_c(x)$. So the counts are multinomial, Clopper and Pearson's
 bounds and all rules for votes hold, and their radii are certificates of $\arg\max_c \hat f_c$.
 """
 
@@ -24,7 +25,7 @@ def height(tail: float) -> float:
 
 
 def radius(low: float, high: float, sigma: float) -> float:
-    r"""L2 radius $\frac\sigma2(\Phi^{-1}(low) - \Phi^{-1}(high))$, rounded down; 0 unless low > high.
+    r"""Return the L2 radius $\frac\sigma2(\Phi^{-1}(low) - \Phi^{-1}(high))$, rounded down; 0 unless low > high.
 
     Lemma 2 of Salman et al.: $\Phi^{-1}(\hat f)$ is $1/\sigma$-Lipschitz. For votes it is Theorem 1 of Cohen et al.
 
@@ -40,7 +41,7 @@ def radius(low: float, high: float, sigma: float) -> float:
 
 
 def lipschitz_constant(sigma: float) -> float:
-    r"""Tight L2 Lipschitz constant of smoothed scores: $1/(\sigma\sqrt{2\pi})$.
+    r"""Return the tight L2 Lipschitz constant of smoothed scores: $1/(\sigma\sqrt{2\pi})$.
 
     The gradient is $E[f(x+\eta)\,\eta]/\sigma^2$, longest along u for f = 1 where $u\cdot\eta > 0$:
     $E[\max(u\cdot\eta, 0)]/\sigma^2$. Lemma 1 of Salman et al. has twice that, $\sqrt{2/\pi}/\sigma$.
@@ -49,7 +50,7 @@ def lipschitz_constant(sigma: float) -> float:
 
 
 def lipschitz_radius(low: float, high: float, sigma: float) -> float:
-    r"""L2 radius $(low - high) / (2L)$ by Lemma 1 with the tight constant L; never above `radius`."""
+    r"""Return the L2 radius $(low - high) / (2L)$ by Lemma 1 with the tight constant L; never above `radius`."""
     _check(low, high)
     return max((low - high) / (2 * lipschitz_constant(sigma)) * (1 - ROUNDING), 0.0)
 

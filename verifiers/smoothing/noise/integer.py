@@ -2,12 +2,12 @@ r"""Gaussian smoothing that rounding cannot undo: integer noise on the grid of t
 
 A float sum x + noise remembers x in its last bits, and a base classifier that reads them makes ordinary certificates
 false. Here inputs and adversary live on the grid {0, 1/m, ..., 1} (m = 255 for images), the noise is
-$\nu = \operatorname{round}(m \, \mathcal N(0, \sigma^2))$, integers are added, and their sum is divided by m once. As
-round(m x + m e) = m x + round(m e) for m x whole, what the classifier sees is a function of x + e: the certificate is
-Gaussian smoothing's, of the classifier behind the rounding, and holds for every x' on the grid.
+$\nu = \operatorname{round}(m \, \mathcal N(0, \sigma^2))$, integers are added, and their sum is divided by m once.
+round(m x + m e) = m x + round(m e) for m x whole, so the classifier sees a function of x + e. The certificate is
+Gaussian smoothing's, for the classifier behind the rounding, and holds for every x' on the grid.
 
-The sampler compares 63 random bits with thresholds $2^{63} \Phi((i + 1/2) / (m \sigma))$. What these are off by, and
-the tails beyond 9 standard deviations, is counted as total variation and taken off the probabilities.
+The sampler compares 63 random bits with thresholds $2^{63} \Phi((i + 1/2) / (m \sigma))$. The errors of these, and the
+tails beyond 9 standard deviations, are counted as total variation and taken off the probabilities.
 """
 
 import math
@@ -28,7 +28,7 @@ from certbench.verifiers.smoothing.noise.base import Noise, Stream, integers
 from certbench.verifiers.smoothing.noise.families import Gaussian
 
 BITS, GUIDE = 63, 14
-"""Random bits of a draw, and how many of them a table looks up first."""
+"""Number of random bits of a draw, and of those that a table looks up first."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class IntegerGaussian(Noise):
 
     Attributes:
         sigma: standard deviation of the Gaussian noise before it is rounded, in units of the input.
-        grid: how many steps the interval from 0 to 1 has. Inputs off the grid are refused, and certificates are about
+        grid: number of steps between 0 and 1. Inputs off the grid are refused, and certificates are about
             the inputs on it.
     """
 
@@ -52,12 +52,12 @@ class IntegerGaussian(Noise):
             raise ConfigError("the noise spans more than a million steps of the grid", ("grid",))
 
     def scale(self, d: int) -> float:
-        """Sigma."""
+        """Return sigma."""
         del d
         return self.sigma
 
     def integers(self, stream: Stream, n: int, d: int) -> Int[Tensor, "n d"]:
-        """The noise in steps of the grid."""
+        """Draw the noise in steps of the grid."""
         bits = integers(stream, 2**BITS, n, d)
         thresholds, first, last = _table(self.grid * self.sigma, bits.device)
         cell = bits >> (BITS - GUIDE)
@@ -67,11 +67,11 @@ class IntegerGaussian(Noise):
         return found - len(thresholds) // 2
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
-        """The noise in units of the input; certificates rest on `perturb`, which adds integers."""
+        """Draw the noise in units of the input; certificates rest on `perturb`, which adds integers."""
         return (self.integers(stream, n, d).double() / self.grid).float()
 
     def perturb(self, point: Float[Tensor, " d"], stream: Stream, n: int) -> Float[Tensor, "n d"]:
-        """Noisy inputs, each a function of integers alone.
+        """Return noisy inputs, each a function of integers alone.
 
         Raises:
             NumericalError: the input does not lie on the grid.
@@ -83,7 +83,7 @@ class IntegerGaussian(Noise):
         return (sums.double() / self.grid).to(point.dtype)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        """The Gaussian's, after the sampler's total variation is taken off either probability."""
+        """Return the Gaussian's radius, after the sampler's total variation is taken off either probability."""
         lost = variation(self.grid * self.sigma, d)
         if not p_upper + lost < p_lower - lost:
             return {2.0: 0.0}
@@ -91,10 +91,10 @@ class IntegerGaussian(Noise):
 
 
 def variation(deviation: float, d: int) -> float:
-    """An upper bound of the total variation between d draws of the sampler and of the noise that it stands for.
+    """Bound the total variation between d draws of the sampler and of the noise that it stands for.
 
     A threshold is off by at most 2^-50 of itself (SciPy's normal distribution function is accurate to a few roundings)
-    and by one unit of 2^-63; both tails' thresholds sum up to less than the deviation plus 1.
+    and by one unit of 2^-63. The thresholds of both tails sum up to less than the deviation plus 1.
     """
     steps = 2 * (10 * deviation + 2)
     return d * (2.0**-49 * (deviation + 1) + steps * 2.0**-62)
@@ -102,10 +102,10 @@ def variation(deviation: float, d: int) -> float:
 
 @cache
 def _table(deviation: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Thresholds of the uniform draw, and by its first bits the first and the last integer that it can be."""
+    """Return thresholds of the uniform draw, and by its first bits the first and the last integer that it can be."""
     reach = math.ceil(10 * deviation) + 1
     lower = np.floor(ndtr((np.arange(-reach, 0) + 0.5) / deviation) * 2.0**BITS).astype(np.uint64)
-    lower = lower[lower > 0]  # what no draw is below, and by symmetry none above
+    lower = lower[lower > 0]  # below a threshold of 0 there is no draw, by symmetry none above its mirror image
     thresholds = np.concatenate([lower, np.uint64(2**BITS) - lower[::-1]]).astype(np.int64)
     starts = np.arange(2**GUIDE, dtype=np.int64) << (BITS - GUIDE)
     ends = starts + (2 ** (BITS - GUIDE) - 1)
