@@ -1,4 +1,4 @@
-"""Lp balls cut by a box: what a linear function can gain inside, and the largest ball in which it stays positive."""
+"""Lp balls cut by a box: how much a linear function can gain inside, and the largest ball where it stays positive."""
 
 import math
 
@@ -16,7 +16,7 @@ TINY = 1e-300
 def box(
     threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """The smallest box around the perturbation set; for Linf it is the set itself."""
+    """Return the smallest box around the perturbation set; for Linf it is the set itself."""
     low, high = x - eps[:, None], x + eps[:, None]
     if threat.domain is not None:
         low, high = low.clamp(min=threat.domain[0]), high.clamp(max=threat.domain[1])
@@ -30,16 +30,16 @@ def support(
     down: Float[Tensor, "n d"],
     up: Float[Tensor, "n d"],
 ) -> Float[Tensor, "n rows"]:
-    r"""An upper bound of max a . delta over ||delta||_p <= eps and -down <= delta <= up (down, up in [0, eps]).
+    r"""Bound max a . delta over ||delta||_p <= eps and -down <= delta <= up from above (down, up in [0, eps]).
 
     Exact for p = inf (the box), for p = 1 (a knapsack, filled by decreasing |a|), and for p = 2 wherever the
     box does not bind. Elsewhere, for p = 2, it is the Lagrange dual: for every mu > 0,
 
         max <= mu eps^2 / 2 + sum_i max_{0 <= t <= room_i} |a_i| t - mu t^2 / 2,
 
-    at a mu found by two rounds of fixing the coordinates that reach the box; any mu is sound.
+    at a mu found by two rounds of fixing the coordinates that reach the box. Any mu is sound.
     """
-    if p == 2:  # squares of small entries are no floats
+    if p == 2:  # squares of small entries underflow
         scale = a.abs().amax(dim=-1, keepdim=True).clamp(min=TINY)
         return scale.squeeze(-1) * _support(a / scale, p, eps, down, up)
     return _support(a, p, eps, down, up)
@@ -68,7 +68,7 @@ def _support(a: Tensor, p: float, eps: Tensor, down: Tensor, up: Tensor) -> Tens
 
 
 def length(a: Float[Tensor, "*batch d"], q: float) -> Float[Tensor, "*batch"]:
-    """The q-norm of each row, also where squares of the entries are no floats."""
+    """Return the q-norm of each row, even if squares of the entries underflow or overflow."""
     if q != 2.0:
         plain: Tensor = torch.linalg.vector_norm(a, ord=q, dim=-1)
         return plain
@@ -80,7 +80,7 @@ def length(a: Float[Tensor, "*batch d"], q: float) -> Float[Tensor, "*batch"]:
 def rooms(
     threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """How far each coordinate can go down and up inside the ball and the domain."""
+    """Return how far each coordinate can go down and up inside the ball and the domain."""
     low, high = box(threat, x, eps)
     return (x - low).clamp(min=0), (high - x).clamp(min=0)
 
@@ -88,7 +88,7 @@ def rooms(
 def fall(
     a: Float[Tensor, "n rows d"], threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
 ) -> Float[Tensor, "n rows"]:
-    """An upper bound of how far a . x can fall inside the ball."""
+    """Bound from above how far a . x can fall inside the ball."""
     if threat.domain is None:
         return eps[:, None] * length(a, threat.q)
     down, up = rooms(threat, x, eps)
@@ -105,7 +105,10 @@ def fall_between(
     x: Float[Tensor, "n d"],
     eps: Float[Tensor, " n"],
 ) -> Float[Tensor, "n rows"]:
-    """An upper bound of how far a . x can fall inside the ball, a anywhere between `low` and `high` at every point."""
+    """Bound from above how far a . x can fall inside the ball.
+
+    a lies anywhere between `low` and `high`, at every point.
+    """
     if threat.domain is None:
         return eps[:, None] * length(torch.maximum(-low, high), threat.q)
     (down, up), losses, gains = rooms(threat, x, eps), high.clamp(min=0), (-low).clamp(min=0)
@@ -118,11 +121,11 @@ def fall_between(
 def crossing(
     a: Float[Tensor, "n rows d"], centre: Float[Tensor, "n rows"], threat: ThreatModel, x: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n rows"]:
-    """A radius such that a . delta + centre >= 0 for every delta inside it: as large as there is one, up to rounding.
+    """Return a radius inside which a . delta + centre >= 0 for every delta: the largest one, up to rounding.
 
     Infinity where the function stays positive in the whole domain. Where `centre` is not positive, minus the distance
-    at which it would be, in all of R^d. Exact for p = 1 and p = inf; for p = 2 with a domain it may fall short of the
-    largest one, as `support` may lie above its maximum.
+    at which it would be, in all of R^d. Exact for p = 1 and p = inf. For p = 2 with a domain it may be less than the
+    largest radius, because `support` may lie above its maximum.
     """
     free = centre / length(a, threat.q)
     free = torch.where(centre > 0, free, free.clamp(max=0).nan_to_num(0.0, neginf=0.0))
@@ -131,7 +134,7 @@ def crossing(
         return free
     low, high = threat.domain
     down, up = (x - low).clamp(min=0)[:, None], (high - x).clamp(min=0)[:, None]
-    room, slope = torch.where(a < 0, up, down), a.abs()  # the way on which the function falls
+    room, slope = torch.where(a < 0, up, down), a.abs()  # the direction in which the function falls
     if threat.p == 2.0:
         return _grow(a, centre, threat, x, free)
     if threat.p == 1.0:  # the steepest coordinates first, each until it meets the border
@@ -163,7 +166,7 @@ def _grow(
 ) -> Float[Tensor, "n rows"]:
     """Lengthen a radius that holds in all of R^d, as the domain allows; each new one is checked.
 
-    The support function is concave in eps, so scaling eps by centre / support never overshoots but by rounding.
+    The support function is concave in eps, so scaling eps by centre / support overshoots only by rounding.
     """
     n, k, d = a.shape
     flat, points = a.reshape(n * k, 1, d), x[:, None].expand(n, k, d).reshape(n * k, d)
@@ -183,7 +186,7 @@ def _grow(
 def steepest(
     a: Float[Tensor, "n k d"], threat: ThreatModel, x: Float[Tensor, "n d"], eps: Float[Tensor, " n"]
 ) -> Float[Tensor, "n k d"]:
-    """The perturbation inside the ball and the domain that lowers a . x the most (p = 2 with a domain: nearly)."""
+    """Return the perturbation inside ball and domain that lowers a . x the most (p = 2 with a domain: nearly)."""
     down, up = ball.rooms(threat, x, eps)
     room = torch.where(a > 0, down[:, None], up[:, None])
     slope, sign = a.abs() * (room > 0), -a.sign()

@@ -1,4 +1,4 @@
-"""The front door: checks, chunks, seeds, timing and failures, so that backends hold mathematics only."""
+"""The front door: it does checks, chunks, seeds, timing and failures, so that backends hold mathematics only."""
 
 import time
 from dataclasses import replace
@@ -34,20 +34,21 @@ def certify(
 
     Args:
         certifier: a certifier, its name, or a mapping with its name and options.
-        classifier: what is certified (or, for smoothing, smoothed and then certified).
+        classifier: the classifier that is certified (or, for smoothing, smoothed and then certified).
         x: `(n, *input_shape)`, inside the threat model's domain if it has one.
-        threat: the norm, and the domain where one is meant.
-        state: what `certifier.prepare(classifier, threat)` returned, to pay for it once.
-        batch_size: inputs handed to the certifier at once. Radii do not depend on it, beyond float64 rounding.
+        threat: the norm, and the domain if there is one.
+        state: the result of `certifier.prepare(classifier, threat)`, to compute it only once.
+        batch_size: number of inputs given to the certifier at once. Radii do not depend on it, beyond float64 rounding.
         seed: base of every random draw. The draws for an input depend on it and on the input alone.
-        throw: raise what fails; if False what failed becomes rows with radius 0, its outcome and the reason.
+        throw: whether to raise errors; else failed inputs become rows with radius 0, their outcome and the reason.
 
     Returns:
         One entry per input, in order.
 
     Raises:
-        ConfigError: inputs of another shape, outside the domain, or not finite; a state of another threat model.
-        UnsupportedError: no certificate for this pair, with the reason.
+        ConfigError: inputs have another shape, lie outside the domain, or are not finite; or the state is another
+            threat model's.
+        UnsupportedError: there is no certificate for this pair; the message says why.
         MissingBackendError: an optional package is needed.
         CertificationError: the computation failed, if `throw`.
     """
@@ -78,7 +79,7 @@ def certify(
 
 
 def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: bool) -> Certificate:
-    """One batch, timed."""
+    """Certify one batch, and time it."""
     start = time.perf_counter()
     try:
         certificate = certifier.certify(state, x, [input_seed(seed, row) for row in x])

@@ -1,4 +1,4 @@
-"""The interface of every certifier, and the shared half of those that bound margins."""
+"""The interface of every certifier, and the part that those which bound margins share."""
 
 import copy
 import math
@@ -28,35 +28,35 @@ State = TypeVar("State")
 class Certifier(Options, ABC, Generic[State]):
     """A method with its options.
 
-    Subclasses are frozen dataclasses. Their fields are the options: what a suite file may set, what
-    `describe` stores, what the table prints. The norm is an argument, never an option. Ranges stand in the annotations,
-    see `ranges`; what concerns two options together is a method `check_together`.
+    Subclasses are frozen dataclasses. Their fields are the options: a suite file may set them, `describe` stores them,
+    the table prints them. The norm is an argument, never an option. Ranges stand in the annotations, see `ranges`. The
+    method `check_together` checks options that depend on one another.
     """
 
     guarantee: ClassVar[Guarantee]
     subject: ClassVar[Subject] = Subject.BASE
     norms: ClassVar[frozenset[float]]
     version: ClassVar[int] = 1
-    """Raised when the mathematics changes, so that stored answers of the old one are not reused."""
+    """Version of the mathematics. Raise it when the mathematics changes, so that old stored answers are not reused."""
     rounding_safe: bool = False
-    """Whether the claim is about the float program, its rounding errors counted; an option of those that can."""
+    """Whether the claim is about the float program, its rounding errors counted; an option of certifiers that can."""
 
     @property
     def members(self) -> tuple["Certifier[Any]", ...]:
-        """Certifiers of which every radius may become one of this certifier's; the audit bounds a claim by them."""
+        """The certifiers whose radii may become this certifier's; the audit bounds a claim by them."""
         return ()
 
     @property
     def repeatable(self) -> bool:
-        """Whether the same question gets the same radius each time, but for rounding.
+        """Whether the same question gets the same radius each time, up to rounding.
 
-        The audit calls a radius unsound that such a certifier does not prove again. False where a solver, an optimiser
+        The audit calls a radius unsound if such a certifier does not prove it again. False where a solver, an optimiser
         or a limit of time decides how far it gets.
         """
         return all(member.repeatable for member in self.members)
 
     def dominates(self, other: "Certifier[Any]") -> str | None:
-        """Why a theorem says that this certifier proves at least the radius of `other`; None: there is no theorem.
+        """Name the theorem by which this certifier proves at least the radius of `other`; None if there is none.
 
         Both are asked about the same classifier, threat model and input. The audit reports rows that break the theorem.
         It must hold with these options and this search, up to `attainable`.
@@ -65,17 +65,17 @@ class Certifier(Options, ABC, Generic[State]):
         return None
 
     def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
-        """Return the largest radius that the method may prove where its answer is `radius`; see `dominates`.
+        """Return the largest radius that the method may prove if `radius` is its answer; see `dominates`.
 
         Args:
-            radius: of the answer.
-            evidence: of the answer.
+            radius: radius of the answer.
+            evidence: evidence of the answer.
         """
         del evidence
         return radius
 
     def smoothed(self, classifier: Classifier, threat: ThreatModel) -> SmoothedClassifier | None:
-        """The smoothed classifier that is certified, as far as an audit can sample and attack it; None: it cannot.
+        """Return the smoothed classifier that is certified, for an audit to sample and attack; None if it cannot.
 
         Raises:
             UnsupportedError: as `prepare`.
@@ -84,7 +84,7 @@ class Certifier(Options, ABC, Generic[State]):
         return None
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:
-        """Why there is no certificate for this pair, or None; `prepare` may still refuse a layer."""
+        """Return the reason why there is no certificate for this pair, or None; `prepare` may still refuse a layer."""
         del classifier
         if threat.p in self.norms:
             return None
@@ -93,7 +93,7 @@ class Certifier(Options, ABC, Generic[State]):
 
     @abstractmethod
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> State:
-        """Work that is done once per classifier and threat model, and timed apart.
+        """Do the work that is done once per classifier and threat model, and timed apart.
 
         Raises:
             UnsupportedError: a layer has no bound here; the message names it.
@@ -121,28 +121,28 @@ class MarginCertifier(Certifier[BoundState]):
     def lower(
         self, state: BoundState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Bounds:
-        """Lower bounds of `rows[i]` times the logits over the ball of radius `eps[i]` around `x[i]`."""
+        """Return lower bounds of `rows[i]` times the logits over the ball of radius `eps[i]` around `x[i]`."""
 
     def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
-        """Return what the search may have left of bounds that only fall as the ball grows; inf if it does not say."""
+        """Return the largest radius that the search may leave if bounds only fall; inf if it does not say."""
         found = MarginEvidence.read(evidence)
         return math.inf if found is None else self.search.attainable(radius, found.evaluations)
 
     def intermediate(self) -> str | None:
-        """By which method the bounds of the hidden layers came about, where there are some; certificates state it."""
+        """Name the method that bounds the hidden layers; None if there are no such bounds. Certificates state it."""
         return None
 
     def arithmetic(self, state: BoundState) -> str:
-        """Of which network a certificate speaks: "real", in exact arithmetic, or of a float program, by precision."""
+        """Name the network that a certificate is about: "real", in exact arithmetic, or a float program's precision."""
         del state
         return "real"
 
     def single(self, state: BoundState) -> BoundState:
-        """The same state in float32: to measure what rounding does to bounds, never to claim one."""
+        """Return the state in float32: it measures the effect of rounding on bounds, and never claims one."""
         return cast("BoundState", _in_single(state))
 
     def evidence(self, state: BoundState, label: Int[Tensor, " n"]) -> list[dict[str, Any]]:
-        """What a reader needs, beside what the search found, to re-check the claim for each input."""
+        """Return the evidence that a reader needs, beside the search's, to re-check the claim for each input."""
         del state
         method = self.intermediate()
         return [{} if method is None else BoundsEvidence(bounds=method).to_json() for _ in range(len(label))]
@@ -150,7 +150,7 @@ class MarginCertifier(Certifier[BoundState]):
     def witness(
         self, state: BoundState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
     ) -> Any:
-        """What proves the margins of one input at a radius: a `RelaxationProof`, or evidence for `certbench.checker`.
+        """Return a proof of one input's margins at a radius: a `RelaxationProof`, or evidence for `certbench.checker`.
 
         Raises:
             UnsupportedError: there is nothing that the checker could verify; the message says why.
@@ -158,19 +158,19 @@ class MarginCertifier(Certifier[BoundState]):
         raise UnsupportedError(f"{type(self).__name__} has no evidence that certbench check could verify")
 
     def start(self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
-        """What the search may know beforehand; here, the tangents of the margins."""
+        """Return guesses for the search; here, the tangents of the margins."""
         return Start(torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device), tangent(state, x, label))
 
     @final
     def margins(
         self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"], eps: Float[Tensor, " n"]
     ) -> Bounds:
-        """Lower bounds of f_label - f_j for every other class j, in the order of the classes."""
+        """Return lower bounds of f_label - f_j for every other class j, in the order of the classes."""
         return self.lower(state, x, margin_rows(label, state.classifier.num_classes).to(x), eps)
 
     @final
     def certify(self, state: BoundState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
-        """The largest radius that the search finds proved: all margins positive, by more than `SLACK` allows for."""
+        """Certify the largest radius that the search proves: all margins positive, by more than `SLACK` allows for."""
         del seeds
         logits, scale = state.classifier.logits_and_scale(x)
         label = logits.argmax(dim=1)
@@ -199,10 +199,10 @@ class MarginCertifier(Certifier[BoundState]):
         slack: Float[Tensor, " n"],
         start: Start,
     ) -> Found:
-        """The largest radius that the search finds at which `rows` times the outputs exceed `floor` by `slack`.
+        """Search for the largest radius at which `rows` times the outputs exceed `floor` by `slack`.
 
-        A radius counts where the bounds over its ball, or a linear function below the outputs over a larger ball,
-        exceed the floor there, so nothing rests on monotonicity in eps.
+        A radius counts if the bounds over its ball, or a linear function below the outputs over a larger ball, exceed
+        the floor there. So nothing rests on monotonicity in eps.
         """
         floor = floor + slack[:, None].clamp(min=FLOOR)
 
@@ -218,7 +218,7 @@ class MarginCertifier(Certifier[BoundState]):
 
 
 def _in_single(value: Any) -> Any:
-    """A copy whose floating point tensors and modules are in float32, as far as data classes and containers go."""
+    """Return a copy with floating point tensors and modules in float32, inside data classes and containers, too."""
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
     if isinstance(value, nn.Module):

@@ -1,4 +1,4 @@
-"""Evidence: facts with which a reader can re-check a claim, one frozen dataclass per kind. Imports nothing heavy.
+"""Evidence: facts with which a reader can re-check a claim, one frozen dataclass per kind. It imports nothing heavy.
 
 A certificate, a store and a baseline hold evidence as a JSON object. Each class here owns some keys of that object.
 It writes them with `to_json`, and reads them with `from_json`, which is strict, or with `read`, which is not. It leaves
@@ -66,12 +66,12 @@ class Evidence:
 
     @classmethod
     def stated(cls, keys: Set[str]) -> bool:
-        """Tell whether all keys that this kind needs are among these."""
+        """Say whether all keys that this kind needs are among these."""
         return all(entry.key in keys for entry in _entries(cls) if entry.needed)
 
     @classmethod
     def exactly(cls, keys: Set[str]) -> bool:
-        """Tell whether these are all keys that this kind needs, and none that it does not own."""
+        """Say whether these are all keys that this kind needs, and none that it does not own."""
         return cls.stated(keys) and keys <= cls.keys()
 
     @classmethod
@@ -106,8 +106,8 @@ class BracketEvidence(Evidence):
     """The two radii between which a search ended.
 
     Attributes:
-        bracket: the radius that is proved, and a larger one, in units of the input. Of a complete certifier the second
-            is the distance of a counterexample, of any other a radius at which its bounds failed; inf if there is none.
+        bracket: the radius that is proved, and a larger one, in units of the input. For a complete certifier the second
+            is the distance of a counterexample, for others a radius at which the bounds failed; inf if there is none.
     """
 
     bracket: tuple[float, float]
@@ -129,7 +129,7 @@ class MarginEvidence(BracketEvidence):
     """A search over radii at which margins were bounded.
 
     Attributes:
-        evaluations: how many radii were tried.
+        evaluations: number of radii that were tried.
         arithmetic: `real`, if the claim is about the network in exact arithmetic; else the data type of the float
             program that it is about.
         bounds: as in `BoundsEvidence`, None if there are none.
@@ -145,8 +145,8 @@ class LipschitzEvidence(Evidence):
     """Global Lipschitz constants; the certificate has `MarginEvidence`, too.
 
     Attributes:
-        constants: of the certified class's output less each output, in the order of the classes; change of the output
-            per unit of the input. The entry of the class itself is 0.
+        constants: constants of the certified class's output less each output, in the order of the classes; change of
+            the output per unit of the input. The entry of the class itself is 0.
         layers: bounds of each linear layer's operator norms, by the layer's name and by `p->q`.
     """
 
@@ -162,8 +162,8 @@ class MilpEvidence(BracketEvidence):
         crown: radius that CROWN proves.
         bounds: as in `BoundsEvidence`.
         feasibility: tolerance of the solver for its constraints.
-        programs: what each program gave, by the position of the rival.
-        reason: why there is no answer, None if there is one.
+        programs: result of each program, by the position of the rival.
+        reason: reason why there is no answer, None if there is one.
     """
 
     crown: float
@@ -192,11 +192,11 @@ class TreeEvidence(BracketEvidence):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfEvidence(Evidence):
-    """The one of several certifiers that won; the certificate has that one's evidence, too.
+    """The certifier that won among several; the certificate has that one's evidence, too.
 
     Attributes:
         won: name of the certifier that proved the radius, with its options.
-        refused: why others gave nothing, by name. None if all gave something.
+        refused: reasons of those that gave nothing, by name. None if all gave something.
     """
 
     won: str | None = None
@@ -234,7 +234,7 @@ class DrawsEvidence(Evidence):
     """The part that tells two samples apart: the same seed, number and counts are the same draws.
 
     Attributes:
-        seed: of the draws, in hexadecimal digits.
+        seed: seed of the draws, in hexadecimal digits.
         counts: votes for each class.
         n: number of draws.
     """
@@ -246,13 +246,13 @@ class DrawsEvidence(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class TallyEvidence(Evidence):
-    """The part of votes that a baseline keeps, and that tests whether the counts of two runs differ need.
+    """The part of votes that a baseline keeps, and with which tests compare the counts of two runs.
 
     Attributes:
         counts: votes for each class.
         n: number of draws, at least as many as votes.
-        rule: how probabilities are bounded: `two-class` or `one-vs-rest`.
-        seed: of the draws, in hexadecimal digits.
+        rule: rule that bounds the probabilities: `two-class` or `one-vs-rest`.
+        seed: seed of the draws, in hexadecimal digits.
     """
 
     counts: tuple[int, ...]
@@ -270,7 +270,7 @@ class RecountEvidence(Evidence):
         selection: votes of other draws, which chose the class.
         n: number of draws that were counted.
         alpha: probability that the input's certificate is wrong.
-        dimension: of what the noise was added to.
+        dimension: dimension of the features that the noise was added to.
     """
 
     counts: tuple[int, ...]
@@ -282,17 +282,17 @@ class RecountEvidence(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class VoteEvidence(Evidence):
-    """Two independent samples of votes, and what follows from them.
+    """Two independent samples of votes, and the bounds that follow from them.
 
     Attributes:
         counts: votes for each class in the sample that bounds the probabilities.
         selection: votes for each class in the sample that chose the class.
         n: number of draws of the first of these, at least as many as votes.
         alpha: probability that the certificate is wrong.
-        rule: how probabilities are bounded: `two-class` or `one-vs-rest`.
+        rule: rule that bounds the probabilities: `two-class` or `one-vs-rest`.
         p_lower: lower bound of the probability of the class.
         p_upper: upper bound of the probability of any other.
-        seed: of the draws, in hexadecimal digits.
+        seed: seed of the draws, in hexadecimal digits.
     """
 
     counts: tuple[int, ...]
@@ -323,7 +323,7 @@ class DiscreteEvidence(VoteEvidence):
     Attributes:
         keep: probability that a coordinate keeps its value.
         grid: number of steps between 0 and 1.
-        unit: what the radius counts: `pixels` or `coordinates`.
+        unit: unit of the radius: `pixels` or `coordinates`.
     """
 
     keep: float
@@ -338,7 +338,7 @@ class AblationEvidence(VoteEvidence):
     Attributes:
         keep: number of pixels that are shown.
         encode: what hides the others: `two-channel` (NaN) or `zero`.
-        unit: what the radius counts: `pixels` or `coordinates`.
+        unit: unit of the radius: `pixels` or `coordinates`.
     """
 
     keep: int
@@ -355,14 +355,14 @@ class NoiseEvidence(Evidence):
         selection: votes for each class in the sample that chose the class.
         n: number of draws of the first of these, at least as many as votes.
         alpha: probability that the certificate is wrong.
-        rule: how probabilities are bounded: `two-class` or `one-vs-rest`.
+        rule: rule that bounds the probabilities: `two-class` or `one-vs-rest`.
         noise: name and options of the noise.
-        sigma: standard deviation of the noise, in units of what it is added to.
+        sigma: standard deviation of the noise, in units of the features that it is added to.
         scale: the noise's own parameter of scale, in the same units.
-        dimension: of what the noise is added to.
+        dimension: dimension of these features.
         p_lower: lower bound of the probability of the class.
         p_upper: upper bound of the probability of any other.
-        seed: of the draws, in hexadecimal digits.
+        seed: seed of the draws, in hexadecimal digits.
         shared: True if all inputs share the draws, else None.
     """
 
@@ -386,11 +386,11 @@ class PlaceEvidence(Evidence):
     """A hidden layer behind which noise is added.
 
     Attributes:
-        layer: its name.
+        layer: name of the layer.
         sigma: standard deviation of the noise, in units of the layer's output.
         scale: the noise's own parameter of scale, in the same units.
-        dimension: of the layer's output.
-        constants: Lipschitz constants of what comes before, from the norm of the input to each p-norm of the output.
+        dimension: dimension of the layer's output.
+        constants: Lipschitz constants of the part before, from the norm of the input to each p-norm of the output.
     """
 
     layer: str | None = None
@@ -406,7 +406,7 @@ class LayersEvidence(Evidence):
 
     Attributes:
         layer: name of the first layer; None if the first place is the input.
-        constants: Lipschitz constants of what comes before it, as in `PlaceEvidence`.
+        constants: Lipschitz constants of the part before it, as in `PlaceEvidence`.
         also: the places after the first one.
         radii: radius that the noise of each place proves, in units of the input.
     """
@@ -418,7 +418,7 @@ class LayersEvidence(Evidence):
 
     @property
     def constant(self) -> bool:
-        """Tell whether noise is added to features that the input does not move."""
+        """Say whether noise is added to features that the input does not move."""
         tables = [self.constants or {}, *(place.constants for place in self.also or ())]
         return any(bound == 0 for table in tables for bound in table.values())
 
@@ -428,19 +428,19 @@ class SoftEvidence(Evidence):
     """Sampled scores, or classes that were drawn from them.
 
     Attributes:
-        counts: how often each class was drawn, for the bound `sampled`; else None.
+        counts: number of draws of each class, for the bound `sampled`; else None.
         sums: sums of each class's scores, in units of 1 / `unit`; None for the bound `sampled`.
         unit: the number of units in a score of 1, likewise.
-        variances: of each class's scores, for the bound `bernstein`; else None.
+        variances: variances of each class's scores, for the bound `bernstein`; else None.
         n: number of draws.
         alpha: probability that the certificate is wrong.
-        bound: how the mean scores are bounded.
+        bound: name of the bound of the mean scores.
         beta: inverse temperature of the softmax.
         sigma: standard deviation of the Gaussian noise, in units of the input.
         top: the class that was chosen; `class` in JSON.
         selection: mean scores of other draws, which chose the class.
-        dimension: of the input.
-        seed: of the draws, in hexadecimal digits.
+        dimension: dimension of the input.
+        seed: seed of the draws, in hexadecimal digits.
         p_lower: lower bound of the mean score of the class.
         p_upper: upper bound of the mean score of any other.
     """
@@ -469,7 +469,7 @@ class AdaptiveEvidence(Evidence):
     Attributes:
         answer: whether the class has the probability `p0`: `at least`, `less` or `open`.
         successes: votes for the class.
-        draws: number of draws that they are of.
+        draws: number of draws that gave these votes.
         top: the class that was chosen; `class` in JSON.
         selection: votes of other draws, which chose the class.
         p0: probability at which the noise certifies the radius.
@@ -478,8 +478,8 @@ class AdaptiveEvidence(Evidence):
         step: number of draws between two looks.
         sigma: standard deviation of the noise, in units of the input.
         scale: the noise's own parameter of scale, in the same units.
-        dimension: of the input.
-        seed: of the draws, in hexadecimal digits.
+        dimension: dimension of the input.
+        seed: seed of the draws, in hexadecimal digits.
     """
 
     answer: str
@@ -506,9 +506,9 @@ class ShiftsEvidence(Evidence):
         n: number of shifts.
         lam: half the distance between cuts, in units of the input.
         grid: number of steps of the data between 0 and 1.
-        points: of which perturbed inputs the claim speaks: `grid` or `all`.
+        points: perturbed inputs that the claim is about: `grid` or `all`.
         offsets: seed of the coordinates' offsets.
-        claim: the same, for readers.
+        claim: the same in words.
     """
 
     counts: tuple[int, ...]
@@ -529,10 +529,10 @@ class PatchEvidence(Evidence):
         n: number of positions.
         kind: `band` or `block`.
         size: width of the band, or side of the block, in pixels.
-        threshold: the softmax from which on a class has a position's vote.
+        threshold: softmax from which on a position votes for a class.
         rule: `located` or `uniform`.
         encode: what hides the rest: `two-channel` (NaN) or `zero`.
-        claim: what the radius says, for readers.
+        claim: meaning of the radius in words.
     """
 
     counts: tuple[int, ...]
@@ -554,12 +554,12 @@ class RecertifiedEvidence(Evidence):
         n: number of draws.
         alpha: probability that the certificate is wrong.
         sigma: standard deviation of the noise, in units of the input.
-        rule: how probabilities are bounded: `two-class`, `one-vs-rest` or `top-k`.
-        selected: how the class was chosen.
+        rule: rule that bounds the probabilities: `two-class`, `one-vs-rest` or `top-k`.
+        selected: way in which the class was chosen.
         top: the class; `class` in JSON.
         p_lower: lower bound of its probability.
         p_upper: upper bound of the probability of any other.
-        k: of top-k, else None.
+        k: the k of top-k, else None.
     """
 
     counts: tuple[int, ...]
@@ -584,7 +584,7 @@ class _Entry(NamedTuple):
 
 
 _KNOWN: dict[type, tuple[_Entry, ...]] = {}
-"""The entries of each kind that was used."""
+"""Entries of each kind that was used."""
 
 
 def _entries(kind: type[Evidence]) -> tuple[_Entry, ...]:
@@ -606,7 +606,7 @@ def _encode(value: Any) -> Any:
 
 
 WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-"""The simple forms of values, in words."""
+"""Names of the simple forms of values, in words."""
 
 
 def _decode(value: Any, form: Any, key: str) -> Any:

@@ -1,11 +1,11 @@
-"""What decides what a module computes, as bytes: its code, settings and tensors, and what its code uses around it.
+"""The bytes that determine what a module computes: its code, settings and tensors, and what its code uses around it.
 
-Read are functions and classes with what they have caught, and the globals that they name: numbers, text, containers,
-tensors, other functions, classes, modules of torch, objects; of a Python module those attributes that the code names.
-The standard library, torch, NumPy and SciPy go by their names, and of other installed packages' globals only functions,
-numbers, text and tensors are read. Code is read as its syntax tree: formatting, comments, docstrings and the file in
-which it lies do not count. Not seen is what a function imports while it runs, and what it finds by text
-(`getattr(x, name)`, files, the environment).
+Functions and classes are read with everything that they have caught, and with the globals that they name: numbers,
+text, containers, tensors, other functions, classes, modules of torch, objects. Of a Python module, the attributes that
+the code names are read. The standard library, torch, NumPy and SciPy count by their names. Of other installed packages'
+globals only functions, numbers, text and tensors are read. Code is read as its syntax tree: formatting, comments,
+docstrings and the file in which it lies do not count. Imports inside a running function are not seen, nor is what a
+function finds by text (`getattr(x, name)`, files, the environment).
 """
 
 import ast
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from certbench.errors import ConfigError
 
 GIVEN = frozenset((*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy"))
-"""Packages whose code goes by its name."""
+"""Packages whose code counts by its name."""
 
 CHECKS = frozenset(("jaxtyping", "beartype"))
 """Packages whose decorators check annotations, and change nothing."""
@@ -35,7 +35,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def of(module: nn.Module) -> Iterator[bytes]:
-    """All of a module's content.
+    """Yield all of a module's content.
 
     Raises:
         ConfigError: a part of it cannot be read reliably.
@@ -62,7 +62,10 @@ def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
 
 
 class _Reader:
-    """Reads objects; one that it meets again, perhaps inside of itself, goes by the number that it got."""
+    """A reader of objects.
+
+    An object that it meets again, perhaps inside itself, counts by the number that it got the first time.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -70,7 +73,7 @@ class _Reader:
         self.inside: list[type] = []
 
     def content(self, value: Any) -> bytes:
-        """Any object."""
+        """Read any object."""
         if isinstance(value, Tensor):
             return _tensor(value)
         if isinstance(value, nn.Module):
@@ -95,14 +98,14 @@ class _Reader:
         return self.object(value)
 
     def again(self, value: object) -> bytes | None:
-        """The number of an object that was met before; else it gets one."""
+        """Return the number of an object that was met before; give others a number."""
         if id(value) in self.met:
             return b"again %d" % self.met[id(value)][0]
         self.met[id(value)] = len(self.met), value
         return None
 
     def object(self, value: Any) -> bytes:
-        """State, by pickle, and the code of its class."""
+        """Read the state, by pickle, and the code of its class."""
         file = io.BytesIO()
         try:
             _Pickler(file, self, value).dump(value)
@@ -116,7 +119,7 @@ class _Reader:
         return file.getvalue() + (b"" if _given(type(value).__module__) else self.content(type(value)))
 
     def function(self, value: Any) -> bytes:
-        """Code, and all that it has caught, is bound to, or uses of what stands around it."""
+        """Read code, and everything that it has caught, is bound to, or uses around it."""
         value = _unchecked(value)
         found = [getattr(value, "__qualname__", repr(value)).encode()]
         owner = getattr(value, "__self__", None)
@@ -134,13 +137,13 @@ class _Reader:
         return b"".join(found) + (b"" if _given(_package(value)) else self.around(value))
 
     def compiled(self, code: types.CodeType) -> bytes:
-        """What a function does, where its source does not tell; it depends on the release of Python."""
+        """Read what a function does from its bytecode, if its source does not tell; depends on Python's release."""
         inner = [self.compiled(part) if isinstance(part, types.CodeType) else self.content(part)
                  for part in code.co_consts]  # fmt: skip
         return repr(_shape(code)).encode() + b"".join(inner)
 
     def around(self, function: Any) -> bytes:
-        """The globals that a function uses, and what those use."""
+        """Read the globals that a function uses, and what those use."""
         names, own = _names(function.__code__), _own(_package(function))
         found = []
         for name in sorted(names & function.__globals__.keys()):
@@ -153,7 +156,7 @@ class _Reader:
         return b"".join(found)
 
     def used(self, name: str, value: Any, names: set[str], outer: tuple[types.ModuleType, ...] = ()) -> bytes:
-        """A global, or of a module those attributes that are named."""
+        """Read a global; of a module, read the attributes that are named."""
         if not isinstance(value, types.ModuleType):
             return b"" if _named(value) else name.encode() + self.content(value)
         if value in outer or not _own(value.__name__):
@@ -162,7 +165,7 @@ class _Reader:
         return b"".join(self.used(f"{name}.{key}", part, names, (*outer, value)) for key, part in parts)
 
     def code(self, kind: type) -> bytes:
-        """A class's syntax and attributes, with all that its methods use."""
+        """Read a class's syntax and attributes, with everything that its methods use."""
         found = [_tree(kind)]
         self.inside.append(kind)
         for name, value in vars(kind).items():
@@ -181,7 +184,7 @@ class _Reader:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles state; functions, classes and modules, which pickle knows by their names alone, are read."""
+    """A pickler of state that also reads functions, classes and modules; pickle knows these by their names alone."""
 
     def __init__(self, file: io.BytesIO, reader: _Reader, top: object) -> None:
         super().__init__(file, protocol=4)
@@ -199,12 +202,12 @@ _SLOTS = types.MemberDescriptorType | types.GetSetDescriptorType
 
 
 def _wrapped(value: Any) -> list[Any]:
-    """What a cache, say, is of."""
+    """Return the function inside a wrapper, a cache for example."""
     return [value.__wrapped__] if hasattr(value, "__wrapped__") else []
 
 
 def _named(value: Any) -> bool:
-    """Whether it is a function or a class that goes by its name."""
+    """Say whether a value is a function or a class that counts by its name."""
     bound = inspect.isroutine(value) and getattr(value, "__self__", None) is not None
     known = (inspect.isroutine(value) or inspect.isclass(value)) and not bound
     return known and _given(getattr(value, "__module__", None))
@@ -215,7 +218,7 @@ def _given(module: str | None) -> bool:
 
 
 def _own(module: str | None) -> bool:
-    """Whether a module is no installed package, and all that its code uses must be readable."""
+    """Say whether a module is no installed package, so that everything that its code uses must be readable."""
     file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
     if _given(module) or (module or "").partition(".")[0] == "certbench":
         return not _given(module)
@@ -223,13 +226,13 @@ def _own(module: str | None) -> bool:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Names that code looks up, and that code inside of it does."""
+    """Return the names that code looks up, and those that code inside it does."""
     inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     return set(code.co_names).union(*inner)
 
 
 def _unchecked(function: Any) -> Any:
-    """A function without decorators that check its annotations."""
+    """Return a function without decorators that check its annotations."""
     while hasattr(function, "__wrapped__") and _package(function) in CHECKS:
         function = function.__wrapped__
     return function
@@ -240,14 +243,14 @@ def _package(function: Any) -> str:
 
 
 def _name(kind: type) -> bytes:
-    """A class's name; its module's too where that is a package whose code goes by its name."""
+    """Return a class's name, with its module's if that is a package whose code counts by its name."""
     return (f"{kind.__module__}." if _given(kind.__module__) else "").encode() + kind.__qualname__.encode()
 
 
 def _tree(thing: types.CodeType | type) -> bytes:
-    """The syntax tree of a function or a class, as text that is the same under every release of Python.
+    """Return the syntax tree of a function or a class, as text that is the same under every release of Python.
 
-    Empty where the source is not at hand, is not what runs (a file that was edited after its import, code that a tool
+    Empty if the source is not at hand, is not what runs (a file that was edited after its import, code that a tool
     has rewritten), or does not tell which code is meant (a lambda: several may stand in a line).
     """
     try:
@@ -268,7 +271,7 @@ _Place = tuple[str, int]
 
 @functools.lru_cache(maxsize=32)
 def _parsed(source: str) -> tuple[dict[_Place, _Definition], dict[_Place, types.CodeType]]:
-    """The definitions in a file and what they compile to, by name and first line, decorators included."""
+    """Return the definitions in a file and their compiled code, by name and first line, decorators included."""
     tree = ast.parse(source)
     nodes = {
         (node.name, min([node.lineno, *(one.lineno for one in node.decorator_list)])): node
@@ -284,14 +287,14 @@ def _parsed(source: str) -> tuple[dict[_Place, _Definition], dict[_Place, types.
 
 
 def _shape(code: types.CodeType) -> tuple[object, ...]:
-    """What a function does, without its constants."""
+    """Return what a function does, without its constants."""
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     names = (code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)
     return (code.co_code, counts, names, getattr(code, "co_exceptiontable", b""))
 
 
 def _alike(one: types.CodeType | None, two: types.CodeType) -> bool:
-    """Whether two functions are compiled alike, wherever they lie."""
+    """Say whether two functions are compiled alike, wherever they lie."""
     if one is None or _shape(one) != _shape(two) or len(one.co_consts) != len(two.co_consts):
         return False
     for a, b in zip(one.co_consts, two.co_consts, strict=True):
@@ -307,7 +310,7 @@ def _alike(one: types.CodeType | None, two: types.CodeType) -> bool:
 
 
 def _canonical(node: object) -> str:
-    """A syntax tree without places, docstrings and what releases of Python add to it."""
+    """Return a syntax tree without places, docstrings and what releases of Python add to it."""
     if isinstance(node, list):
         return f"[{','.join(map(_canonical, node))}]"
     if not isinstance(node, ast.AST):

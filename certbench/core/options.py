@@ -1,4 +1,4 @@
-"""Options of certifiers: `build` makes one from a specification, `describe` is its inverse."""
+"""Options of certifiers: `build` makes a certifier from a specification, `describe` is its inverse."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from certbench.errors import ConfigError
 from certbench.files.numbers import Number, Whole
 
 Spec = str | Mapping[str, Any]
-"""`"crown"`, or `{"name": "crown", "search": {"name": "ladder", "eps": [0.1]}}`."""
+"""Specification of a certifier: `"crown"`, or `{"name": "crown", "search": {"name": "ladder", "eps": [0.1]}}`."""
 
 Path = tuple[str | int, ...]
 
@@ -31,10 +31,10 @@ def family(kind: type[Any], choices: Mapping[str, type[Any]]) -> None:
 
 
 def build(spec: Spec) -> Certifier[Any]:
-    """The certifier that a specification describes.
+    """Make the certifier that a specification describes.
 
     Raises:
-        ConfigError: unknown name or option, or a value that no run could use; `path` leads to it.
+        ConfigError: a name or an option is unknown, or no run could use a value; `path` leads to it.
         MissingBackendError: the certifier's package is not installed.
     """
     name, given = _named(spec, ())
@@ -44,12 +44,12 @@ def build(spec: Spec) -> Certifier[Any]:
 
 
 def describe(certifier: Certifier[Any]) -> dict[str, Any]:
-    """Name and every option, defaults included, JSON-able; `build(describe(c)) == c`."""
+    """Return the name and every option, defaults included, JSON-able; `build(describe(c)) == c`."""
     return {"name": registry.name_of(type(certifier)), **_fields(certifier)}
 
 
 def versions(certifier: Certifier[Any]) -> int | list[Any]:
-    """Its version and, where it is made of other certifiers, theirs: what stored answers depend on."""
+    """Return its version and, if it is made of other certifiers, theirs: stored answers depend on them."""
     members: list[Certifier[Any]] = []
     for field in dataclasses.fields(certifier):  # type: ignore[arg-type]
         value = getattr(certifier, field.name)
@@ -58,7 +58,7 @@ def versions(certifier: Certifier[Any]) -> int | list[Any]:
 
 
 def choose(family: type[Any], spec: object, path: Path = ()) -> Any:
-    """The member of a family of `FAMILIES` that a specification describes.
+    """Make the member of a family of `FAMILIES` that a specification describes.
 
     Raises:
         ConfigError: as `build`.
@@ -67,14 +67,14 @@ def choose(family: type[Any], spec: object, path: Path = ()) -> Any:
 
 
 def label(certifier: Certifier[Any], usual: Mapping[str, Any] | None = None) -> str:
-    """Name and the options that are not `usual` (their defaults, where it says nothing), as tables print it."""
+    """Return the name and the options that differ from `usual`, or else from their defaults, as tables print it."""
     return _labelled(registry.name_of(type(certifier)), certifier, usual or {})
 
 
 def describe_options(cls: Any) -> list[tuple[str, str, str]]:
-    """Return the name of each option, what may be written for it, and its default, in words.
+    """Return the name of each option, the values that it takes, and its default, in words.
 
-    The options of what is chosen by name follow, indented.
+    The options of members of a family, which are chosen by name, follow indented.
     """
     hints, rows = ranges.annotations(cls), []
     for field in dataclasses.fields(cls):
@@ -137,7 +137,7 @@ def _value(hint: Any, value: Any, path: Path) -> Any:
 
 
 def _readable(hint: Any) -> Any:
-    """The hint with every float and int replaced by one that reads numbers as people write them."""
+    """Return the hint with every float and int replaced by a type that reads numbers as people write them."""
     if hint is float:
         return Number
     if hint is int:
@@ -151,12 +151,12 @@ def _readable(hint: Any) -> Any:
 
 
 def _choices(hint: Any) -> Mapping[str, type[Any]]:
-    """Return what may be chosen by name for an option of this type; nothing for types that are no family."""
+    """Return the members that may be chosen by name for an option of this type; none for types that are no family."""
     return next((choices for kind, choices in FAMILIES.items() if kind is hint), {})  # a hint may have no hash
 
 
 def _words(hint: Any) -> str:
-    """Return what may be written for an option of this type."""
+    """Say in words which values an option of this type takes."""
     hint, optional = ranges.without_none(hint)
     if optional:
         return f"{_words(hint)}, or null"

@@ -7,7 +7,7 @@
         share: Annotated[float, between(0, 1, inclusive="left")] | None = None
         solver: Annotated[str, one_of("scs", "clarabel")] = "scs"
 
-`Annotated`, `Literal`, `X | None`, `tuple[X, ...]` and `tuple[X, Y]` are understood, one inside the other. A range is
+`Annotated`, `Literal`, `X | None`, `tuple[X, ...]` and `tuple[X, Y]` are understood, also nested. A range is
 about the value, not its type: `build` reads types. No range contains NaN.
 """
 
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from certbench.errors import ConfigError
 
 Inclusive = Literal["both", "left", "right", "neither"]
-"""The ends that belong to an interval, in the words of pandas."""
+"""Ends that belong to an interval, in the words of pandas."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Range:
     """An interval of numbers.
 
     Attributes:
-        low: its lower end.
-        high: its upper end. Infinity that does not belong to it allows every finite number.
-        inclusive: which ends belong to it.
-        note: why, or what the option is; messages end with it.
+        low: lower end.
+        high: upper end. Infinity that does not belong to the interval allows every finite number.
+        inclusive: the ends that belong to the interval.
+        note: reason, or meaning of the option; messages end with it.
     """
 
     low: float
@@ -66,7 +66,7 @@ class OneOf:
 
     Attributes:
         choices: the values.
-        note: why, or what the option is; messages end with it.
+        note: reason, or meaning of the option; messages end with it.
     """
 
     choices: tuple[Any, ...]
@@ -92,7 +92,7 @@ def above(low: float, note: str = "") -> Range:
 
 
 def between(low: float, high: float, inclusive: Inclusive = "both", note: str = "") -> Range:
-    """Allow the numbers between two, and which of the two."""
+    """Allow the numbers between two, and the ends that `inclusive` names."""
     return Range(low, high, inclusive, note)
 
 
@@ -127,15 +127,15 @@ class Options:
         self.check_together()
 
     def check_together(self) -> None:
-        """Refuse options that do not go together; each is in its range by then."""
+        """Refuse options that do not go together; each one is in its range."""
 
 
 @cache
 def annotations(cls: Any) -> Mapping[str, Any]:
     """Return the type of each option with its range.
 
-    Where a name in an annotation means something to a type checker alone, annotations that are text have no range;
-    `build` cannot read such a class either.
+    If an annotation uses a name that only a type checker knows, annotations that are text have no range; `build` cannot
+    read such a class either.
     """
     fields = dataclasses.fields(cls)
     try:

@@ -15,12 +15,13 @@ from certbench.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one bound over the ball of radius eps tells about an input.
+    """Bounds from one evaluation over the ball of radius eps.
 
     Attributes:
-        margin: a lower bound of the margin; positive: the input is certified at eps.
-        crossing: where the linear function below the margin, valid on the whole ball, reaches zero: the input is
-            certified at min(eps, crossing), and beyond eps it is a guess. NaN where the method has no such function.
+        margin: a lower bound of the margin; if it is positive, the input is certified at eps.
+        crossing: radius at which the linear function below the margin, valid on the whole ball, reaches zero. The input
+            is certified at min(eps, crossing); beyond eps the crossing is a guess. NaN if the method has no such
+            function.
     """
 
     margin: Float[Tensor, " m"]
@@ -29,11 +30,11 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What is known before the first evaluation; only guesses, and NaN where there is none.
+    """Guesses before the first evaluation; NaN where there is none.
 
     Attributes:
-        guess: a first radius to try, from a cheaper method, say.
-        tangent: the crossing as eps goes to 0: where the tangents of the margins reach zero.
+        guess: a first radius to try, for example from a cheaper method.
+        tangent: the crossing as eps goes to 0: the radius at which the tangents of the margins reach zero.
     """
 
     guess: Float[Tensor, " n"]
@@ -41,18 +42,18 @@ class Start:
 
 
 Bound = Callable[[Int[Tensor, " m"], Float[Tensor, " m"]], Evaluation]
-"""`bound(index, eps)`: bounds of the inputs `index`, each over the ball of its own eps."""
+"""A function `bound(index, eps)` that bounds the inputs `index`, each over the ball of its own eps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a search knows of each input when it ends.
+    """Results of a search, for each input.
 
     Attributes:
         certified: the largest radius that an evaluation proved, 0 if none did.
         refuted: the smallest eps above it whose bound was not positive, inf if none was tried. The bound
-            failed there; that is no counterexample.
-        evaluations: bounds computed for this input.
+            failed there; this is no counterexample.
+        evaluations: number of bounds computed for this input.
     """
 
     certified: Float[Tensor, " n"]
@@ -63,7 +64,7 @@ class Found:
 class RadiusSearch(Options, ABC):
     """A strategy for choosing the radii at which the margin is bounded.
 
-    Sound whatever the margin does in between: `certified` is always a radius that an evaluation proved.
+    It is sound for any behaviour of the margin in between: `certified` is always a radius that an evaluation proved.
     """
 
     @abstractmethod
@@ -71,11 +72,11 @@ class RadiusSearch(Options, ABC):
         """Search for every input whose `clean` margin (at eps 0) is positive; the others get radius 0."""
 
     def attainable(self, radius: float, evaluations: int) -> float:
-        """Return the largest radius that a bound may prove which only falls as the ball grows, if this was found.
+        """Return the largest radius that a bound may prove if it only falls as the ball grows.
 
         Args:
-            radius: what the search certified.
-            evaluations: bounds that it computed.
+            radius: the radius that the search certified.
+            evaluations: number of bounds that it computed.
         """
         del radius, evaluations
         return math.inf
@@ -83,7 +84,7 @@ class RadiusSearch(Options, ABC):
 
 @dataclass(frozen=True)
 class Ladder(RadiusSearch):
-    """Verify at the given radii, smallest first, and stop at the first that fails.
+    """A search that verifies the given radii, smallest first, and stops at the first that fails.
 
     `Ladder((0.1,))` asks "is it certified at 0.1?" at the cost of one evaluation.
     """
@@ -91,14 +92,14 @@ class Ladder(RadiusSearch):
     eps: tuple[PositiveFloat, ...]
 
     def __post_init__(self) -> None:
-        """Sort the radii, of which there is at least one."""
+        """Sort the radii; there must be at least one."""
         RadiusSearch.__post_init__(self)
         if not self.eps:
             raise ConfigError("a ladder needs at least one radius", ("eps",))
         object.__setattr__(self, "eps", tuple(sorted(self.eps)))
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
-        """One evaluation per rung, of the inputs that stood on the one below."""
+        """Evaluate each rung for the inputs that passed the one below."""
         del start
         found = _nothing_yet(clean)
         active = clean > 0
@@ -116,13 +117,13 @@ class Ladder(RadiusSearch):
 
 @dataclass(frozen=True)
 class Bisection(RadiusSearch):
-    """Halve the bracket in log eps until its ends agree to `relative`: the plain reference.
+    """A search that halves the bracket in log eps until its ends agree to `relative`: the plain reference.
 
     Attributes:
         start: first radius tried, in units of the input.
         relative: (high - low) / high at which an input is finished.
         limit: largest radius ever claimed; an input certified there is finished.
-        evaluations: at most so many bounds per input; a failing start is followed downwards meanwhile.
+        evaluations: largest number of bounds per input, the search below a failing start included.
     """
 
     start: PositiveFloat = 0.1
@@ -136,11 +137,11 @@ class Bisection(RadiusSearch):
             raise ConfigError(f"limit must be at least start, {self.start}, not {self.limit}", ("limit",))
 
     def attainable(self, radius: float, evaluations: int) -> float:
-        """Return the end of the bracket; infinity where the search ended early, at its limits."""
+        """Return the end of the bracket; infinity if the search ended early, at its limits."""
         return _attainable(self, radius, evaluations)
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
-        """About log2(1 / relative) evaluations, plus those that find the bracket."""
+        """Bisect with about log2(1 / relative) evaluations, plus those that find the bracket."""
         del start
         found = _nothing_yet(clean)
         low, high = found.certified, found.refuted
@@ -161,18 +162,18 @@ class Bisection(RadiusSearch):
 
 @dataclass(frozen=True)
 class Secant(RadiusSearch):
-    """Follow the linear bounds to the radius at which they cross zero just there, in 3 to 6 evaluations.
+    """A search that follows the linear bounds to the radius at which they just cross zero, in 3 to 6 evaluations.
 
-    An evaluation at e gives the crossing r(e) of a linear bound that holds in the whole ball of e, so it certifies
-    min(e, r(e)), and the radius sought is the fixed point r(e) = e. The next e is where a power law for what the
-    relaxation loses, or an inverse quadratic through the last evaluations, puts it. What falls outside the bracket, or
-    fails to halve it three times in a row, is replaced by the bracket's middle in log e.
+    An evaluation at e gives the crossing r(e) of a linear bound that holds in the whole ball of e. So it certifies
+    min(e, r(e)), and the wanted radius is the fixed point r(e) = e. The next e comes from a power law for the loss of
+    the relaxation, or from an inverse quadratic through the last evaluations. If it lies outside the bracket, or
+    fails to halve the bracket three times in a row, the bracket's middle in log e takes its place.
 
     Attributes:
-        relative: an input is finished when (high - low) / high is that small, or when an evaluation certified its
-            eps with a crossing at most that much above it.
+        relative: an input is finished when (high - low) / high is at most this, or when an evaluation certified its
+            eps with a crossing at most this share above it.
         limit: largest radius ever claimed; an input certified there is finished.
-        evaluations: at most so many bounds per input.
+        evaluations: largest number of bounds per input.
     """
 
     relative: RelativeTolerance = 1e-3
@@ -180,11 +181,11 @@ class Secant(RadiusSearch):
     evaluations: PositiveInt = 60
 
     def attainable(self, radius: float, evaluations: int) -> float:
-        """Return the end of the bracket; infinity where the search ended early, at its limits."""
+        """Return the end of the bracket; infinity if the search ended early, at its limits."""
         return _attainable(self, radius, evaluations)
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
-        """Each input keeps its own bracket and leaves the batch when it is finished."""
+        """Search; each input keeps its own bracket and leaves the batch when it is finished."""
         found = _nothing_yet(clean)
         low, high = found.certified, found.refuted
         points = _Points(clean, start.tangent.to(clean))
@@ -229,20 +230,20 @@ class Secant(RadiusSearch):
 
 
 FIRST = 0.6
-"""The first radius tried, in units of the tangent's crossing. A judgement: CROWN's radii lie at 0.3 to 0.9 of it."""
+"""First radius tried, in units of the tangent's crossing. A judgement: CROWN's radii lie at 0.3 to 0.9 of it."""
 
 STEEPENING = 3.0
-"""The power of eps with which a bound loosens, until two evaluations tell. A judgement, from CROWN on the zoo and on
+"""Power of eps with which a bound loosens, until two evaluations give it. A judgement, from CROWN on the zoo and on
 MNIST networks."""
 
 
 class _Points:
-    """Of each input, its last evaluations, and a guess where the bound on the margin crosses zero.
+    """The last evaluations of each input, and a guess where the bound on the margin crosses zero.
 
-    The margin's bound falls with the margin's tangent, and besides by a loss that grows like a power of eps, as the
-    relaxations loosen: clean - (clean / tangent) eps - loss(eps). Two evaluations tell the power. Where that is no
-    description, inverse quadratic interpolation of crossing - eps takes over; a method without linear functions has the
-    chord from the clean margin for a crossing.
+    The margin's bound falls with the margin's tangent. It also falls by a loss that grows like a power of eps, as the
+    relaxations loosen: clean - (clean / tangent) eps - loss(eps). Two evaluations give the power. Where this does not
+    fit, inverse quadratic interpolation of crossing - eps takes over. For a method without linear functions, the chord
+    from the clean margin stands for the crossing.
     """
 
     def __init__(self, clean: Float[Tensor, " n"], tangent: Float[Tensor, " n"]) -> None:
@@ -257,9 +258,9 @@ class _Points:
         margin: Float[Tensor, " m"],
         crossing: Float[Tensor, " m"],
     ) -> None:
-        """Remember an evaluation, unless it says nothing."""
+        """Remember an evaluation, unless it carries no information."""
         start = self.tangent[index]
-        # A crossing that has not moved from the tangent's is where it was, whatever the margin does at the border.
+        # If a crossing has not moved from the tangent's, the margin at the border tells nothing.
         moved = torch.where((crossing - start).abs() > 0.02 * start, margin, torch.nan)
         fresh = self.eps[2, index].isnan() & ~crossing.isnan() & ~start.isnan()
         self.eps[2, index[fresh]], self.value[2, index[fresh]] = 0.0, start[fresh]
@@ -271,7 +272,7 @@ class _Points:
             store[2, index] = now[known]
 
     def crossing(self, index: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Where the bound is zero, NaN if nobody knows."""
+        """Return the radius where the bound is zero, NaN if unknown."""
         by_power = self._by_power(index)
         return torch.where(by_power.isfinite(), by_power, self._by_inverse(index))
 
@@ -283,7 +284,7 @@ class _Points:
         power = ((height[1] - height[0]) / (at[1] - at[0])).clamp(1.05, 20.0)
         power = torch.where(power.isfinite(), power, STEEPENING)
         low, high = at[1] - 3, torch.fmax(at[1], self.tangent[index].log()) + 3 * self.tangent[index].isnan()
-        for _ in range(40):  # halving, in log eps; what is halved falls
+        for _ in range(40):  # bisection in log eps of a falling function
             middle = (low + high) / 2
             left = clean - rate * middle.exp() - (height[1] + power * (middle - at[1])).exp()
             low, high = torch.where(left > 0, middle, low), torch.where(left > 0, high, middle)
@@ -303,12 +304,15 @@ class _Points:
 
 
 def middle(low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """Up by four while nothing failed, down by four while nothing held, else the geometric mean."""
+    """Return 4 `low` while nothing failed, `high` / 4 while nothing held, else the geometric mean."""
     return torch.where(high.isinf(), 4 * low, torch.where(low == 0, high / 4, low.sqrt() * high.sqrt()))
 
 
 def _attainable(search: "Bisection | Secant", radius: float, evaluations: int) -> float:
-    """An input is finished at `limit`, or where its bound fails, or crosses zero, at most `relative` further out."""
+    """Return the end of the bracket of a finished input; infinity for an input that is not.
+
+    An input is finished at `limit`, or where its bound fails, or crosses zero, at most `relative` further out.
+    """
     ended = evaluations < search.evaluations and radius < search.limit
     return radius / (1 - search.relative) if ended else math.inf
 
@@ -322,4 +326,4 @@ def _nothing_yet(clean: Float[Tensor, " n"]) -> Found:
 
 
 SEARCHES: dict[str, type[RadiusSearch]] = {"secant": Secant, "bisection": Bisection, "ladder": Ladder}
-"""The names that a specification may give to the option `search`."""
+"""Search strategies by the names that a specification may give to the option `search`."""
