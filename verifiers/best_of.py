@@ -66,23 +66,23 @@ class BestOf(Certifier[BestOfState]):
 
     @property
     def members(self) -> tuple[Certifier[Any], ...]:
-        """Those of `of`: the best certificate is one of theirs."""
+        """The certifiers `of`: the best certificate is one of theirs."""
         return self.of
 
     def dominates(self, other: Certifier[Any]) -> str | None:
-        """At least what its first member proves, and what those prove that are run wherever there is room for more.
+        """Return the theorem: the best is at least the first member, and each member that bounds no margins.
 
         Proof. The first member is asked for every input, and a certificate is replaced by a larger one alone. A member
         that bounds no margins is asked wherever no counterexample lies within (1 + `relative`) of the best radius so
         far, and no radius reaches beyond a counterexample. Both answers of the member are the same if it is repeatable.
-        Of other members this is no theorem. They are run only if they prove a little more than the best radius so far
+        For other members there is no theorem. They are run only if they prove a little more than the best radius so far
         at that very ball, and bounds of margins need not fall as the ball grows.
         """
         asked = other in self.of and (other == self.of[0] or not isinstance(other, MarginCertifier))
         return "the best of several is at least each" if asked and other.repeatable else None
 
     def attainable(self, radius: float, evidence: Mapping[str, Any]) -> float:
-        """Return infinity where a member failed, else what `relative` leaves."""
+        """Return the radius with the slack that `relative` leaves; infinity where a member failed."""
         found = BestOfEvidence.read(evidence)
         return math.inf if found and found.refused else radius * (1 + self.relative)
 

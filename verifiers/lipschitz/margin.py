@@ -161,9 +161,9 @@ class LipschitzMargin(GlobalLipschitz):
     version: ClassVar[int] = 2
 
     def dominates(self, other: Certifier[Any]) -> str | None:
-        r"""Orders of the rules: each constant of the better rule is at most that of the other.
+        r"""Return the theorem that orders the rules: each constant of the better rule is at most that of the other.
 
-        Let $w_c$ be the rows of the last affine layers W, and $L_s$ the constant into the s-norm of what comes before.
+        Let $w_c$ be the rows of the last affine layers W, and $L_s$ the constant into the s-norm of the part before.
         All rules share both. A rule's constant of f_c - f_j is the least over s, so it is enough to compare for each s.
         `pairwise` has $L_s \|w_c - w_j\|_{s^*}$, where $s^*$ is the dual exponent.
 
@@ -172,16 +172,17 @@ class LipschitzMargin(GlobalLipschitz):
         - `pairwise` <= `naive`, which has $2 L_s \|W\|_{s \to \infty}$: that norm is the largest $\|w_i\|_{s^*}$.
         - `pairwise` <= `tsuzuku`, which has $\sqrt 2 L_s \|W\|_{s \to 2}$: by Cauchy-Schwarz
           $|(w_c - w_j) \cdot v| = |(e_c - e_j) \cdot W v| \leq \sqrt 2 \|W v\|_2$.
-        - `pairwise` <= `centred`, which has $\sqrt 2 L_s \|M W\|_{s \to 2}$, where M takes the mean off: M is
-          symmetric and $M (e_c - e_j) = e_c - e_j$, so $(e_c - e_j) \cdot W v = (e_c - e_j) \cdot M W v$.
+        - `pairwise` <= `centred`, which has $\sqrt 2 L_s \|M W\|_{s \to 2}$, where M subtracts the mean: M is symmetric
+          and $M (e_c - e_j) = e_c - e_j$, so $(e_c - e_j) \cdot W v = (e_c - e_j) \cdot M W v$.
 
         Norms of `naive`, `tsuzuku` and `centred` are upper bounds, which makes their constants only larger. A margin
-        less its constant times the radius falls as the radius grows. So it does if the float program's errors are
-        taken off: they grow with the ball, and are the same for all rules. Hence the radii are in the order of the
-        constants, but for rounding and for what the search leaves.
+        less its constant times the radius falls as the radius grows. It also falls if the float program's errors are
+        subtracted: they grow with the ball, and are the same for all rules. Hence the radii are in the order of the
+        constants, up to rounding and to what the search leaves.
 
-        `naive` and `tsuzuku` are in no order. If k rows are equal, the constant of `tsuzuku` is $\sqrt{k / 2}$ times
-        that of `naive`; if they are orthogonal and of one length, that of `naive` is $\sqrt 2$ times that of `tsuzuku`.
+        There is no order between `naive` and `tsuzuku`. If k rows are equal, the constant of `tsuzuku` is
+        $\sqrt{k / 2}$ times that of `naive`; if they are orthogonal and of one length, that of `naive` is $\sqrt 2$
+        times that of `tsuzuku`.
         """
         if not type(self) is type(other) is LipschitzMargin or self.rounding_safe != other.rounding_safe:
             return None

@@ -232,7 +232,7 @@ class Smoothing(Certifier[SmoothingState]):
         return bounds(top, estimation, n, self.alpha, self.rule)
 
     def smoothed(self, classifier: Classifier, threat: ThreatModel) -> "Noisy":
-        """The classifier under this noise, which PREDICT samples."""
+        """Return the classifier under this noise, which PREDICT samples."""
         state = self.prepare(classifier, threat)
         return Noisy(state.counter.classifier, self.alpha, self.share is not None, self, classifier, state)
 
@@ -258,12 +258,12 @@ class Noisy(SmoothedClassifier):
     """A classifier under noise, as an audit attacks it.
 
     Attributes:
-        base: what follows the noise.
-        alpha: the certifier's.
+        base: the part behind the noise.
+        alpha: alpha of the certifier.
         shared: whether all inputs share their draws.
-        certifier: whose noise it is.
-        classifier: the whole, without noise.
-        state: of the certifier.
+        certifier: the certifier, which has the noise.
+        classifier: the whole classifier, without noise.
+        state: state of the certifier.
     """
 
     base: Classifier
@@ -274,12 +274,12 @@ class Noisy(SmoothedClassifier):
     state: SmoothingState
 
     def predict(self, x: Float[Tensor, "n ..."], *, level: float, draws: int, seed: int) -> Int[Tensor, " n"]:
-        """PREDICT, with draws of each point's own."""
+        """Run PREDICT, with each point's own draws."""
         predictor = replace(self.certifier, n=draws, alpha=level, share=None)
         return predictor.predict(self.classifier, x, seed=seed)
 
     def likelihood(self, n: int, draws: int, seed: int) -> Likelihood:
-        """The mean of softmax over draws that are kept (Salman et al., 2019); noise behind a layer is added there."""
+        """Return the mean softmax over fixed draws (Salman et al., 2019); noise behind a layer is added there."""
         base, mechanism = self.base, self.state.counter.noise
         dimension = math.prod(base.input_shape)
         assert isinstance(mechanism, Shareable)
@@ -299,7 +299,7 @@ class Noisy(SmoothedClassifier):
         return found
 
     def moved(self, x: Float[Tensor, "n ..."], change: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """Certificates of integer noise are about the grid: the input's point there, moved towards x + change."""
+        """Return x + change; for integer noise, the input's point on the grid, moved towards x + change."""
         if not isinstance(self.certifier.noise, IntegerGaussian):
             return x + change
         grid = self.certifier.noise.grid

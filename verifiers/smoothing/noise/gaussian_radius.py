@@ -16,7 +16,7 @@ from scipy.special import ndtri
 from certbench.verifiers.smoothing.noise.base import TINY, odd
 
 ROUNDING = 1e-12
-"""What is taken off radii, relative to the quantiles they are made of."""
+"""Share that is taken off radii, relative to the quantiles that they are made of."""
 
 
 def height(tail: float) -> float:
