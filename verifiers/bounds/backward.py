@@ -88,7 +88,7 @@ def layer_bounds(
         method: "ibp", "crown" (adaptive lower slopes) or "fast-lin" (lower slopes u / (u - l), as Wong and Kolter).
         known: sound bounds that the result is intersected with, for example those of a larger ball.
         entries: the most coefficients held at once; halved while memory runs out.
-        errors: by layer, what rounding may do to a bound; each is widened by it before it is used.
+        errors: largest effect of rounding on a bound, by layer; each bound is widened by it before it is used.
 
     Raises:
         NumericalError: a bound is NaN.

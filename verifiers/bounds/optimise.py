@@ -137,12 +137,12 @@ def optimise(
     No row ends below its start, up to the rounding of float32. Row i depends on domain i alone.
 
     Args:
-        network: in float64.
+        network: the network, in float64.
         region: balls over which the minimum is raised, inside those on which `bounds` hold.
         bounds: bounds of the hidden layers before `layer`, with a bound of 0 at every neuron that is split.
         rows: linear functions of the outputs of `layer`.
         splits: neurons whose multiplier is optimised; none by default.
-        start: where to begin; CROWN's slopes by default.
+        start: the first choice; CROWN's slopes by default.
         iterations: steps of Adam.
         enough: domains whose bounds all exceed this are left alone from then on.
         layer: the layer that is bounded; by default the last one, which gives the logits.
@@ -178,13 +178,13 @@ def optimised_bounds(
     """Sharpen the bounds of unstable neurons, layer by layer, each with slopes of its own (Xu et al., 2021).
 
     Args:
-        network: in float64.
+        network: the network, in float64.
         region: the balls.
         bounds: bounds of all hidden layers over them.
         iterations: steps of Adam.
         fast: the same network in float32.
-        entries: the most slopes held at once.
-        errors: by layer, what rounding may do to a bound; each is widened by it before it is used.
+        entries: largest number of slopes held at once.
+        errors: largest effect of rounding on a bound, by layer; each bound is widened by it before it is used.
     """
     fast = network.to(torch.float32) if fast is None else fast
     lower, upper = [*bounds.lower], [*bounds.upper]

@@ -1,6 +1,6 @@
 """ReLU networks over a ball as rows of linear and mixed-integer programs (Ehlers, 2017; Tjeng et al., 2019), for HiGHS.
 
-A program is built once per ball; what is minimised changes, and the solver starts from its last basis.
+A program is built once per ball; its objective changes, and the solver starts from its last basis.
 """
 
 from dataclasses import dataclass, replace
@@ -122,16 +122,16 @@ class PlanetModel:
     Attributes:
         network: the network.
         x: the centre of the ball.
-        bounds: of its layers, one row.
+        bounds: bounds of its layers, one row.
         layer: the layer whose outputs can be minimised.
         program: columns and rows.
         inputs: columns of the change of the input.
         spread: the matrix that makes the change out of them.
-        z: by hidden layer, the column of each pre-activation; -1: none.
-        h: by hidden layer, the column of each ReLU; -1: it is 0.
-        unstable: by hidden layer, the neurons whose sign is open.
-        above: by hidden layer, the rows h >= z of its unstable neurons; none in a mixed-integer program.
-        binary: by hidden layer, the binaries of its unstable neurons, 1 where z >= 0; none in a linear program.
+        z: column of each pre-activation, by hidden layer; -1: none.
+        h: column of each ReLU, by hidden layer; -1: it is 0.
+        unstable: neurons whose sign is open, by hidden layer.
+        above: rows h >= z of the unstable neurons, by hidden layer; none in a mixed-integer program.
+        binary: binaries of the unstable neurons, 1 where z >= 0, by hidden layer; none in a linear program.
     """
 
     network: ReluNetwork

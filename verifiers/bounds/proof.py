@@ -23,8 +23,8 @@ class RelaxationProof:
 
     Attributes:
         bounds: bounds of the hidden layers.
-        inner: by hidden layer, the lower slopes with which later layers were bounded; None: by interval arithmetic.
-        slopes: by hidden layer, the lower slopes below the margins, one row for all or one per margin; None: likewise.
+        inner: lower slopes with which later layers were bounded, by hidden layer; None: by interval arithmetic.
+        slopes: lower slopes below the margins, by hidden layer, one row for all or one per margin; None: likewise.
     """
 
     bounds: LayerBounds

@@ -31,7 +31,7 @@ def evaluation_error(
     Args:
         network: the network.
         region: balls of inputs that the program is given in its own precision.
-        bounds: of the pre-activations over the balls.
+        bounds: bounds of the pre-activations over the balls.
         dtype: the program's precision.
 
     Raises:
@@ -66,7 +66,7 @@ def program_error(
     Args:
         network: the network.
         region: balls of inputs that the program is given in its own precision.
-        bounds: of the pre-activations over the balls.
+        bounds: bounds of the pre-activations over the balls.
         rows: linear functions of the logits.
         dtype: the program's precision.
 

@@ -1,4 +1,4 @@
-"""What certifiers on the shared engine prepare, and CROWN's bounds, with which costlier methods begin."""
+"""The state that certifiers on the shared engine prepare, and CROWN's bounds, with which costlier methods begin."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from certbench.verifiers.bounds.region import Region
 class NetworkState(MarginState):
     """The classifier in float64, the threat model, and the network as layers.
 
-    `program` is the precision of the classifier as it came, in which its user runs it.
+    `program` is the precision of the given classifier, in which its user runs it.
     """
 
     network: ReluNetwork

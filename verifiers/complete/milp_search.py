@@ -44,8 +44,8 @@ class Bracket:
     """The bracket of one input, by class, as it closes.
 
     Attributes:
-        proven: by row, no point of that class is nearer than this.
-        found: by row, the distance of the nearest counterexample of that class.
+        proven: proved distance by row: no point of that class is nearer.
+        found: distance of the nearest counterexample of that class, by row.
     """
 
     eps: float | None

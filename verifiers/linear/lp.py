@@ -40,7 +40,7 @@ class LP(MarginCertifier[NetworkState]):
 
     Attributes:
         tighten: also bound the neurons of each hidden layer by LPs, two per unstable neuron, first layer to last.
-        search: how the radius is found; it starts from CROWN's.
+        search: strategy for choosing radii; it starts from CROWN's.
     """
 
     tighten: bool = False

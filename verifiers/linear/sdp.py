@@ -67,7 +67,7 @@ class SDP(MarginCertifier[NetworkState]):
     remains. Only rows that may hold the smallest margin are solved. The claim is about the real-arithmetic network.
 
     Attributes:
-        search: how radii are chosen.
+        search: strategy for choosing radii.
         solver: "scs", a first-order method, or "clarabel", an interior-point method: precise, for tiny networks.
         cuts: whether the upper edges of the LP relaxation's triangles are added. They make it at least as tight.
         limit: largest dimension that the matrix could have: one more than inputs and hidden neurons. Other networks are

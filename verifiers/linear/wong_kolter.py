@@ -208,7 +208,7 @@ def cascade(certificates: Sequence[Certificate], eps: float) -> Cascade:
     perturbed inputs, can change its answer inside a ball that is certified here.
 
     Args:
-        certificates: by stage, for the same inputs.
+        certificates: certificates of each stage, for the same inputs.
         eps: the radius.
     """
     if not certificates or len({len(certificate) for certificate in certificates}) != 1:

@@ -117,7 +117,7 @@ class Zonotope:
         inputs: coefficients of the d coordinates of the perturbation; a single table where all inputs share it.
         errors: coefficients of the symbols of earlier ReLUs; symbol s is the same one wherever it occurs, and each
             input numbers its own.
-        box: what each value can move besides, whatever the others do.
+        box: amount that each value can move besides, independent of the others.
     """
 
     centre: Float[Tensor, "n m"]

@@ -48,7 +48,7 @@ class FastLip(LocalLipschitz):
 
     Attributes:
         chords: whether slopes are those of chords from the input.
-        shells: in how many parts the radial integral takes the ball; 1 for no integral.
+        shells: number of parts of the ball in the radial integral; 1 for no integral.
         gram: whether the first layer's rows are taken together.
         rounding_safe: whether rounding errors are counted, also those of the float program.
     """
@@ -107,7 +107,7 @@ class RecurJac(LocalLipschitz):
 
     Attributes:
         chords: whether slopes are those of chords from the input.
-        shells: in how many parts the radial integral takes the ball; 1 for no integral.
+        shells: number of parts of the ball in the radial integral; 1 for no integral.
         rounding_safe: whether rounding errors are counted, also those of the float program.
     """
 

@@ -43,7 +43,7 @@ class JacobianZonotope(LocalLipschitz):
 
     Attributes:
         chords: slopes are those of chords from the input, which suffice for its robustness; else of tangents.
-        shells: in how many balls the radial integral takes the steepness; only with tangents.
+        shells: number of balls in the radial integral of the steepness; only with tangents.
         refine: whether the same bound sharpens those of the hidden layers first, from the second on.
         rounding_safe: whether rounding errors are counted, also those of the float program, which the claim then is
             about.

@@ -156,7 +156,7 @@ class Eclipse(GlobalLipschitz):
 
     Attributes:
         rounding_safe: whether the float program's errors are counted.
-        search: how radii are chosen.
+        search: strategy for choosing radii.
     """
 
     rounding_safe: bool = False
@@ -201,7 +201,7 @@ class LipSDP(GlobalLipschitz):
             cvxpy's, for tiny ones. Adam always finds the shared ones.
         iterations: largest number of steps of "newton" and "gradient", for shared multipliers and for those of a pair.
         rounding_safe: whether the float program's errors are counted.
-        search: how radii are chosen.
+        search: strategy for choosing radii.
     """
 
     multipliers: Annotated[str, one_of("pair", "shared")] = "pair"

@@ -95,9 +95,9 @@ class Steepness:
 class LocalLipschitz(MarginCertifier[NetworkState]):
     """A certifier that bounds how steep margins are, over all slopes that a ball allows.
 
-    Subclasses have the options `chords`, whether slopes are those of chords from the input; `shells`, in how many parts
-    the radial integral takes the ball (1: none; only for tangents); and `rounding_safe`, whether rounding errors are
-    counted, those of the float program, too.
+    Subclasses have the options `chords`, whether slopes are those of chords from the input; `shells`, the number of
+    parts of the ball in the radial integral (1: no integral; only for tangents); and `rounding_safe`, whether rounding
+    errors are counted, also those of the float program.
     """
 
     chords: bool
@@ -107,7 +107,7 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
 
     def check_together(self) -> None:
-        """Refuse what would be unsound."""
+        """Refuse options that are unsound together."""
         if self.chords and self.shells > 1:
             raise ConfigError(
                 "the radial integral is over tangents; chords start at the input: shells need chords: false",
@@ -128,11 +128,11 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
         return Slopes.chords(bounds, state.network, region.x, errors)
 
     def intermediate(self) -> str:
-        """CROWN's."""
+        """Name CROWN as the method."""
         return "crown"
 
     def arithmetic(self, state: NetworkState) -> str:
-        """The float program's, if its errors are counted."""
+        """Return the float program's arithmetic, if its errors are counted."""
         return str(state.program) if self.rounding_safe else "real"
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
@@ -158,7 +158,7 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
             if self.rounding_safe:
                 part = Steepness(raised(network, len(network.hidden), rows, part.slope, state.threat.q))
             parts.append(part)
-        # What holds in a ball holds in those inside it.
+        # Bounds in a ball hold in the balls inside it.
         slope = torch.stack([part.slope for part in parts]).flip(0).cummin(dim=0).values.mean(dim=0)
         centre = (rows @ network.preactivations(flat)[-1][..., None]).squeeze(-1)
         if self.rounding_safe:
@@ -189,5 +189,5 @@ def raised(
             moduli[source] = moduli[source] + pulled if source in moduli else pulled
     steps = 2 * network.inputs + 64 + sum(4 * (layer.roundings + layer.outputs) for layer in network.layers)
     most = (len(network.layers) + 1) * ball.length(moduli[0], q)
-    scale = torch.maximum(slope, most).clamp(min=1e-300)  # squares of small numbers are no floats
+    scale = torch.maximum(slope, most).clamp(min=1e-300)  # squares of small numbers underflow
     return scale * ((slope / scale).square() + 4 * gamma(steps) * (most / scale).square()).sqrt() * (1 + 1e-15)

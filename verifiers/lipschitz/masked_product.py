@@ -42,7 +42,7 @@ class MaskedProduct(LocalLipschitz):
 
     Attributes:
         chords: whether rows are scaled by the steepest chords from the input (Avant and Morgansen, 2023).
-        shells: in how many parts the radial integral takes the ball; 1 for no integral.
+        shells: number of parts of the ball in the radial integral; 1 for no integral.
         rounding_safe: whether rounding errors are counted, also those of the float program.
     """
 
@@ -101,7 +101,7 @@ def _pull(step: Map, rows: Float[Tensor, "n k outputs"]) -> Float[Tensor, "n k i
 
 
 def _first(matrices: Float[Tensor, "n m d"], p: float) -> Float[Tensor, " n"]:
-    r"""Upper bounds of the norms from p to 2; from inf, the least of three, as `operator_norms.box_norm`.
+    r"""Return upper bounds of the norms from p to 2; from inf, the least of three, as `operator_norms.box_norm`.
 
     $\sqrt d \|A\|_2$; $\||A| 1\|_2$; and $\|A S^{-1}\|_2 \|s\|_2$ with $S = \operatorname{diag}(s)$ and
     $s_i^2 = \sum_j |A^T A|_{ij}$.

@@ -121,8 +121,8 @@ def odd(
         height: the odd function on tails: h(1 - t) = -h(t) = height(t) for t in (0, 1/2].
         p_lower: lower bound of the class's probability.
         p_upper: upper bound of every other class's probability.
-        allowance: what is taken off, relative to the heights.
-        scale: of the noise.
+        allowance: amount that is taken off, relative to the heights.
+        scale: scale of the noise.
     """
     if p_lower == 1 or p_upper == 0:
         return math.inf

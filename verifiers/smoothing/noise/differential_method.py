@@ -44,7 +44,7 @@ def gamma_ratio(x: float, step: float) -> float:
 
 
 def laplace_linf(tail: float, d: int) -> float:
-    r"""Independent Laplace noise, Linf: exact in every dimension.
+    r"""Return the height of independent Laplace noise in Linf: exact in every dimension.
 
     The score is $s = \sum_i \pm 1$, which is 2 Bin(d, 1/2) - d, in the worst direction. So F is linear between the
     tails of s, with slope s, and the integral is a sum of logarithms. The usual $\Phi^{-1}(1 - t) / \sqrt d$ is larger
@@ -67,7 +67,7 @@ def laplace_linf(tail: float, d: int) -> float:
 
 @lru_cache(maxsize=64)
 def _binomial(d: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Values s >= 0 of 2 Bin(d, 1/2) - d from the largest down, P[S >= s] (1/2 at the last), and E[S; S >= s].
+    """Return the values s >= 0 of 2 Bin(d, 1/2) - d, falling; P[S >= s] (1/2 at the last); and E[S; S >= s].
 
     Values whose probability is below 1e-250 of the commonest are left out. Probabilities come from ratios of neighbours
     and are scaled to sum to 1, as logarithms of factorials would lose ten digits in large dimensions.
@@ -86,7 +86,7 @@ def _binomial(d: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"],
 
 
 def pareto(tail: float, a: float) -> float:
-    r"""Density $\propto (1 + |x|)^{-a - 1}$, L1.
+    r"""Return the height of density $\propto (1 + |x|)^{-a - 1}$ in L1.
 
     The score falls with x > 0, so the worst set of probability s is 0 < x < c, and
     $F(s) = q(0) - q(c) = a/2 (1 - (1 - 2s)^{1 + 1/a})$. With $1 - 2s = e^{-v}$ the height is
@@ -103,7 +103,7 @@ def pareto(tail: float, a: float) -> float:
 
 
 def exp_p(tail: float, q: float) -> float:
-    r"""Density $\propto \exp(-|x|^q)$, L1; $|x|^q$ follows Gamma(1/q).
+    r"""Return the height of density $\propto \exp(-|x|^q)$ in L1; $|x|^q$ follows Gamma(1/q).
 
     q >= 1: the score rises with x, the worst set is a half-line, and the height a quantile. q < 1: the score falls with
     x > 0, the worst set of probability s is 0 < x < c, $F(s) = q(0) - q(c)$, and the height is
@@ -122,11 +122,12 @@ def exp_p(tail: float, q: float) -> float:
 
 
 def exp_two(tail: float, d: int) -> float:
-    r"""Density $\propto \exp(-\|x\|_2)$, L2: (d - 1) atanh(c) with c the cosine exceeded with probability t.
+    r"""Return the height of density $\propto \exp(-\|x\|_2)$ in L2: (d - 1) atanh(c).
 
-    The score is the cosine to v, $(1 + c)/2$ follows Beta((d - 1)/2, (d - 1)/2), and
-    $F = \kappa \int_c^1 x (1 - x^2)^{(d - 3)/2} dx = \kappa (1 - c^2)^{(d - 1)/2} / (d - 1)$.
-    In one dimension, Laplace.
+    c is the cosine exceeded with probability t. The score is the cosine to v, $(1 + c)/2$ follows
+    Beta((d - 1)/2, (d - 1)/2), and
+    $F = \kappa \int_c^1 x (1 - x^2)^{(d - 3)/2} dx = \kappa (1 - c^2)^{(d - 1)/2} / (d - 1)$. In one dimension it is
+    Laplace noise.
     """
     if d == 1:
         return -math.log(2 * tail)
@@ -139,7 +140,7 @@ def exp_two(tail: float, d: int) -> float:
 
 @lru_cache(maxsize=4096)
 def exp_inf_linf(tail: float, top: float, k: float, d: int) -> float:
-    r"""Density $\propto \exp(-\|x\|_\infty^k)$, k != 1, Linf: the integral from t to `top` <= 1/2.
+    r"""Return the height of density $\propto \exp(-\|x\|_\infty^k)$, k != 1, in Linf, from t to `top` <= 1/2.
 
     The score is $\pm k r^{k - 1}$, r the norm, either sign with probability 1/2 whatever r, and $u = r^k$ follows
     Gamma(d/k). k > 1: the worst set is r > c with the sign +, of probability $s = Q(d/k, u) / 2$, and
@@ -161,7 +162,7 @@ def exp_inf_linf(tail: float, top: float, k: float, d: int) -> float:
 
 @lru_cache(maxsize=4096)
 def pow_inf_linf(tail: float, top: float, a: float, d: int) -> float:
-    r"""Density $\propto (1 + \|x\|_\infty)^{-d - a}$, Linf: the integral from t to `top` <= 1/2.
+    r"""Return the height of density $\propto (1 + \|x\|_\infty)^{-d - a}$ in Linf: the integral from t to `top` <= 1/2.
 
     The score is $\pm (d + a)(1 - w)$, where $w = r / (1 + r)$ follows Beta(d, a): the worst set is w < c with the sign
     +, of probability $s = I_c(d, a) / 2$, and $F = a/2 \cdot I_c(d, a + 1)$.

@@ -63,7 +63,7 @@ class Gaussian(Noise):
     """Normal noise (Cohen, Rosenfeld and Kolter, 2019, Theorem 1; tight for L2). Scale: the standard deviation."""
 
     def scale(self, d: int) -> float:
-        """Sigma."""
+        """Return sigma."""
         del d
         return self.sigma
 
@@ -72,7 +72,7 @@ class Gaussian(Noise):
         return times(normal(stream, n, d), self.sigma)
 
     def direct(self, p_lower: float, p_upper: float, d: int) -> Mapping[float, float]:
-        r"""L2: $\sigma/2 (\Phi^{-1}(p_A) - \Phi^{-1}(p_B))$."""
+        r"""Return the L2 radius $\sigma/2 (\Phi^{-1}(p_A) - \Phi^{-1}(p_B))$."""
         del d
         return {2.0: self.sigma * odd(gaussian_radius.height, p_lower, p_upper)}
 
@@ -160,7 +160,7 @@ class Pareto(Noise):
     a: TailIndex = 3.0
 
     def scale(self, d: int) -> float:
-        """Lambda."""
+        """Return lambda."""
         del d
         return self.sigma * math.sqrt((self.a - 1) * (self.a - 2) / 2)
 
@@ -187,7 +187,7 @@ class ExpP(Noise):
     exponent: Annotated[float, between(0.1, 10)] = 1.5
 
     def scale(self, d: int) -> float:
-        """Lambda."""
+        """Return lambda."""
         del d
         return self.sigma * math.exp((math.lgamma(1 / self.exponent) - math.lgamma(3 / self.exponent)) / 2)
 
@@ -207,7 +207,7 @@ class ExpTwo(Noise):
     r"""Noise of density $\propto \exp(-\|x\|_2 / \lambda)$ (Yang et al., 2020). Scale: lambda = sigma / sqrt(d + 1)."""
 
     def scale(self, d: int) -> float:
-        """Lambda."""
+        """Return lambda."""
         return self.sigma / math.sqrt(d + 1)
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
@@ -234,7 +234,7 @@ class ExpInf(Noise):
     j: Annotated[float, between(0, math.inf, "left")] = 0.0
 
     def scale(self, d: int) -> float:
-        """Lambda."""
+        """Return lambda."""
         shape = self._freedom(d) / self.k
         moment = (d + 2) / (3 * d) * heights.gamma_ratio(shape, 2 / self.k)
         return self.sigma / math.sqrt(moment)
@@ -283,7 +283,7 @@ class PowInf(Noise):
     a: TailIndex = 3.0
 
     def scale(self, d: int) -> float:
-        """Lambda."""
+        """Return lambda."""
         return self.sigma * math.sqrt(3 * (self.a - 1) * (self.a - 2) / ((d + 1) * (d + 2)))
 
     def draw(self, stream: Stream, n: int, d: int) -> Float[Tensor, "n d"]:
