@@ -1,1 +1,1 @@
-"""What a certifier is: threat model, classifier, certificate, evidence, search, options, the front door `certify`."""
+"""A certifier: threat model, classifier, certificate, evidence, search, options, the front door `certify`."""

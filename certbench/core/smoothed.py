@@ -1,4 +1,4 @@
-"""A smoothed classifier as an audit meets it: sampled and attacked, never seen."""
+"""A smoothed classifier as an audit uses it: sampled and attacked, its code unknown."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from torch import Tensor
 from certbench.core.classifier import Classifier
 
 Likelihood = Callable[[Float[Tensor, "n ..."], Int[Tensor, " n"]], Float[Tensor, " n"]]
-"""`likelihood(x, label)`: how likely the labels are, the logarithm, up to constants. An attack makes it small."""
+"""A function `likelihood(x, label)`: logarithm of the labels' likelihood, up to constants. An attack makes it small."""
 
 
 class SmoothedClassifier(ABC):
-    """What `Certifier.smoothed` returns.
+    """A smoothed classifier that `Certifier.smoothed` returns.
 
     Attributes:
-        base: what votes. The attack uses its device and precision.
+        base: the classifier that votes. The attack uses its device and precision.
         alpha: probability that an input's certificate is wrong.
         shared: whether certificates of several inputs rest on the same draws, so that they fail together.
     """
@@ -32,20 +32,20 @@ class SmoothedClassifier(ABC):
 
         Args:
             x: the points.
-            level: probability that a class is wrong, at most, whatever the point.
-            draws: of each point's own, independent of those of the certificates.
-            seed: of the draws.
+            level: largest probability that a class is wrong, at any point.
+            draws: number of draws of each point's own, independent of those of the certificates.
+            seed: seed of the draws.
         """
 
     def likelihood(self, n: int, draws: int, seed: int) -> Likelihood:
-        """A function of n points, differentiable where the classifier is, that is small where another class wins.
+        """Return a function of points that is small where another class wins, differentiable as the classifier is.
 
         It only guides the attack; `predict` judges. Here, it is the base classifier's own likelihood, without noise.
 
         Args:
             n: number of points.
-            draws: of the noise, at each point.
-            seed: of the noise, which stays the same.
+            draws: number of draws of the noise, at each point.
+            seed: seed of the noise, which stays the same.
         """
         del n, draws, seed
 
@@ -56,5 +56,5 @@ class SmoothedClassifier(ABC):
         return found
 
     def moved(self, x: Float[Tensor, "n ..."], change: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """Return the points x + change, shortened to such as the certificates speak of; here, to any."""
+        """Return the points x + change, moved to points that the certificates are about; here, unmoved."""
         return x + change
