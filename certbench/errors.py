@@ -1,32 +1,31 @@
-"""Every error certbench raises on purpose.
+"""All errors that certbench raises on purpose.
 
     CertbenchError
-    ├── ConfigError            the caller or a suite file asked for something that cannot be run
+    ├── ConfigError            the caller or a suite file asks for something that cannot be run
     ├── UnsupportedError       this certifier has no certificate for this classifier or threat model
     ├── MissingBackendError    an optional package is needed; the message says how to install it
     ├── StoreError             results could not be written or read
     └── CertificationError     one computation failed; the harness turns it into a row
         ├── SolverError        a solver gave no usable answer
-        ├── TimeLimitError     the limit was spent first
-        └── NumericalError     NaN, or a bound that contradicts itself
+        ├── TimeLimitError     the time limit ended before there was an answer
+        └── NumericalError     a result is NaN, or a bound contradicts itself
 
 `certbench.certify(..., throw=False)` turns a `CertificationError`, and running out of memory, into rows; nothing else.
 """
 
 
 class CertbenchError(Exception):
-    """Root of the tree above."""
+    """The base class of all errors that certbench raises on purpose."""
 
 
 class ConfigError(CertbenchError, ValueError):
-    """The caller or a suite file asked for something that cannot be run.
+    """The caller or a suite file asks for something that cannot be run.
 
-    `path` leads to the offending value inside a nested specification, so that a reader of
-    files can add the line.
+    `path` leads to the wrong value inside a nested specification, so that whoever reads a file can add the line.
     """
 
     def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
-        """Remember `path` beside the message."""
+        """Store `path` beside the message."""
         super().__init__(message)
         self.path = path
 
@@ -52,8 +51,8 @@ class SolverError(CertificationError):
 
 
 class TimeLimitError(CertificationError):
-    """The time limit was spent first."""
+    """The time limit ended before there was an answer."""
 
 
 class NumericalError(CertificationError):
-    """NaN, or a bound that contradicts itself."""
+    """A result is NaN, or a bound contradicts itself."""

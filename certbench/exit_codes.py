@@ -4,17 +4,17 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Say how a command ended; where several hold, the command says which one it returns.
+    """A number that says how a command ended; if several apply, the command says which one it returns.
 
     Attributes:
-        meaning: what it says, as the command line's help lists it.
+        meaning: meaning of the code, as the command line's help lists it.
     """
 
     _value_: int
     meaning: str
 
     def __new__(cls, code: int, meaning: str) -> "ExitCode":
-        """Make a member of its number and its meaning."""
+        """Make a member from its number and its meaning."""
         member = int.__new__(cls, code)
         member._value_, member.meaning = code, meaning
         return member

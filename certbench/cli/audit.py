@@ -11,20 +11,20 @@ from certbench.exit_codes import ExitCode
 
 def audit(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    inputs: Annotated[int | None, typer.Option(help="The first so many inputs. [default: all]", min=1)] = None,
-    steps: Annotated[int, typer.Option(help="Of each attack.", min=1)] = 200,
+    inputs: Annotated[int | None, typer.Option(help="Number of inputs, from the first. [default: all]", min=1)] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each attack.", min=1)] = 200,
     seed: Annotated[
-        int, typer.Option(help="Of the attacks' starts, and of the draws that judge smoothing.", min=0)
+        int, typer.Option(help="Seed of the attacks' starts, and of the draws that judge smoothing.", min=0)
     ] = 1,
-    only: Annotated[str | None, typer.Option(help="One certifier, by its name or its label in tables.")] = None,
+    only: Annotated[str | None, typer.Option(help="Audit this certifier only: a name, or a label in tables.")] = None,
     seconds: Annotated[
-        float, typer.Option(help="Budget of bounds and attacks; what they do not reach is listed.", min=0)
+        float, typer.Option(help="Time for bounds and attacks; rows that they do not reach are listed.", min=0)
     ] = 600.0,
     floats: Annotated[
         bool, typer.Option("--floats", help="Also bound margins in float32, one by one, and with two threads.")
     ] = False,
 ) -> None:
-    """Attack every certificate of a run, bound it again, hold it against the others; what is found is stored."""
+    """Attack every certificate of a run, bound it again, hold it against the others; store the counterexamples."""
     from certbench.auditing import audit as auditing
     from certbench.auditing.output import told
 

@@ -22,10 +22,12 @@ def audit_log(
     ] = None,
     n: Annotated[int | None, typer.Option("--n", help="Draws per certificate, as claimed.", min=1)] = None,
     alpha: Annotated[float | None, typer.Option(help="Probability of error per certificate, as claimed.")] = None,
-    classes: Annotated[int | None, typer.Option(help="How many there are, to check labels.", min=1)] = None,
-    radius: Annotated[list[float] | None, typer.Option(help="Where accuracy is shown; may be given again.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes, to check labels.", min=1)] = None,
+    radius: Annotated[
+        list[float] | None, typer.Option(help="Radius at which accuracy is shown; may be given several times.")
+    ] = None,
     published: Annotated[Path | None, typer.Option(help="CSV of published accuracies to compare with.")] = None,
-    into: Annotated[Path | None, typer.Option("--json", help="Write everything found here.")] = None,
+    into: Annotated[Path | None, typer.Option("--json", help="JSON file for all findings.")] = None,
 ) -> None:
     """Recompute and check what somebody else's certification logs claim."""
     from certbench.external import audit_log as logs

@@ -7,7 +7,7 @@ import typer
 
 from certbench.cli import console
 
-app = typer.Typer(help="Baselines: what a run found, as a file to commit.", no_args_is_help=True)
+app = typer.Typer(help="Write and show baselines: the rows of a run, as a file to commit.", no_args_is_help=True)
 
 
 @app.command()
@@ -15,10 +15,11 @@ def update(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
     reason: Annotated[str, typer.Option(help="Why the baseline changes; kept in the file.")],
     file: Annotated[
-        Path | None, typer.Option(help="The baseline. [default: reports/NAME/baseline.json]", show_default=False)
+        Path | None,
+        typer.Option(help="File of the baseline. [default: reports/NAME/baseline.json]", show_default=False),
     ] = None,
 ) -> None:
-    """Make a run the baseline; refused if a radius in it is refuted or rows are missing."""
+    """Make a run the baseline; a run with refuted radii or missing rows is refused."""
     from certbench.comparison.output import told_update
     from certbench.comparison.update import update_baseline
 
@@ -29,7 +30,7 @@ def update(
 
 @app.command()
 def show(file: Annotated[Path, typer.Argument(help="A baseline.")]) -> None:
-    """Print what a baseline holds, and why it changed."""
+    """Show the rows of a baseline, and why it changed."""
     from certbench.comparison.baseline import read_baseline
     from certbench.comparison.output import told_baseline
 

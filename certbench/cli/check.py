@@ -12,7 +12,7 @@ from certbench.cli.console import show
 def check(
     files: Annotated[list[Path], typer.Argument(help="Files of `certbench export-certificates`, or folders of them.")],
 ) -> None:
-    """Re-verify certificates with the independent checker; 3: one does not prove its claim."""
+    """Re-verify certificates with the independent checker; exit code 3 means that one does not prove its claim."""
     for name in ("OPENBLAS", "MKL", "OMP"):  # matrices are small: threads would wait for one another
         os.environ.setdefault(f"{name}_NUM_THREADS", "1")
     from certbench import checker

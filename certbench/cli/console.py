@@ -18,5 +18,5 @@ def show(parts: Iterable[Table | Text | str], stream: Console = out) -> None:
 
 
 def again() -> str:
-    """Return the command that was given, to be given again."""
+    """Return the command line of this call, so that a message can tell users to repeat it."""
     return shlex.join(["certbench", *sys.argv[1:]])

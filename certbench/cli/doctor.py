@@ -8,7 +8,7 @@ from certbench.exit_codes import ExitCode
 
 
 def doctor() -> None:
-    """Say which parts work here and, for each that does not, the command that mends it."""
+    """Say which parts work on this machine and, for each that does not, which command repairs it."""
     from certbench.doctor import examine
 
     checks = examine()

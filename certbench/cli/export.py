@@ -11,11 +11,14 @@ from certbench.cli.console import show
 def export_certificates(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
     into: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
-    certifier: Annotated[str | None, typer.Option(help="Only of this one, by its name or its label in tables.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only of this one.")] = None,
-    norm: Annotated[float | None, typer.Option(help="Only in this one: 1, 2 or inf.")] = None,
+    certifier: Annotated[
+        str | None, typer.Option(help="Export this certifier's certificates only: a name, or a label in tables.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Export this model's certificates only.")] = None,
+    norm: Annotated[float | None, typer.Option(help="Export certificates in this norm only: 1, 2 or inf.")] = None,
     inputs: Annotated[
-        list[int] | None, typer.Option("--input", help="Only of this input; may be given several times.")
+        list[int] | None,
+        typer.Option("--input", help="Export certificates of this input only; may be given several times."),
     ] = None,
 ) -> None:
     """Write each certificate of a run as a file, with the evidence that `certbench check` verifies."""

@@ -1,4 +1,4 @@
-"""How a run comes along: a bar on a terminal, a line per step elsewhere."""
+"""The progress of a run: a bar on a terminal, a line per step elsewhere."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from certbench.cli.console import err
 
 
 class ProgressWatcher:
-    """Progress: a bar on a terminal, a line per step elsewhere."""
+    """A watcher that shows progress: a bar on a terminal, a line per step elsewhere."""
 
     def __init__(self) -> None:
         self.bar = Progress(

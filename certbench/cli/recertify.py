@@ -26,20 +26,27 @@ def recertify(
         float | None, typer.Option(help="Probability of error per input. [default: the file's, or 0.001]")
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="one-vs-rest, two-class or top-k; may be given several times.")
+        list[str] | None, typer.Option(help="Rule: one-vs-rest, two-class or top-k; may be given several times.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", help="Of top-k.", min=1)] = 1,
-    norm: Annotated[float, typer.Option(help="1, 2 or inf.")] = 2.0,
+    k: Annotated[int, typer.Option("--k", help="Number of classes of the rule top-k.", min=1)] = 1,
+    norm: Annotated[float, typer.Option(help="Norm of the radii: 1, 2 or inf.")] = 2.0,
     dimension: Annotated[
-        int | None, typer.Option(help="Of the inputs; for Linf and noises other than gaussian.", min=1)
+        int | None,
+        typer.Option(help="Dimension of the inputs; needed for Linf and for noises other than gaussian.", min=1),
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="Its family. [default: the file's, or gaussian]")] = None,
-    labels: Annotated[str, typer.Option(help="Where text without a header has them: none, first, last.")] = "auto",
+    noise: Annotated[str | None, typer.Option(help="Family of the noise. [default: the file's, or gaussian]")] = None,
+    labels: Annotated[
+        str, typer.Option(help="Column of the labels in text without a header: none, first or last.")
+    ] = "auto",
     selected: Annotated[
         str | None, typer.Option(help="How the class was chosen: reused, independent (literature) or label.")
     ] = None,
-    radius: Annotated[list[float] | None, typer.Option(help="Where accuracy is shown; may be given again.")] = None,
-    into: Annotated[Path | None, typer.Option("--out", help="A .csv or .json file for every input.")] = None,
+    radius: Annotated[
+        list[float] | None, typer.Option(help="Radius at which accuracy is shown; may be given several times.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option("--out", help="A .csv or .json file for the radius of every input.")
+    ] = None,
 ) -> None:
     """Certify from counts of sampled classes alone: another alpha, rule or norm, without a forward pass."""
     from certbench.external.recertify import recertify_file, written_as
@@ -67,10 +74,10 @@ def recertify(
 
 
 def told(one: "RecertifiedTable", radii: Sequence[float]) -> Iterator[Table | str]:
-    """Yield what was certified from a table of counts, as a table and lines.
+    """Yield the certificates made from a table of counts, as a table and lines.
 
     Args:
-        one: what was certified.
+        one: certificates, by rule, and the table that they come from.
         radii: radii at which certified accuracy is shown.
     """
     yield f"{one.counted.name}: L{one.norm:g}, {one.noise_name} noise, sigma {one.sigma:g}, alpha {one.alpha:g}"
@@ -96,8 +103,8 @@ def _note(certificate: "Certificate", alpha: float) -> str:
     notes = {
         "reused": "The counts that bound the class also chose it, which costs confidence: one-vs-rest and top-k use "
         "alpha / 2, two-class alpha / 3 for each of three events.",
-        "independent": "The most frequent class at the full alpha, as the literature has it: this holds only where "
-        "draws of their own had chosen that class.",
-        "label": "Certified is the true label.",
+        "independent": "The most frequent class is certified at the full alpha, as in the literature; that holds if "
+        "draws of its own chose that class, and only then.",
+        "label": "The true label is the certified class.",
     }
     return f"{expected} {notes.get(how, 'The class was chosen by draws of its own.')}"

@@ -14,7 +14,7 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown too.")] = False,
     known: Known = None,
 ) -> None:
-    """Write a run's HTML report again from what is stored."""
+    """Write a run's HTML report again from the stored rows."""
     from certbench.report import tables
     from certbench.report.html import write_report
     from certbench.results import metrics

@@ -1,4 +1,4 @@
-"""What the commands that show a run have in common: its table, and what is wrong with it."""
+"""The common part of the commands that show a run: its tables, and its problems."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ def print_table(manifest: Mapping[str, Any], rows: "list[Row]", estimates: "list
 
 
 def print_verdict(rows: "list[Row]", issues: "KnownIssues") -> ExitCode:
-    """Print what is wrong with a run, and return its exit code."""
+    """Print the problems of a run, and return its exit code."""
     from certbench.results.verdict import judge
 
     verdict = judge(rows, issues)
@@ -58,7 +58,7 @@ def print_verdict(rows: "list[Row]", issues: "KnownIssues") -> ExitCode:
     if verdict.known:
         err.print(f"{len(verdict.known)} problems are known issues", soft_wrap=True)
     for entry in verdict.stale:
-        err.print(f"stale: nothing is wrong any more with this known issue: {entry}", markup=False, soft_wrap=True)
+        err.print(f"stale: no row has the problem of this known issue any more: {entry}", markup=False, soft_wrap=True)
     for row in verdict.refuted[:10]:
         err.print(
             f"[bold red]UNSOUND:[/] {escape(row.certifier)} on {escape(row.model)}, norm {row.norm:g}, "
@@ -68,6 +68,6 @@ def print_verdict(rows: "list[Row]", issues: "KnownIssues") -> ExitCode:
     if verdict.refuted:
         err.print(f"[bold red]{len(verdict.refuted)} certificates are refuted by counterexamples[/]")
     elif verdict.unanswered:
-        text = f"{len(verdict.unanswered)} rows have no answer; the reasons stand below the tables and in the report"
+        text = f"{len(verdict.unanswered)} rows have no answer; the reasons are below the tables and in the report"
         err.print(text, soft_wrap=True)
     return verdict.exit_code

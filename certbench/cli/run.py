@@ -21,7 +21,7 @@ def run(
     rerun: Annotated[
         str, typer.Option(help="Stored outcomes to compute again: errors, timeouts, unsupported, all or none.")
     ] = "errors",
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Number of torch's threads.", min=1)] = 1,
     known: Known = None,
 ) -> None:
     """Run a suite, or what is left of it: rows that are stored already are not computed again."""
@@ -39,11 +39,11 @@ def run(
             finished = run_suite(loaded, folder, watcher, rerun=rerun, threads=threads)
         except KeyboardInterrupt:
             watcher.stop()
-            err.print(f"interrupted; what was computed is stored. To go on: {again()}", markup=False, soft_wrap=True)
+            err.print(f"interrupted; computed rows are stored. To go on: {again()}", markup=False, soft_wrap=True)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except StoreError:
             watcher.stop()
-            err.print(f"To go on when that is mended: {again()}", markup=False, soft_wrap=True)
+            err.print(f"To go on once this is solved: {again()}", markup=False, soft_wrap=True)
             raise
     path = write_report(folder, finished.manifest, finished.rows, finished.estimates)
     print_table(finished.manifest, finished.rows, finished.estimates)

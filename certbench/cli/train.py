@@ -14,9 +14,7 @@ from certbench.models.cards import cards
 
 def train(
     model: Annotated[str, typer.Argument(help="A model of the zoo; see `certbench list`.")],
-    folder: Annotated[Path, typer.Option("--out", help="Where the weights and their card are written.")] = Path(
-        "trained"
-    ),
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the weights and their card.")] = Path("trained"),
 ) -> None:
     """Train a model of the zoo from scratch and compare it with the shipped one."""
     from certbench.models import zoo

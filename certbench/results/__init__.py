@@ -1,1 +1,1 @@
-"""What was found: rows, their store, metrics, known issues. Imports neither torch nor SciPy."""
+"""The results of a run: rows, their store, metrics, known issues. This room imports neither torch nor SciPy."""

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run."""
+    """Say whether this is the folder of a run."""
     return (folder / RESULTS).exists()
 
 
@@ -30,7 +30,7 @@ class RunFolder:
     """The folder of a run.
 
     Attributes:
-        path: of the folder.
+        path: path of the folder.
         database: name of its store.
 
     Raises:
@@ -42,16 +42,16 @@ class RunFolder:
 
     def __post_init__(self) -> None:
         if not (self.path / self.database).exists():
-            raise ConfigError(f"{self.path} is not the folder of a run: there is no {RESULTS} in it")
+            raise ConfigError(f"{self.path} is not the folder of a run: it holds no {RESULTS}")
 
     def manifest(self, choose: Callable[[Any], T]) -> T:
         """Read the manifest.
 
         Args:
-            choose: takes what is needed out of it; what it cannot take is missing.
+            choose: function that takes the needed values out of the manifest; it raises if one is missing.
 
         Raises:
-            StoreError: the manifest cannot be read, or lacks what is needed.
+            StoreError: the manifest cannot be read, or lacks a needed value.
         """
         path = self.path / MANIFEST
         try:
@@ -64,7 +64,7 @@ class RunFolder:
         """Open the store to read it, and close it at the end.
 
         Raises:
-            StoreError: it cannot be read.
+            StoreError: the store cannot be read.
         """
         store = Store(self.path / self.database, create=False)
         try:
@@ -75,11 +75,11 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What a run has found so far.
+    """The results that a run has so far.
 
     Attributes:
-        manifest: what was run, with which versions, on what.
-        rows: in the order of the suite.
+        manifest: record of the suite, the versions and the machine.
+        rows: computed rows, in the order of the suite.
         estimates: guesses beside the attacks, which prove nothing.
         missing: number of rows that have not been computed.
     """
@@ -91,11 +91,11 @@ class RunResults:
 
 
 def read_results(folder: Path) -> RunResults:
-    """Read what a run has found.
+    """Read the results of a run.
 
     Raises:
         ConfigError: this is not the folder of a run.
-        StoreError: it cannot be read.
+        StoreError: the run cannot be read.
     """
     opened = RunFolder(folder)
 

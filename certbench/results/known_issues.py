@@ -5,10 +5,10 @@ A YAML list:
     - {certifier: "lipsdp*", model: mlp-ibp, kind: failed, reason: "the solver gives up; see issue 17"}
     - {model: cnn-plain, input: [3, 17], norm: 2, kind: unsound, reason: "fixed upstream, not released"}
 
-`certifier` and `model` may hold `*` and `?`, and a norm is 2, inf, L2 or Linf. What is left out matches everything, but
-one of certifier, model and input has to be there. An entry makes the rows that it matches, and that have the problem,
-known: they are shown as what they are and do not decide the exit code. An entry that matches rows of which none has the
-problem any more is stale.
+`certifier` and `model` may hold `*` and `?`, and a norm is 2, inf, L2 or Linf. A key that is left out matches
+everything, but one of certifier, model and input has to be there. Rows that an entry matches and that have its problem
+are known: they are shown with their problem, but do not decide the exit code. An entry is stale if it matches rows, but
+none of them has the problem any more.
 """
 
 import fnmatch
@@ -29,7 +29,7 @@ from certbench.results.rows import Row
 Problem = Literal[
     "unsound", "failed", "timed out", "out of memory", "lost", "looser", "missing", "tighter", "label-flip"
 ]
-"""What may be known: of a row of one run, or of a row against an older one (`certbench compare`)."""
+"""Problems that may be known: of a row in one run, or of a row compared with an older one (`certbench compare`)."""
 
 NORMS = ("L0", "L1", "L2", "Linf", "inf")
 
@@ -65,11 +65,11 @@ class KnownIssue(BaseModel):
     @model_validator(mode="after")
     def _somewhere(self) -> "KnownIssue":
         if self.certifier is None and self.model is None and self.input is None:
-            raise ValueError("say which: certifier, model or input")
+            raise ValueError("say which rows are meant: give certifier, model or input")
         return self
 
     def concerns(self, certifier: str, name: str, model: str, norm: float, index: int) -> bool:
-        """Whether a row is meant, problem or not; a certifier is met by its label, or by its name alone."""
+        """Say whether the entry matches a row, with or without the problem; its certifier by its label or its name."""
         return (
             (self.certifier is None or any(fnmatch.fnmatchcase(text, self.certifier) for text in (certifier, name)))
             and (self.model is None or fnmatch.fnmatchcase(model, self.model))
@@ -78,7 +78,7 @@ class KnownIssue(BaseModel):
         )
 
     def __str__(self) -> str:
-        """The entry in a line."""
+        """Return the entry as one line."""
         places = {"certifier": self.certifier, "model": self.model, "norm": self.norm, "input": self.input}
         said = ", ".join(f"{key} {value}" for key, value in places.items() if value is not None)
         return f"{self.kind}: {said} ({self.reason})"
@@ -91,11 +91,11 @@ class KnownIssues:
     entries: Sequence[KnownIssue] = ()
 
     def of(self, row: Row, problem: str) -> KnownIssue | None:
-        """The entry that knows this problem of this row."""
+        """Return the entry that names this problem of this row."""
         return next((entry for entry in self.entries if entry.kind == problem and _concerns(entry, row)), None)
 
     def split(self, rows: Iterable[tuple[Row, str]]) -> tuple[list[tuple[Row, str]], list[tuple[Row, KnownIssue]]]:
-        """Rows with their problems, in two: those that are news, and those that are known."""
+        """Split rows with their problems into new ones and known ones."""
         fresh, known = [], []
         for row, problem in rows:
             entry = self.of(row, problem)
@@ -106,14 +106,14 @@ class KnownIssues:
         return fresh, known
 
     def stale(self, rows: Iterable[Row], problems: Iterable[tuple[Row, str]]) -> list[KnownIssue]:
-        """Entries about rows that are there, none of which has the problem any more."""
+        """Return the entries that match some of these rows, if none of those has the problem any more."""
         alive = {entry for row, problem in problems if (entry := self.of(row, problem)) is not None}
         rows = list(rows)
         return [e for e in self.entries if e not in alive and any(_concerns(e, row) for row in rows)]
 
 
 def problem(row: Row) -> str | None:
-    """What is wrong with a row of one run, if anything: a word of `Problem`."""
+    """Return the problem of a row of one run, a word of `Problem`, if it has one."""
     if row.unsound:
         return "unsound"
     if row.outcome in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY):
@@ -125,7 +125,7 @@ def load(path: Path) -> KnownIssues:
     """Read a file of known issues.
 
     Raises:
-        ConfigError: it cannot be read, or an entry is not understood; the message names file and line.
+        ConfigError: the file cannot be read, or an entry is not understood; the message names file and line.
     """
     values, lines = read(read_text(path, "the known issues"), path)
     if not isinstance(values, list):
@@ -140,7 +140,7 @@ def load(path: Path) -> KnownIssues:
 
 
 def _first(error: ValidationError, index: int) -> tuple[tuple[str | int, ...], str]:
-    """Where the first mistake stands, and what it is; a misspelt key comes before what it was meant for."""
+    """Return the place of the first mistake, and a message; a misspelt key comes before the key that it replaces."""
     found: Any = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     where = (index, *(part for part in found["loc"] if isinstance(part, int) or "-" not in part))
     if found["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""Metrics: what the rows of a run say about each pair of classifier and certifier. Imports nothing heavy."""
+"""Metrics: summaries of a run's rows for each pair of classifier and certifier. Imports nothing heavy."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from certbench.core.threat import ThreatModel
 from certbench.results.rows import Estimate, Row
 
 Steps = list[tuple[float, float]]
-"""A certified-accuracy curve: `(eps, accuracy)` at every eps where it falls, from eps = 0 on.
+"""Curve of certified accuracy: `(eps, accuracy)` at every eps where the accuracy falls, from eps = 0 on.
 
 The accuracy of a step holds from the step before (excluded) to its eps (included); beyond the last step it is 0.
 """
@@ -19,10 +19,10 @@ The accuracy of a step holds from the step before (excluded) to its eps (include
 
 @dataclass(frozen=True)
 class Summary:
-    """What one certifier proved about one classifier under one threat model.
+    """The results of one certifier for one classifier under one threat model.
 
-    Every mean, median and accuracy is over all n inputs: an input that failed or abstained stands
-    there with radius 0. An infinite radius (a classifier that is constant) makes means infinite.
+    Every mean, median and accuracy is over all n inputs: an input that failed or abstained counts
+    with radius 0. An infinite radius (of a constant classifier) makes means infinite.
 
     Unless the pair is unsupported, `certified`, `uncertified`, `misclassified`, `abstained` and `failed`
     add up to n. A radius that was proved before a failure (a time limit, say) still counts for the
@@ -33,26 +33,26 @@ class Summary:
         domain: the box that inputs live in, or None.
         model: name of the classifier.
         certifier: name of the certifier, with the options that are not its defaults.
-        subject: which function is certified.
-        guarantee: what its radii mean.
+        subject: the function that is certified.
+        guarantee: meaning of the radii.
         n: number of inputs, failed ones included.
-        clean_accuracy: share where the certified function predicts the label; to abstain is to be wrong.
+        clean_accuracy: share where the certified function predicts the label; abstaining counts as wrong.
         certified_accuracy: `(eps, share that is correct with radius >= eps)`.
-        mean_radius: of the predicted class, right or wrong.
-        median_radius: likewise.
+        mean_radius: mean radius of the predicted class, right or wrong.
+        median_radius: median of the same radii.
         acr: average certified radius, the mean of radius x correct.
         tightness: mean of radius / upper over correct inputs with a counterexample at a distance
             that is finite and not 0; None for smoothed classifiers, and where there is no such input.
-        certified: answered and correct, with a radius above 0.
-        uncertified: answered and correct, but nothing was proved.
-        misclassified: answered with another class than the label.
-        abstained: the method could not tell the class.
-        failures: inputs without an answer, by outcome.
-        reasons: for each of those outcomes, the first reason met.
-        unsupported: why this certifier has no certificates for this classifier at all, or None.
-        unsound: certificates that a known counterexample refutes.
-        seconds: mean per input, preparation not included.
-        prepare_seconds: for the preparation that the inputs share.
+        certified: number of inputs answered correctly, with a radius above 0.
+        uncertified: number of inputs answered correctly, without a certificate.
+        misclassified: number of inputs answered with another class than the label.
+        abstained: number of inputs for which the method could not tell the class.
+        failures: number of inputs without an answer, by outcome.
+        reasons: first reason for each of those outcomes.
+        unsupported: reason why this certifier has no certificates for this classifier at all, or None.
+        unsound: number of certificates that a known counterexample refutes.
+        seconds: mean time per input, preparation not included.
+        prepare_seconds: time for the preparation that the inputs share.
         alpha: largest probability with which one certificate may be wrong; 0 for sound methods, None if unknown.
     """
 
@@ -98,12 +98,12 @@ class Summary:
 
     @property
     def expected_wrong(self) -> float | None:
-        """Expected number of wrong certificates, at most; None if alpha is unknown.
+        """Upper bound on the expected number of wrong certificates; None if alpha is unknown.
 
-        alpha times the inputs that were answered. It is not alpha times those that were certified:
-        alpha bounds the chance that an input is certified and wrongly so, before its noise is drawn,
-        and among the inputs that came out certified wrong ones may be more frequent. Expectations add up
-        however failures depend on each other, so this holds for inputs that share their noise too.
+        It is alpha times the number of answered inputs, not of certified ones: alpha bounds the chance, before
+        noise is drawn, that an input is certified and wrongly so. Among the inputs that turn out certified,
+        wrong ones may be more frequent. Expectations add up however failures depend on each other, so that
+        this also holds for inputs that share their noise.
         """
         if self.answered == 0:
             return 0.0
@@ -120,11 +120,11 @@ class EstimateSummary:
         model: name of the classifier.
         method: name of the method, with its settings.
         n: number of inputs with an estimate.
-        mean: of the estimates; None where there is none.
-        capped: how many are the largest that the method can make.
-        attacked: inputs with an estimate and a counterexample at a distance that is not 0.
-        ratio: mean of estimate / distance over those; None where there is none.
-        above: how many of those estimates are above the distance, and so refuted as bounds.
+        mean: mean of the estimates; None if there are none.
+        capped: number of estimates that are the largest that the method can make.
+        attacked: number of inputs with an estimate and a counterexample at a distance that is not 0.
+        ratio: mean of estimate / distance over those inputs; None if there are none.
+        above: number of those estimates that are above the distance, and so refuted as bounds.
     """
 
     norm: float
@@ -145,7 +145,7 @@ class EstimateSummary:
 
 
 def summarise_estimates(estimates: Iterable[Estimate]) -> list[EstimateSummary]:
-    """One summary per norm, domain, model and method, in the order of their first estimates."""
+    """Make one summary per norm, domain, model and method, in the order of their first estimates."""
     groups: dict[tuple[float, tuple[float, float] | None, str, str], list[Estimate]] = {}
     for estimate in estimates:
         key = (estimate.norm, estimate.domain, estimate.model, estimate.method)
@@ -172,15 +172,15 @@ def summarise_estimates(estimates: Iterable[Estimate]) -> list[EstimateSummary]:
 
 
 def summarise(rows: Iterable[Row], radii: Mapping[float, Sequence[float]]) -> list[Summary]:
-    """One summary per norm, domain, model, certifier, subject and guarantee.
+    """Make one summary per norm, domain, model, certifier, subject and guarantee.
 
     Args:
-        rows: of a run, in any order.
+        rows: rows of a run, in any order.
         radii: for each norm, the eps at which certified accuracy is wanted.
 
     Returns:
-        Summaries by norm, domain, model, base before smoothed, certifier; names stand in the order of
-        their first row.
+        Summaries, sorted by norm, domain, model, base before smoothed, certifier; names in the order of their
+        first row.
     """
     groups: dict[tuple[float, tuple[float, float] | None, str, str, Subject, Guarantee], list[Row]] = {}
     models: dict[str, int] = {}
@@ -205,16 +205,16 @@ def summarise(rows: Iterable[Row], radii: Mapping[float, Sequence[float]]) -> li
 
 
 def curve(rows: Sequence[Row]) -> Steps:
-    """Certified accuracy against eps, for the rows of one pair."""
+    """Return certified accuracy against eps, for the rows of one pair."""
     return _steps([_radius(row) for row in rows if row.correct], len(rows))
 
 
 def attack_curve(rows: Iterable[Row]) -> Steps:
-    """Share of inputs that are correct and have no counterexample known closer than eps.
+    """Return the share of inputs that are correct and have no known counterexample closer than eps, against eps.
 
-    Certified accuracy of the base classifier cannot lie above it, whatever the method, unless one of the
-    two is wrong. Rows of one classifier and threat model, all certifiers together: for each input the
-    closest counterexample counts. Empty if no counterexample is known.
+    No method's certified accuracy for the base classifier lies above this curve, unless one of the two is wrong.
+    The rows are those of one classifier and threat model, of all certifiers together: for each input the closest
+    counterexample counts. The curve is empty if no counterexample is known.
     """
     closest: dict[int, float] = {}
     correct: set[int] = set()
@@ -278,7 +278,7 @@ def _summary(rows: Sequence[Row], radii: Sequence[float]) -> Summary:
 
 
 def _radius(row: Row) -> float:
-    """The radius; NaN proves nothing."""
+    """Return the radius, and 0 for NaN, which proves nothing."""
     return row.radius if row.radius > 0 else 0.0
 
 

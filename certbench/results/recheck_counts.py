@@ -1,7 +1,7 @@
-"""Rows of smoothed classifiers against their own counts, by the independent checker. Imports nothing heavy.
+"""Checks of smoothed rows against their own counts, by the independent checker. Imports nothing heavy.
 
-What is re-checked: counts of noise at the input, of the families that `certbench.checker.counts` knows. That the
-counts are those of independent draws is taken for granted, as there.
+Rows are re-checked if their noise is at the input, of a family that `certbench.checker.counts` knows. Both assume
+that the counts are those of independent draws.
 """
 
 import math
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from certbench.checker.reading import Claim
 
 BESIDE = DrawingEvidence.keys() | BestOfEvidence.keys()
-"""Evidence of how the draws were made and what else was tried: no radius depends on it."""
+"""Keys of evidence that no radius depends on: how the draws were made, and what else was tried."""
 
 STEPS = 60
-"""Of Newton's method, of which a bound that is right needs none."""
+"""Maximum number of Newton steps. A correct bound needs none."""
 
 
 def wrong(row: Row, point: Sequence[float] | None = None) -> str | None:
-    """Why a smoothed row's radius or class is not what its own counts prove.
+    """Say why a smoothed row's own counts do not prove its radius or class.
 
     Args:
-        row: of a run; baselines do not keep all of the evidence.
-        point: the input, flat, on which radii of uniform noise in a domain depend; they are not re-checked without it.
+        row: row of a run; baselines do not keep all of the evidence.
+        point: the input, flat; radii of uniform noise in a domain depend on it, and are not re-checked without it.
 
     Returns:
-        None if the row is fine, claims nothing, or cannot be re-checked.
+        The reason; None if the row is right, claims nothing, or cannot be re-checked.
     """
     from certbench.checker import counts
     from certbench.checker.reading import Refused, Unreadable
@@ -66,12 +66,11 @@ def wrong(row: Row, point: Sequence[float] | None = None) -> str | None:
 
 
 def largest(row: Row, point: Sequence[float] | None = None) -> float | None:
-    """The largest radius that a row's counts prove for the class of its selection, whatever its own bounds are.
-
-    It is right but for rounding, and 0 where the counts prove nothing.
+    """Return the largest radius that a row's counts prove for its selected class, whatever its own bounds are.
 
     Returns:
-        None where it cannot be re-checked (see `wrong`), or the evidence contradicts itself.
+        The radius, exact but for rounding, and 0 if the counts prove nothing; None if the row cannot be
+        re-checked (see `wrong`), or the evidence contradicts itself.
     """
     from certbench.checker import counts
     from certbench.checker.reading import Refused, Unreadable
@@ -95,15 +94,15 @@ def largest(row: Row, point: Sequence[float] | None = None) -> float | None:
 
 
 def _evidence(row: Row) -> dict[str, Any]:
-    """As a certificate file has it."""
+    """Return the evidence as a certificate file has it."""
     return {"kind": "counts", **{name: value for name, value in row.evidence.items() if name not in BESIDE}}
 
 
 def _claim(row: Row, point: Sequence[float] | None) -> "Claim | None":
-    """What a certificate file would claim; None where the counts are not all that the radius depends on.
+    """Return the claim of a certificate file; None if the radius depends on more than the counts.
 
     Raises:
-        StoreError: the evidence has the right keys, but not their values.
+        StoreError: the evidence has the right keys with wrong values.
     """
     import numpy as np
 
@@ -113,7 +112,7 @@ def _claim(row: Row, point: Sequence[float] | None) -> "Claim | None":
     probable = row.subject is Subject.SMOOTHED and row.guarantee is Guarantee.PROBABILISTIC
     if not probable or row.norm not in NORMS.values():
         return None
-    keys, d = row.evidence.keys() - BESIDE, 1  # of splitting noise no more than rounding depends on the dimension
+    keys, d = row.evidence.keys() - BESIDE, 1  # under splitting noise only rounding depends on the dimension
     if NoiseEvidence.exactly(keys):
         found = NoiseEvidence.from_json(row.evidence)
         name, d = found.noise.get("name"), found.dimension
@@ -128,10 +127,10 @@ def _claim(row: Row, point: Sequence[float] | None) -> "Claim | None":
 
 
 def _bound(k: int, n: int, share: Decimal, stated: float) -> Fraction:
-    r"""The p for which P[Bin(n, p) >= k] is `share`, by Newton's method; 0 for k = 0.
+    r"""Return the p for which P[Bin(n, p) >= k] is `share`, by Newton's method; 0 for k = 0.
 
-    In log p, the logarithm of the tail is concave, of slope k P[Bin(n, p) = k] / P[Bin(n, p) >= k]: from the second
-    step on, p is too small and grows. Where the bound that is stated is right, nothing is left to do.
+    In log p, the logarithm of the tail is concave, with slope k P[Bin(n, p) = k] / P[Bin(n, p) >= k]: from the second
+    step on, p is too small and grows. If the stated bound is right, nothing is left to do.
     """
     from certbench.checker.counts import tail
 

@@ -1,4 +1,4 @@
-"""Rows: what a run knows of one (classifier, certifier, norm, input), and estimates. Imports nothing heavy."""
+"""Rows, the results for one (classifier, certifier, norm, input), and estimates. Imports nothing heavy."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from typing import Any
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
 
 ROUNDING = 1e-9
-"""How far, relatively, a radius may exceed a counterexample's distance: rounding of the distance."""
+"""Relative amount by which a radius may exceed a counterexample's distance: rounding of the distance."""
 
 
 def refuted(radius: float, distance: float, norm: float) -> bool:
-    """Whether a counterexample at a distance contradicts a radius, beyond rounding of the distance.
+    """Say whether a counterexample at a distance contradicts a radius, beyond rounding of the distance.
 
-    A ball is open; but in L0 a radius of r says that r changes are tolerated, so that one of r changes refutes it.
+    A ball is open. In L0, however, a radius of r allows r changes, so that a counterexample with r changes refutes it.
     """
     return radius > distance * (1 + ROUNDING) or (norm == 0 and 0 < distance <= radius)
 
@@ -26,21 +26,21 @@ class Row:
     Attributes:
         model: name of the classifier.
         certifier: the certifier's name and the options that differ from their defaults.
-        spec: its name and every option.
-        guarantee: what its radii mean.
-        subject: which function is certified.
+        spec: the certifier's name and all its options.
+        guarantee: meaning of its radii.
+        subject: the function that is certified.
         norm: 1, 2 or inf.
         domain: the box that inputs live in, or None for all of R^d.
         input: index of the input in its data set.
         label: the true class.
-        prediction: the class certified, or `ABSTAIN`.
+        prediction: the certified class, or `ABSTAIN`.
         radius: certified radius, in units of the input; 0 says that nothing was proved.
-        upper: distance of the closest counterexample known, inf if none; of the base classifier only.
+        upper: distance of the closest known counterexample of the base classifier; inf if there is none.
         seconds: time for this input.
         prepare_seconds: time for the preparation that this row shares with others of its pair.
-        outcome: how the computation ended.
-        reason: why there is no answer, empty if there is one.
-        evidence: what a reader needs to re-check the claim.
+        outcome: the way in which the computation ended.
+        reason: reason why there is no answer; empty if there is one.
+        evidence: all that a reader needs to re-check the claim.
     """
 
     model: str
@@ -70,12 +70,12 @@ class Row:
     def unsound(self) -> bool:
         """Whether a known counterexample refutes the radius.
 
-        Counterexamples are of the base classifier, and say nothing of a smoothed one.
+        Counterexamples are for the base classifier, and say nothing about a smoothed one.
         """
         return self.subject is Subject.BASE and refuted(self.radius, self.upper, self.norm)
 
     def certified(self, eps: float) -> bool:
-        """Whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
+        """Say whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
         return self.correct and self.radius >= eps
 
 
@@ -91,7 +91,7 @@ class Estimate:
         input: index of the input in its data set.
         value: the guess, in units of the input; NaN if none came out.
         cap: the largest guess that the method can make.
-        upper: distance of the closest counterexample known, inf if none.
+        upper: distance of the closest known counterexample; inf if there is none.
     """
 
     model: str
@@ -105,5 +105,5 @@ class Estimate:
 
     @property
     def refuted(self) -> bool:
-        """Whether a known counterexample lies closer (beyond rounding of the distance): it is no bound."""
+        """Whether a known counterexample lies closer, beyond rounding of the distance: the estimate is no bound."""
         return self.value > self.upper * (1 + ROUNDING)

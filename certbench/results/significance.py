@@ -1,4 +1,4 @@
-"""Whether counts of smoothing differ by more than chance: Fisher's exact test, and Holm's correction."""
+"""Tests whether counts of smoothing differ by more than chance: Fisher's exact test, and Holm's correction."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from certbench.results.rows import Row
 
 
 def fisher(a: int, n: int, b: int, m: int) -> float:
-    """Fisher's exact test of a hits in n draws against b in m: twice the smaller tail, at most 1.
+    """Return the p-value of Fisher's exact test of a hits in n draws against b in m: twice the smaller tail, at most 1.
 
-    For n = m, where the distribution is symmetric, that is the usual two-sided test.
+    For n = m the distribution is symmetric, and this is the usual two-sided test.
     """
     total, draws = a + b, n + m
     if total in (0, draws):
@@ -30,7 +30,7 @@ def fisher(a: int, n: int, b: int, m: int) -> float:
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
-    """Which hypotheses fall, with probability at most `level` that a true one does (Holm, 1979)."""
+    """Say which hypotheses are rejected; one that is true is so with probability at most `level` (Holm, 1979)."""
     rejected = [False] * len(p_values)
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         if p_values[i] > level / (len(p_values) - rank):
@@ -40,10 +40,13 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
 
 
 def p_value(old: Row, new: Row) -> float | None:
-    """Of "the classes are as probable under noise as before"; None for rows without counts, or of the same draws.
+    """Return the p-value of "the classes are as probable under noise as before".
 
-    Which classes are tested is read off the sum of both counts, on which Fisher's test conditions. The rule that bounds
-    the runner-up by its own count depends on that too, and so there are two tests.
+    The tested classes are chosen by the sum of both counts, on which Fisher's test conditions. The two-class rule
+    bounds the runner-up by its own count, too, so that it takes two tests.
+
+    Returns:
+        The p-value; None for rows without counts, or of the same draws.
     """
     before, after = counted(old), counted(new)
     if before is None or after is None or len(before[0]) != len(after[0]) or same_draws(old, new):
@@ -57,19 +60,19 @@ def p_value(old: Row, new: Row) -> float | None:
 
 
 def same_draws(old: Row, new: Row) -> bool:
-    """Whether nothing random stands between two rows, so that their radii are compared as numbers."""
+    """Say whether two rows have the same draws, so that their radii are compared as numbers."""
     return DrawsEvidence.part(old.evidence) == DrawsEvidence.part(new.evidence)
 
 
 def strongest(before: Sequence[int], after: Sequence[int]) -> tuple[int, int]:
-    """The two classes with the largest counts, taken together."""
+    """Return the two classes with the largest sums of counts."""
     both = [a + b for a, b in zip(before, after, strict=True)]
     first, second, *_ = sorted(range(len(both)), key=lambda c: -both[c])
     return first, second
 
 
 def counted(row: Row) -> tuple[Sequence[int], int] | None:
-    """Counts of classes and of draws, if the row has them: whole numbers, of which at most all draws are votes."""
+    """Return counts of classes and of draws, if the row has both and there are no more votes than draws."""
     tally = TallyEvidence.read(row.evidence)
     if row.guarantee is not Guarantee.PROBABILISTIC or tally is None or tally.n is None:
         return None

@@ -1,8 +1,8 @@
 """The store of a run: SQLite, one writer, rows as they come, keyed by content. Imports nothing heavy.
 
-Three tables. `plan` says which rows the suite asked for last, with the names it gave them. `results` and `attacks`
-hold what was computed, under keys made of content alone (parameters, code, input, options, seed), so a changed model
-never meets an old answer, and a renamed one finds its own. Estimates, which prove nothing, have two tables of their
+There are three tables. `plan` says which rows the suite asked for last, with the names it gave them. `results` and
+`attacks` hold answers under keys made of content alone (parameters, code, input, options, seed), so that a changed
+model never meets an old answer, and a renamed one finds its own. Estimates prove nothing. They have two tables of their
 own, so that none is ever read as a certificate; a file of the same format may lack them.
 """
 
@@ -75,7 +75,7 @@ class PlannedEstimate:
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """What was computed for one key."""
+    """The answer computed for one key."""
 
     key: str
     prediction: int
@@ -90,7 +90,7 @@ class StoredAnswer:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """The closest counterexample known for one key; `point` is its float64 bytes, None if there is none."""
+    """The closest known counterexample for one key; `point` is its float64 bytes, None if there is none."""
 
     key: str
     distance: float
@@ -109,8 +109,8 @@ class Store:
         """Open the file.
 
         Args:
-            path: of the file.
-            create: whether to make it if need be; if not, the file is only read, and must be a run's.
+            path: path of the file.
+            create: whether to make the file if it is missing; if not, it is only read, and must be the store of a run.
         """
         self.path = path
         with self._guard(), ExitStack() as undo:
@@ -188,22 +188,22 @@ class Store:
             self._connection.executemany("INSERT OR REPLACE INTO estimates VALUES (?,?)", values.items())
 
     def outcomes(self) -> dict[str, Outcome]:
-        """How each stored result ended, by key."""
+        """Return the outcome of each stored result, by key."""
         with self._guard():
             return {key: Outcome(text) for key, text in self._connection.execute("SELECT key, outcome FROM results")}
 
     def attacked(self) -> dict[str, float]:
-        """Distance of each stored counterexample, by key."""
+        """Return the distance of each stored counterexample, by key."""
         with self._guard():
             return dict(self._connection.execute("SELECT key, distance FROM attacks"))
 
     def estimated(self) -> set[str]:
-        """Keys of the stored estimates."""
+        """Return the keys of the stored estimates."""
         with self._guard():
             return {key for (key,) in self._connection.execute("SELECT key FROM estimates")}
 
     def estimates(self) -> list[Estimate]:
-        """The estimates of the plan that have been computed, in the plan's order."""
+        """Return the computed estimates of the plan, in the plan's order."""
         query = (
             "SELECT p.model, p.method, p.norm, p.domain, p.input, e.value, p.cap, a.distance FROM estimate_plan p "
             "JOIN estimates e ON e.key = p.key LEFT JOIN attacks a ON a.key = p.attack ORDER BY p.position"
@@ -214,11 +214,11 @@ class Store:
             return [_named(_estimate, values) for values in self._connection.execute(query)]
 
     def rows(self) -> list[Row]:
-        """The rows of the plan that have been computed, in the plan's order."""
+        """Return the computed rows of the plan, in the plan's order."""
         return [row for row, _, _ in self.keyed_rows()]
 
     def keyed_rows(self) -> list[tuple[Row, str, str]]:
-        """Likewise, each with its key and that of its counterexample."""
+        """Return the computed rows of the plan, each with its key and the key of its counterexample."""
         query = (
             "SELECT p.key, p.attack, p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, p.input, "
             "p.label, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, r.evidence, "
@@ -230,13 +230,13 @@ class Store:
             return [(_named(_row, values), key, attack) for key, attack, *values in found]
 
     def counterexamples(self) -> dict[str, tuple[str, bytes]]:
-        """The stored counterexamples by key: which attack found each, and its float64 bytes."""
+        """Return the stored counterexamples by key: the attack that found each, and its float64 bytes."""
         query = "SELECT key, attack, point FROM attacks WHERE point IS NOT NULL"
         with self._guard():
             return {key: (attack, point) for key, attack, point in self._connection.execute(query)}
 
     def missing(self) -> int:
-        """How many planned rows have not been computed."""
+        """Return the number of planned rows that have not been computed."""
         with self._guard():
             query = "SELECT count(*) FROM plan WHERE key NOT IN (SELECT key FROM results)"
             (count,) = self._connection.execute(query).fetchone()
@@ -263,7 +263,7 @@ class Store:
 
 
 def _named(read: Callable[[Sequence[Any]], _T], values: Sequence[Any]) -> _T:
-    """What a line of the file says; ValueError where it says what no version wrote."""
+    """Read a row of the file; ValueError if no version of certbench writes such a row."""
     try:
         return read(values)
     except (TypeError, LookupError, AttributeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a run, and what is known of it. Imports nothing heavy."""
+"""The verdict on a run: its problems, new and known. Imports nothing heavy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from certbench.results.rows import Row
 
 @dataclass(frozen=True)
 class RunVerdict:
-    """What is wrong with a run.
+    """The problems of a run.
 
     Attributes:
-        refuted: rows that a known counterexample refutes, known issues excepted.
-        unanswered: rows without an answer, likewise.
-        known: rows with a problem that is a known issue, and that issue.
-        stale: known issues about rows of which none has the problem any more.
+        refuted: rows that a known counterexample refutes, without known issues.
+        unanswered: rows without an answer, without known issues.
+        known: rows whose problem is a known issue, each with that issue.
+        stale: known issues that match rows, none of which has the problem any more.
     """
 
     refuted: Sequence[Row]
@@ -26,12 +26,12 @@ class RunVerdict:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return what a command ends with, to which known issues do not add; the gravest first."""
+        """Exit code of a command that shows the run: that of the gravest problem; known issues do not count."""
         return ExitCode.UNSOUND if self.refuted else ExitCode.INCOMPLETE if self.unanswered else ExitCode.OK
 
 
 def judge(rows: Sequence[Row], issues: KnownIssues) -> RunVerdict:
-    """Return what is wrong with these rows, apart from what is known."""
+    """Sort the problems of these rows into refuted, unanswered and known ones."""
     problems = [(row, kind) for row in rows if (kind := problem(row)) is not None]
     fresh, known = issues.split(problems)
     refuted = [row for row, kind in fresh if kind == "unsound"]

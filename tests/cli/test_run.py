@@ -93,7 +93,7 @@ def test_known_issues_are_shown_and_do_not_decide_and_stale_ones_are_named(certb
             assert found == code
             assert "known: fake(radius=100) on plane, norm 2, input 0: unsound: a plant" in err
             assert f"{len(inputs)} problems are known issues" in err
-            assert "stale: nothing is wrong any more with this known issue: failed" in err and "was mended" in err
+            assert "stale: no row has the problem of this known issue any more: failed" in err and "was mended" in err
     assert certbench("run", "little.yaml", "--known", "none.yaml")[0] == ExitCode.USAGE
 
 
@@ -183,7 +183,7 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on(home: Path) -> Non
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == ExitCode.INTERRUPTED
-    assert rest == "interrupted; what was computed is stored. To go on: certbench run little.yaml --out 'my run'\n"
+    assert rest == "interrupted; computed rows are stored. To go on: certbench run little.yaml --out 'my run'\n"
     store = Store(Path("my run/results.db"))
     stored = len(store.rows())
     store.close()
