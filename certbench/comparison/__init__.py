@@ -1,1 +1,1 @@
-"""Two runs, compared row by row; baselines; policies that say which differences count."""
+"""The comparison of two runs, row by row; baselines; policies that say which differences count."""

@@ -1,7 +1,7 @@
-"""Baselines: what a run found, as a small text file to commit; and all that `certbench compare` reads.
+"""Baselines, the rows of a run in a small text file to commit; and the readers of all that `certbench compare` takes.
 
 A baseline is JSON with one line per row: index of the input, label, prediction, radius with as few digits as give the
-same double, and for smoothing the counts. Beside them stand the fingerprints of models and data, the versions, the
+same double, and for smoothing the counts. It also holds the fingerprints of models and data, the versions, the
 distances of counterexamples, and the reason for every update.
 """
 
@@ -26,27 +26,27 @@ from certbench.results.significance import counted
 FORMAT = 1
 MARK = "certbench baseline"
 BENCHMARK = "benchmark"
-"""The certifier of rows that come from a file of pytest-benchmark, which knows neither certifier nor norm."""
+"""Certifier of rows from a file of pytest-benchmark, which knows neither certifier nor norm."""
 
 UNKNOWN = -1.0
-"""Their norm."""
+"""Norm of such rows."""
 
 KEPT: dict[Guarantee, type[Evidence]] = {
     Guarantee.PROBABILISTIC: TallyEvidence,
     Guarantee.COMPLETE: BracketEvidence,
 }
-"""Evidence that comparisons need."""
+"""Evidence that a baseline keeps, because comparisons need it."""
 
 HEAD = ("model", "certifier", "spec", "norm", "domain", "guarantee", "subject")
-"""What the rows of a group share."""
+"""Fields that the rows of a group share."""
 
 
 def read(path: Path) -> Side:
-    """A run, by its folder; a baseline; or a JSON file of pytest-benchmark.
+    """Read a run (by its folder), a baseline, or a JSON file of pytest-benchmark.
 
     Raises:
-        ConfigError: it is none of these.
-        StoreError: it cannot be read.
+        ConfigError: this is none of these.
+        StoreError: the run cannot be read.
     """
     if path.is_dir():
         return read_run(path)[0]
@@ -62,8 +62,8 @@ def read_run(folder: Path) -> tuple[Side, dict[str, Any]]:
     """Read a run, by its folder, and its manifest.
 
     Raises:
-        ConfigError: it is none, or has a row twice.
-        StoreError: it cannot be read.
+        ConfigError: this is not the folder of a run, or the run has a row twice.
+        StoreError: the run cannot be read.
     """
     opened = RunFolder(folder)
 
@@ -89,10 +89,10 @@ def _load(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a baseline holds.
+    """The content of a baseline.
 
     Attributes:
-        side: its rows, and what they are about. Radii are in units of the input.
+        side: its rows, models and data. Radii are in units of the input.
         history: each update with its `date`, `reason`, what `changed`, the version of `certbench` and the `commit`.
     """
 
@@ -107,11 +107,11 @@ def read_baseline(file: Path | str) -> Baseline:
         file: path of the baseline.
 
     Raises:
-        ConfigError: it is no baseline, or cannot be read.
+        ConfigError: the file is no baseline, or cannot be read.
     """
     path = Path(file)
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder, and no baseline; `certbench show {path}` shows a run")
+        raise ConfigError(f"{path} is a folder, not a baseline; `certbench show {path}` shows a run")
     values = _load(path)
     if not isinstance(values, dict) or MARK not in values:
         raise ConfigError(f"{path} is no baseline; make one with `certbench baseline update RUN --reason TEXT`")
@@ -119,7 +119,7 @@ def read_baseline(file: Path | str) -> Baseline:
 
 
 def _once(path: Path, rows: Sequence[Row]) -> None:
-    """Refuse rows that are there twice, of which a comparison would see one."""
+    """Refuse two rows of one identity, of which a comparison would see only one."""
     times = Counter(identities(rows))
     twice = next((row for row, key in zip(rows, identities(rows), strict=True) if times[key] > 1), None)
     if twice is not None:
@@ -141,7 +141,7 @@ def _baseline(path: Path, values: Mapping[str, Any]) -> Side:
         side = Side(str(path), rows, models, _part(content, "data", str), known, versions=versions)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{path} is not a whole baseline: {said}") from error
+        raise ConfigError(f"{path} is not a complete baseline: {said}") from error
     _once(path, rows)
     return side
 
@@ -160,7 +160,7 @@ def _rows(group: Any) -> Iterator[Row]:
 
 def _row(head: Mapping[str, Any], line: Any) -> Row:
     if not isinstance(line, list) or len(line) not in (4, 5) or any(type(number) is not int for number in line[:3]):
-        raise ValueError("it is not [input, label, prediction, radius], and perhaps what else there is")
+        raise ValueError("it is not [input, label, prediction, radius], with or without an object after them")
     index, label, prediction, radius, *rest = line
     more = dict(rest[0]) if rest else {}
     outcome = Outcome(more.pop("outcome", Outcome.COMPLETED.value))
@@ -182,7 +182,7 @@ def _distance(values: Any) -> tuple[Place, Known]:
 
 
 def _part(values: Any, name: str, kind: type) -> Any:
-    """A part of the file, which must be there and of this type."""
+    """Return a part of the file, which must be there and of this type."""
     found = values.get(name) if isinstance(values, Mapping) else None
     if not isinstance(found, kind):
         words: dict[type, str] = {dict: "object", list: "list", str: "text"}
@@ -191,7 +191,7 @@ def _part(values: Any, name: str, kind: type) -> Any:
 
 
 def _number(value: Any) -> float:
-    """A number, at least 0; infinity is text, as `plain` writes it."""
+    """Return a number that is at least 0; infinity is text, as `plain` writes it."""
     if value == "inf":
         return math.inf
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
@@ -209,7 +209,7 @@ def _box(domain: Any) -> tuple[float, float] | None:
 
 
 def text_of(side: Side, known: Mapping[Place, Known], history: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the file of a baseline, in pieces: whoever changes one row changes one line."""
+    """Yield the file of a baseline, in pieces; a change of one row changes one line."""
     content = {"models": side.models, "data": side.data, "versions": side.versions}
     yield f'{{\n"{MARK}": {FORMAT},\n"history": [\n{_list(history)}\n],\n"content": {_json(content)},\n'
     yield f'"distances": [\n{_list([*map(plain, place), one.distance, one.source] for place, one in known.items())}\n'
@@ -236,7 +236,7 @@ def _json(value: Any) -> str:
 
 
 def _benchmarks(path: Path, values: Mapping[str, Any]) -> Side:
-    """Radii that `certbench.pytest_plugin` left in a benchmark's `extra_info`, and its median time."""
+    """Read the radii that `certbench.pytest_plugin` left in each benchmark's `extra_info`, and its median time."""
     rows: list[Row] = []
     known: dict[Place, Known] = {}
     models: dict[str, str] = {}

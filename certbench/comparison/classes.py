@@ -1,4 +1,4 @@
-"""Classes of changes: what became of one radius against another. Imports nothing heavy."""
+"""Classes of changes from one radius to another. Imports nothing heavy."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from certbench.results.rows import refuted
 
 
 class Kind(str, Enum):
-    """What became of one row, in the order in which reports list it."""
+    """The classes of changes of a row, in the order in which reports list them."""
 
     NON_FINITE = "non-finite"
     UNSOUND = "unsound"
@@ -30,32 +30,32 @@ WRONG = frozenset({Kind.NON_FINITE, Kind.UNSOUND})
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two radii may be apart and still be the same but for rounding: absolute + relative * |old|.
+    """The largest difference of two radii that are the same but for rounding: absolute + relative * |old|.
 
-    Batch size, oneDNN, and float32 for float64 moved margins by up to 3e-5 absolute, and by 7e-4 relative near zero
-    (measured); the same settings gave the same bits.
+    The defaults are measured: batch size, oneDNN, and float32 for float64 moved margins by up to 3e-5 absolute, and by
+    7e-4 relative near zero; the same settings gave the same bits.
     """
 
     absolute: float = 3e-5
     relative: float = 7e-4
 
     def covers(self, old: float, new: float) -> bool:
-        """Whether the two are the same but for rounding; never so if one is infinite or NaN."""
+        """Say whether two radii are the same but for rounding; never so if one is infinite or NaN."""
         return abs(new - old) <= self.absolute + self.relative * abs(old) < math.inf
 
 
 ROUNDING = Tolerance()
-"""What moves radii that did not change."""
+"""Default tolerance, for changes by rounding."""
 
 
 def classify(old: float, new: float, tolerance: Tolerance = ROUNDING, upper: float = math.inf) -> Kind:
-    """The class of one radius against another, of the same question; nothing random in it.
+    """Return the class of the change from one radius to another; both answer the same question, without randomness.
 
     Args:
         old: the radius as it was.
         new: the radius as it is.
-        tolerance: what is noise.
-        upper: distance of the closest counterexample known.
+        tolerance: largest difference that is noise.
+        upper: distance of the closest known counterexample.
     """
     if math.isnan(new) or new < 0 or (new == math.inf and old != math.inf):
         return Kind.NON_FINITE
@@ -63,7 +63,7 @@ def classify(old: float, new: float, tolerance: Tolerance = ROUNDING, upper: flo
         return Kind.UNSOUND
     if new == old:
         return Kind.SAME
-    if math.isnan(old) or old < 0:  # mended
+    if math.isnan(old) or old < 0:  # an error was corrected
         return Kind.GAINED
     if tolerance.covers(old, new):
         return Kind.NOISE

@@ -1,8 +1,8 @@
-"""Two runs, row by row: what was lost, gained, became looser, tighter or wrong. Imports nothing heavy.
+"""The comparison of two runs, row by row: lost, gained, looser, tighter, wrong and other rows. Imports nothing heavy.
 
-What smoothing certifies is random, so its rows are compared by their counts: Fisher's exact test, and Holm's correction
-over all rows tested. With a new seed and 200 inputs, "a radius fell by 5 %" is true in every run; a significant
-difference of counts is not. What the counts of the new row prove is computed anew, and its radius held to that.
+The radii of smoothing are random, so its rows are compared by their counts: Fisher's exact test, and Holm's correction
+over all tested rows. With a new seed and 200 inputs, "a radius fell by 5 %" is true in every run; a significant
+difference of counts is not. The radius of the new row is also compared with the one that its own counts prove.
 """
 
 import math
@@ -25,22 +25,22 @@ from certbench.results.rows import Row, refuted
 from certbench.results.significance import counted, holm, p_value, same_draws, strongest
 
 EXACT_SLACK = 1e-6
-"""How far, relatively, a complete certifier's answer may be off, which rests on a solver's tolerances."""
+"""Relative error that is allowed to a complete certifier's answer, which depends on a solver's tolerances."""
 
 SHORT = Tolerance(1e-9, 1e-6)
-"""How far a radius may fall short of what its own counts prove, which is rounding."""
+"""Rounding allowance by which a radius may be smaller than its own counts prove."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one row.
+    """The change of one row.
 
     Attributes:
-        kind: the class.
+        kind: class of the change.
         old: the row as it was, None if there was none.
         new: the row as it is, None if there is none.
         detail: what a reader needs to know beside the radii.
-        p: p-value of the test on counts, before correction; None where nothing was tested.
+        p: p-value of the test on counts, before correction; None if nothing was tested.
     """
 
     kind: Kind
@@ -51,14 +51,14 @@ class Change:
 
     @property
     def row(self) -> Row:
-        """The new row, or the old one where there is none."""
+        """The new row, or the old one if there is no new one."""
         row = self.new or self.old
         assert row is not None
         return row
 
     @property
     def size(self) -> float:
-        """By which share of the old radius the new one differs; signed, and infinite where it is no share."""
+        """Relative change of the radius, signed; infinite if the old radius is zero or infinite, or one is NaN."""
         if self.old is None or self.new is None or self.old.radius == self.new.radius:
             return 0.0
         change = self.new.radius - self.old.radius
@@ -69,15 +69,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All changes, and what the policy makes of them.
+    """All changes, and what the policy says about them.
 
     Attributes:
-        old: the one side.
-        new: the other.
-        policy: what fails.
-        changes: in the order of the new side, then what is missing; known issues excepted.
-        known: changes that a file of known issues names, with what it says.
-        notes: what else a reader should be told.
+        old: the old side.
+        new: the new side.
+        policy: rules that say which changes fail.
+        changes: changes in the order of the new side, then missing rows; without known issues.
+        known: changes that a file of known issues names, each with its reason.
+        notes: further notes for a reader.
     """
 
     old: Side
@@ -88,7 +88,7 @@ class Comparison:
     notes: Sequence[str] = ()
 
     def terms(self, change: Change) -> Terms:
-        """The policy's terms for the certifier of a change."""
+        """Return the policy's terms for the certifier of a change."""
         return self.policy.of(*_names(change.row))
 
     @cached_property
@@ -98,13 +98,13 @@ class Comparison:
         for change in self.changes:
             terms = self.terms(change)
             rule = terms.rules[change.kind]
-            # Counts may fall where the radius is 0 before and after: that has no size, and counts.
+            # Counts may fall while the radius stays 0: this change has size 0, and the policy counts it.
             if rule.action != "ignore" and (change.size == 0 or abs(change.size) > rule.more_than):
                 found.setdefault((terms.pattern, change.kind), []).append(change)
         return found
 
     def over(self, action: str) -> Iterator[tuple[str, Kind, Rule, list[Change]]]:
-        """Patterns and classes that have more rows than the policy allows, and bring this action."""
+        """Yield the patterns and classes that have more rows than the policy allows, and bring this action."""
         by_pattern = {terms.pattern: terms for terms in (self.policy.rest, *self.policy.patterns)}
         for (pattern, kind), changes in self.counted.items():
             rule = by_pattern[pattern].rules[kind]
@@ -113,7 +113,7 @@ class Comparison:
 
     @property
     def unused(self) -> dict[str, bool]:
-        """Patterns of the policy that hold for no certifier, and whether they fit one that an earlier one fits, too."""
+        """Patterns of the policy that decide about no certifier; True if an earlier pattern takes all that they fit."""
         names = {_names(change.row) for change in (*self.changes, *(change for change, _ in self.known))}
         met = {self.policy.of(*pair).pattern for pair in names}
         unmet = [terms for terms in self.policy.patterns if terms.pattern not in met]
@@ -128,12 +128,12 @@ class Comparison:
 
     @property
     def foreign(self) -> bool:
-        """Whether the timings are of two machines, so that they say nothing."""
+        """Whether the timings come from two machines, so that they cannot be compared."""
         return bool(self.old.medians and self.new.medians) and self.old.machine != self.new.machine
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return what the command ends with; the gravest first."""
+        """Exit code of the command: that of the gravest problem."""
         failing = {kind for _, kind, _, _ in self.over("fail")}
         if failing & WRONG:
             return ExitCode.UNSOUND
@@ -151,23 +151,24 @@ def compare(
     *,
     known: Path | str | None = None,
 ) -> Comparison:
-    """Say row by row what was lost, gained, became looser, tighter or wrong; see `Kind`.
+    """Say row by row what was lost or gained, and what became looser, tighter or wrong; see `Kind`.
 
-    Wrong rows come first, whatever else is the matter with them; then rows that one side lacks, then those that do not
-    speak of the same thing, and then the radii.
+    A row gets the first class that fits: it is wrong; one side lacks it; the sides are about different models, data or
+    claims; its radius changed.
 
     Args:
-        old: what it was: the folder of a run, a baseline, or a JSON file of pytest-benchmark; or one that was read.
-        new: what it is, likewise.
-        policy: which differences fail: a YAML file, or one that was read; None: see `certbench.comparison.policy`.
+        old: the folder of a run, a baseline, or a JSON file of pytest-benchmark; or a side that was read.
+        new: one of the same, to be held against the old side.
+        policy: rules that say which differences fail, a YAML file or a policy that was read; None: the defaults of
+            `certbench.comparison.policy`.
         known: a YAML file of known issues, which do not fail; see `certbench.results.known_issues`.
 
     Returns:
-        The changes, and what the policy makes of them; `Comparison.exit_code` is 0 if nothing fails. Radii and
+        The changes, and what the policy says about them; `Comparison.exit_code` is 0 if nothing fails. Radii and
         distances are in units of the input.
 
     Raises:
-        ConfigError: one of the files is not what it should be, or a side has no rows.
+        ConfigError: a file is not of the right kind, or a side has no rows.
         StoreError: a run cannot be read.
     """
     rules = policy if isinstance(policy, Policy) else Policy() if policy is None else load(Path(policy))
@@ -180,7 +181,7 @@ def compare(
 
 
 def _excuse(comparison: Comparison, path: Path) -> Comparison:
-    """Return the comparison without what the file knows, with notes about entries that meet nothing."""
+    """Return the comparison without known issues, with notes about entries that match nothing."""
     from certbench.results import known_issues
 
     issues = known_issues.load(path)
@@ -231,7 +232,7 @@ def _compared(old: Side, new: Side, policy: Policy) -> Comparison:
 
 
 def distances(rows: Iterable[Row]) -> dict[Place, Known]:
-    """What the rows of base classifiers know: counterexamples, and the answers of complete certifiers."""
+    """Return the distances known from rows of base classifiers: counterexamples, and answers of complete certifiers."""
     found: dict[Place, Known] = {}
     for row in rows:
         if row.subject is Subject.BASE:
@@ -243,7 +244,10 @@ def distances(rows: Iterable[Row]) -> dict[Place, Known]:
 
 
 def _exact_radius(row: Row) -> float:
-    """From above, if a complete certifier came to its end: the upper end of its bracket, where it has one."""
+    """Bound the exact radius from above, by the answer of a complete certifier that finished; else infinity.
+
+    That is the upper end of its bracket, if it has one.
+    """
     if row.guarantee is not Guarantee.COMPLETE or row.outcome is not Outcome.COMPLETED or not row.radius > 0:
         return math.inf
     found = BracketEvidence.read(row.evidence)
@@ -254,12 +258,15 @@ def _exact_radius(row: Row) -> float:
 
 
 def _names(row: Row) -> tuple[str, str]:
-    """The certifier's label, and its name alone."""
+    """Return the certifier's label, and its name alone."""
     return row.certifier, str(row.spec.get("name", row.certifier))
 
 
 def _matched(old: Sequence[Row], new: Sequence[Row]) -> tuple[dict[Any, Row], dict[Any, Row]]:
-    """Both sides' rows by identity. A new option of a certifier is no new certifier if the rest of it fits just one."""
+    """Return both sides' rows by identity.
+
+    A certifier with a new option is still the old one if its other options fit exactly one old certifier.
+    """
     texts = [[spec_text(row) for row in rows] for rows in (old, new)]
     specs = [{text: row.spec for text, row in zip(*pair, strict=True)} for pair in zip(texts, (old, new), strict=True)]
     names: dict[str, str] = {}
@@ -267,7 +274,7 @@ def _matched(old: Sequence[Row], new: Sequence[Row]) -> tuple[dict[Any, Row], di
         fits = [other for other in specs[0].keys() - specs[1].keys() if _fits(specs[0][other], specs[1][text])]
         if len(fits) == 1:
             names[text] = fits[0]
-    if len(set(names.values())) < len(names):  # one of them is the old one, and nobody can say which
+    if len(set(names.values())) < len(names):  # one of them is the old one, but it is unknown which
         names = {text: other for text, other in names.items() if [*names.values()].count(other) == 1}
     olds = {(text, *place_of(row)): row for text, row in zip(texts[0], old, strict=True)}
     return olds, {(names.get(text, text), *place_of(row)): row for text, row in zip(texts[1], new, strict=True)}
@@ -279,11 +286,11 @@ def _fits(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def wrong(new: Row, known: Mapping[Place, Known], old: Row | None = None) -> tuple[Kind, str] | None:
-    """Whether a row is wrong whatever it was before: its class, and why.
+    """Return the class and the reason if a row is wrong, whatever it was before.
 
     Args:
         new: the row.
-        known: distances, by place.
+        known: known distances, by place.
         old: the row as it was; a radius that was infinite may stay so.
     """
     radius = new.radius
@@ -299,7 +306,7 @@ def wrong(new: Row, known: Mapping[Place, Known], old: Row | None = None) -> tup
 
 
 def _meaning(old: Row, new: Row) -> tuple[Kind, str] | None:
-    """What has changed beside the radius: the claim, the class, or that there is an answer."""
+    """Return the class and the detail of a change beside the radius: of the claim, the class or the outcome."""
     for name in ("subject", "guarantee"):
         was, now = getattr(old, name).value, getattr(new, name).value
         if was != now:

@@ -1,4 +1,4 @@
-"""Comparisons as text, Markdown, JSON or JUnit's XML; baselines and their updates as lines."""
+"""The output of comparisons as text, Markdown, JSON or JUnit's XML, and of baselines and their updates as lines."""
 
 import io
 import json
@@ -25,20 +25,20 @@ from certbench.files.json_text import plain
 from certbench.results.rows import Row
 
 SHOWN = 20
-"""Rows listed for one class in text and Markdown; JSON and JUnit have all."""
+"""Largest number of rows that text and Markdown list for one class; JSON and JUnit have all."""
 
 QUIET = (Kind.SAME, Kind.NOISE, Kind.NEW)
 """Classes whose rows are counted, not listed."""
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that no XML may have, not even as references."""
+"""Characters that XML forbids, even as references."""
 
 VERDICTS = {
-    ExitCode.OK: "No difference that the policy minds.",
+    ExitCode.OK: "There is no difference that the policy forbids.",
     ExitCode.VIOLATED: "The policy is violated.",
-    ExitCode.UNSOUND: "A radius is unsound, or no number: use none of that certifier; `certbench audit RUN` looks "
-    "into it, and only a change of the code mends it, no new baseline.",
-    ExitCode.INCOMPARABLE: "The two sides do not speak of the same thing.",
+    ExitCode.UNSOUND: "A radius is unsound, or not a number: do not use that certifier. `certbench audit RUN` says "
+    "more; only a change of the code helps, not a new baseline.",
+    ExitCode.INCOMPARABLE: "The two sides cannot be compared: model, data, claim or machine differ.",
     ExitCode.INCOMPLETE: "The new run is incomplete.",
 }
 
@@ -66,7 +66,7 @@ def text(comparison: Comparison) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """For a job's summary or a comment on a pull request."""
+    """Return Markdown, for a job's summary or a comment on a pull request."""
     parts = [f"### {_cell(comparison.old.name)} → {_cell(comparison.new.name)}\n"]
     for title, heads, rows in _tables(comparison):
         lines = [f"**{title}**\n", _line(heads), _line(["---"] * len(heads)), *map(_line, rows)]
@@ -75,7 +75,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything but the rows that are the same, which are counted."""
+    """Return JSON of everything; rows that are the same are only counted."""
     counts = Counter(change.kind for change in comparison.changes)
     values = {
         "old": comparison.old.name,
@@ -91,7 +91,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def junit(comparison: Comparison) -> str:
-    """One test case for each model, certifier and norm; one for the two sides as such."""
+    """Return JUnit's XML: one test case for each model, certifier and norm, and one for the two sides as a whole."""
     failing = {id(change): kind for _, kind, _, changes in comparison.over("fail") for change in changes}
     suite = ElementTree.Element("testsuite", name="certbench compare")
     groups: dict[tuple[str, str], list[Change]] = {}
@@ -125,7 +125,7 @@ SHAPES: Mapping[str, Callable[[Comparison], str]] = {
     "json": as_json,
     "junit": junit,
 }
-"""Formats of the result."""
+"""Formats of the result, each with the function that writes it."""
 
 
 def shape_of(name: str) -> Callable[[Comparison], str]:
@@ -140,7 +140,7 @@ def shape_of(name: str) -> Callable[[Comparison], str]:
 
 
 def told_update(update: BaselineUpdate) -> Iterator[str]:
-    """Yield what came of the update of a baseline, as lines."""
+    """Yield the result of a baseline's update, as lines."""
     if update.written:
         yield f"{update.file}: {update.changed}"
         return
@@ -148,12 +148,12 @@ def told_update(update: BaselineUpdate) -> Iterator[str]:
         where = f"{row.certifier} on {row.model}, L{row.norm:g}, input {row.input}"
         yield f"{kind.value}: {where}: radius {row.radius:.6g}; {why}"
     yield f"The baseline stays: {len(update.wrong)} rows are wrong, {update.uncomputed} have not been computed."
-    again = "run the suite again, which computes what is missing"
+    again = "run the suite again; it computes the missing rows"
     yield f"Next: {f'certbench audit {update.run}' if update.wrong else again}."
 
 
 def told_baseline(baseline: Baseline) -> Iterator[str]:
-    """Yield what a baseline holds, and why it changed, as lines."""
+    """Yield the groups of a baseline's rows, and the reasons of its changes, as lines."""
     side = baseline.side
     yield f"{side.name}: {len(side.rows)} rows of {len(side.models)} models"
     yield f"made with {', '.join(f'{name} {version}' for name, version in side.versions.items())}"
@@ -167,7 +167,7 @@ def told_baseline(baseline: Baseline) -> Iterator[str]:
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heads and rows: the classes by certifier, and the rows that a reader should see, the largest first."""
+    """Return title, heads and rows of each table: classes by certifier, then the rows of each class to be listed."""
     kinds = [kind for kind in Kind if any(change.kind is kind for change in comparison.changes)]
     groups: dict[tuple[str, str, str], Counter[Kind]] = {}
     for change in comparison.changes:
@@ -209,15 +209,17 @@ def _norm(row: Row) -> str:
 
 
 def _verdict(comparison: Comparison) -> list[str]:
-    """What the policy says, then what else is to be known."""
+    """Return what the policy says, then further notes, then the verdict."""
     lines = []
     for action in ("fail", "warn"):
         for pattern, kind, rule, changes in comparison.over(action):
             sized = f" by more than {100 * rule.more_than:g} %" if rule.more_than else ""
             where = "" if pattern == "*" else f" of {pattern}"
-            lines.append(f"{action}: {len(changes)} rows{where} are {kind.value}{sized}; {rule.at_most} may be")
+            lines.append(
+                f"{action}: {len(changes)} rows{where} are {kind.value}{sized}; the policy allows {rule.at_most}"
+            )
     for name, ratio in comparison.slower:
-        lines.append(f"fail: {name} takes {ratio:.2f} times as long; {comparison.policy.slower:g} may be")
+        lines.append(f"fail: {name} takes {ratio:.2f} times as long; the policy allows {comparison.policy.slower:g}")
     if comparison.foreign:
         lines.append(f"fail: times of {comparison.old.machine} and {comparison.new.machine} cannot be compared")
     moved = [change.size for change in comparison.changes if change.kind is Kind.NOISE and math.isfinite(change.size)]
@@ -227,7 +229,7 @@ def _verdict(comparison: Comparison) -> list[str]:
     versions = [(name, comparison.old.versions.get(name), version) for name, version in comparison.new.versions.items()]
     lines += [f"note: {name} {old} -> {new}" for name, old, new in versions if old is not None and old != new]
     for pattern, fits in comparison.unused.items():
-        why = "never gets its turn: an earlier one fits all that it fits" if fits else "fits no certifier"
+        why = "is never used: an earlier one fits all that it fits" if fits else "fits no certifier"
         lines.append(f"note: the policy's pattern {pattern!r} {why}")
     lines += comparison.notes
     for side in (comparison.old, comparison.new):
@@ -250,7 +252,7 @@ def _values(change: Change) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN either; infinities are text, as in the store."""
+    """Return the value with NaN as text, which JSON lacks too; infinities are text, as in the store."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):

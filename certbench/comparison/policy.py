@@ -2,16 +2,16 @@
 
 A YAML file; everything may be left out:
 
-    significance: 0.01                                # of all tests on smoothing together
+    significance: 0.01                                # for all tests on smoothing together
     tolerance: {absolute: 3e-5, relative: 7e-4}       # two radii this close are the same but for rounding
     classes:
       lost: {at_most: 2}
       looser: {more_than: 0.01, at_most: 0}           # only what shrank by more than 1 % counts, and none may
       tighter: ignore
-    timing: {at_most: 1.25}                           # of pytest-benchmark's medians, new / old
+    timing: {at_most: 1.25}                           # ratio of pytest-benchmark's medians, new / old
     certifiers:
       "milp*":                                        # the first pattern that fits a certifier's name or label holds;
-        tolerance: {relative: 1e-3}                   # what it does not say is as above
+        tolerance: {relative: 1e-3}                   # keys that it leaves out are as above
         classes: {looser: warn}
 """
 
@@ -31,7 +31,7 @@ Action = Literal["fail", "warn", "ignore"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What a class means: of rows that changed by a share above `more_than`, more than `at_most` bring the action."""
+    """The rule for a class: more than `at_most` rows that changed by a share above `more_than` bring the action."""
 
     action: Action
     more_than: float = 0.0
@@ -42,32 +42,32 @@ DEFAULTS: Mapping[Kind, Rule] = {
     **{kind: Rule("fail") for kind in (Kind.NON_FINITE, Kind.UNSOUND, Kind.LOST, Kind.LOOSER, Kind.MISSING)},
     **{kind: Rule("fail") for kind in (Kind.LABEL_FLIP, Kind.INCOMPARABLE)},
     **{kind: Rule("ignore") for kind in (Kind.SAME, Kind.NOISE, Kind.GAINED, Kind.NEW)},
-    Kind.TIGHTER: Rule("warn"),  # suspicious where the method did not change
+    Kind.TIGHTER: Rule("warn"),  # suspicious if the method did not change
 }
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What holds for the certifiers that a pattern fits."""
+    """The tolerance and the rules for the certifiers that a pattern fits."""
 
     pattern: str = "*"
     tolerance: Tolerance = ROUNDING
     rules: Mapping[Kind, Rule] = field(default_factory=lambda: DEFAULTS)
 
     def fits(self, label: str, name: str) -> bool:
-        """Whether a certifier is meant, by its label with options, or by its name alone."""
+        """Say whether the pattern fits a certifier, by its label with options or by its name alone."""
         return any(fnmatch.fnmatchcase(text, self.pattern) for text in (label, name))
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Terms by pattern, in the file's order, and what holds for the rest.
+    """Terms by pattern, in the file's order, and terms for the rest.
 
     Attributes:
-        rest: for certifiers that no pattern fits.
-        patterns: the others.
+        rest: terms for certifiers that no pattern fits.
+        patterns: terms for the others.
         significance: probability, over all tests on smoothing together, that an unchanged method is called changed.
-        slower: the largest allowed ratio of pytest-benchmark's medians, new to old.
+        slower: largest allowed ratio of pytest-benchmark's medians, new to old.
     """
 
     rest: Terms = Terms()
@@ -76,7 +76,7 @@ class Policy:
     slower: float = 1.25
 
     def of(self, label: str, name: str) -> Terms:
-        """The terms for a certifier, by its label with options, or by its name alone."""
+        """Return the terms for a certifier, by its label with options or by its name alone."""
         return next((terms for terms in self.patterns if terms.fits(label, name)), self.rest)
 
 
@@ -84,7 +84,7 @@ def load(path: Path) -> Policy:
     """Read a policy.
 
     Raises:
-        ConfigError: it cannot be read, or says something that is not understood; the message names file, line and key.
+        ConfigError: the file cannot be read, or a value is not understood; the message names file, line and key.
     """
     from certbench.files import yaml_lines
 
@@ -99,7 +99,7 @@ def _policy(values: Any) -> Policy:
     given = _mapping(values, (), ("significance", "tolerance", "classes", "timing", "certifiers"))
     significance = _number(given, "significance", (), 0.01)
     if not 0 < significance < 1:
-        raise ConfigError(f"a significance lies between 0 and 1, not {significance:g}", ("significance",))
+        raise ConfigError(f"write a significance between 0 and 1, not {significance:g}", ("significance",))
     rest = _terms("*", {key: given[key] for key in ("tolerance", "classes") if key in given}, (), Terms())
     timing = _mapping(given.get("timing", {}), ("timing",), ("at_most",))
     patterns = _mapping(given.get("certifiers", {}), ("certifiers",), None)
@@ -126,7 +126,7 @@ def _terms(pattern: str, values: Any, where: tuple[str, ...], rest: Terms) -> Te
 
 def _rule(kind: Kind, value: Any, where: tuple[str, ...]) -> Rule:
     if kind in WRONG and value != "fail":
-        raise ConfigError(f"{kind.value} rows always fail; a single one may be named in a file of known issues", where)
+        raise ConfigError(f"{kind.value} rows always fail; name single rows in a file of known issues instead", where)
     if isinstance(value, Mapping):
         sized = kind in (Kind.LOOSER, Kind.TIGHTER)
         given = _mapping(value, where, ("more_than", "at_most", "action") if sized else ("at_most", "action"))

@@ -1,4 +1,4 @@
-"""One side of a comparison: the rows of a run or a baseline, and what they are about. Imports nothing heavy."""
+"""One side of a comparison: the rows of a run or a baseline, with their models and data. Imports nothing heavy."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from certbench.results.rows import Row
 
 Place = tuple[str, float, tuple[float, float] | None, int]
-"""Model, norm, domain and input."""
+"""Place of a row: model, norm, domain and input."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A distance that no certified radius of the base classifier may exceed, and how it is known."""
+    """A distance that no certified radius of the base classifier may exceed, and its source."""
 
     distance: float
     source: str
@@ -23,15 +23,15 @@ class Side:
     """One of the two runs, as it was read; see `certbench.comparison.baseline.read`.
 
     Attributes:
-        name: for messages.
-        rows: what was computed.
+        name: name of the side in messages.
+        rows: computed rows.
         models: fingerprint of each model, by its name.
         data: fingerprint of the data set.
-        known: distances known beside those in the rows.
-        uncomputed: rows that were asked for but not computed.
-        versions: of packages.
-        medians: seconds of benchmarks, by name, if this is a file of pytest-benchmark.
-        machine: where they were measured.
+        known: known distances beside those in the rows.
+        uncomputed: number of rows that the suite asks for but that have not been computed.
+        versions: versions of packages.
+        medians: median seconds of benchmarks, by name, if this is a file of pytest-benchmark.
+        machine: machine on which they were measured.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Side:
     machine: str = ""
 
     def mismatch(self, other: "Side", model: str) -> str:
-        """Why rows of a model do not speak of the same thing here and there; empty if they do."""
+        """Say why rows of a model cannot be compared with the other side's; empty if they can."""
         pairs = {f"classifier {model}": (self.models.get(model), other.models.get(model))}
         pairs["data set"] = (self.data, other.data)
         for what, (a, b) in pairs.items():
@@ -57,7 +57,7 @@ class Side:
 
 
 def merge(a: Mapping[Place, Known], b: Mapping[Place, Known]) -> dict[Place, Known]:
-    """The smaller distance at every place."""
+    """Return the smaller distance at every place."""
     merged = dict(a)
     for place, known in b.items():
         if place not in merged or known.distance < merged[place].distance:
@@ -66,7 +66,7 @@ def merge(a: Mapping[Place, Known], b: Mapping[Place, Known]) -> dict[Place, Kno
 
 
 def place_of(row: Row) -> Place:
-    """Return where a row is."""
+    """Return the place of a row."""
     return row.model, row.norm, row.domain, row.input
 
 
@@ -76,5 +76,5 @@ def spec_text(row: Row) -> str:
 
 
 def identities(rows: Iterable[Row]) -> list[tuple[str, Place]]:
-    """What makes each row another row than the rest: the certifier with its options, and the place."""
+    """Return what tells each row from the others: the certifier with its options, and the place."""
     return [(spec_text(row), place_of(row)) for row in rows]

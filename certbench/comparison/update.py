@@ -1,4 +1,4 @@
-"""The update of a baseline: a run becomes what later runs are held to. Imports nothing heavy."""
+"""The update of a baseline by a run. Imports nothing heavy."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from certbench.results.rows import Row
 
 @dataclass(frozen=True)
 class BaselineUpdate:
-    """What came of the update of a baseline.
+    """The result of a baseline's update.
 
     Attributes:
         run: folder of the run.
         file: path of the baseline.
-        changed: how many rows of the run are of each class, against the old baseline.
+        changed: number of the run's rows in each class, compared with the old baseline.
         wrong: rows that no baseline may hold, each with its class and the reason.
         uncomputed: number of rows of the run that have not been computed.
     """
@@ -36,30 +36,30 @@ class BaselineUpdate:
 
     @property
     def written(self) -> bool:
-        """Whether the run became the baseline; else the old one stays."""
+        """Whether the run became the baseline; otherwise the old one stays."""
         return not self.wrong and not self.uncomputed
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return what the command ends with: `UNSOUND` if rows are wrong, `INCOMPLETE` if some are missing."""
+        """Exit code of the command: `UNSOUND` if rows are wrong, `INCOMPLETE` if some are missing."""
         return ExitCode.UNSOUND if self.wrong else ExitCode.INCOMPLETE if self.uncomputed else ExitCode.OK
 
 
 def update_baseline(run: Path | str, reason: str, file: Path | str | None = None) -> BaselineUpdate:
-    """Make a run the baseline; one that is wrong or incomplete is refused, and the old baseline stays.
+    """Make a run the baseline; a run that is wrong or incomplete is refused, and the old baseline stays.
 
     Distances of counterexamples that the old baseline knows are kept.
 
     Args:
         run: folder of the run.
-        reason: why the baseline changes, for its history.
+        reason: reason for the change, for the baseline's history.
         file: path of the baseline; None: `reports/NAME/baseline.json`.
 
     Returns:
-        What changed; `BaselineUpdate.written` says whether the run became the baseline.
+        The changes; `BaselineUpdate.written` says whether the run became the baseline.
 
     Raises:
-        ConfigError: this is no run, it has no rows, or no reason is given; or there is another file in the way.
+        ConfigError: the folder holds no run or no rows, no reason is given, or `file` is something else.
         StoreError: a file cannot be read or written.
     """
     folder = Path(run)
