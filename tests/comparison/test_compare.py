@@ -464,7 +464,8 @@ def test_text_names_every_row_that_matters(sides: Mapping[str, Side]) -> None:
     assert code == 3
     for line in (
         "net, crown, L2, input 2   0.5 -> 0.4 (-20.00 %)", "fail: 2 rows are looser; the policy allows 0",
-        "warn: 1 rows are tighter; the policy allows 0", "fail: 1 rows are non-finite", "the radius is nan", "x[1]|<b>_*",
+        "warn: 1 rows are tighter; the policy allows 0", "fail: 1 rows are non-finite", "the radius is nan",
+        "x[1]|<b>_*",
         "note: 1 rows moved by noise, by +0.002 % on average", "A radius is unsound, or not a number: do not use that",
     ):  # fmt: skip
         assert " ".join(line.split()) in " ".join(text.split())
