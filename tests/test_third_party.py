@@ -118,6 +118,6 @@ def test_runs_audits_comparisons_and_exports_treat_its_certifiers_as_ours(instal
     bounds = json.loads((tmp_path / "right" / "audit.json").read_text())["bounds"]
     proved = {part["certifier"]: part.get("proved") for part in bounds}
     assert proved == {"intervals": 4, "lipschitz": 4}
-    reason = "intervals on plane, L2: Intervals has no evidence that certbench check could verify"
+    reason = "intervals on plane, L2: Intervals has no evidence that certbench check can verify"
     assert reason in " ".join(told.split())  # lines are wrapped
     assert len(list((tmp_path / "files").rglob("*.json"))) >= 4  # those of our own certifier are written

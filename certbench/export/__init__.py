@@ -1,1 +1,1 @@
-"""Certificates as files, for the checker."""
+"""The export of certificates as files for the checker."""

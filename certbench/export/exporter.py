@@ -1,8 +1,8 @@
-"""Certificates as files that `certbench check` verifies: the claim of a stored row and the evidence for it.
+"""The export of certificates as files that `certbench check` verifies: a stored row's claim and the evidence for it.
 
-The certifier gives a witness at the stored radius; here the checker's own functions find what it proves, so that a
-bound which the checker could not reproduce is noticed now. Where a witness does not carry the stored radius, because
-the search had it from a larger ball, the claim is lowered, to no less than `LEAST` of it; the file says so.
+The certifier gives a witness at the stored radius. The checker's own functions then find what the witness proves, so
+that a bound that the checker cannot reproduce is noticed now. If a witness does not prove the stored radius, because
+the search found it in a larger ball, the claim is lowered, to no less than `LEAST` of it; the file says so.
 """
 
 import hashlib
@@ -36,19 +36,19 @@ from certbench.verifiers.bounds.proof import RelaxationProof
 from certbench.version import __version__
 
 REGIONS = (1.0, 1.001, 1.01, 1.05, 0.9999, LEAST)
-"""Radii, relative to the stored one, of the balls for which a witness is asked, until one carries the stored radius."""
+"""Relative radii of the balls for which a witness is asked, in this order, until one proves the stored radius."""
 
 LOWER = (1.0, 0.9999, LEAST)
-"""Likewise, the radii that are claimed of a witness of another kind, until it carries one."""
+"""Relative radii that are claimed with a witness of another kind, in this order, until one is proved."""
 
 
 @dataclass(frozen=True, eq=False)
 class Exporter:
-    """Writes certificates of one classifier.
+    """A writer of certificates of one classifier.
 
     Attributes:
-        classifier: of which they are.
-        folder: for the files.
+        classifier: the classifier.
+        folder: folder for the files.
     """
 
     classifier: Classifier
@@ -56,10 +56,10 @@ class Exporter:
 
     @cached_property
     def network(self) -> tuple[Network, str]:
-        """The network file, written and read again, and its sha256.
+        """The network from its file, which is written first, and the file's sha256.
 
         Raises:
-            UnsupportedError: there is none for this classifier.
+            UnsupportedError: there is no network file for this classifier.
         """
         content = network_file.write(self.classifier)
         digest = hashlib.sha256(content).hexdigest()
@@ -76,10 +76,13 @@ class Exporter:
         return network, digest
 
     def write(self, certifier: Certifier[Any], state: Any, row: Row, x: torch.Tensor) -> tuple[Path, float]:
-        """Write the certificate of a row about the input x, and check it; the file, and the radius that it claims.
+        """Write the certificate of a row about the input x, and check it.
+
+        Returns:
+            The file, and the radius that it claims.
 
         Raises:
-            UnsupportedError: there is no evidence that the checker could verify, or it does not carry the claim.
+            UnsupportedError: there is no evidence that the checker can verify, or it does not prove the claim.
         """
         smoothed = row.subject is Subject.SMOOTHED
         domain = None if row.domain is None else (float(row.domain[0]), float(row.domain[1]))
@@ -99,22 +102,22 @@ class Exporter:
                 return path, lowered.radius
             path.unlink()
             first = first or verdict.reason
-        raise UnsupportedError(f"its evidence does not carry the claim: {first}")
+        raise UnsupportedError(f"its evidence does not prove the claim: {first}")
 
     def candidates(
         self, certifier: Certifier[Any], state: Any, claim: Claim, x: torch.Tensor, row: Row
     ) -> Iterator[tuple[Claim, dict[str, Any]]]:
-        """The claim, lowered where its evidence carries less, and that evidence.
+        """Yield the claim, lowered if its evidence proves less, and that evidence.
 
         Raises:
-            UnsupportedError: there is none.
+            UnsupportedError: there is no evidence.
         """
         if claim.subject == "smoothed":
             yield claim, {"kind": "counts", **row.evidence}
             return
         if not isinstance(certifier, MarginCertifier):
-            raise UnsupportedError(f"{row.certifier} has no evidence that certbench check could verify")
-        for factor in LOWER:  # a solver asked again may not find again what it found in the search
+            raise UnsupportedError(f"{row.certifier} has no evidence that certbench check can verify")
+        for factor in LOWER:  # a solver that runs again may miss what it found in the search
             lowered = replace(claim, radius=claim.radius * factor)
             at = torch.tensor([lowered.radius], dtype=torch.float64)
             witness = certifier.witness(state, x[None].double(), torch.tensor([claim.prediction]), at)
@@ -124,7 +127,7 @@ class Exporter:
             yield lowered, dict(witness)
 
     def put(self, claim: Claim, evidence: Mapping[str, Any], row: Row) -> Path:
-        """Write a file, sealed."""
+        """Write a file with its seal."""
         values = claim.input.reshape(claim.shape)
         content = {
             "format": "certbench-certificate",
@@ -162,10 +165,10 @@ class Exporter:
     def proved(
         self, certifier: MarginCertifier[Any], state: Any, claim: Claim, x: torch.Tensor
     ) -> tuple[Claim, dict[str, Any]]:
-        """The claim, lowered if need be, and its evidence.
+        """Return the claim, lowered if need be, and its evidence.
 
         Raises:
-            UnsupportedError: no witness carries it.
+            UnsupportedError: no witness proves it.
         """
         point, label = x[None].double(), torch.tensor([claim.prediction])
         best: tuple[float, dict[str, Any]] = (0.0, {})
@@ -176,19 +179,19 @@ class Exporter:
             if best[0] == claim.radius:
                 break
         if best[0] < LEAST * claim.radius:
-            raise UnsupportedError(f"its evidence carries radius {best[0]:g} alone, not {claim.radius:g}")
+            raise UnsupportedError(f"its evidence only proves radius {best[0]:g}, not {claim.radius:g}")
         return replace(claim, radius=best[0]), best[1]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of an export of certificates.
+    """The result of an export of certificates.
 
     Attributes:
-        folder: where the files lie.
-        files: one for each certificate that was written.
+        folder: folder of the files.
+        files: paths, one for each certificate that was written.
         lowered: number of files that claim a little less than the run does, at least `LEAST` of it.
-        refused: why rows have no file, and how many.
+        refused: reasons why rows have no file, each with the number of rows.
     """
 
     folder: Path
@@ -198,7 +201,7 @@ class Exported:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return what the command ends with: `INCOMPLETE` if some rows have no file."""
+        """Exit code of the command: `INCOMPLETE` if some rows have no file."""
         return ExitCode.INCOMPLETE if self.refused else ExitCode.OK
 
 
@@ -218,18 +221,18 @@ def export_certificates(
     Args:
         run: folder of the run.
         into: folder for the files; made if need be.
-        certifier: only those of this one, by name or with its options.
-        model: only those of this one.
-        norm: only those in this one: 1, 2 or inf.
-        inputs: only those about these inputs, by their index in the data set.
+        certifier: export this certifier's certificates only; a name, or a label with options.
+        model: export this model's certificates only.
+        norm: export certificates in this norm only: 1, 2 or inf.
+        inputs: export certificates of these inputs only, by their index in the data set.
 
     Returns:
-        The files, and which rows have none.
+        The files, and the rows that have none.
 
     Raises:
-        ConfigError: this is no run, no row that was asked for has a radius, or the model or data at hand, or a version
-            of a certifier, are not those of the run.
-        StoreError: the run cannot be read, or a file not be written.
+        ConfigError: this is no run, no chosen row has a radius, or the model, the data or the version of a certifier
+            is not that of the run.
+        StoreError: the run cannot be read, or a file cannot be written.
     """
     opened, folder = reopen.reopen(Path(run)), Path(into)
     entries = [
@@ -242,7 +245,7 @@ def export_certificates(
         and (inputs is None or entry.row.input in inputs)
     ]
     if not entries:
-        raise ConfigError(f"{run} has no row with a radius that was asked for")
+        raise ConfigError(f"{run} has no row with a radius for these options")
     exporters = {name: Exporter(classifier, folder) for name, classifier in opened.models.items()}
     states: dict[tuple[str, str, ThreatModel], Any] = {}
     files, lowered, refused = list[Path](), 0, Counter[str]()

@@ -21,15 +21,15 @@ Parts = list[tuple[str, dict[str, Any]]]
 
 @torch.no_grad()
 def write(classifier: Classifier) -> bytes:
-    """The network file of a classifier.
+    """Return the network file of a classifier.
 
-    Average pooling becomes a convolution, and batch normalisation a division by the square root of its variance, both
-    with these numbers rounded to float64; everything else keeps its numbers.
+    Average pooling becomes a convolution, and batch normalisation a division by the square root of its variance. Both
+    have new numbers, rounded to float64; everything else keeps its numbers.
 
     Raises:
-        UnsupportedError: it is no ReLU network; the message names the layer.
+        UnsupportedError: the classifier is no ReLU network; the message names the layer.
     """
-    relu_network(classifier)  # which refuses what a trace does not show
+    relu_network(classifier)  # this refuses modules with effects that a trace does not show
     double = classifier.double()
     graph = trace(Classifier(nn.Sequential(double.module).eval(), double.input_shape, double.num_classes, double.name))
     writer = _Writer(graph)
@@ -44,7 +44,7 @@ def write(classifier: Classifier) -> bytes:
 
 
 class _Writer(fx.Interpreter):
-    """Runs the graph for its shapes and writes a node for every layer."""
+    """An interpreter that runs the graph for its shapes and writes a node for every layer."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -63,12 +63,12 @@ class _Writer(fx.Interpreter):
         return result
 
     def add(self, op: str, inputs: list[int], parameters: Mapping[str, Any]) -> int:
-        """A node; its number."""
+        """Add a node, and return its number."""
         self.nodes.append({"op": op, "inputs": inputs, "parameters": dict(parameters)})
         return len(self.nodes)
 
     def follow(self, n: fx.Node, moving: list[fx.Node], result: Tensor) -> int:
-        """The rule of one node of the graph."""
+        """Apply the rule of one node of the graph."""
         layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         first = self.places[moving[0]]
         before = tuple(self.env[moving[0]].shape[1:])
@@ -116,7 +116,7 @@ def _linear(layer: nn.Linear, before: tuple[int, ...]) -> Parts:
 
 
 def _conv2d(layer: nn.Conv2d, before: tuple[int, ...]) -> Parts:
-    """Groups and dilation are written as zeros in the kernel."""
+    """Write a convolution; groups and dilation become zeros in the kernel."""
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         raise UnsupportedError(f"{layer} has no place in a network file: write its padding as zeros, in numbers")
     outputs, inner, *window = layer.weight.shape

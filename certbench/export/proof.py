@@ -1,4 +1,4 @@
-"""The proof of a relaxation, found again for its file."""
+"""The proof of a relaxation, derived again for its file."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from certbench.verifiers.bounds.proof import RelaxationProof
 
 @np.errstate(all="ignore")
 def relaxation(network: Network, claim: Claim, witness: RelaxationProof, region: float) -> tuple[float, dict[str, Any]]:
-    """What a witness over the ball of radius `region` proves: a radius, at most that of the claim, and the evidence.
+    """Return what a witness over the ball of radius `region` proves: a radius, at most the claim's, and the evidence.
 
     Raises:
-        NumericalError: the witness has tighter bounds than can be proved with its slopes.
+        NumericalError: the witness has tighter bounds than its slopes prove.
     """
     prover = Prover(network, CutBall.of(claim, region))
     inner = None if witness.inner is None else [_numbers(s)[None] for s in witness.inner]
@@ -29,7 +29,7 @@ def relaxation(network: Network, claim: Claim, witness: RelaxationProof, region:
         given = ends[0], -ends[1]
         every = np.arange(len(ends[0]))
         proved = [prover.least(source, every, sign, None) for sign in (1.0, -1.0)]
-        # The bounds of neurons whose sign intervals tell do not matter, so that those of intervals will do.
+        # If intervals prove the sign of a neuron, its exact bounds do not matter, and intervals are enough.
         open_ = (proved[0] < 0) & (proved[1] < 0)
         scale = max(float(np.abs(end).max(initial=0.0)) for end in (*ends, *proved))
         chosen = []
@@ -39,7 +39,7 @@ def relaxation(network: Network, claim: Claim, witness: RelaxationProof, region:
                 found = prover.least(source, chosen[side], sign, inner[:i])
                 proved[side][chosen[side]] = np.maximum(proved[side][chosen[side]], found)
             if not (given[side] <= proved[side] + DIFFERENCE * scale)[open_].all():
-                raise NumericalError("the certifier claims tighter bounds of a layer than are proved with its slopes")
+                raise NumericalError("the certifier claims tighter bounds of a layer than its slopes prove")
         kept = [np.where(open_, np.minimum(given[side], proved[side]), proved[side]) for side in range(2)]
         low, high = (side - WIDER * scale for side in kept)
         high = -high
@@ -73,7 +73,7 @@ def relaxation(network: Network, claim: Claim, witness: RelaxationProof, region:
 
 
 def _largest(claim: Claim, a: np.ndarray, constants: np.ndarray, radius: float) -> float:
-    """The largest radius up to `radius` at which the functions are positive, 0 if there is none worth its name."""
+    """Return the largest radius up to `radius` at which the functions are positive; 0 if it is below 0.99 * `LEAST`."""
 
     def holds(eps: float) -> bool:
         return bool((CutBall.of(claim, eps).minimum(a, constants) > 0).all())
@@ -94,12 +94,12 @@ def _numbers(tensor: torch.Tensor) -> np.ndarray:
 
 
 LEAST = 0.999
-"""The least part of a stored radius that is exported."""
+"""Smallest fraction of a stored radius that is exported."""
 
 
 WIDER = 1e-11
-"""By how much claimed bounds stand off those proved here, relatively: another machine rounds otherwise."""
+"""Relative distance of claimed bounds from the bounds proved here: other machines round differently."""
 
 
 DIFFERENCE = 1e-6
-"""How far a certifier's bounds may exceed what is proved here, relatively, before that is an error of the certifier."""
+"""Relative amount by which a certifier's bounds may exceed the ones proved here; more is an error of the certifier."""

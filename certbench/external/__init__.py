@@ -1,1 +1,1 @@
-"""What others measured: logs of smoothing, results of VNN-COMP, published tables, counts."""
+"""Results of others: logs of smoothing, results of VNN-COMP, published tables, counts."""

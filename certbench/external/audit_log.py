@@ -1,4 +1,4 @@
-"""The audit of logs: what somebody else's certification logs and result files claim is recomputed and checked."""
+"""The audit of logs: claims of somebody else's certification logs and result files are recomputed and checked."""
 
 import csv
 import math
@@ -19,13 +19,13 @@ from certbench.external.vnncomp import Instances, Verdicts
 
 @dataclass(frozen=True)
 class AuditedLog:
-    """A log of randomized smoothing and everything found in it.
+    """A log of randomized smoothing with its findings.
 
     Attributes:
         log: the log.
-        inference: what its radii say about how it was made; None if they say nothing.
-        findings: what was found.
-        cells: cells of the published table that are of this log, each with the accuracy in percent that the log has.
+        inference: n and alpha that its radii point to; None if they say nothing.
+        findings: findings in the log.
+        cells: cells of the published table that belong to this log, each with the log's own accuracy in percent.
     """
 
     log: Log
@@ -36,13 +36,13 @@ class AuditedLog:
 
 @dataclass(frozen=True)
 class LogAudit:
-    """What became of files that somebody else wrote.
+    """The result of an audit of files that somebody else wrote.
 
     Attributes:
         logs: the logs of randomized smoothing.
-        results: files of answers of VNN-COMP, and of verdicts that are known.
-        contradictions: for each of these files, what was found in it.
-        unreadable: why files cannot be read.
+        results: files of answers of VNN-COMP, and of known verdicts.
+        contradictions: findings in each of these files.
+        unreadable: reasons why files cannot be read.
         radii: radii at which certified accuracy is shown, in units of the input.
         best: best certified accuracy at each radius over logs of the same inputs, see `envelope`.
         published: path of the published table, if there is one.
@@ -60,14 +60,14 @@ class LogAudit:
 
     @property
     def findings(self) -> list[tuple[Path, Sequence[Finding]]]:
-        """Return what was found in each file."""
+        """Findings in each file."""
         return [*((one.log.path, one.findings) for one in self.logs), *self.contradictions.items()]
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return what the command ends with.
+        """Exit code of the command.
 
-        `UNSOUND`: something claims more than is so. Else `USAGE`: a file cannot be read. Else `OK`.
+        `UNSOUND`: something claims too much. Else `USAGE`: a file cannot be read. Else `OK`.
         """
         if any(refuted(found) for _, found in self.findings):
             return ExitCode.UNSOUND
@@ -84,13 +84,13 @@ def audit_log(
     radii: Sequence[float] = (),
     published: Path | str | None = None,
 ) -> LogAudit:
-    """Recompute and check what somebody else's logs of randomized smoothing, or results of VNN-COMP, claim.
+    """Recompute and check the claims of somebody else's logs of randomized smoothing, or results of VNN-COMP.
 
     Args:
-        files: logs, result files, known verdicts, instances, told apart by their first line; of a folder, all of these
-            that are below it.
-        sigma: standard deviation of the noise of the certificates, in units of the input; None: what the path states,
-            or what the radii fit.
+        files: logs, result files, known verdicts and instances, told apart by their first line; a folder stands for all
+            such files below it.
+        sigma: standard deviation of the noise of the certificates, in units of the input; None: the one that the path
+            states, or that the radii fit.
         n: draws per certificate, as claimed.
         alpha: probability of error per certificate, as claimed.
         classes: number of classes, to check labels.
@@ -98,10 +98,10 @@ def audit_log(
         published: a CSV of published accuracies to compare with, see `published.read_cells`.
 
     Returns:
-        What was found; `LogAudit.exit_code` is 0 if nothing claims more than is so and every file can be read.
+        The findings; `LogAudit.exit_code` is 0 if nothing claims too much and every file can be read.
 
     Raises:
-        ConfigError: the published table cannot be read, or an option makes no sense.
+        ConfigError: the published table cannot be read, or an option is out of its range.
     """
     for name, value in (("sigma", sigma), ("n", n), ("classes", classes)):
         if value is not None and not 0 < value < math.inf:
@@ -109,7 +109,7 @@ def audit_log(
     if not all(0 <= radius < math.inf for radius in radii):
         raise ConfigError("a radius must be finite, and at least 0", ("radius",))
     if not (alpha is None or 0 < alpha < 1):
-        raise ConfigError(f"alpha lies between 0 and 1, and is not {alpha}", ("alpha",))
+        raise ConfigError(f"alpha must lie between 0 and 1, and is {alpha}", ("alpha",))
     cells = [] if published is None else read_cells(Path(published))
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     logs, results, instances, unreadable = _read(paths)
@@ -156,7 +156,7 @@ def _read(files: Sequence[Path]) -> tuple[list[Log], list[Verdicts], list[Instan
 
 
 def _expanded(files: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
-    """Every file, and the folder that was named instead of it; what lies there may be something else."""
+    """Yield every file, and the folder that was given instead of it, which may hold other files, too."""
     for path in files:
         if path.is_dir():
             yield from ((inner, path) for inner in sorted(path.rglob("*")) if inner.is_file())
@@ -184,7 +184,7 @@ def _audit(log: Log, cells: Sequence[Cell], claim: Sampling, sigma: float | None
 
 
 def _inferred(log: Log, claim: Sampling, sigma: float | None) -> tuple[Inference | None, list[Finding]]:
-    """What the radii say, at the noise that is stated, or else at that which explains them with the fewest draws."""
+    """Infer n and alpha at the stated noise, or else at the noise that explains the radii with the fewest draws."""
     draws, alphas = [claim.n] if claim.n else [], [claim.alpha] if claim.alpha else []
     known = sigma or log.sigma
     tried = [infer(log.radii, s, draws=draws, alphas=alphas) for s in ([known] if known else SIGMAS)]
@@ -204,11 +204,11 @@ def _inferred(log: Log, claim: Sampling, sigma: float | None) -> tuple[Inference
 
 
 def envelope(logs: Sequence[Log], radii: Sequence[float]) -> list[dict[str, Any]]:
-    """Best certified accuracy at each radius over logs of the same inputs: a selection on the test set.
+    """Return the best certified accuracy at each radius over logs of the same inputs: a selection on the test set.
 
     Args:
-        logs: of several noises, say; they are of the same inputs if those they share have the same labels.
-        radii: to choose at.
+        logs: logs, for several noises, for example; two are of the same inputs if shared indices have the same labels.
+        radii: radii at which a log is chosen.
     """
     groups: list[list[Log]] = []
     for log in (log for log in logs if log.has_radii):
@@ -227,7 +227,7 @@ def envelope(logs: Sequence[Log], radii: Sequence[float]) -> list[dict[str, Any]
         which = ", ".join(f"@{r:g} {values[r]:.1f} ({names[best[r].path]})" for r in radii if values[r] > 0)
         says = f"best of {len(group)} logs, selected on the test set, which is optimistic: {which}"
         if len(counts) > 1:
-            says += f"; the logs are not of as many inputs: {', '.join(map(str, counts))}"
+            says += f"; the logs have different numbers of inputs: {', '.join(map(str, counts))}"
         result.append(
             {"logs": [str(log.path) for log in group], "says": says}
             | {"best": {f"{r:g}": {"log": str(best[r].path), "percent": values[r]} for r in radii}}
@@ -254,7 +254,7 @@ def short_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def record(audit: LogAudit) -> dict[str, Any]:
-    """Return everything that was found as JSON."""
+    """Return all findings as JSON."""
     return {
         "exit_code": int(audit.exit_code),
         "unreadable": list(audit.unreadable),

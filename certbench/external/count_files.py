@@ -17,10 +17,10 @@ from certbench.results.folder import RunFolder
 LABELS = ("auto", "none", "first", "last")
 
 IGNORED = ("", "#", "idx", "index", "input", "id", "time", "seconds")
-"""Columns of a header that say nothing about counts."""
+"""Names of columns that say nothing about counts."""
 
 NAMED = {"label": "label", "labels": "label", "selected": "selected", "n": "draws", "draws": "draws"}
-"""Columns of a header with a meaning; every other is the count of a class."""
+"""Names of columns with another meaning; every other column is the count of a class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +28,16 @@ class CountTable:
     """Counts of sampled classes at n inputs.
 
     Attributes:
-        name: what tables call it.
+        name: name in tables.
         counts: int64, (n, classes).
         labels: the true classes, if they are known.
         selection: counts of the draws that chose the classes, if they were kept.
         selected: the classes that were chosen on other draws, if only that is known.
-        draws: per input, if some of them voted for no class; else the sums of the counts.
-        sigma: of the noise, if the file says so.
-        noise: `name` of its family and options of its shape, likewise.
-        dimension: of the inputs, likewise.
-        alpha: of the certificates in the file, if it has some.
+        draws: number of draws per input, if some of them voted for no class; else the sums of the counts.
+        sigma: standard deviation of the noise, if the file says so.
+        noise: `name` of the noise's family and options of its shape, if the file says so.
+        dimension: dimension of the inputs, if the file says so.
+        alpha: alpha of the certificates in the file, if it has some.
     """
 
     name: str
@@ -53,23 +53,23 @@ class CountTable:
 
 
 def read(path: Path, labels: str = "auto") -> list[CountTable]:
-    """The tables of counts in a file: one, or one per model and certifier for the folder of a run.
+    """Read the tables of counts in a file: one, or one per model and certifier for the folder of a run.
 
-    - Text (any suffix not below): numbers apart by commas, tabs or blanks, one row per input. A header names columns:
-      `label`, `selected` and `n` are what they say, `idx` and the like are passed over, the others are counts in the
+    - Text (any other suffix): numbers separated by commas, tabs or blanks, one row per input. A header names columns:
+      `label`, `selected` and `n` mean what they say, `idx` and the like are ignored, the others are counts in the
       order of the classes. Without a header, all are counts but for a first or last column of labels.
-    - `.npz`: arrays `counts` and, where there are, `labels`, `selection`, `selected`, `draws`.
-    - `.json`, `.jsonl`: objects with `counts` and, where there are, `label`, `selection`, `selected`, `n`, `sigma`,
+    - `.npz`: arrays `counts` and, if there are any, `labels`, `selection`, `selected`, `draws`.
+    - `.json`, `.jsonl`: objects with `counts` and, if there are any, `label`, `selection`, `selected`, `n`, `sigma`,
       `noise`, `dimension`, `alpha`; in `evidence`, too.
-    - The folder of a run, or its `results.db`: rows of the certifier `smoothing`, whose noise is on the input.
+    - The folder of a run, or its `results.db`: rows of the certifier `smoothing` with noise at the input.
 
     Args:
-        path: of the file.
-        labels: in text without a header, where the labels are: `none`, `first`, `last`; `auto` finds out by the rows'
+        path: path of the file.
+        labels: column of the labels in text without a header: `none`, `first`, `last`; `auto` finds it by the rows'
             sums, which without the labels are all the same.
 
     Raises:
-        ConfigError: the file is missing, is no such table, or leaves open what is meant.
+        ConfigError: the file is missing, is no such table, or is ambiguous.
     """
     if labels not in LABELS:
         raise ConfigError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}", ("labels",))
@@ -111,7 +111,7 @@ def _text(name: str, text: str, labels: str) -> CountTable:
     rows = []
     for number, cells in split:
         if len(cells) != width:
-            raise ConfigError(f"{name}, line {number}: {len(cells)} columns where there should be {width}")
+            raise ConfigError(f"{name}, line {number}: {len(cells)} columns instead of {width}")
         bad = next((cell for j, cell in enumerate(cells) if j not in skipped and not _is_integer(cell)), None)
         if bad is not None:
             raise ConfigError(f"{name}, line {number}: {bad.strip()!r} is not a whole number")
@@ -130,7 +130,8 @@ def _headless(name: str, table: np.ndarray, labels: str) -> CountTable:
         fitting = [place for place, (counts, column) in parts.items() if _fits(counts, column)]
         if len(fitting) != 1:
             raise ConfigError(
-                f"{name} does not tell whether a column holds labels; say which: none, first or last", ("labels",)
+                f"{name} does not tell whether a column holds labels; say which column: none, first or last",
+                ("labels",),
             )
         labels = fitting[0]
     counts, column = parts[labels]
@@ -138,7 +139,7 @@ def _headless(name: str, table: np.ndarray, labels: str) -> CountTable:
 
 
 def _fits(counts: np.ndarray, labels: np.ndarray | None) -> bool:
-    """Whether all rows are of as many draws, and the labels name classes."""
+    """Say whether all rows have the same number of draws, and the labels name classes."""
     classes = counts.shape[1]
     return classes > 0 and len(set(counts.sum(axis=1))) == 1 and (labels is None or bool((labels < classes).all()))
 
@@ -200,19 +201,19 @@ def _run(path: Path) -> list[CountTable]:
             group[row.input] = said | RecountEvidence.part(row.evidence)
     if not groups:
         raise ConfigError(
-            f"no row of {run.path / run.database} has counts of draws around the input, under a noise that is stated"
+            f"no row of {run.path / run.database} has counts of draws around the input and states its noise"
         )
     return [_columns(f"{model} {certifier}", [*inputs.values()]) for (model, certifier), inputs in groups.items()]
 
 
 def _around_the_input(spec: Mapping[str, Any], evidence: Mapping[str, Any]) -> bool:
-    """Whether a row has counts under additive noise at the input; old ones name sigma alone, and their rule."""
+    """Say whether a row has counts under additive noise at the input; old rows name only sigma and their rule."""
     stated = "noise" in spec or {"sigma", "rule"} <= evidence.keys()
     return RecountEvidence.stated(evidence.keys()) and stated and spec.get("layer") is None
 
 
 def _noise(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Family and shape, as text, and sigma, wherever a row or a certifier's options state them."""
+    """Return family and shape, as text, and sigma, if a row or a certifier's options state them."""
     noise = said.get("noise")
     stated = dict(noise) if isinstance(noise, Mapping) else {"name": noise} if noise else {}
     sigma = stated.pop("sigma", said.get("sigma"))

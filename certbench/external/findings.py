@@ -1,4 +1,4 @@
-"""What an audit of somebody else's file has to say (imports nothing heavy)."""
+"""Findings in somebody else's file. Imports nothing heavy."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from enum import Enum
 
 
 class Severity(str, Enum):
-    """How much a finding weighs."""
+    """The severity of a finding."""
 
-    REFUTED = "refuted"  # something claims more than is so
-    WARNING = "warning"  # something does not hold together, or claims less than is so
+    REFUTED = "refuted"  # something claims too much
+    WARNING = "warning"  # something is inconsistent, or claims too little
     NOTE = "note"  # nothing is wrong, but a reader should know
 
 
@@ -18,10 +18,10 @@ class Finding:
     """One thing found in a file.
 
     Attributes:
-        check: which check found it.
-        severity: how much it weighs.
-        message: what was found, in a sentence.
-        lines: of the file, counted from 1; empty if it is about the whole.
+        check: name of the check.
+        severity: severity of the finding.
+        message: the finding, in a sentence.
+        lines: lines of the file, counted from 1; empty if it is about the whole.
     """
 
     check: str
@@ -38,5 +38,5 @@ class Finding:
 
 
 def refuted(findings: Iterable[Finding]) -> bool:
-    """Whether something claims more than is so."""
+    """Say whether something claims too much."""
     return any(finding.severity is Severity.REFUTED for finding in findings)

@@ -1,10 +1,10 @@
-r"""Which n and alpha a log of randomized smoothing was made with (Cohen, Rosenfeld and Kolter, 2019).
+r"""Inference of the n and alpha of a log of randomized smoothing (Cohen, Rosenfeld and Kolter, 2019).
 
 A radius of CERTIFY is a rung of the ladder $\sigma \Phi^{-1}(p_k)$, where $p_k$ is the lower confidence bound
 (Clopper and Pearson) at level alpha for k of n draws. The rungs lie far apart near the top, k = n, and the radii near 0
-are printed finely, so that radii of three digits still tell which n and alpha they come from. As
-$P[\mathrm{Bin}(n, p) \ge k]$ grows with p and is alpha at $p_k$, whether a rung lies between two radii is seen without
-computing it.
+are printed finely, so that radii of three digits still tell which n and alpha they come from.
+$P[\mathrm{Bin}(n, p) \ge k]$ grows with p and is alpha at $p_k$; this tells whether a rung lies between two radii
+without computing it.
 """
 
 import math
@@ -15,36 +15,36 @@ from typing import Any
 from certbench.external.findings import Finding, Severity
 
 DRAWS = (100, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
-"""The n that are tried beside a claimed one."""
+"""Values of n that are tried beside a claimed one."""
 
 ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001, 0.00001)
-"""The alpha that are tried beside a claimed one; 0.0005 is a two-sided 0.001."""
+"""Values of alpha that are tried beside a claimed one; 0.0005 is a two-sided 0.001."""
 
 USUAL = 0.001
-"""The alpha of most papers."""
+"""Alpha of most papers."""
 
 SIGMAS = (0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-"""The sigma that are tried where the log does not state its own."""
+"""Values of sigma that are tried if the log does not state its own."""
 
 PILE = 5
-"""Rows that share the largest radius, more than share any other, before it is taken for k = n. This is a judgement:
-two consecutive counts are about as frequent as one another, unless they are cut off at n."""
+"""Number of rows that must share the largest radius, more than share any other, before it is taken for k = n. This is a
+judgement: two consecutive counts are about equally frequent, unless they are cut off at n."""
 
 CHANCE = 0.1
-"""Largest chance, over all ladders tried, with which one may fit before a fit tells nothing. This is a judgement."""
+"""Largest chance that one of all tried ladders fits by luck; above it, a fit tells nothing. This is a judgement."""
 
 SLACK = 2e-7
-"""Relative room for the arithmetic of whoever wrote the log, in single precision at worst."""
+"""Relative allowance for the arithmetic of the log's author, in single precision at worst."""
 
 
 @dataclass(frozen=True)
 class Printed:
-    """A radius as it was printed, and where.
+    """A radius as it was printed, and its lines.
 
     Attributes:
-        value: as printed.
-        half: half a unit of the last digit: what was computed lies within value +- half.
-        lines: that have it.
+        value: the printed value.
+        half: half a unit of the last digit: the computed radius lies within value +- half.
+        lines: lines of the log that have it.
     """
 
     value: float
@@ -53,24 +53,24 @@ class Printed:
 
     @property
     def rows(self) -> int:
-        """How many rows have it."""
+        """Number of rows that have it."""
         return len(self.lines)
 
 
 def total(radii: Sequence[Printed]) -> int:
-    """How many rows have one of these radii."""
+    """Return the number of rows that have one of these radii."""
     return sum(radius.rows for radius in radii)
 
 
 def printed(texts: Sequence[str], first: int = 1) -> list[Printed]:
-    """The distinct positive radii of a column, descending, with the half unit that its format leaves open.
+    """Return the distinct positive radii of a column, descending, with the half unit that its format leaves open.
 
-    A column whose numbers all have as many decimals is printed to that many. Else the longest number tells how many
-    significant digits there are, of which Python's format drops zeros at the end.
+    If all numbers of a column have the same number of decimals, it is printed to that many. Else the longest number
+    tells how many significant digits there are; Python's format drops zeros at the end.
 
     Args:
         texts: the column.
-        first: line of the first of them.
+        first: line of its first number.
     """
     fixed = decimals(texts)
     lines: dict[float, list[int]] = {}
@@ -87,7 +87,7 @@ def printed(texts: Sequence[str], first: int = 1) -> list[Printed]:
 
 
 def decimals(texts: Sequence[str]) -> int | None:
-    """After the point, if all numbers of a column have as many: then a small one may be printed as 0."""
+    """Return the number of decimals, if all numbers of a column have the same: a small one may then be printed as 0."""
     found = {len(text.partition(".")[2]) for text in texts}
     return found.pop() if len(found) == 1 and not any("e" in text.lower() for text in texts) else None
 
@@ -105,11 +105,11 @@ class RadiusLadder:
     alpha: float
 
     def __str__(self) -> str:
-        """As in the papers."""
+        """Return n and alpha as papers write them."""
         return f"n = {self.n}, alpha = {self.alpha:g}"
 
     def rung(self, k: int) -> float:
-        """The radius if k of the n draws agree."""
+        """Return the radius if k of the n draws agree."""
         from scipy.special import ndtri
 
         from certbench.verifiers.smoothing.confidence import binomial
@@ -117,13 +117,13 @@ class RadiusLadder:
         return self.sigma * float(ndtri(binomial.lower(k, self.n, self.alpha)))
 
     def luck(self, radii: Sequence[Printed]) -> float:
-        """How likely numbers that were made another way all lie on rungs: the rungs per interval, where below 1."""
+        """Return the chance that unrelated numbers all lie on rungs: the product of rungs per interval, if below 1."""
         z = [radius.value / self.sigma for radius in radii]
         rungs = (self.n / self.sigma * math.exp(-t * t / 2) / math.sqrt(2 * math.pi) for t in z)
         return math.prod(min(1.0, 2 * r.half * density) for r, density in zip(radii, rungs, strict=True))
 
     def fit(self, radii: Sequence[Printed]) -> "Fit":
-        """Which printed radii are rungs. A billionth of alpha is room for the error of the binomial's evaluation."""
+        """Say which printed radii are rungs; a billionth of alpha is allowed for the error of the binomial's values."""
         import numpy as np
         from scipy.special import ndtr
         from scipy.stats import binom
@@ -145,7 +145,7 @@ class RadiusLadder:
 
 
 def _tail(k: Any, n: int, p: Any) -> Any:
-    """P[Bin(n, p) >= k] for arrays of whole numbers k from 1 to n + 1."""
+    """Return P[Bin(n, p) >= k] for arrays of whole numbers k from 1 to n + 1."""
     import numpy as np
     from scipy.special import betainc
 
@@ -153,18 +153,18 @@ def _tail(k: Any, n: int, p: Any) -> Any:
 
 
 BEYOND = RadiusLadder(1.0, 1_000_000_000, 0.5)
-"""No log is of more draws than this: its top, 6.1 sigma, is above every honest radius."""
+"""Ladder of more draws than any log has: its top, 6.1 sigma, is above every honest radius."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How printed radii lie on a ladder.
+    """The positions of printed radii on a ladder.
 
     Attributes:
-        above: above its top.
-        between: between two of its rungs.
-        up: on a rung that is below what is printed: rounded up.
-        unclear: on two rungs or more, of which some are below what is printed.
+        above: radii above its top.
+        between: radii between two of its rungs.
+        up: radii that were rounded up: their rung is below the printed value.
+        unclear: radii that fit two rungs or more, some of them below the printed value.
     """
 
     above: tuple[Printed, ...]
@@ -180,14 +180,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Inference:
-    """What the radii of a log say about how it was made.
+    """The n and alpha that the radii of a log point to.
 
     Attributes:
-        sigma: of the noise.
+        sigma: standard deviation of the noise.
         fitting: ladders on which all radii lie. With many draws the rungs are dense, and little is refuted.
         pile: the largest radius, if so many rows share it that it must be k = n, and some ladder has it as its top.
-        explained: of `fitting`, those whose top is the pile. Without a pile, those with the fewest draws, if it would
-            hardly be by chance that all radii lie on so few rungs, and else all.
+        explained: the ladders of `fitting` whose top is the pile. Without a pile, those with the fewest draws if it is
+            unlikely that all radii lie on so few rungs by chance, and else all.
     """
 
     sigma: float
@@ -213,7 +213,7 @@ class Inference:
         return f"undetermined: n = {fewest} or more, alpha from {self.alphas[0]:g} to {self.alphas[-1]:g}"
 
     def levels(self, n: int) -> tuple[float, float] | None:
-        """Smallest and largest alpha for which the pile is the top of n draws: alpha = p^n there."""
+        """Return the smallest and largest alpha for which the pile is the top of n draws: alpha = p^n there."""
         if self.pile is None:
             return None
         from scipy.special import log_ndtr
@@ -225,13 +225,13 @@ class Inference:
 def infer(
     radii: Sequence[Printed], sigma: float, *, draws: Collection[int] = (), alphas: Collection[float] = ()
 ) -> Inference:
-    """Try every usual n and alpha, and the given ones.
+    """Infer n and alpha: try all usual ones, and the given ones.
 
     Args:
-        radii: of one log, descending.
-        sigma: of the noise.
-        draws: n to try beside the usual ones.
-        alphas: likewise.
+        radii: radii of one log, descending.
+        sigma: standard deviation of the noise.
+        draws: values of n to try beside the usual ones.
+        alphas: values of alpha to try beside the usual ones.
     """
     from scipy.special import log_ndtr
 
@@ -256,26 +256,26 @@ def infer(
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is said of how a log was made, None where nothing is."""
+    """The n and alpha that a log claims; None if it claims none."""
 
     n: int | None = None
     alpha: float | None = None
 
 
 def fewest(radius: Printed, sigma: float, alpha: float) -> int:
-    """The least number of draws at which a radius can be proved at this level: all n agree, so that p^n = alpha."""
+    """Return the fewest draws that can prove a radius at this level: all n agree, so that p^n = alpha."""
     from scipy.special import log_ndtr
 
     return math.ceil(math.log(alpha) / float(log_ndtr((radius.value - radius.half) / sigma)) * (1 - 1e-9))
 
 
 def judge(radii: Sequence[Printed], inference: Inference, claim: Sampling) -> Iterator[Finding]:
-    """What the radii say about a claim of n and alpha.
+    """Judge a claim of n and alpha by the radii.
 
     Args:
-        radii: of one log, descending.
-        inference: how they may have been made.
-        claim: how they are said to have been made.
+        radii: radii of one log, descending.
+        inference: n and alpha that the radii point to.
+        claim: n and alpha that are claimed.
     """
     sigma, largest = inference.sigma, radii[0]
     limit = sigma * BEYOND.rung(BEYOND.n)
@@ -318,11 +318,11 @@ def judge(radii: Sequence[Printed], inference: Inference, claim: Sampling) -> It
 
 
 def rounding(radii: Sequence[Printed], inference: Inference | None) -> Iterator[Finding]:
-    """How many radii are printed larger than they were computed, if one ladder tells, or else may be.
+    """Count the radii that are printed larger than they were computed, or may be, if no single ladder explains them.
 
     Args:
-        radii: of one log, descending.
-        inference: how they may have been made.
+        radii: radii of one log, descending.
+        inference: n and alpha that the radii point to.
     """
     most = max(radius.half for radius in radii)
     if inference is not None and len(inference.explained) == 1:

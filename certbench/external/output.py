@@ -1,4 +1,4 @@
-"""What was found in files of others, as tables and lines for the terminal."""
+"""Findings in files of others, as tables and lines for the terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _STYLES = {Severity.REFUTED: "bold red", Severity.WARNING: "yellow", Severity.NO
 
 
 def told(audit: LogAudit) -> Iterator[Table | Text | str]:
-    """Yield what an audit of logs found, as tables and lines."""
+    """Yield the findings of an audit of logs, as tables and lines."""
     for error in audit.unreadable:
         yield Text.assemble(("unreadable:", "bold red"), f" {error}")
     names = short_names([*(one.log.path for one in audit.logs), *(file.path for file in audit.results)])
@@ -63,7 +63,7 @@ def _accuracies(
 
 
 def _ladders(audited: Sequence[AuditedLog], names: Mapping[Path, str]) -> Table:
-    table = _table("log", "sigma", "largest radius", "rows", "n and alpha that explain it", "alpha, were it n of n")
+    table = _table("log", "sigma", "largest radius", "rows", "n and alpha that explain it", "alpha if all n agree")
     for one in audited:
         found = one.inference
         if found is None:

@@ -1,4 +1,4 @@
-"""Cells of published tables, to compare with what a log says."""
+"""Cells of published tables, to compare with logs."""
 
 import csv
 import re
@@ -15,12 +15,12 @@ class Cell:
     """A published accuracy.
 
     Attributes:
-        radius: at which it is stated.
-        percent: the accuracy.
+        radius: radius at which it is stated.
+        percent: the accuracy in percent.
         half: half a unit of its last digit.
         log: end of the path of its log, if the table says.
-        words: else words that are folders in the path.
-        sigma: else the noise, in training and certification.
+        words: names of folders in the path of its log, if `log` is empty.
+        sigma: noise in training and certification, if `log` is empty.
         claim: n and alpha that the table states.
     """
 
@@ -33,7 +33,7 @@ class Cell:
     claim: Sampling
 
     def is_of(self, log: Log) -> bool:
-        """Whether this log is the one behind the cell."""
+        """Say whether the cell is about this log."""
         parts = [_plain(part) for part in log.path.parts]
         if self.log:
             wanted = [_plain(part) for part in Path(self.log).parts]
@@ -44,15 +44,15 @@ class Cell:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """Published accuracies from a CSV with a header.
+    """Read published accuracies from a CSV with a header.
 
-    Columns: `radius` (or `eps`); `accuracy` (or `verified_accuracy`), in percent, exact to its last digit. Which log a
-    cell is of: `log`, the end of its path; or `dataset` and `network`, whose words must be folders in the path, and
-    `sigma=...` in `network`, the noise in training and certification. `n` and `alpha`, or `N=... alpha=...` in
-    `method`, are what the table claims. Rows without `log` or sigma are about something else.
+    Columns are `radius` (or `eps`) and `accuracy` (or `verified_accuracy`), in percent, exact to its last digit. The
+    log of a cell is named by `log`, the end of its path; or by `dataset` and `network`, whose words must be folders in the
+    path, and `sigma=...` in `network`, the noise in training and certification. `n` and `alpha`, or `N=... alpha=...`
+    in `method`, are the table's claim. Rows without `log` or sigma are about something else.
 
     Raises:
-        ConfigError: with file and line, where there is no such table.
+        ConfigError: this is no such table; the message names file and line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -26,7 +26,7 @@ DEFAULT_RADII = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class RecertifiedTable:
-    """A table of counts and what was certified from it.
+    """A table of counts and the certificates made from it.
 
     Attributes:
         counted: the table.
@@ -46,7 +46,7 @@ class RecertifiedTable:
 
     @property
     def noise_name(self) -> str:
-        """Return the name of the noise's family."""
+        """Name of the noise's family."""
         return next((name for name, family in NOISES.items() if type(self.noise) is family), "gaussian")
 
     def right(self, certificate: Certificate) -> list[float]:
@@ -58,7 +58,7 @@ class RecertifiedTable:
         return found
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield what was certified at each input, once for each rule."""
+        """Yield the certificate of each input, once for each rule."""
         shape = {"name": self.noise_name, **({} if self.noise is None else asdict(self.noise))}
         for certificate in self.certificates.values():
             labels = [None] * len(certificate) if self.counted.labels is None else self.counted.labels.tolist()
@@ -89,28 +89,28 @@ def recertify_file(
 
     Args:
         file: path of the counts, see `count_files.read`; or the folder of a run.
-        sigma: standard deviation of the noise, in units of the input; None: what the file says.
-        alpha: probability of error per input; None: what the file says, or 0.001.
+        sigma: standard deviation of the noise, in units of the input; None: the file's.
+        alpha: probability of error per input; None: the file's, or 0.001.
         rules: some of `RULES`; if empty one-vs-rest and two-class, and top-k if k > 1.
         k: the class stays among the k most probable, in the rule top-k.
         norm: 1, 2 or inf.
-        d: dimension of the inputs; None: what the file says.
-        noise: family of the noise, one of `NOISES`; None: what the file says, or gaussian.
-        labels: where labels are in text without a header: auto, none, first, last.
+        d: dimension of the inputs; None: the file's.
+        noise: family of the noise, one of `NOISES`; None: the file's, or gaussian.
+        labels: column of the labels in text without a header: auto, none, first, last.
         selected: one of `SELECTED`; None: the file's selection, or else "reused".
 
     Returns:
-        One for each table of counts in the file; for a run, one for each model and certifier.
+        One result for each table of counts in the file; for a run, one for each model and certifier.
 
     Raises:
-        ConfigError: there is nothing that can be certified.
+        ConfigError: nothing can be certified.
         StoreError: a run cannot be read.
     """
     tables = []
     for counted in read(Path(file), labels):
         std, level = counted.sigma if sigma is None else sigma, counted.alpha if alpha is None else alpha
         if std is None:
-            raise ConfigError(f"{counted.name} does not say what the noise was; give --sigma", ("sigma",))
+            raise ConfigError(f"{counted.name} does not state the noise; give --sigma", ("sigma",))
         level = 0.001 if level is None else level
         if not all(isinstance(value, int | float) for value in (std, level, counted.dimension or 1)):
             raise ConfigError(f"{counted.name}: sigma, alpha and dimension must be numbers, not text")
@@ -137,7 +137,7 @@ def recertify_file(
 
 
 def _noise(wanted: str | None, counted: CountTable, sigma: float) -> Noise | None:
-    """The noise of a table, None if it is Gaussian."""
+    """Return the noise of a table, None if it is Gaussian."""
     stated = dict(counted.noise or {"name": "gaussian"})
     if wanted is not None and wanted != stated.get("name"):
         stated = {"name": wanted}
@@ -148,7 +148,7 @@ def _noise(wanted: str | None, counted: CountTable, sigma: float) -> Noise | Non
 
 
 def written_as(path: Path) -> Callable[[Sequence[RecertifiedTable]], str]:
-    """Return what makes the text of a file of certificates, by the ending of its name.
+    """Return the function that makes the text of a file of certificates, by the ending of its name.
 
     Raises:
         ConfigError: the name ends in neither .csv nor .json.
@@ -159,14 +159,14 @@ def written_as(path: Path) -> Callable[[Sequence[RecertifiedTable]], str]:
 
 
 def _as_json(tables: Sequence[RecertifiedTable]) -> str:
-    """Write radii with all their digits: what is rounded to nearest may be rounded up."""
+    """Write radii with all their digits, because rounding to nearest may round up."""
     records = (record for table in tables for record in table.records())
     plain = [{key: str(value) if value == math.inf else value for key, value in record.items()} for record in records]
     return json.dumps(plain, indent=1)
 
 
 def _as_csv(tables: Sequence[RecertifiedTable]) -> str:
-    """Write radii with all their digits, likewise."""
+    """Write radii with all their digits, because rounding to nearest may round up."""
     records, file = [record for table in tables for record in table.records()], io.StringIO()
     columns = list(dict.fromkeys(key for record in records for key in record if key != "counts"))
     writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")

@@ -1,7 +1,7 @@
 """Tab-separated logs of randomized smoothing, as Cohen et al. (2019) and their descendants write them, and checks.
 
-`certify` writes idx, label, predict, radius, correct and time, `predict` the same without a radius. Descendants name a
-column differently, leave `correct` out, or add columns.
+`certify` writes idx, label, predict, radius, correct and time; `predict` writes the same without a radius. Descendants
+name a column differently, leave `correct` out, or add columns.
 """
 
 import itertools
@@ -30,15 +30,15 @@ NAMES = {
 }
 
 RADII = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-"""Those of the papers' tables on CIFAR-10 and ImageNet."""
+"""Radii of the papers' tables on CIFAR-10 and ImageNet."""
 
 ROWS = 10
-"""Rows from which a column that only grows is taken for a running total. This is a judgement."""
+"""Smallest number of rows at which a column that only grows is taken for a running total. This is a judgement."""
 
 
 @dataclass(frozen=True)
 class LogRow:
-    """One row: what it says of one input, None where the log has no such column."""
+    """One row: the log's values for one input, None if the log has no such column."""
 
     line: int
     index: int | None
@@ -57,7 +57,7 @@ class LogRow:
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """A log: where it comes from, its rows, and the columns that have no meaning here, as text."""
+    """A log: its path, its rows, and the columns that have no meaning here, as text."""
 
     path: Path
     entries: tuple[LogRow, ...]
@@ -66,7 +66,7 @@ class Log:
 
     @property
     def has_radii(self) -> bool:
-        """Whether it certifies; else it only predicts."""
+        """Whether the log has certificates; else it only has predictions."""
         return self.entries[0].radius is not None
 
     @cached_property
@@ -76,32 +76,32 @@ class Log:
 
     @property
     def sigma(self) -> float | None:
-        """Noise of the certificates, where the path states it: that nearest to the end of the path."""
+        """Noise of the certificates, if the path states it: the one nearest to the end of the path."""
         return _stated(self.path, "sigma") or self.trained
 
     @property
     def trained(self) -> float | None:
-        """Noise that the classifier was trained with, where the path states it."""
+        """Noise that the classifier was trained with, if the path states it."""
         return _stated(self.path, "noise")
 
     @cached_property
     def won(self) -> list[float]:
-        """The finite radii of the rows that are right, ascending; the others reach no radius."""
+        """The finite radii of the rows that are right, ascending; other rows count at no radius."""
         own = [e.radius for e in self.entries if e.predicted == e.label and e.radius is not None]
         return sorted(radius for radius in own if -math.inf < radius < math.inf)
 
     @cached_property
     def proved(self) -> list[float]:
-        """`won`, as small as they may have been before they were rounded, ascending."""
+        """The smallest radii that may have been rounded to those in `won`, ascending."""
         half = {r.value: r.half for r in self.radii}
         return sorted(radius - half.get(radius, 0.0) for radius in self.won)
 
     def accuracy(self, radius: float) -> float:
-        """Certified accuracy in percent: right, with at least this radius."""
+        """Return certified accuracy in percent: the share of rows that are right with at least this radius."""
         return 100 * (len(self.won) - bisect_left(self.won, radius)) / len(self.entries)
 
     def by_rounding(self, radius: float) -> int:
-        """How many rows count at this radius, but may not before they were rounded."""
+        """Return the number of rows that count at this radius, but perhaps only because they were rounded up."""
         return bisect_left(self.proved, radius) - bisect_left(self.won, radius)
 
     @cached_property
@@ -116,33 +116,33 @@ class Log:
 
     @cached_property
     def average_radius(self) -> float:
-        """ACR (Zhai et al., 2020): the mean of the radius, taken as 0 where the prediction is wrong."""
+        """ACR (Zhai et al., 2020): the mean radius, counted as 0 if the prediction is wrong."""
         return math.fsum(radius for radius in self.won if radius > 0) / len(self.entries)
 
 
 def _stated(path: Path, word: str) -> float | None:
-    """The last number after a word in a path, where it can be a standard deviation: not `25` for 0.25."""
+    """Return the last number after a word in a path that can be a standard deviation: not `25` for 0.25."""
     found = re.findall(rf"{word}[_=-]?(\d+(?:\.\d+)?)", str(path), re.IGNORECASE)
     return float(found[-1]) if found and 0 < float(found[-1]) < 10 else None
 
 
 def is_log(first: str) -> bool:
-    """Whether a first line is that of a log."""
+    """Say whether a first line is that of a log."""
     columns = [name.strip().lower() for name in first.split("\t")]
     return all(any(name in columns for name in NAMES[kind]) for kind in ("label", "predict"))
 
 
 def read(path: Path, text: str) -> Log:
-    """A log from its text.
+    """Read a log from its text.
 
     Raises:
-        ConfigError: with file and line, where the text is no log.
+        ConfigError: the text is no log; the message names file and line.
     """
     lines = text.split("\n")
     ended = lines[-1] == ""
     lines = [line.rstrip("\r") for line in (lines[:-1] if ended else lines)]
     if not lines or not is_log(lines[0]):
-        raise ConfigError(f"{path}:1: the header must name, apart by tabs, label and predict at least")
+        raise ConfigError(f"{path}:1: the header must name at least label and predict, separated by tabs")
     header = [name.strip().lower() for name in lines[0].split("\t")]
     place: dict[str, int] = {}
     for kind, names in NAMES.items():
@@ -175,14 +175,14 @@ def read(path: Path, text: str) -> Log:
 
 
 def _parsed(path: Path, kind: str, texts: Sequence[str]) -> list[Any]:
-    """A column as numbers; the first row is in line 2."""
+    """Return a column as numbers; the first row is in line 2."""
     parsers: dict[str, Callable[[str], float]] = {"radius": float, "correct": _truth, "time": seconds}
     parse = parsers.get(kind, int)
     result = []
     for line, text in enumerate(texts, 2):
         try:
             if "_" in text:
-                raise ValueError(text)  # which Python would pass over
+                raise ValueError(text)  # which Python would accept
             result.append(parse(text))
         except ValueError:
             raise ConfigError(f"{path}:{line}: {text!r} is no {kind}") from None
@@ -194,10 +194,10 @@ def _truth(text: str) -> float:
 
 
 def seconds(text: str) -> float:
-    """A number of seconds, or Python's text for a duration: [D day[s], ]H:MM:SS[.ffffff].
+    """Read a number of seconds, or Python's text for a duration: [D day[s], ]H:MM:SS[.ffffff].
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)
     if match is None:
@@ -207,11 +207,11 @@ def seconds(text: str) -> float:
 
 
 def check(log: Log, classes: int | None = None) -> list[Finding]:
-    """Everything in a log that does not hold together; see `log_ladder` for what its radii say of n and alpha.
+    """Return everything in a log that is inconsistent; `ladder` says what its radii tell about n and alpha.
 
     Args:
-        log: to check.
-        classes: how many there are.
+        log: the log to check.
+        classes: number of classes.
     """
     return [
         *_classes(log, classes),
@@ -253,7 +253,7 @@ def _radii(log: Log) -> Iterator[Finding]:
     infinite = [e for e in log.entries if e.radius is not None and not math.isfinite(e.radius)]
     negative = [e for e in log.entries if e.radius is not None and e.radius < 0]
     yield from _found("radius", Severity.REFUTED, "radii that are infinite or NaN: {n}", infinite)
-    yield from _found("radius", Severity.REFUTED, "radii that are negative, which proves no class: {n}", negative)
+    yield from _found("radius", Severity.REFUTED, "radii that are negative and so prove no class: {n}", negative)
 
 
 def _by_rounding(log: Log) -> Iterator[Finding]:
@@ -268,7 +268,9 @@ def _correct(log: Log) -> Iterator[Finding]:
     given = [e.correct for e in log.entries]
     if given[0] is None:
         yield Finding(
-            "correct", Severity.NOTE, "there is no column `correct`; right is where prediction and label agree"
+            "correct",
+            Severity.NOTE,
+            "there is no column `correct`; a row counts as right if prediction and label agree",
         )
         return
     if any(value not in (0, 1) for value in given):
@@ -285,7 +287,7 @@ def _correct(log: Log) -> Iterator[Finding]:
 
 
 def _running(flags: Sequence[float], values: Sequence[float]) -> str:
-    """How a column accumulates flags: as their count, their mean, in percent or not, or not at all."""
+    """Say how a column accumulates flags: as their count or their mean (in percent or not); empty if it does not."""
     counts = list(itertools.accumulate(flags))
     means = [count / (i + 1) for i, count in enumerate(counts)]
     for kind, wanted, room in (
@@ -312,7 +314,7 @@ def _order(log: Log) -> Iterator[Finding]:
     gaps = [e for e, change in steps if change > 0 and change != step]
     missing = sum(max(change // step - 1, 0) for _, change in steps if change > 0)
     yield from _found("order", Severity.WARNING, "rows whose index goes back: {n}", back)
-    what = f"the index grows by {step}, but in some rows otherwise, {{n}}: inputs that are missing: about {missing}"
+    what = f"the index grows by {step}, but not in {{n}} rows; about {missing} inputs are missing"
     yield from _found("gap", Severity.WARNING, what, gaps)
 
 
@@ -323,8 +325,10 @@ def _duplicates(log: Log) -> Iterator[Finding]:
     for entry in log.entries:
         if entry.index is not None and (earlier := first.setdefault(entry.index, entry)) is not entry:
             (again if earlier.label == entry.label else other).append(entry)
-    yield from _found("duplicate", Severity.WARNING, "rows of an input that was there before: {n}", again)
-    yield from _found("duplicate", Severity.WARNING, "rows that give an input another label than before: {n}", other)
+    yield from _found("duplicate", Severity.WARNING, "rows of an input that already has a row: {n}", again)
+    yield from _found(
+        "duplicate", Severity.WARNING, "rows that give an input another label than an earlier row: {n}", other
+    )
 
 
 def _running_totals(log: Log) -> Iterator[Finding]:

@@ -2,8 +2,8 @@
 
 A tool writes results.csv without a header: category, onnx, vnnlib, seconds to prepare, result, seconds to run. The
 benchmark has instances.csv: onnx, vnnlib, time limit. Known verdicts come as a CSV with a header that names at least
-onnx, vnnlib and verdict. `unsat` and `holds` say that no counterexample exists, `sat` and `violated` that one does; two
-tools that say different things cannot both be right.
+onnx, vnnlib and verdict. `unsat` and `holds` say that no counterexample exists, `sat` and `violated` that one does.
+Two tools that contradict each other cannot both be right.
 """
 
 import csv
@@ -30,20 +30,20 @@ WORDS = {
     "error": "error",
     "": "error",
 }
-"""What the competition's words mean; a code at the end (`error_exit_code_2`) is dropped, a word unknown is an error."""
+"""Meaning of the competition's words. A code at the end (`error_exit_code_2`) is dropped; unknown words are errors."""
 
 ANSWERS = ("unsat", "sat")
 
 GRACE = 1.1
-"""A run over the limit by less than this factor is not pointed out: the competition's clock includes the start-up."""
+"""Factor by which a run may exceed its limit without a warning: the competition's clock includes the start-up."""
 
 Instance = tuple[str, str, str]
-"""Category (empty if the file does not say), name of the network, name of the property."""
+"""Instance: category (empty if the file does not say), name of the network, name of the property."""
 
 
 @dataclass(frozen=True)
 class ToolAnswer:
-    """One row of a file: which instance, what it says (`unsat`, `sat`, `unknown`, `timeout`, `error`), how long."""
+    """One row of a file: instance, answer (`unsat`, `sat`, `unknown`, `timeout`, `error`) and seconds."""
 
     line: int
     instance: Instance
@@ -56,9 +56,9 @@ class Verdicts:
     """A file of answers.
 
     Attributes:
-        path: of the file.
-        source: who answers: the tool, or the file's name for known verdicts.
-        answers: its rows.
+        path: path of the file.
+        source: name of the tool; for known verdicts, name of the file.
+        answers: rows of the file.
         known: whether these are verdicts known to be true.
     """
 
@@ -68,7 +68,7 @@ class Verdicts:
     known: bool = False
 
     def count(self, verdict: str) -> int:
-        """How often it says so."""
+        """Return how often the file gives this verdict."""
         return sum(answer.verdict == verdict for answer in self.answers)
 
 
@@ -81,16 +81,16 @@ class Instances:
 
 
 def is_results(first: str) -> bool:
-    """Whether a first line is of a file that this module reads."""
+    """Say whether a first line is that of a file that this module reads."""
     cells = _cells(first)
     return (len(cells) >= 5 and _is_network(cells[1])) or _is_header(cells) or _is_instance(cells)
 
 
 def read(path: Path, text: str) -> Verdicts | Instances:
-    """What a file holds.
+    """Read a file of answers or of instances.
 
     Raises:
-        ConfigError: with file and line, where it cannot be read.
+        ConfigError: the file cannot be read; the message names file and line.
     """
     try:
         rows = [(number, _cells(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -112,7 +112,7 @@ def read(path: Path, text: str) -> Verdicts | Instances:
         if len(cells) != 6 or not _is_network(cells[1]):
             raise ConfigError(f"{path}:{number}: a result is category, onnx, vnnlib, seconds, result, seconds")
         if not _is_number(cells[5]):
-            raise ConfigError(f"{path}:{number}: {cells[5]!r} is no time in seconds")
+            raise ConfigError(f"{path}:{number}: {cells[5]!r} is not a time in seconds")
         instance = _instance(cells[0], cells[1], cells[2])
         answers.append(ToolAnswer(number, instance, _word(path, number, cells[4]), float(cells[5])))
     return Verdicts(path, _tool(path, answers[0].instance[0]), tuple(answers))
@@ -168,18 +168,18 @@ def _word(path: Path, line: int, word: str) -> str:
 
 
 def _tool(path: Path, category: str) -> str:
-    """The competition keeps TOOL/results.csv and TOOL/CATEGORY/results.csv."""
+    """Return the name of the tool: the competition keeps TOOL/results.csv and TOOL/CATEGORY/results.csv."""
     folder = path.absolute().parent
     inner = category and category in folder.name
     return (folder.parent.name if inner else folder.name) if path.name == "results.csv" else path.stem
 
 
 def audit(files: Sequence[Verdicts], instances: Sequence[Instances] = ()) -> dict[Path, list[Finding]]:
-    """What contradicts what, per file; an instance whose truth is known accuses only those who say otherwise.
+    """Return the findings per file; if the verdict of an instance is known, only answers that contradict it are wrong.
 
     Args:
-        files: of tools, and of known verdicts.
-        instances: what was to be answered, and within what time.
+        files: answers of tools, and known verdicts.
+        instances: instances to be answered, with their time limits.
     """
     truth: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
     said: dict[Instance, dict[str, list[str]]] = defaultdict(lambda: {word: [] for word in ANSWERS})
@@ -217,7 +217,7 @@ def _form(file: Verdicts, instances: Iterable[Instances]) -> list[Finding]:
         lines[answer.instance].append(answer.line)
     twice = tuple(line for numbers in lines.values() for line in numbers[1:])
     if twice:
-        found.append(Finding("duplicate", Severity.WARNING, f"{len(twice)} instances were there before", twice))
+        found.append(Finding("duplicate", Severity.WARNING, f"{len(twice)} rows repeat an instance", twice))
     for wanted in instances:
         asked = {instance[1:]: limit for instance, limit in wanted.limits.items()}
         mine = [answer for answer in file.answers if answer.instance[1:] in asked]

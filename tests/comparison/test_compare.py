@@ -543,7 +543,7 @@ def test_what_cannot_be_compared_is_said(sides: dict[str, Side], tmp_path: Path)
 
 
 def test_incomparable_and_incomplete_are_failures_of_the_whole() -> None:
-    for new, words in ((side(row(0.5), data="e"), "same thing"), (side(row(0.5), uncomputed=1), "incomplete")):
+    for new, words in ((side(row(0.5), data="e"), "cannot be compared"), (side(row(0.5), uncomputed=1), "incomplete")):
         comparison = compare(side(row(0.5)), new)
         assert words in SHAPES["junit"](comparison) and words in SHAPES["text"](comparison)
 

@@ -233,7 +233,7 @@ class Bench:
                 if entry.row.radius > 0:
                     Exporter(classifier, self.folder).write(certifier, state, entry.row, opened.inputs[entry.row.input])
             except CertbenchError as error:
-                found |= {"check"} if "does not carry the claim" in str(error) else set()
+                found |= {"check"} if "does not prove the claim" in str(error) else set()
         return found
 
 
