@@ -47,9 +47,9 @@ def read_cells(path: Path) -> list[Cell]:
     """Read published accuracies from a CSV with a header.
 
     Columns are `radius` (or `eps`) and `accuracy` (or `verified_accuracy`), in percent, exact to its last digit. The
-    log of a cell is named by `log`, the end of its path; or by `dataset` and `network`, whose words must be folders in the
-    path, and `sigma=...` in `network`, the noise in training and certification. `n` and `alpha`, or `N=... alpha=...`
-    in `method`, are the table's claim. Rows without `log` or sigma are about something else.
+    log of a cell is named by `log`, the end of its path; or by `dataset` and `network`, whose words must be folders in
+    the path, and `sigma=...` in `network`, the noise in training and certification. `n` and `alpha`, or `N=...
+    alpha=...` in `method`, are the table's claim. Rows without `log` or sigma are about something else.
 
     Raises:
         ConfigError: this is no such table; the message names file and line.
