@@ -1,1 +1,1 @@
-"""Is a run of ours right? Attacks, contradictions between rows, bounds and counts computed again, rounding."""
+"""The audit of our own runs: attacks, contradictions between rows, bounds and counts computed again, rounding."""

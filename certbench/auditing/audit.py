@@ -1,10 +1,11 @@
-"""The audit of a run: what a battery of attacks finds against each of its certificates.
+"""The audit of a run: a battery of attacks, and other checks, against each of its certificates.
 
-Keys prove that the model and the data at hand are those of the run. Radii that rest on bounds of margins are bounded
-again (`rebound`), those that rest on counts are held against these (`recount`). Every input then gets the battery of
-`attacks.search` in all norms at once; what is left of the budget goes where certificate and attack are close, first
-into a direct attempt to refute each claim inside its ball. Closer points are stored with the run, so that its rows,
-tables and reports show them. Smoothed classifiers have a test of their own, see `smoothed_attack`.
+Keys prove that the given model and data are those of the run. Radii that rest on bounds of margins are bounded again
+(`recheck_bounds`); radii that rest on counts are compared with the counts (`results.recheck_counts`). Every input then
+gets the battery of `attacks.battery.search` in all norms at once. The rest of the budget goes to inputs where
+certificate and attack are close, first to a direct attempt to refute each claim inside its ball. Closer points are
+stored with the run, so that its rows, tables and reports show them. Smoothed classifiers have a test of their own, see
+`smoothed_classifiers`.
 """
 
 import json
@@ -37,9 +38,9 @@ from certbench.runs.reopen import StoredRow, StoredRun, reopen
 
 SMOOTHED_BATCH = 16
 BOUNDS_SHARE, SMOOTHED_SHARE = 0.25, 0.33
-"""Of the budget, at most, for bounds; of the rest, kept for attacks on smoothed classifiers, where there are any."""
+"""Largest part of the budget for bounds; part of the rest that is kept for attacks on smoothed classifiers, if any."""
 DRAWS, LEVEL = 10_000, 0.001
-"""Of PREDICT: its draws, and the largest level at which it names a class."""
+"""Number of draws of PREDICT, and the largest level at which it names a class."""
 
 
 def audit(
@@ -64,16 +65,16 @@ def audit(
         steps: number of steps of each attack.
         seed: seed of the attacks' starts and of the draws that judge smoothed classifiers.
         only: one certifier, by its name or by its label in tables.
-        seconds: budget of bounds and attacks; what was not reached within it is listed, and the exit code is then 5.
-            No attack or batch of bounds begins afterwards, but one that has begun is not cut off.
-        floats: whether to find what rounding does to the bounds of margins, too; it takes some twenty bounds per row.
-        watch: is told what is being done.
+        seconds: budget of bounds and attacks. If it ends too early, the rows left are listed and the exit code is 5. No
+            attack or batch of bounds begins after its end, but one that has begun is not cut off.
+        floats: whether to measure the effect of rounding on bounds of margins, too; takes some twenty bounds per row.
+        watch: function that is called with the name of each stage.
 
     Returns:
-        What was found; `Audit.exit_code` is 0 if nothing is wrong.
+        The findings; `Audit.exit_code` is 0 if nothing is wrong.
 
     Raises:
-        ConfigError: no run, or none of its rows has been computed; or the model or data at hand are not those of it.
+        ConfigError: this is no run, none of its rows has been computed, or model or data are not those of the run.
         StoreError: the run cannot be read or written.
     """
     start, folder = time.monotonic(), Path(run)
@@ -139,7 +140,7 @@ def audit(
 
 
 def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[StoredRow]:
-    """The rows that are asked for, of which at least the counterexamples are those of this model and these data."""
+    """Return the chosen rows; model and data at hand must be those of the run, at least for the counterexamples."""
     if not opened.entries:
         raise ConfigError(f"none of the rows of {opened.folder} has been computed; run the suite first")
     names = {entry.row.certifier for entry in opened.entries}
@@ -153,26 +154,26 @@ def _chosen(opened: StoredRun, inputs: int | None, only: str | None) -> list[Sto
         and (inputs is None or entry.row.input < inputs)
     ]
     if not entries:
-        raise ConfigError("none of the rows that are asked for has been computed", ("inputs",))
+        raise ConfigError("none of the chosen rows has been computed", ("inputs",))
     for entry in entries:
         opened.check(entry)
     return entries
 
 
 def _share(deadline: float, part: float) -> float:
-    """The time at which so much of what is left until a deadline is spent."""
+    """Return the time at which this part of the time left until a deadline is spent."""
     now = time.monotonic()
     return now + part * (deadline - now) if deadline > now else deadline
 
 
 def _rebound(opened: StoredRun, entries: list[StoredRow], whole: Audit, deadline: float) -> None:
-    """Bound the margins at claimed radii again, those first that took the least time."""
+    """Bound the margins at claimed radii again, beginning with the pairs that took the least time."""
     current = []
     for entry in entries:
         try:
             if entry.row.radius > 0 and entry.row.prediction != ABSTAIN and opened.certifier(entry):
                 current.append(entry)
-        except CertbenchError as error:  # another version, that may have proved more
+        except CertbenchError as error:  # another version may have proved more
             whole.bounds[entry.row.model, entry.row.certifier, entry.row.norm] = str(error)
     groups = _groups(current)
     for group in sorted(groups, key=lambda group: group[0].row.prepare_seconds + sum(e.row.seconds for e in group)):
@@ -188,7 +189,7 @@ def _rebound(opened: StoredRun, entries: list[StoredRow], whole: Audit, deadline
         except UnsupportedError as error:
             whole.bounds[key] = str(error)
             continue
-        except Exception as error:  # the classifier is anybody's
+        except Exception as error:  # a user's classifier may raise anything
             whole.failed[f"bounds of {first.certifier} on {first.model}, L{first.norm:g}"] = _reason(error)
             continue
         whole.bounds[key] = found
@@ -197,13 +198,13 @@ def _rebound(opened: StoredRun, entries: list[StoredRow], whole: Audit, deadline
 
 
 def _gave_up(row: Row) -> float:
-    """The radius at which the bounds failed, by the evidence; it is no more than one more radius to look at."""
+    """Return the radius at which the bounds failed, according to the evidence; it is only one more radius to try."""
     found = BracketEvidence.read(row.evidence)
     return math.inf if found is None else found.bracket[1]
 
 
 def _round(opened: StoredRun, group: list[StoredRow], whole: Audit) -> None:
-    """Bound the margins of one classifier at its certified radii again, in every way."""
+    """Bound the margins of one classifier at its certified radii again, in float32, one by one, and by two threads."""
     first = group[0].row
     x = opened.inputs[[entry.row.input for entry in group]]
     radius = torch.tensor([entry.row.radius for entry in group], dtype=torch.float64)
@@ -211,7 +212,7 @@ def _round(opened: StoredRun, group: list[StoredRow], whole: Audit) -> None:
         found: FloatAudit | str = float_audit(
             options.build(first.spec), opened.models[first.model], x, group[0].threat, radius
         )
-    except Exception as error:  # the classifier is anybody's
+    except Exception as error:  # a user's classifier may raise anything
         found = _reason(error)
     whole.floats[first.model, first.certifier, first.norm] = found
 
@@ -237,7 +238,7 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
     def skip(entries: list[StoredRow], reason: str) -> None:
         whole.skipped.extend((entry.row, reason) for entry in entries)
 
-    def fail(error: Exception) -> None:  # that it is not audited shows in the exit code
+    def fail(error: Exception) -> None:  # the exit code shows that it is not audited
         name = f"{first.row.certifier} on {first.row.model}, L{first.row.norm:g}"
         whole.failed[name] = f"{type(error).__name__}: {error}"
 
@@ -247,17 +248,17 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
         return skip(claims, f"the certifier cannot be built: {error}")
     try:
         smoothed = certifier.smoothed(opened.models[first.row.model], first.threat)
-    except Exception as error:  # the classifier is anybody's
+    except Exception as error:  # a user's classifier may raise anything
         fail(error)
         return skip(claims, "the attack failed")
     if smoothed is None:
         name = first.row.spec.get("name", type(certifier).__name__)
-        return skip(claims, f"{name} has no PREDICT of its own that could judge an attack")
+        return skip(claims, f"{name} has no PREDICT that can judge an attack")
     if first.row.norm == 0:
         return skip(claims, "there is no attack on a smoothed classifier in L0")
     level = min(smoothed.alpha, LEVEL)
     span = float(opened.inputs.max() - opened.inputs.min()) or 1.0
-    most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked this far away
+    most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked at this distance
     labels, answers, hits = [], [], []
     for start in range(0, len(claims), SMOOTHED_BATCH):
         if time.monotonic() > deadline:
@@ -272,7 +273,7 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
                 smoothed, x, label, eps, first.threat, steps=max(20, steps // 5), seed=seed
             )
             answer = smoothed.predict(attacked, level=level, draws=DRAWS, seed=seed)
-        except Exception as error:  # the classifier is anybody's
+        except Exception as error:  # a user's classifier may raise anything
             fail(error)
             skip(claims[start:], "the attack failed")
             break

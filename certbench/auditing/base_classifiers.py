@@ -1,4 +1,4 @@
-"""The audit of one base classifier of a run: the whole battery for all, then what is left where it is close."""
+"""The audit of one base classifier: all attacks on all inputs, then more where certificate and attack are close."""
 
 import math
 import time
@@ -23,14 +23,14 @@ from certbench.runs.reopen import StoredRow, StoredRun
 
 BATCH = 32
 ROUNDS = 12
-"""Of what is done where certificate and attack are close; three without any gain end it."""
+"""Maximum number of rounds where certificate and attack are close; three rounds without any gain end them."""
 
 
 class BaseAudit:
-    """The audit of one base classifier; what it finds goes into `whole`.
+    """The audit of one base classifier; its findings go into `whole`.
 
     Attributes:
-        closer: number of counterexamples stored because they were closer than what was known.
+        closer: number of counterexamples stored because they were closer than the known ones.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class BaseAudit:
         self.rounds = 0
         low, high = float(opened.inputs.min()), float(opened.inputs.max())
         span = high - low or 1.0
-        # Without a domain a certificate speaks of all points, also of those that are no images.
+        # Without a domain a certificate holds for all points, also for those that are no images.
         self.box = opened.settings.domain or (low - span, high + span)
 
     def know(self, stored: Mapping[str, tuple[str, bytes]], distances: Mapping[str, float]) -> None:
-        """Take up the run's own counterexamples, those that are some; none counts as closer than its point is."""
+        """Take the run's own counterexamples that replaying confirms; each counts at the distance of its point."""
         for threat in self.threats:
             keys = [self.keys.get((threat, i), "") for i in range(len(self.x))]
             self.found[threat] = _replayed(self.model, self.x, threat, keys, stored)
@@ -61,7 +61,7 @@ class BaseAudit:
                     self.whole.unconfirmed.append((self.model.name, threat.p, self.indices[i]))
 
     def sweep(self, deadline: float) -> None:
-        """The whole battery, once for every input that has not had it yet."""
+        """Run the whole battery, once for every input that has not had it yet."""
         left = [i for i in range(len(self.x)) if i not in self.reached]
         for start in range(0, len(left), BATCH):
             if time.monotonic() > deadline:
@@ -74,11 +74,11 @@ class BaseAudit:
             )  # fmt: skip
             self.whole.failed.update({f"{name} on {self.model.name}": reason for name, reason in failed.items()})
             self.take(rows, found)
-            if time.monotonic() <= deadline:  # else some attacks were left out
+            if time.monotonic() <= deadline:  # otherwise some attacks were left out
                 self.reached |= set(rows)
 
     def claims(self, threat: ThreatModel) -> dict[str, Tensor]:
-        """What each certifier claims in a norm: radii by input, 0 where it says nothing."""
+        """Return the radii that each certifier claims in a norm, by input; 0 if it claims none."""
         found: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(self.x), dtype=torch.float64))
         span = self.box[1] - self.box[0]
         d = self.x[0].numel()
@@ -89,7 +89,7 @@ class BaseAudit:
         return dict(found)
 
     def press(self, threat: ThreatModel, deadline: float) -> bool:
-        """One more attempt where certificate and attack are close; whether it brought something."""
+        """Make one more attempt where certificate and attack are close, and say whether it found something closer."""
         claims = self.claims(threat)
         highest = torch.stack([*claims.values()]).amax(dim=0)
         upper = self.found[threat].distance
@@ -120,7 +120,7 @@ class BaseAudit:
         return gain
 
     def take(self, rows: list[int], found: PerThreat) -> bool:
-        """Keep and store what is closer; whether anything is closer by a thousandth."""
+        """Keep and store closer counterexamples, and say whether one is closer by more than a thousandth."""
         gain, new = False, []
         for threat, examples in found.items():
             before = self.found[threat]
@@ -138,14 +138,16 @@ class BaseAudit:
         return gain
 
     def conclude(self, fresh: Mapping[tuple[str, str, float, int], Row]) -> None:
-        """Compare claims with what was found, as the store now has it."""
+        """Compare claims with the counterexamples that the store now has."""
         own = self.model.double()(self.x).argmax(dim=1)
         for entry in self.entries:
             i = self.at[entry.row.input]
             row = fresh[entry.row.model, entry.row.certifier, entry.row.norm, entry.row.input]
             distance = float(self.found[entry.threat].distance[i])
             if row.upper > distance:
-                raise StoreError(f"a counterexample of {row.model}, input {row.input}, was not read again as stored")
+                raise StoreError(
+                    f"a counterexample of {row.model}, input {row.input}, was not read back as it was stored"
+                )
             if (row.model, row.norm, row.input) in self.whole.unconfirmed:
                 row = replace(row, upper=distance)
             self.whole.rows.append(row)
@@ -153,14 +155,14 @@ class BaseAudit:
                 self.whole.skipped.append((row, UNREACHED))
             if row.radius > 0 and row.prediction not in (ABSTAIN, int(own[i])):
                 self.whole.misnamed.append(row)
-            elif replace(row, upper=distance).unsound:  # by points that were replayed alone
+            elif replace(row, upper=distance).unsound:  # only replayed points count
                 self.whole.refuted.append(row)
         for found in self.found.values():
             self.whole.credits.update(name for name in found.attack if name)
 
 
 def distances(opened: StoredRun, entries: Iterable[StoredRow], store: Store) -> dict[str, float]:
-    """How far the stored counterexamples of these rows are, replayed, by their keys; inf for one that is none."""
+    """Return the distances of these rows' stored counterexamples, by key; inf for those that replaying refutes."""
     stored, found = store.counterexamples(), dict[str, float]()
     groups: dict[tuple[str, ThreatModel], dict[str, int]] = defaultdict(dict)
     for entry in entries:
@@ -176,7 +178,7 @@ def distances(opened: StoredRun, entries: Iterable[StoredRow], store: Store) -> 
 def _replayed(
     model: Classifier, x: Tensor, threat: ThreatModel, keys: Sequence[str], stored: Mapping[str, tuple[str, bytes]]
 ) -> Counterexamples:
-    """The points that are stored under these keys, one for each input, as far as they are counterexamples."""
+    """Return the points stored under these keys, one for each input, if replaying confirms them."""
     points, names = x.clone(), [""] * len(x)
     for i, key in enumerate(keys):
         attack, point = stored.get(key, ("", b""))
@@ -188,7 +190,7 @@ def _replayed(
 
 
 def press(audits: list[BaseAudit], deadline: float) -> None:
-    """Attempts where certificate and attack are close, until the deadline or until they bring nothing any more."""
+    """Make attempts where certificate and attack are close, until the deadline or until they find nothing closer."""
     idle = 0
     for number in range(ROUNDS):
         gain = False

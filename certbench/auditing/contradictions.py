@@ -1,25 +1,25 @@
-"""Certifiers of one base classifier examine one another, input by input.
+"""Contradictions between the certificates of one base classifier, found input by input.
 
-Theorems about radii, of which one violation proves that one of the two sides is wrong:
+Some theorems are about a single radius or prediction. One violation proves that one of the two sides is wrong:
 
-- a radius exceeds no counterexample, whoever found it: an attack, or a complete certifier on its way to the exact
-  answer. One found in the box refutes radii of the same box and of all of R^d; one found in the p-norm refutes radii in
-  every larger exponent too, since |d|_inf <= |d|_2 <= |d|_1;
+- no radius exceeds the distance of a counterexample, whether an attack found it, or a complete certifier on its way to
+  the exact answer. A counterexample in the box refutes radii in the same box and in all of R^d; one in the p-norm also
+  refutes radii in every norm with a larger exponent, since |d|_inf <= |d|_2 <= |d|_1;
 - two certificates of one input name the same class, the base classifier's.
 
-Of any row, also of a smoothed classifier: a radius is a number, at least 0; who abstains has none; and from samples
-none is infinite, but where the features that are smoothed do not depend on the input.
+Some laws are about any row, also of a smoothed classifier: a radius is a number, at least 0; an abstention has no
+radius; samples prove no infinite radius, unless the smoothed features do not depend on the input.
 
-Theorems about radii of two certifiers, as far as the search of the better one looks: each certifier knows its own, with
-the proof (`Certifier.dominates`). A violation says that a bound is looser than its method promises, or that the smaller
-radius is too large.
+Other theorems order the radii of two certifiers, as far as the search of the better one looks. Each certifier knows its
+own, with the proof (`Certifier.dominates`). A violation says that a bound is looser than its method promises, or that
+the other radius is too large.
 
-A theorem about bounds over one ball is none about radii: bounds need not fall as the ball grows, and two searches look
-at different balls. CROWN's slopes, say, jump from 0 to 1 as the ball grows, and with them the bounds of all that builds
-on CROWN's. So these are not examined: CROWN <= alpha-CROWN <= LP <= the LP with tighter bounds of hidden layers; IBP <=
-CROWN; Wong-Kolter <= CROWN; LP <= SDP; LipSDP <= product of norms at a solver's tolerance. (alpha-CROWN compares slopes
-in float32, and where the LP's solver fails, CROWN's slopes are left: even over one ball these orders may fail.) Nothing
-is known between smoothed classifiers, each of which is a function of its own.
+An order of bounds over one ball is not an order of radii: bounds need not fall as the ball grows, and two searches look
+at different balls. For example, CROWN's slopes jump from 0 to 1 as the ball grows, and so do all bounds that build on
+them. So these orders are not examined: CROWN <= alpha-CROWN <= LP <= the LP with tighter bounds of hidden layers; IBP
+<= CROWN; Wong-Kolter <= CROWN; LP <= SDP; LipSDP <= product of norms at a solver's tolerance. (Even over one ball they
+may fail: alpha-CROWN compares slopes in float32, and if the LP's solver fails, CROWN's slopes remain.) No order is
+known between smoothed classifiers, since each of them is another function.
 """
 
 import json
@@ -36,7 +36,7 @@ from certbench.errors import CertbenchError
 from certbench.results.rows import Row
 
 Where = tuple[str, int]
-"""Model and input."""
+"""Place of an input: model and index."""
 
 ROUNDING = 1e-6
 """Share of a radius by which rounding may break an order: a judgement, far above what was seen."""
@@ -47,10 +47,10 @@ class Contradiction:
     """Two rows that cannot both be right, or a bound that is looser than a theorem says.
 
     Attributes:
-        row: whose radius is too large, for all that the other says.
+        row: the row whose radius is too large, if the other one is right.
         other: the row that contradicts it.
         law: the theorem.
-        unsound: whether a claim is refuted; else the other side's bound may just be too loose.
+        unsound: whether a claim is refuted; if not, the other row's bound may only be too loose.
     """
 
     row: Row
@@ -59,7 +59,7 @@ class Contradiction:
     unsound: bool
 
     def __str__(self) -> str:
-        """One sentence."""
+        """Return one sentence with the rows and the theorem."""
         place = f"{self.row.model}, L{self.row.norm:g}, input {self.row.input}"
         if self.other is self.row:
             return f"{place}: {self.row.certifier} ({_says(self.row)}): {self.law}"
@@ -74,10 +74,10 @@ def _says(row: Row) -> str:
 
 
 def examine(rows: Iterable[Row]) -> list[Contradiction]:
-    """Hold the rows of base classifiers against one another.
+    """Find contradictions in the rows of a run.
 
     Args:
-        rows: of one run, in any order; a model's name stands for one classifier.
+        rows: rows of one run, in any order; a model's name stands for one classifier.
     """
     groups: dict[Where, list[Row]] = {}
     findings = []
@@ -90,23 +90,23 @@ def examine(rows: Iterable[Row]) -> list[Contradiction]:
 
 
 def _broken(row: Row) -> Iterator[str]:
-    """The laws that a row breaks by itself."""
+    """Yield the laws that a row breaks by itself."""
     if not row.radius >= 0:
         yield "a radius is a number, at least 0"
     elif row.prediction == ABSTAIN and row.radius > 0:
-        yield "who abstains certifies no radius"
+        yield "an abstention certifies no radius"
     elif row.guarantee is Guarantee.PROBABILISTIC and math.isinf(row.radius) and not _constant(row):
         yield "samples prove no infinite radius"
 
 
 def _constant(row: Row) -> bool:
-    """Whether noise is added to features that the input does not move."""
+    """Say whether noise is added to features that do not depend on the input."""
     layers = LayersEvidence.read(row.evidence)
     return layers is not None and layers.constant
 
 
 def _examine(group: list[Row], orders: "_Orders") -> Iterator[Contradiction]:
-    """All rows of one model and input, in all norms and domains."""
+    """Yield the contradictions between all rows of one model and input, in all norms and domains."""
     for row in group:
         rivals = [other for other in group if other.upper < math.inf and _refutes(other, row)]
         nearest = min(rivals, key=lambda other: other.upper, default=None)
@@ -125,14 +125,14 @@ def _examine(group: list[Row], orders: "_Orders") -> Iterator[Contradiction]:
 
 
 class _Orders:
-    """What the certifiers of a run say of one another; each is built once."""
+    """The orders that the certifiers of a run state; each certifier is built once."""
 
     def __init__(self) -> None:
         self.built: dict[str, Certifier[Any] | None] = {}
         self.laws: dict[tuple[str, str], str | None] = {}
 
     def broken(self, great: Row, small: Row) -> str | None:
-        """The theorem, if there is one, by which the first row's radius is too small beside the second's."""
+        """Return the theorem, if there is one, by which the first row's radius must not be below the second's."""
         if not great.radius < small.radius:
             return None
         key = _text(great.spec), _text(small.spec)
@@ -145,7 +145,7 @@ class _Orders:
         return self.laws[key] if short else None
 
     def certifier(self, text: str) -> Certifier[Any] | None:
-        """The certifier of a specification; None if it cannot be built here."""
+        """Return the certifier of a specification; None if it cannot be built here."""
         if text not in self.built:
             try:
                 self.built[text] = options.build(json.loads(text))
@@ -159,7 +159,7 @@ def _text(spec: Mapping[str, Any]) -> str:
 
 
 def _refutes(other: Row, row: Row) -> bool:
-    """Whether a counterexample of one row lies in the set that the other speaks of, at its distance or closer."""
+    """Say whether a counterexample of one row counts for the other: it is in its domain, and no farther in its norm."""
     inside = row.domain is None or row.domain == other.domain
     return inside and (other.norm == row.norm or 0 < other.norm < row.norm)
 

@@ -1,4 +1,4 @@
-"""What an audit came to, as tables and lines for the terminal."""
+"""The result of an audit, as tables and lines for the terminal."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from certbench.results.rows import Row
 
 
 def told(audit: Audit) -> Iterator[Table | str]:
-    """Yield the tables, then a line for whatever is wrong or was left out."""
+    """Yield the tables, then a line for each thing that is wrong or was left out."""
     written = record(audit)
 
     def number(value: float | None) -> str:
@@ -93,7 +93,7 @@ def told(audit: Audit) -> Iterator[Table | str]:
         )
     lines += [f"failed: {name}: {reason}" for name, reason in audit.failed.items()]
     if audit.unconfirmed:
-        text = "stored counterexamples are none when replayed, or farther away than is stored; see audit.json"
+        text = "stored counterexamples are not confirmed by replaying, or are farther away than stored; see audit.json"
         lines.append(f"unconfirmed: {len(audit.unconfirmed)} {text}")
     if audit.missing:
         lines.append(f"missing: {audit.missing} rows of this run have not been computed yet")

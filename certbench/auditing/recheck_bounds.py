@@ -1,9 +1,9 @@
-"""Bounds of margins once more: does the certifier itself prove the radius that a row claims?
+"""The check whether a certifier proves the radius of a row again, by bounding margins once more.
 
-A radius counts where the bounds over its ball are positive, or where a linear function or cone below the margins on
-another ball is (`Bounds.crossing`); a search may have looked at either, and bounds are not monotone in the ball. So a
-claim is tried on its own ball, on some near it, and on the one at which the search gave up. What none of them carries
-is certified again from the start, by the very search of the certifier.
+A radius is proved if the bounds over its ball are positive, or if a linear function or cone below the margins on
+another ball is positive up to it (`Bounds.crossing`). A search may have looked at either, and bounds are not monotone
+in the ball. So a claim is tried on its own ball, on some near it, and on the one at which the search gave up. If none
+of them proves it, the input is certified again from the start, by the certifier's own search.
 """
 
 import math
@@ -23,23 +23,23 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, UnsupportedError
 
 BALLS = (1.0, 0.999, 1.001, 1.01, 1.05)
-"""In units of the claimed radius."""
+"""Radii of the balls that are tried, in units of the claimed radius."""
 
 ENOUGH = 0.999
-"""The share of a radius that has to be proved: what is left is for the last bits, on which a search ends."""
+"""Share of a radius that has to be proved; the rest allows for the last bits, which decide where a search ends."""
 
 BATCH = 16
 
 
 @dataclass
 class Rebound:
-    """What became of the claims of one certifier, by their position.
+    """The result of bounding the claims of one certifier again.
 
     Attributes:
-        proved: how many radii were proved again.
-        unproved: those that were not.
-        unreached: those for which there was no time.
-        repeatable: whether bounds are the same each time, so that what is unproved now never was proved.
+        proved: number of radii that were proved again.
+        unproved: positions of radii that were not.
+        unreached: positions of radii for which there was no time.
+        repeatable: whether bounds are the same each time, so that a radius that is unproved now never was proved.
     """
 
     proved: int = 0
@@ -63,17 +63,17 @@ def rebound(
     """Bound the margins of claimed radii again.
 
     Args:
-        certifier: of margins, or with members that are.
-        classifier: what was certified; the class is its own prediction.
+        certifier: a certifier that bounds margins, or with members that do.
+        classifier: the certified classifier; the class is its own prediction.
         x: inputs.
         threat: norm and domain.
-        radius: claimed, positive.
-        seed: of the run.
-        beside: for each input, another radius to look at; where the search gave up, say.
-        deadline: of `time.monotonic`, after which no batch begins.
+        radius: claimed radii, positive.
+        seed: seed of the run.
+        beside: for each input, another radius to try, for example the one at which the search gave up.
+        deadline: value of `time.monotonic` after which no batch begins.
 
     Raises:
-        UnsupportedError: there are no bounds of margins.
+        UnsupportedError: the certifier bounds no margins.
     """
     members = certifier.members or (certifier,)
     bounding = [member for member in members if isinstance(member, MarginCertifier)]
@@ -124,7 +124,7 @@ def _bound(
     beside: Float[Tensor, " n"],
     proved: Float[Tensor, " n"],
 ) -> None:
-    """Raise `proved` to the radii that the balls carry."""
+    """Raise `proved` to the radii that the balls prove."""
     logits, scale = state.classifier.logits_and_scale(x)
     label: Int[Tensor, " n"] = logits.argmax(dim=1)
     for ball in (*(share * radius for share in BALLS), beside):

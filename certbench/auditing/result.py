@@ -1,4 +1,4 @@
-"""What an audit found."""
+"""The result of an audit."""
 
 import math
 from collections import Counter, defaultdict
@@ -17,14 +17,14 @@ from certbench.files.json_text import plain
 from certbench.results.rows import Row
 
 SIGNIFICANT = 1e-3
-"""Probability that sound smoothed certificates are called unsound, in one audit; half of it is shared by the tests of
-each classifier, the other half is that of the test of all together."""
+"""Probability that one audit calls sound smoothed certificates unsound. The tests of single classifiers share half of
+it, the test of all together has the other half."""
 
 
-UNREACHED = "the budget was spent before"
+UNREACHED = "the budget was spent before they were reached"
 
 
-UNBOUND = "the budget was spent before its bounds were computed again"
+UNBOUND = "the budget was spent before their bounds were computed again"
 
 
 UNPROVED = "by its key, the row is of another model, input or version of the certifier"
@@ -32,28 +32,28 @@ UNPROVED = "by its key, the row is of another model, input or version of the cer
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit came to; its lists and tables are filled while the audit goes on.
+    """The findings of an audit; its lists and tables are filled while the audit goes on.
 
     Attributes:
         refuted: rows with a counterexample inside their ball, as read again from the store.
-        misnamed: rows that certify a class which is not the base classifier's.
-        recounted: smoothed rows that their own counts do not prove, and why.
-        unproved: rows whose radius the certifier, whose bounds are the same each time, does not prove.
-        unrepeated: likewise, of certifiers whose bounds may be looser another time.
-        bounds: by model, certifier and norm, what came of bounding margins again, or why that was not done.
-        missing: rows of the run that have not been computed.
+        misnamed: rows that certify another class than the base classifier's.
+        recounted: smoothed rows that their own counts do not prove, with the reason.
+        unproved: rows whose radius the certifier does not prove, if its bounds are the same each time.
+        unrepeated: rows whose radius the certifier does not prove again, if its bounds may be looser another time.
+        bounds: by model, certifier and norm, the result of bounding margins again, or the reason why it is missing.
+        missing: number of the run's rows that have not been computed.
         rows: base rows that were audited, as read again.
-        credits: which attack found the closest counterexample, and how often.
-        closer: counterexamples stored because they were closer than what was known.
-        tests: of smoothed certificates, by model, certifier and norm.
+        credits: for each attack, how often it found the closest counterexample.
+        closer: number of counterexamples stored because they were closer than the known ones.
+        tests: tests of smoothed certificates, by model, certifier and norm.
         hits: smoothed rows where PREDICT named another class inside the radius.
         failed: attacks and bounds that failed, with the reason.
-        unconfirmed: stored counterexamples that are none when replayed, or farther away: model, norm, input.
-        skipped: what was not audited, with the reason.
+        unconfirmed: model, norm and input of stored counterexamples that replaying does not confirm, or finds farther.
+        skipped: rows that were not audited, with the reason.
         crossed: rows that contradict one another, or an order that is a theorem.
-        floats: by model, certifier and norm, what rounding does to bounds, or why that is not known.
+        floats: by model, certifier and norm, the effect of rounding on bounds, or the reason why it is unknown.
         folder: folder of the run.
-        settings: seed, steps, and the seconds that were allowed and spent.
+        settings: seed, steps, and the allowed and spent seconds.
     """
 
     refuted: list[Row] = field(default_factory=list)
@@ -78,12 +78,12 @@ class Audit:
 
     @property
     def file(self) -> Path:
-        """Where the audit is written."""
+        """Path of the file that the audit is written to."""
         return self.folder / "audit.json"
 
     @property
     def inconsistent(self) -> list[tuple[str, str, float]]:
-        """Tests whose refutations chance does not explain."""
+        """Keys of the tests whose refutations chance does not explain."""
         return [key for key, test in self.tests.items() if test.p_value < SIGNIFICANT / 2 / len(self.tests)]
 
     @property
@@ -104,7 +104,7 @@ class Audit:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return what the command ends with; the gravest first.
+        """Exit code of the command; the gravest problem decides.
 
         `UNSOUND`: a certificate is refuted, or not proved by its own method. `INCOMPLETE`: rows are missing, something
         was not reached or not confirmed, or an attack failed. `VIOLATED`: an order of certifiers that is a theorem does

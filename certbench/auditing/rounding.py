@@ -1,8 +1,8 @@
 """The float audit: the same bounds in float64 and float32, alone and in a batch, with one thread and with two.
 
-A bound is computed in floating point, and what is computed moves with precision, batch size and threads. Where a margin
-at the claimed radius is no larger than such movements, the certificate lives on rounding; where float32 proves a margin
-that float64 does not, a verifier in float32 would have certified it.
+Bounds are computed in floating point, so that they change with precision, batch size and threads. If a margin at the
+claimed radius is no larger than such changes, the certificate depends on rounding. If float32 proves a margin that
+float64 does not prove, a verifier in float32 would have certified it.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,21 +24,22 @@ from certbench.errors import ConfigError
 
 @dataclass(frozen=True)
 class FloatAudit:
-    """What rounding does to one certifier's bounds of margins, on one classifier in one norm.
+    """The effect of rounding on one certifier's bounds of margins, for one classifier in one norm.
 
     Sizes are relative to the largest number that a submodule of the network computes for the input.
 
     Attributes:
-        inputs: how many had a radius to look at.
-        bounds: margins compared, one per input and rival class.
-        batch: by how much a float64 bound moves between batch size 1 and all inputs at once, at most.
-        threads: likewise between one thread and two.
-        single: likewise between float64 and float32.
-        exceed: how many float32 bounds exceed their float64 values.
-        claims: inputs for which float32 proves a radius, just beyond the claimed one, that float64 does not.
-        living: inputs whose least margin at the claimed radius is no larger than what batch and threads do to it.
+        inputs: number of inputs with a finite positive radius.
+        bounds: number of compared margins, one per input and rival class.
+        batch: largest change of a float64 bound between batch size 1 and all inputs at once.
+        threads: largest change of a float64 bound between one thread and two.
+        single: largest change of a bound between float64 and float32.
+        exceed: number of float32 bounds that exceed their float64 values.
+        claims: number of inputs for which float32 proves a radius, just beyond the claimed one, that float64 does not.
+        living: number of inputs whose least margin at the claimed radius is no larger than its changes by batch and
+            threads.
         room: the least margin at a claimed radius.
-        arithmetic: of which network the certificates speak: "real", or the float program by its precision.
+        arithmetic: the network that is certified: "real", or the float program, named by its precision.
     """
 
     inputs: int
@@ -54,7 +55,7 @@ class FloatAudit:
 
 
 STEPS, FARTHEST = 14, 1.01
-"""Of the bisection for the radius at which float64 proves no more, and how far beyond the claimed one it looks."""
+"""Number of steps, and largest radius relative to the claimed one, of the search for the end of what float64 proves."""
 
 
 @torch.no_grad()
@@ -67,19 +68,19 @@ def float_audit(
     *,
     state: Any = None,
 ) -> FloatAudit:
-    """Bound the margins at certified radii again, in every way.
+    """Bound the margins at certified radii again: in float64 and float32, alone and in a batch, with one and two threads.
 
     Args:
-        certifier: bounds margins.
-        classifier: what was certified.
+        certifier: a certifier that bounds margins.
+        classifier: the certified classifier.
         x: inputs, `(n, *input_shape)`.
         threat: norm and domain.
         radius: certified radii; inputs with radius 0 or infinity are left out.
-        state: what `certifier.prepare` returned, to pay for it once.
+        state: result of `certifier.prepare`, to pay for it once.
 
     Raises:
         ConfigError: the certifier bounds no margins, or no radius is left.
-        UnsupportedError: it has no bounds for this classifier.
+        UnsupportedError: the certifier has no bounds for this classifier.
     """
     if not isinstance(certifier, MarginCertifier):
         raise ConfigError(f"{type(certifier).__name__} bounds no margins; there is nothing to compare")
@@ -128,13 +129,13 @@ def float_audit(
 
 
 def _off(a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], scale: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """NaN and infinity differ by infinity, unless both are the same."""
+    """Return the largest difference per input; NaN and infinity differ by infinity, unless both are the same."""
     difference = torch.where(a == b, 0.0, (a - b).abs()).amax(dim=1) / scale
     return difference.nan_to_num(nan=torch.inf)
 
 
 def _edge(bound: Callable[[Tensor], Tensor], eps: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Just beyond where the least float64 margin reaches zero, if it does so soon."""
+    """Return a radius just beyond the one at which the least float64 margin reaches zero, at most `FARTHEST` * eps."""
     low, high = eps, eps * FARTHEST
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -145,7 +146,7 @@ def _edge(bound: Callable[[Tensor], Tensor], eps: Float[Tensor, " n"]) -> Float[
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch with so many threads."""
+    """Let torch use this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

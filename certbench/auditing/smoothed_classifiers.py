@@ -1,10 +1,11 @@
 """Attacks on smoothed classifiers, and the test of their certificates.
 
-The gradient is that of Salman et al. (2019): through the mean of softmax over noise draws that are kept. What it finds
-refutes nothing by itself: a smoothed classifier is never seen, only sampled. Algorithm PREDICT judges, on draws of its
-own and at a level alpha' of its own. A certificate is wrong with probability alpha at most, and PREDICT names a wrong
-class with probability alpha' at most; so an input's is refuted by chance with probability alpha + alpha' at most, and
-those of n independent inputs more often than a binomial count only if something is broken.
+The gradient is that of Salman et al. (2019): through the mean of softmax over noise draws that are kept. The points
+that it finds refute nothing by themselves, because a smoothed classifier can only be sampled. Algorithm PREDICT judges
+them, on draws of its own and at a level alpha' of its own. A certificate is wrong with probability alpha at most, and
+PREDICT names a wrong class with probability alpha' at most. So the certificate of an input is refuted by chance with
+probability alpha + alpha' at most. If n independent inputs have more refutations than a binomial count explains,
+something is broken.
 """
 
 import math
@@ -30,19 +31,20 @@ def perturb(
     draws: int = 64,
     seed: int = 0,
 ) -> Float[Tensor, "n ..."]:
-    """Points within eps of each input where the label is as unlikely as gradients make it.
+    """Return points within eps of each input where the label is as unlikely as gradients make it.
 
-    Projected gradient descent on `smoothed.likelihood`, with steps of length 2 eps / steps; the best iterate counts.
+    The method is projected gradient descent on `smoothed.likelihood`, with steps of length 2 eps / steps; the best
+    iterate counts.
 
     Args:
-        smoothed: what is attacked.
+        smoothed: the smoothed classifier that is attacked.
         x: inputs.
-        label: the classes to be left.
+        label: the certified classes.
         eps: finite radii.
         threat: L1, L2 or Linf, and the domain to stay in.
-        steps: of the descent.
-        draws: of the noise.
-        seed: of the draws.
+        steps: number of steps of the descent.
+        draws: number of draws of the noise.
+        seed: seed of the draws.
     """
     base, view = smoothed.base, shape(x)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +56,7 @@ def perturb(
     for step in range(steps + 1):
         change.requires_grad_(True)
         likelihood = likelihood_of(images + change, label)
-        gradient = torch.zeros_like(change)  # of a classifier that has none, too
+        gradient = torch.zeros_like(change)  # stays 0 for a classifier without a gradient
         if likelihood.requires_grad:
             (gradient,) = torch.autograd.grad(likelihood.sum(), change)
         with torch.no_grad():
@@ -64,7 +66,7 @@ def perturb(
             if step == steps:
                 break
             stuck = ~gradient.flatten(1).any(dim=1)
-            if bool(stuck.any()):  # any direction is as good
+            if bool(stuck.any()):  # without a gradient any direction will do
                 gradient[stuck] = torch.randn(gradient[stuck].shape, generator=generator).to(images)
             pace = (2 * reach / steps).view(view)
             change = project(change - pace * _unit(gradient, threat.p), threat, reach)
@@ -72,14 +74,14 @@ def perturb(
                 change = (images + change).clamp(*threat.domain) - images
     change = best.detach().cpu().double()
     length = torch.linalg.vector_norm(change.flatten(1), ord=threat.p, dim=1)
-    inside = (eps.double() * (1 - 1e-9) / length.clamp(min=1e-300)).clamp(max=1)  # in spite of rounding
+    inside = (eps.double() * (1 - 1e-9) / length.clamp(min=1e-300)).clamp(max=1)  # even after rounding
     change = change * inside.view(view)
     found = smoothed.moved(x.cpu().double(), change)
     return found if threat.domain is None else found.clamp(*threat.domain)
 
 
 def _unit(gradient: Float[Tensor, "n ..."], p: float) -> Float[Tensor, "n ..."]:
-    """The direction of length 1 in which a linear function falls or grows most; in L1 on the tenth that is steepest."""
+    """Return the direction of length 1 in which a linear function grows most; in L1, on its steepest tenth."""
     flat = gradient.flatten(1)
     if p == math.inf:
         return gradient.sign()

@@ -1,4 +1,4 @@
-"""A test of smoothed certificates: more refutations than their alpha explains."""
+"""A test whether smoothed certificates have more refutations than their alpha explains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from certbench.core.smoothed import SmoothedClassifier
 
 @dataclass(frozen=True)
 class Test:
-    """What the test of certificates came to.
+    """The result of the test of certificates.
 
     Attributes:
-        tried: inputs for which a certificate was asked. Each may have got a wrong one with probability alpha; of those
-            that got one, perhaps because it is wrong, nothing of the kind is known.
-        tested: certificates that were attacked and judged.
-        refuted: PREDICT answers with another class inside the radius.
-        abstained: it cannot tell.
+        tried: number of inputs for which a certificate was computed. Each gets a wrong one with probability alpha at
+            most. No such bound is known for the inputs that got a certificate, perhaps because it is wrong.
+        tested: number of certificates that were attacked and judged.
+        refuted: number of certificates where PREDICT names another class inside the radius.
+        abstained: number of certificates where PREDICT abstains.
         alpha: probability that a certificate is wrong, as claimed.
-        level: alpha', that PREDICT names a wrong class.
-        p_value: so many refutations or more happen with this probability at most, if the certificates hold.
+        level: alpha', the probability that PREDICT names a wrong class.
+        p_value: upper bound on the probability of at least this many refutations, if the certificates hold.
         shared: whether the certificates rest on the same draws, so that they fail together: then the p-value is
-            Markov's bound, and no binomial's.
-        inputs: those that were tried.
-        hits: those of them where a certificate was refuted.
+            Markov's bound, not a binomial tail.
+        inputs: inputs that were tried.
+        hits: inputs with a refuted certificate.
     """
 
     tried: int
@@ -45,14 +45,15 @@ class Test:
 
     @property
     def expected(self) -> float:
-        """Refutations by chance, at most, on average."""
+        """Upper bound on the expected number of refutations by chance."""
         return self.tried * self.alpha + self.tested * self.level
 
 
 def chance(tried: int, refuted: int, rate: float, shared: bool) -> float:
-    """Probability of so many refutations or more at so many inputs, at most, if all is as claimed.
+    """Bound the probability of at least `refuted` refutations at `tried` inputs, if all is as claimed.
 
-    Each is refuted with probability `rate` at most. Independent ones: the binomial's tail. Others: Markov's bound.
+    Each input is refuted with probability `rate` at most. The bound is the binomial tail for independent inputs, and
+    Markov's bound for inputs that share draws.
     """
     if refuted == 0:
         return 1.0
@@ -62,11 +63,11 @@ def chance(tried: int, refuted: int, rate: float, shared: bool) -> float:
 
 
 def pooled(tests: Sequence[Test]) -> float:
-    """Probability that so many inputs or more have a refutation in any of several tests, at most, if all is as claimed.
+    """Bound the probability that at least this many inputs have a refutation in any of several tests, if all is right.
 
     Certificates of one input may fail together: classifiers, norms and radii meet the same noise there. Those of two
-    inputs do not, unless draws are shared. So inputs are counted, each of which is refuted anywhere with the sum of the
-    probabilities at most. Tests of either kind have half of the say.
+    inputs do not, unless draws are shared. So inputs are counted; each has a refutation in some test with at most the
+    sum of the probabilities. Tests with and without shared draws each get half of the significance.
     """
     value = 1.0
     for shared in (False, True):
@@ -81,7 +82,7 @@ def pooled(tests: Sequence[Test]) -> float:
 def conclude(
     smoothed: SmoothedClassifier, tried: int, label: Int[Tensor, " n"], answer: Int[Tensor, " n"], *, level: float
 ) -> Test:
-    """The test of n certificates for `label`, at points inside their radii where PREDICT gave these answers."""
+    """Test n certificates for `label`, at points inside their radii where PREDICT gave these answers."""
     abstained = answer == ABSTAIN
     refuted = int(((answer != label) & ~abstained).sum())
     value = chance(tried, refuted, smoothed.alpha + level, smoothed.shared)

@@ -1,4 +1,4 @@
-"""A row of the contract suite: what it has to know of a certifier to hold it to the laws."""
+"""A row of the contract suite: all that the laws have to know about a certifier."""
 
 import math
 from collections.abc import Mapping
@@ -13,25 +13,25 @@ KINDS = ("linear", "mlp", "cnn", "residual")
 
 @dataclass(frozen=True)
 class Case:
-    """A certifier under the contract. The defaults are the strictest demands; a column that is given relaxes one.
+    """A certifier under the contract. The defaults are the strictest demands; each field that is given relaxes one.
 
     Attributes:
         spec: name and options, as a suite file has them; quick enough for many networks.
-        fine: options to add where precision is asked for.
-        tight: norms in which the radius on a linear classifier equals the closed form to 1e-6; of `norms`.
-        norms: norms that it offers; it must refuse the others.
+        fine: options to add for laws that need precision.
+        tight: norms, from `norms`, in which the radius on a linear classifier equals the closed form to 1e-6.
+        norms: norms that the certifier offers; it must refuse the others.
         domain: whether it accepts a domain; if not, it must refuse one.
-        attacked: kinds of networks on which attacks are tried; fewer where a certificate takes seconds.
-        backend: name of a pytest fixture that skips the tests where a package is missing.
-        layers: kinds of networks of `KINDS` that it must certify; it must refuse the others.
-        batch: how far radii may differ between batch sizes, relatively; where there is a search, by its tolerance,
+        attacked: kinds of networks on which attacks are tried; fewer if a certificate takes seconds.
+        backend: name of a pytest fixture that skips the tests if a package is missing.
+        layers: kinds of networks from `KINDS` that the certifier must certify; it must refuse the others.
+        batch: largest relative difference of radii between batch sizes. With a search, this is the search's tolerance,
             because float64 rounding decides on which side of the crossing its last point falls.
-        rounding: how far margins may differ, relatively; more where slopes are chosen in float32.
+        rounding: largest relative difference of margins; larger if slopes are chosen in float32.
         scale_free: whether radii ignore the scale of the logits.
-        scaling: how far radii may differ when the logits are scaled, relatively; None: as far as `batch`, and 1e-6.
-        seeded: whether another seed means other draws; it need not where all inputs share their draws.
-        symmetric: whether its noise is symmetric, so that smoothing leaves the boundary of a half-space where it is.
-        alpha: how often the certificate of an input may be wrong, if the certifier is probabilistic.
+        scaling: largest relative difference of radii when the logits are scaled; None: that of `batch`, plus 1e-6.
+        seeded: whether another seed means other draws; it need not if all inputs share their draws.
+        symmetric: whether the noise is symmetric, so that smoothing does not move the boundary of a half-space.
+        alpha: largest probability that the certificate of an input is wrong, if the certifier is probabilistic.
 
     Raises:
         ConfigError: the specification has no name, no norm or kind of network is left, or one is unknown.
@@ -54,7 +54,7 @@ class Case:
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
-        """Refuse a row that no law could use."""
+        """Refuse a row that no law can use."""
         if not isinstance(self.spec, Mapping) or not isinstance(self.spec.get("name"), str):
             raise ConfigError('write the name and the options of the certifier: Case({"name": "mine"})', ("spec",))
         if not self.norms or not self.norms <= {0.0, 1.0, 2.0, math.inf}:
@@ -73,5 +73,5 @@ class Case:
 
     @property
     def usual(self) -> str:
-        """The kind of network for laws that one network is enough for."""
+        """Kind of network for laws that need only one network."""
         return "mlp" if "mlp" in self.layers else next(kind for kind in KINDS if kind in self.layers)

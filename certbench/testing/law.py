@@ -1,4 +1,4 @@
-"""What a law is: a name, a statement, the questions it asks of each certifier, and what says that it is broken."""
+"""Laws: each has a name, a statement, questions for each certifier, and a function that raises if it is broken."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from certbench.errors import CertbenchError, MissingBackendError
 from certbench.testing.case import Case
 
 Question = tuple[Any, ...]
-"""What a law is asked about: a norm, a kind of network, a number that is no number; () where it has one question."""
+"""Values that one test of a law is about: a norm, a kind of network, NaN or infinity; () if the law has one test."""
 
 
 class LawBroken(AssertionError):
@@ -29,9 +29,9 @@ class Law:
     """One law of the contract.
 
     Attributes:
-        name: short, as tests are called: `closed_form`.
-        statement: what it asserts, in plain words.
-        questions: what is asked of each certifier, one test each.
+        name: short name, as in the names of tests: `closed_form`.
+        statement: assertion of the law, in plain words.
+        questions: questions for each certifier, one test each.
         body: the function that raises `LawBroken` or `NotConcerned`.
     """
 
@@ -48,7 +48,7 @@ class Law:
             question: one of `questions`.
 
         Raises:
-            LawBroken: it breaks the law.
+            LawBroken: the certifier breaks the law.
             NotConcerned: the law does not concern it.
             MissingBackendError: the certifier needs a package that is not installed.
         """
@@ -74,14 +74,14 @@ class Law:
 
 
 LAWS: dict[str, Law] = {}
-"""All laws by name, in the order in which they are told."""
+"""All laws by name, in the order in which they are listed."""
 
 
 def law(**parameters: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a law of a function, whose docstring is its statement.
 
     Args:
-        parameters: for each argument after the case, what it is asked about; every combination is a question.
+        parameters: values of each argument after the case; every combination is a question.
     """
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
@@ -93,15 +93,15 @@ def law(**parameters: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callab
 
 
 def demand(good: bool | Bool[Tensor, " n"], network: str, says: str | Callable[[int], str]) -> None:
-    """Demand that something holds of a network, or of every input.
+    """Demand that something holds for a network, or for every input.
 
     Args:
         good: whether it holds; a tensor has one entry per input.
-        network: the network, named in the message.
-        says: what is wrong; of an input, if `good` is a tensor.
+        network: name of the network, for the message.
+        says: what is wrong: a text, or a function of the input's index.
 
     Raises:
-        LawBroken: it does not hold; of the inputs, the first that is wrong is named.
+        LawBroken: it does not hold; the message names the first input that is wrong.
     """
     if isinstance(good, bool):
         if not good:

@@ -1,4 +1,4 @@
-"""The laws. Each is a function whose docstring is its statement; what it is asked about stands in its decorator."""
+"""The laws. Each is a function whose docstring is its statement; its decorator has its questions."""
 
 import json
 import math
@@ -26,10 +26,10 @@ __all__ = ["LAWS"]
 
 NORMS = (L1, L2, Linf)
 BOXES = ((0.0, 1.0), (-0.25, 1.25))
-"""Domains: the unit box, and one that no certifier can know by heart."""
+"""Domains: the unit box, and one that no certifier can have built in."""
 
 TINY = 1e-9
-"""Relative rounding that is allowed where two distances are computed in different ways."""
+"""Relative rounding that is allowed if two distances are computed in different ways."""
 
 COUNT, DISTANCE, CHANCE = 100, 0.1, 1e-6
 """Number of inputs of the law `coverage`, their distance from the boundary, and the chance that the law finds a right
@@ -43,7 +43,7 @@ INSIDE = 400
 def closed_form(case: Case, threat: ThreatModel) -> None:
     """On a linear classifier no radius exceeds the distance to the boundary.
 
-    No counterexample is closer than that, and in the norms that the case calls tight the radius equals the distance.
+    No counterexample is closer than that, and in the case's `tight` norms the radius equals the distance.
     """
     certifier = build({**case.spec, **case.fine})
     _offers(case, threat)
@@ -122,7 +122,7 @@ def attack(case: Case, threat: ThreatModel, kind: str) -> None:
 def coverage(case: Case, threat: ThreatModel) -> None:
     """Radii of a smoothed half-space exceed the distance to its boundary no more often than alpha allows.
 
-    Symmetric noise leaves the boundary where it is. A certifier that is not probabilistic may never exceed it.
+    Symmetric noise does not move the boundary. Radii of a certifier that is not probabilistic may never exceed it.
     """
     _offers(case, threat)
     certifier = build(case.spec)
@@ -150,7 +150,7 @@ def coverage(case: Case, threat: ThreatModel) -> None:
 
 @law(threat=NORMS)
 def batch(case: Case, threat: ThreatModel) -> None:
-    """Neither batch size nor neighbours nor order matter to an input's certificate."""
+    """An input's certificate depends neither on the batch size nor on neighbours nor on order."""
     _offers(case, threat)
     certifier = build(case.spec)
     classifier, x = network(case.usual), inputs(4)
@@ -216,7 +216,7 @@ def untouched(case: Case) -> None:
 
 @law()
 def seed(case: Case) -> None:
-    """The same seed gives the same certificate; of a probabilistic certifier, another seed gives other draws."""
+    """The same seed gives the same certificate; for a probabilistic certifier, another seed gives other draws."""
     certifier, classifier, x = build(case.spec), network(case.usual), inputs(4)
     one, two, other = (certify(certifier, classifier, x, _norm(case), seed=seed) for seed in (5, 5, 6))
     _same(one, two, case.usual, "with the same seed", 0.0)
@@ -273,7 +273,7 @@ def poison(case: Case, poison: float) -> None:
 
 @law()
 def ties(case: Case) -> None:
-    """Where all logits are equal nothing is certified."""
+    """Nothing is certified if all logits are equal."""
     certifier, classifier = build(case.spec), network(case.usual if "linear" not in case.layers else "linear")
     with torch.no_grad():
         for parameter in classifier.module.parameters():
@@ -285,7 +285,7 @@ def ties(case: Case) -> None:
 
 @law()
 def scale(case: Case) -> None:
-    """Logits that are scaled by a power of two leave radii alone."""
+    """Radii do not change if logits are scaled by a power of two."""
     if not case.scale_free:
         raise NotConcerned("certifies scores that depend on the scale")
     certifier, classifier, x = build(case.spec), network(case.usual), inputs(5)
@@ -301,7 +301,7 @@ def scale(case: Case) -> None:
 
 @law()
 def unknown_layer(case: Case) -> None:
-    """A layer that the method does not know is refused with a reason, never skipped."""
+    """A layer that the method does not know is refused with a reason; it is never skipped."""
     certifier = build(case.spec)
     if certifier.subject is Subject.SMOOTHED:
         raise NotConcerned("needs no knowledge of the layers")
@@ -321,7 +321,7 @@ def norms(case: Case, threat: ThreatModel) -> None:
 
 @law()
 def narrow(case: Case) -> None:
-    """What the attribute `norms` says is what is offered: a subclass that narrows it refuses the others."""
+    """The attribute `norms` says which norms are offered: a subclass that narrows it refuses the others."""
     certifier = build(case.spec)
     options = {part.name: getattr(certifier, part.name) for part in fields(certifier)}  # type: ignore[arg-type]
     smaller = type("Narrow", (type(certifier),), {"norms": frozenset({3.0})})(**options)
@@ -362,7 +362,7 @@ def _named_network(case: Case, seed: int, name: str) -> Classifier:
 
 
 def _norm(case: Case) -> ThreatModel:
-    """Return L2 where the certifier offers it; for laws that one norm is enough for."""
+    """Return L2 if the certifier offers it, or else another norm; for laws that need only one norm."""
     return next(threat for threat in (L2, Linf, L1, L0) if threat.p in case.norms)
 
 
@@ -385,7 +385,7 @@ def _refuses(
 
 
 def _same(one: Certificate, other: Certificate, kind: str, said: str, relative: float, absolute: float = 1e-12) -> None:
-    """Demand equal classes, and radii that differ by no more than so much."""
+    """Demand equal classes, and radii that differ by no more than a tolerance."""
     demand(
         one.prediction == other.prediction,
         kind,

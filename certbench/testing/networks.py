@@ -1,4 +1,4 @@
-"""The networks of the laws, their inputs, and what is known of them without any certifier."""
+"""The networks of the laws, their inputs, and answers for them that need no certifier."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ SHAPE, CLASSES = (1, 4, 4), 4
 """Shape of one input of every network of the laws, and the number of its classes."""
 
 FAR = 1e4
-"""Distance beyond which no counterexample of a linear classifier is looked for."""
+"""Largest distance at which a counterexample of a linear classifier is looked for."""
 
 HALVINGS = 200
 """Number of halvings that find the closest counterexample of a linear classifier in a box; floats allow no more."""
@@ -55,7 +55,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "unknown": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), LogGamma(), nn.Linear(8, 4)),
 }
-"""Networks of the laws, by kind; `unknown` has a layer that only a method without bounds can accept."""
+"""Networks of the laws, by kind; only a method without bounds can accept the layer in `unknown`."""
 
 
 def network(kind: str, *, seed: int = 1, name: str | None = None) -> Classifier:
@@ -63,8 +63,8 @@ def network(kind: str, *, seed: int = 1, name: str | None = None) -> Classifier:
 
     Args:
         kind: a key of `ARCHITECTURES`.
-        seed: of the weights.
-        name: of the classifier; its kind, if None.
+        seed: seed of the weights.
+        name: name of the classifier; None: its kind.
 
     Returns:
         A classifier of inputs of shape `(1, 4, 4)` into 4 classes, in float32.
@@ -87,7 +87,7 @@ def closed_form(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: Thr
     """Return the exact radius of a linear classifier: min_j (f_c - f_j)(x) / ||w_c - w_j||_q.
 
     Args:
-        classifier: `network("linear")`, or one that is built alike.
+        classifier: `network("linear")`, or one with the same layers.
         x: inputs.
         threat: the norm; its domain is ignored.
     """
@@ -99,12 +99,12 @@ def closed_form(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: Thr
 def nearest(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: ThreatModel) -> Float[Tensor, " n"]:
     """Return the distance of the closest counterexample of a linear classifier inside the domain; inf if there is none.
 
-    The closest point at which class j draws level moves along -sign(a_i) (Linf) or -a_i (L2), a being the difference of
-    the weights, until the coordinate reaches the border of the domain; in L1 it moves the coordinates with the largest
-    |a_i| to the border, one after the other. How far is found by halving.
+    Let a be the difference of the weights. The closest point at which class j is equal to the own class moves along
+    -sign(a_i) (Linf) or -a_i (L2), until a coordinate reaches the border of the domain. In L1 it moves the coordinates
+    with the largest |a_i| to the border, one after the other. Its distance is found by halving.
 
     Args:
-        classifier: `network("linear")`, or one that is built alike.
+        classifier: `network("linear")`, or one with the same layers.
         x: inputs, inside the domain.
         threat: norm and domain.
     """
@@ -135,7 +135,7 @@ def nearest(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: ThreatM
 
 
 def _linear(classifier: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Margins over every class, the own one included, and their gradients."""
+    """Return margins over every class, the own one included, and their gradients."""
     linear = next(module for module in classifier.double().module.modules() if isinstance(module, nn.Linear))
     logits = linear(x.flatten(1))
     top = logits.argmax(dim=1)
@@ -155,7 +155,7 @@ def sample_ball(
 
     Args:
         x: inputs.
-        radius: of the ball around each.
+        radius: radius of the ball around each input.
         threat: norm and domain.
         n: number of points per input.
     """
@@ -170,7 +170,7 @@ def sample_ball(
 
 
 def half_space() -> Classifier:
-    """Return a classifier of two classes: 1 where the first coordinate exceeds 0.5."""
+    """Return a classifier of two classes: 1 if the first coordinate exceeds 0.5."""
     linear = nn.Linear(16, 2)
     with torch.no_grad():
         linear.weight.zero_()

@@ -418,7 +418,7 @@ def test_smoothing_that_overclaims_is_unsound_and_smoothing_is_not(bench: Bench)
     [
         ("radius = -9", "a radius is a number, at least 0"),
         ("radius = 9e999", "samples prove no infinite radius"),
-        ("prediction = -1", "who abstains certifies no radius"),
+        ("prediction = -1", "an abstention certifies no radius"),
     ],
 )
 def test_a_smoothed_radius_that_is_none_is_unsound(bench: Bench, change_: str, law: str) -> None:

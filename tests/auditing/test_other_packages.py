@@ -169,7 +169,7 @@ def test_its_smoothed_classifiers_are_attacked_where_they_can_be_sampled(bench: 
     wrong, right = record["smoothed"]
     assert (wrong["refuted"], wrong["unsound"]) == (10, True)
     assert (right["refuted"], right["unsound"], right["alpha"]) == (0, False, 0.01)
-    assert "acme-noisy has no PREDICT of its own" in record["not audited"][0]["reason"]
+    assert "acme-noisy has no PREDICT that can judge an attack" in record["not audited"][0]["reason"]
     assert "UNSOUND: acme-noisy(factor=2)" in text
 
 
