@@ -68,7 +68,7 @@ def float_audit(
     *,
     state: Any = None,
 ) -> FloatAudit:
-    """Bound the margins at certified radii again: in float64 and float32, alone and in a batch, with one and two threads.
+    """Bound margins at certified radii again: in float64 and float32, alone and in a batch, with one and two threads.
 
     Args:
         certifier: a certifier that bounds margins.

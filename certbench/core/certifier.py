@@ -155,7 +155,7 @@ class MarginCertifier(Certifier[BoundState]):
         Raises:
             UnsupportedError: there is nothing that the checker could verify; the message says why.
         """
-        raise UnsupportedError(f"{type(self).__name__} has no evidence that certbench check could verify")
+        raise UnsupportedError(f"{type(self).__name__} has no evidence that certbench check can verify")
 
     def start(self, state: BoundState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """Return guesses for the search; here, the tangents of the margins."""
