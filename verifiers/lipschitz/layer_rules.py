@@ -165,7 +165,7 @@ def _celu(layer: nn.CELU) -> float:
 
 def _softplus(layer: nn.Softplus) -> float:
     if layer.threshold < 20:
-        raise UnsupportedError(f"jumps at its threshold {layer.threshold:g}; only from 20 on by less than 3e-9 / beta")
+        raise UnsupportedError(f"jumps at its threshold {layer.threshold:g}; write a threshold of at least 20")
     return 1.0
 
 

@@ -85,7 +85,7 @@ def recertify(
     n, classes = votes.shape
     total = votes.sum(axis=1) if draws is None else _whole(draws, "draws", 1)
     if classes < 2 or total.shape != (n,) or bool((total < votes.sum(axis=1)).any()) or bool((total < 1).any()):
-        raise ConfigError("counts need two classes or more, and as many draws as votes or more, at least one")
+        raise ConfigError("counts need at least two classes, at least one draw, and at least as many draws as votes")
     _check_numbers(sigma, alpha, rule, k, norm, d, noise)
     chosen, how = _selected(votes, labels, selection, selected)
     predictions, radii, evidence = [], [], []
@@ -152,7 +152,7 @@ def _selected(
         return votes.argmax(axis=1).tolist(), selected
     if isinstance(selected, str):
         if labels is None:
-            raise ConfigError("to certify the true label, labels are needed", ("labels",))
+            raise ConfigError("give labels to certify the true label", ("labels",))
         given, how = _whole(labels, "labels", 1), "label"
     elif selected is not None:
         given, how = _whole(selected, "selected", 1), "given"
