@@ -1,4 +1,4 @@
-"""The neuron on whose sign a leaf is split; in float32, as nothing rests on it."""
+"""Choice of the neuron on whose sign a leaf is split; in float32, as no proof depends on it."""
 
 import math
 from collections.abc import Callable
@@ -24,16 +24,16 @@ def best_neurons(
 ) -> Int[Tensor, " n"]:
     """Return the neuron to split in each leaf, -1 where all signs are known.
 
-    Candidates are those with the largest gap between relaxation and ReLU at the minimiser, which add up to the
-    whole gap there, and those with the largest intercept (BaBSR). The one whose worse child is best is taken.
+    Candidates are the neurons with the largest gap between relaxation and ReLU at the minimiser (these gaps add up to
+    the whole gap there), and those with the largest intercept (BaBSR). The one whose worse child is best wins.
 
     Args:
         fast: the network in float32.
-        region: the ball, so many times.
-        bounds: of the leaves' neurons, their signs built in.
+        region: the ball, once for each leaf.
+        bounds: bounds of the leaves' neurons, with their signs built in.
         choice: slopes and multipliers of the leaves.
         rows: the margins that the leaves bound.
-        candidates: how many neurons of each leaf are tried.
+        candidates: number of neurons of each leaf that are tried.
     """
     low, high = (end.float() for end in flat(bounds))
     if low.shape[1] == 0:

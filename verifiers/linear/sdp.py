@@ -11,8 +11,8 @@ $c(y) = v^T C v$, obeys
 $$c(y) \geq c(y) - \sum_k w_k q_k(y) = \gamma + v^T M v \geq \gamma + T \min(0, \lambda_{\min}(M)),
   \quad M = C - \sum_k w_k F_k - \gamma e_0 e_0^T, \quad |v|^2 \leq T.$$
 
-A solver proposes w and `SemidefiniteProgram.bound` proves, so neither its tolerance nor its status nor its objective
-matters.
+A solver proposes w and `SemidefiniteProgram.bound` proves. So the solver's tolerance, status and objective do not
+matter.
 """
 
 import math

@@ -191,8 +191,8 @@ SLOPES: Mapping[type[nn.Module], Callable[[Any], float]] = {
     nn.Mish: lambda layer: 1.08850,
     nn.Hardswish: lambda layer: 1.5,
 }
-"""The steepest slope of each activation, rounded up. Softplus is the mathematical function; PyTorch's differs
-from it by less than 3e-9 / beta above its threshold."""
+"""Steepest slope of each activation, rounded up. Softplus is the mathematical function; PyTorch's differs from it by
+less than 3e-9 / beta above its threshold."""
 
 
 def _max_pool2d(
@@ -239,4 +239,4 @@ CALLS: Mapping[Any, Callable[..., nn.Module]] = {
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     functional.dropout: _dropout,
 }
-"""The module of each function that takes the same options in the same order."""
+"""Module of each function that takes the same options in the same order."""

@@ -1,4 +1,4 @@
-"""Nodes of auto-LiRPA's graph: which are affine, which feed something nonlinear, and which are bounded wrongly."""
+"""Nodes of auto-LiRPA's graph: which are affine, which feed a nonlinear node, and which are bounded wrongly."""
 
 import math
 import warnings
@@ -26,7 +26,7 @@ def refuse_branches(classifier: Classifier) -> None:
         except RuntimeError as error:
             raise UnsupportedError(f"{classifier.name} cannot be traced: {error}") from error
     for warning in said:
-        # Shape annotations that are checked at run time look at sizes, which stay what they are.
+        # Shape annotations that are checked at run time look at sizes, which do not change.
         if issubclass(warning.category, jit.TracerWarning) and Path(warning.filename).parent.name != "jaxtyping":
             reason = str(warning.message).partition(". ")[0]
             raise UnsupportedError(
@@ -75,17 +75,17 @@ AFFINE = frozenset(
         "BoundUnsqueeze",
     }
 )
-"""Nodes of auto-LiRPA's graph that are affine in their inputs; products and quotients are when one side is constant."""
+"""Nodes of auto-LiRPA's graph that are affine in their inputs. Products and quotients are if one side is constant."""
 
 
 def _depends(node: Any) -> bool:
-    """Whether a node's value depends on the network's input; a shape does not."""
+    """Say whether a node's value depends on the network's input; a shape does not."""
     name = type(node).__name__
     return name == "BoundInput" or (name != "BoundShape" and any(_depends(before) for before in node.inputs))
 
 
 def _is_affine(node: Any) -> bool:
-    """Whether a node that depends on the network's input is affine in it."""
+    """Say whether a node that depends on the network's input is affine in it."""
     name = type(node).__name__
     inputs = [before for before in node.inputs if _depends(before)]
     if name in ("BoundMul", "BoundDiv"):
@@ -108,7 +108,7 @@ def nonlinear(bounded: Any) -> list[Any]:
 def first_layer(
     bounded: Any, input_shape: tuple[int, ...], threat: ThreatModel
 ) -> tuple[dict[str, Float[Tensor, "..."]], bool]:
-    """The nodes that end the affine part of the graph with their rows' dual norms, and whether the logits are one."""
+    """Return the nodes at the end of the affine part, with their rows' dual norms, and whether logits are affine."""
     affine = _is_affine(bounded.final_node())
     if threat.p == math.inf:  # the box: interval arithmetic and backward bounds start from it directly
         return {}, affine
@@ -129,13 +129,13 @@ def first_layer(
             for part in torch.split(eye, 256):
                 moved = bounded(part.view(-1, *input_shape), final_node_name=name)
                 columns = (moved - constant).abs() + 1e-13 * (moved.abs() + constant.abs())  # what cancels is rounded
-                columns = columns.clamp(min=1e-150)  # whose square is a float
+                columns = columns.clamp(min=1e-150)  # so that the square does not underflow
                 total = torch.maximum(total, columns.amax(0)) if threat.p == 1 else total + (columns**2).sum(0)
             first[name] = (total if threat.p == 1 else total.sqrt()) * (1 + 1e-9)  # rounding of the differences
     return first, affine
 
 
 def layer_nodes(bounded: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """The bounds of every activation's input that the last computation used."""
+    """Return the bounds of every activation's input that the last computation used."""
     inputs = [before for node in nonlinear(bounded) for before in node.inputs if _depends(before)]
     return {node.name: (node.lower.detach(), node.upper.detach()) for node in inputs if node.inputs}

@@ -1,4 +1,4 @@
-"""The ball that auto-LiRPA bounds a network over, cut by the domain."""
+"""The ball, cut by the domain, over which auto-LiRPA bounds a network."""
 
 import math
 from dataclasses import dataclass
@@ -30,13 +30,13 @@ class _Line:
 
 @cache
 def _ball_class() -> type[Any]:
-    """auto-LiRPA's own perturbation class, with the box for interval arithmetic and the cut ball for linear bounds."""
+    """Make auto-LiRPA's perturbation class, with the box for interval arithmetic and the cut ball for linear bounds."""
     auto_lirpa()
     from auto_LiRPA.patches import Patches
     from auto_LiRPA.perturbations import PerturbationLpNorm
 
     class CutBall(PerturbationLpNorm):  # type: ignore[misc]
-        """An Lp ball of its own eps per input, cut by the domain."""
+        """Lp balls, one eps per input, cut by the domain."""
 
         def __init__(self, p: float, eps: Tensor, x: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> None:
             super().__init__(norm=math.inf, eps=0.0, x_L=low.view(shape), x_U=high.view(shape))

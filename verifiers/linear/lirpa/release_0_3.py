@@ -36,7 +36,7 @@ def auto_lirpa() -> ModuleType:
         needed = _needs_shims(_release())
         if needed:
             _before_import()
-        with warnings.catch_warnings(action="ignore"):  # it changes everybody's filters, and torch deprecates its jit
+        with warnings.catch_warnings(action="ignore"):  # it changes global filters, and torch deprecates its jit
             before = sys.getrecursionlimit()
             module = importlib.import_module("auto_LiRPA")
             sys.setrecursionlimit(max(before, DEPTH))
