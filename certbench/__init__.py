@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from certbench.export.exporter import export_certificates
     from certbench.external.audit_log import audit_log
     from certbench.external.recertify import recertify_file
+    from certbench.formats import black_box
+    from certbench.verifiers.smoothing import patches, regression
     from certbench.verifiers.smoothing.recertification import recertify
 
-_LAZY = {  # these are imported when they are first used: most need torch, which the command line does not
+_LAZY = {  # names that are imported when they are first used: most need torch, which the command line does not
     "audit": "certbench.auditing.audit",
     "audit_log": "certbench.external.audit_log",
     "check": "certbench.checker",
@@ -68,9 +70,17 @@ _LAZY = {  # these are imported when they are first used: most need torch, which
     "SmoothedClassifier": "certbench.core.smoothed",
 }
 
+_MODULES = {  # modules that are attributes of the face: black boxes, smoothing against patches, smoothing of regressors
+    "black_box": "certbench.formats.black_box",
+    "patches": "certbench.verifiers.smoothing.patches",
+    "regression": "certbench.verifiers.smoothing.regression",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `_LAZY` when it is first used."""
+    """Import a name of `_LAZY` or `_MODULES` when it is first used."""
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _LAZY:
         raise AttributeError(f"module 'certbench' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
@@ -110,6 +120,7 @@ __all__ = [
     "UnsupportedError",
     "audit",
     "audit_log",
+    "black_box",
     "build",
     "certify",
     "check",
@@ -119,8 +130,10 @@ __all__ = [
     "margins",
     "output_bounds",
     "output_radius",
+    "patches",
     "read_baseline",
     "recertify",
     "recertify_file",
+    "regression",
     "update_baseline",
 ]

@@ -18,13 +18,21 @@ def test_every_name_is_there_and_says_what_it_is(name: str) -> None:
     found = getattr(certbench, name)
     if inspect.isclass(found) or inspect.isfunction(found):
         assert found.__name__ == name and found.__doc__
+    if inspect.ismodule(found):
+        assert found is importlib.import_module(certbench._MODULES[name]) and found.__doc__
     assert importlib.util.find_spec(f"certbench.{name}") is None  # its import would take the place of the name
 
 
 def test_the_lazy_names_are_the_public_ones() -> None:
-    assert set(certbench._LAZY) <= set(NAMES)
+    assert {*certbench._LAZY, *certbench._MODULES} <= set(NAMES)
     with pytest.raises(AttributeError, match="no attribute 'certfy'"):
         certbench.certfy  # noqa: B018
+
+
+def test_modules_of_the_face_need_no_import_of_their_own() -> None:
+    code = "import certbench\n"
+    code += "certbench.black_box.labels, certbench.patches.PatchSmoothing, certbench.regression.smoothed_output_bounds"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_face_is_light() -> None:
