@@ -153,7 +153,7 @@ class MarginCertifier(Certifier[BoundState]):
         """Return a proof of one input's margins at a radius: a `RelaxationProof`, or evidence for `certbench.checker`.
 
         Raises:
-            UnsupportedError: there is nothing that the checker could verify; the message says why.
+            UnsupportedError: there is nothing that the checker can verify; the message says why.
         """
         raise UnsupportedError(f"{type(self).__name__} has no evidence that certbench check can verify")
 

@@ -160,7 +160,7 @@ def test_a_full_disk_under_the_database_is_said(certbench: Run, monkeypatch: pyt
     code, _, err = certbench("run", "little.yaml")
     assert code == ExitCode.STORE
     assert "database or disk is full; what was stored before is intact" in err
-    assert "To go on when that is mended: certbench run little.yaml" in err
+    assert "To go on once this is solved: certbench run little.yaml" in err
 
 
 def test_a_damaged_database_is_said(certbench: Run) -> None:

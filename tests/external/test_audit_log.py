@@ -397,7 +397,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_audited(audit: Audit, tmp_
     for options in (*bad, {"radii": [0.5, math.inf]}, {"alpha": math.nan}, {"published": tmp_path / "nowhere"}):
         with pytest.raises(ConfigError):
             audit_log([tmp_path / "folder"], **options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="alpha lies between 0 and 1"):
+    with pytest.raises(ConfigError, match="alpha must lie between 0 and 1"):
         audit_log([tmp_path / "folder"], alpha=1.0)
 
 
@@ -480,7 +480,7 @@ def test_what_is_missing_twice_or_late(audit: Audit) -> None:
     [
         (results(a="maybe"), "r.csv:1: 'maybe' is no result"),
         (results(a="unsat") + "mnist,net.onnx,b.vnnlib,1.0,sat\n", "r.csv:2: a result is"),
-        (results(a="unsat").replace("7.1", "fast"), "r.csv:1: 'fast' is no time"),
+        (results(a="unsat").replace("7.1", "fast"), "r.csv:1: 'fast' is not a time"),
         (KNOWN + "mnist,net.onnx\n", "r.csv:4: 2 columns"),
         ("onnx/net.onnx,a.vnnlib,5\nonnx/net.onnx,b.vnnlib\n", "r.csv:2: an instance is"),
         ("a,b\n", "r.csv:1: neither"),
