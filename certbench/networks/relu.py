@@ -65,7 +65,7 @@ class ReluNetwork:
     inputs: int
     computed: bool = False
     shared: "OrderedDict[Hashable, Any]" = field(default_factory=OrderedDict, repr=False)
-    """Intermediate bounds that were computed last, so that they are not computed twice; see `certbench.verifiers.bounds`."""
+    """Intermediate bounds that were computed last, so that they are not computed twice; see `verifiers.bounds`."""
 
     @property
     def hidden(self) -> tuple[Layer, ...]:
