@@ -8,7 +8,7 @@ if __name__ != "certbench.verifiers":
     raise ImportError("import certbench.verifiers, not verifiers: a second copy of every class would be made")
 
 TABLE = {
-    "lipschitz": "certbench.verifiers.lipschitz.margin:LipschitzMargin",
+    "lipschitz": "certbench.verifiers.lipschitz.margin:LayerwiseLipschitz",
     "ibp": "certbench.verifiers.linear.lirpa.certifiers:IBP",
     "crown-ibp": "certbench.verifiers.linear.lirpa.certifiers:CrownIBP",
     "forward": "certbench.verifiers.linear.lirpa.certifiers:Forward",

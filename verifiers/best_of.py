@@ -26,7 +26,7 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
 from certbench.verifiers.linear.crown import Crown
 from certbench.verifiers.lipschitz.jacobian_zonotope import JacobianZonotope
-from certbench.verifiers.lipschitz.margin import LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class BestOf(Certifier[BestOfState]):
     """
 
     of: tuple[Certifier[Any], ...] = field(
-        default_factory=lambda: (LipschitzMargin(), JacobianZonotope(refine=True), Crown())
+        default_factory=lambda: (LayerwiseLipschitz(), JacobianZonotope(refine=True), Crown())
     )
     relative: Annotated[float, between(0, 1, "left")] = 1e-3
 

@@ -54,7 +54,7 @@ def _read(classifier: Classifier, double: Classifier) -> ReluNetwork:
     # A single layer stays a layer of the graph if it is in a sequence.
     graph, program = (trace(replace(net, module=nn.Sequential(net.module).eval())) for net in (double, classifier))
     x = _probes(double, 0)[:4]
-    reader = _Reader(graph)
+    reader = _GraphReader(graph)
     reader.computed = _literals(graph) != _literals(program)  # some were computed from buffers during the trace
     try:
         reader.run(x.clone())
@@ -137,7 +137,7 @@ class _Affine:
         return replace(self, bias=self.bias + bias, height=self.height + (bias.abs() if height is None else height))
 
 
-class _Reader(fx.Interpreter):
+class _GraphReader(fx.Interpreter):
     """Runs the graph for its shapes, and writes every value as an affine function of the ReLUs before it."""
 
     def __init__(self, graph: fx.GraphModule) -> None:

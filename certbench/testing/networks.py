@@ -23,7 +23,7 @@ HALVINGS = 200
 """Number of halvings that find the closest counterexample of a linear classifier in a box; floats allow no more."""
 
 
-class Residual(nn.Module):
+class ResidualNetwork(nn.Module):
     """A network with a sum of two branches."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "cnn": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 6, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 4)
     ),
-    "residual": Residual,
+    "residual": ResidualNetwork,
     "unknown": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), LogGamma(), nn.Linear(8, 4)),
 }
 """Networks of the laws, by kind; only a method without bounds can accept the layer in `unknown`."""

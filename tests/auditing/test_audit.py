@@ -32,7 +32,7 @@ from certbench.results.store import Counterexample, Store
 from certbench.runs import reopen
 from certbench.runs import run as benchmark
 from certbench.runs.suite import load
-from certbench.verifiers.lipschitz.margin import LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing, SmoothingState
@@ -293,7 +293,7 @@ def test_a_radius_that_its_own_bounds_do_not_prove_is_unsound(bench: Bench, monk
     assert (code, record["refuted"], record["unsound"]) == (3, [], True)
     assert [part["input"] for part in record["not proved"]] == [0, 1]
     assert "UNSOUND: lipschitz(rule=naive) on plane, L2, input 0: its bounds do not prove the radius" in text
-    monkeypatch.setattr(LipschitzMargin, "repeatable", False)
+    monkeypatch.setattr(LayerwiseLipschitz, "repeatable", False)
     code, record, text = bench.audit()
     assert (code, record["not proved"]) == (5, [])
     assert [part["input"] for part in record["not proved again"]] == [0, 1]
@@ -317,7 +317,7 @@ def test_bounds_that_fail_are_a_reason_and_no_verdict(bench: Bench, monkeypatch:
 def test_bounds_of_another_version_are_not_computed_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.run({"name": "lipschitz", "rule": "naive"}, norms=[2])
     change(bench, f"UPDATE results SET radius = 1.002 * radius {of('lipschitz', 'input < 2')}")
-    monkeypatch.setattr(LipschitzMargin, "version", LipschitzMargin.version + 1)
+    monkeypatch.setattr(LayerwiseLipschitz, "version", LayerwiseLipschitz.version + 1)
     code, record, text = bench.audit()
     assert (code, record["not proved"]) == (0, [])
     assert "another version of the certifier" in record["bounds"][0]["reason"]

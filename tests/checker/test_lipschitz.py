@@ -14,13 +14,13 @@ from certbench.core.certifier import MarginCertifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
 from certbench.verifiers.lipschitz.lipsdp import Eclipse, LipSDP
-from certbench.verifiers.lipschitz.margin import LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 from tests.support import checking
 
 NORMS = (1.0, 2.0, math.inf)
 CERTIFIERS: list[MarginCertifier[Any]] = [
-    *(LipschitzMargin(rule=rule) for rule in ("best", "pairwise", "absolute", "tsuzuku", "centred", "naive")),
-    LipschitzMargin(rounding_safe=True),
+    *(LayerwiseLipschitz(rule=rule) for rule in ("best", "pairwise", "absolute", "tsuzuku", "centred", "naive")),
+    LayerwiseLipschitz(rounding_safe=True),
     Eclipse(),
     LipSDP(iterations=30),
 ]
@@ -43,7 +43,7 @@ def test_agrees_with_the_certifier(certifier: MarginCertifier[Any], p: float, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "certifier", [LipschitzMargin(), Eclipse(), LipSDP(iterations=30)], ids=lambda c: type(c).__name__
+    "certifier", [LayerwiseLipschitz(), Eclipse(), LipSDP(iterations=30)], ids=lambda c: type(c).__name__
 )
 def test_agrees_on_a_thousand(certifier: MarginCertifier[Any], tmp_path: Path) -> None:
     count = 0
@@ -63,7 +63,7 @@ def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, ...]:
     """A claim, its evidence, that of LipSDP for its own, and the network."""
     classifier, threat = checking.perceptron(9, 8, 7, 4), ThreatModel(request.param)
     x = checking.inputs(classifier, 1)
-    (first,) = checking.made(LipschitzMargin(rule="pairwise"), classifier, threat, x)
+    (first,) = checking.made(LayerwiseLipschitz(rule="pairwise"), classifier, threat, x)
     (second,) = checking.made(LipSDP(iterations=30), classifier, threat, x)
     return first, second, checking.read(classifier, tmp_path)
 
@@ -155,7 +155,7 @@ def test_constants_are_no_smaller_than_slopes_between_random_points(tmp_path: Pa
         slopes[p] = np.abs(moved[:, :1] - moved[:, 1:]).max(axis=1) / np.linalg.norm(x - y, p, axis=1)
     for p in NORMS:
         for claim, evidence in checking.made(
-            LipschitzMargin(), classifier, ThreatModel(p), checking.inputs(classifier, 8)
+            LayerwiseLipschitz(), classifier, ThreatModel(p), checking.inputs(classifier, 8)
         ):
             rows = lipschitz.rows_of(read.layers()[-1], replace(claim, prediction=0))
             found = lipschitz.constants(claim, read.layers(), rows, evidence["spectral"], evidence["box"])
@@ -218,7 +218,7 @@ def test_skip_connections_are_refused(tmp_path: Path) -> None:
 
     classifier = Classifier(Residual().eval(), (5,), 3, "residual")
     with pytest.raises(UnsupportedError):
-        list(checking.made(LipschitzMargin(), classifier, ThreatModel(2.0), checking.inputs(classifier, 4)))
+        list(checking.made(LayerwiseLipschitz(), classifier, ThreatModel(2.0), checking.inputs(classifier, 4)))
     plain = checking.perceptron(5, 4, 4, 3)
-    claim, evidence = next(checking.made(LipschitzMargin(), plain, ThreatModel(2.0), checking.inputs(plain, 4)))
+    claim, evidence = next(checking.made(LayerwiseLipschitz(), plain, ThreatModel(2.0), checking.inputs(plain, 4)))
     assert "skip connection" in checking.refused(lipschitz, claim, evidence, checking.read(classifier, tmp_path))

@@ -19,7 +19,7 @@ from certbench import Bisection, Classifier, Ladder, Linf, RadiusSearch, Secant,
 from certbench.core import options
 from certbench.verifiers.best_of import BestOf
 from certbench.verifiers.linear.crown import AlphaCrown, Crown
-from certbench.verifiers.lipschitz.margin import LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 
 ROUNDING = 1e-6
 RULES = ("best", "pairwise", "absolute", "tsuzuku", "centred", "naive")
@@ -98,9 +98,9 @@ def test_no_network_was_found_on_which_a_lipschitz_rule_falls_short(classes: int
         threat = asked(rng)
         found = []
         for rule in RULES:
-            state = LipschitzMargin(rule, safe).prepare(classifier, threat)
+            state = LayerwiseLipschitz(rule, safe).prepare(classifier, threat)
             for search in (Secant(), rng.choice(SEARCHES)):
-                certifier = LipschitzMargin(rule, safe, search)
+                certifier = LayerwiseLipschitz(rule, safe, search)
                 found.append((certifier, certifier.certify(state, x, [0] * len(x))))
         for great, better in found:
             for small, other in found:
@@ -118,7 +118,7 @@ def test_the_search_finds_counterexamples_where_there_are_some() -> None:
     for _ in range(20):
         classifier, x = drawn(rng, 10, relu=True, widest=8)
         naive, tsuzuku = (
-            certbench.certify(LipschitzMargin(rule), classifier, x, certbench.L2).radius
+            certbench.certify(LayerwiseLipschitz(rule), classifier, x, certbench.L2).radius
             for rule in ("naive", "tsuzuku")
         )
         found |= {"naive"} if bool((naive > 1.01 * tsuzuku).any()) else set()
@@ -128,7 +128,7 @@ def test_the_search_finds_counterexamples_where_there_are_some() -> None:
 
 def test_naive_and_tsuzuku_are_in_no_order() -> None:
     """Equal rows and orthogonal ones reach the bounds; the audit once took naive <= tsuzuku for a theorem."""
-    naive, tsuzuku = LipschitzMargin("naive"), LipschitzMargin("tsuzuku")
+    naive, tsuzuku = LayerwiseLipschitz("naive"), LayerwiseLipschitz("tsuzuku")
     assert naive.dominates(tsuzuku) is None and tsuzuku.dominates(naive) is None
     ratios = []
     for rows in (torch.full((50, 50), 1 / math.sqrt(50)).double(), torch.eye(50, dtype=torch.float64)):
@@ -151,7 +151,7 @@ def test_no_network_was_found_on_which_the_best_falls_short_of_its_first(first: 
         classifier, x = drawn(rng, rng.choice((2, 3, 5)), relu=True, widest=8)
         threat = asked(rng)
         member = options.build({"name": first, **({"of": ["lipschitz"]} if first == "best-of" else {})})
-        great = BestOf((member, LipschitzMargin("naive"), Crown()), relative=rng.choice((1e-3, 0.3)))
+        great = BestOf((member, LayerwiseLipschitz("naive"), Crown()), relative=rng.choice((1e-3, 0.3)))
         assert great.dominates(member)
         best, alone = (certbench.certify(one, classifier, x, threat) for one in (great, member))
         for a, b, evidence in zip(best.radius.tolist(), alone.radius.tolist(), best.evidence, strict=True):
@@ -209,9 +209,9 @@ def test_the_best_of_several_may_fall_short_of_a_later_one() -> None:
 def test_what_an_optimiser_or_another_question_gives_is_in_no_order() -> None:
     assert BestOf((AlphaCrown(),)).dominates(AlphaCrown()) is None
     assert BestOf((Crown(),)).dominates(Crown(rounding_safe=True)) is None
-    assert LipschitzMargin("best", True).dominates(LipschitzMargin("naive")) is None
-    assert LipschitzMargin("pairwise").dominates(LipschitzMargin("absolute")) is None
-    assert LipschitzMargin("absolute").dominates(LipschitzMargin("naive")) is None
+    assert LayerwiseLipschitz("best", True).dominates(LayerwiseLipschitz("naive")) is None
+    assert LayerwiseLipschitz("pairwise").dominates(LayerwiseLipschitz("absolute")) is None
+    assert LayerwiseLipschitz("absolute").dominates(LayerwiseLipschitz("naive")) is None
 
 
 def test_where_a_search_ended_early_nothing_is_promised() -> None:

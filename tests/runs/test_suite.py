@@ -13,7 +13,7 @@ from certbench.runs.plan import plan
 from certbench.runs.shipped import suites
 from certbench.runs.suite import Suite, load
 from certbench.verifiers.linear.crown import Crown
-from certbench.verifiers.lipschitz.margin import LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 from tests.support import mnist
 
 GOOD = """\
@@ -51,7 +51,7 @@ def test_what_is_written_is_what_is_run(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD)
     assert [(threat.name, threat.domain) for threat in suite.threats] == [("L2", (0, 1)), ("Linf", (0, 1))]
     usual = Secant(relative=1e-2)
-    assert suite.certifiers == (Crown(search=usual), Crown(search=Ladder((0.1,))), LipschitzMargin(search=usual))
+    assert suite.certifiers == (Crown(search=usual), Crown(search=Ladder((0.1,))), LayerwiseLipschitz(search=usual))
     assert suite.settings.radii == {2.0: [0.1], float("inf"): [8 / 255]}
     assert suite.settings.clever is None
     clever = read(tmp_path, GOOD + "clever: {radius: {inf: 8/255}, samples: 1e3}").settings.clever
@@ -163,7 +163,7 @@ def test_an_unknown_suite_names_the_nearest() -> None:
 
 
 def test_a_norm_that_no_certifier_offers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LipschitzMargin, "norms", frozenset({2.0}))
+    monkeypatch.setattr(LayerwiseLipschitz, "norms", frozenset({2.0}))
     text = GOOD.replace("  - crown\n", "").replace("  - {name: crown, search: {name: ladder, eps: [0.1]}}\n", "")
     with pytest.raises(ConfigError, match=r"line 5: norms\.1: no certifier of this suite offers Linf"):
         read(tmp_path, text)

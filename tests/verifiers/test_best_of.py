@@ -14,7 +14,7 @@ from certbench.core.options import label
 from certbench.testing import inputs, network
 from certbench.verifiers.best_of import BestOf
 from certbench.verifiers.linear.crown import Crown
-from certbench.verifiers.lipschitz.margin import LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 
 pytestmark = pytest.mark.machine
 
@@ -60,14 +60,14 @@ def test_the_radius_is_the_largest_and_the_winner_is_named(threat: certbench.Thr
 
 def test_a_member_without_a_chance_does_not_search(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, x, calls = network("mlp"), inputs(6), []
-    lower = LipschitzMargin.lower
+    lower = LayerwiseLipschitz.lower
 
     def counted(*args: object) -> object:
         calls.append(len(args[2]))  # type: ignore[arg-type]
         return lower(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(LipschitzMargin, "lower", counted)
-    certificate = certbench.certify(BestOf((Crown(), LipschitzMargin())), classifier, x, L2)
+    monkeypatch.setattr(LayerwiseLipschitz, "lower", counted)
+    certificate = certbench.certify(BestOf((Crown(), LayerwiseLipschitz())), classifier, x, L2)
     assert {evidence["won"] for evidence in certificate.evidence} == {"crown"}
     assert calls == [6]  # one look at each
 

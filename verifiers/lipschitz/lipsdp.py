@@ -37,7 +37,7 @@ SIDE = {"eclipse": 6000, "lipsdp": 2500}
 
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class DenseChain:
     """A network whose layers follow one another.
 
     Attributes:
@@ -49,12 +49,12 @@ class Chain:
     last: Dense
 
     @staticmethod
-    def read(classifier: Classifier, side: int) -> "Chain":
+    def read(classifier: Classifier, side: int) -> "DenseChain":
         """Read a classifier, on the CPU."""
-        return Chain.of(relu_network(replace(classifier, module=classifier.double().module.cpu())), side)
+        return DenseChain.of(relu_network(replace(classifier, module=classifier.double().module.cpu())), side)
 
     @staticmethod
-    def of(network: ReluNetwork, side: int) -> "Chain":
+    def of(network: ReluNetwork, side: int) -> "DenseChain":
         """Read a network.
 
         Raises:
@@ -69,7 +69,7 @@ class Chain:
             path = layer.paths[i]
             roundings = 0 if isinstance(path, Dense) else layer.roundings  # a lone dense layer is stored as it is
             matrices.append(Dense(part.matrix(), path.matrix(), None, roundings))
-        return Chain(tuple(matrices[:-1]), matrices[-1])
+        return DenseChain(tuple(matrices[:-1]), matrices[-1])
 
     def rows(self, plus: Tensor, minus: Tensor) -> Dense:
         """Return the rows of f_plus - f_minus; an index one too large stands for the function 0."""
@@ -168,7 +168,7 @@ class Eclipse(GlobalLipschitz):
     @torch.no_grad()
     def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
         """Prove the constants of all pairs by the same multipliers."""
-        chain, outputs = Chain.read(classifier, SIDE["eclipse"]), classifier.num_classes
+        chain, outputs = DenseChain.read(classifier, SIDE["eclipse"]), classifier.num_classes
         rows = chain.rows(*torch.triu_indices(outputs + 1, outputs + 1, 1))
         values = product_bound(chain.weights, rows, p)
         if chain.void:
@@ -223,7 +223,7 @@ class LipSDP(GlobalLipschitz):
             UnsupportedError: skip connections, or layers that are too wide.
             MissingBackendError: cvxpy or the solver is missing.
         """
-        chain, outputs = Chain.read(classifier, SIDE["lipsdp"]), classifier.num_classes
+        chain, outputs = DenseChain.read(classifier, SIDE["lipsdp"]), classifier.num_classes
         if self.multipliers == "pair":
             check(self.solver, chain.weights, p)
         plus, minus = torch.triu_indices(outputs + 1, outputs + 1, 1)
@@ -256,7 +256,7 @@ class LipSDP(GlobalLipschitz):
         return witness(state, int(label))
 
     def found(
-        self, chain: Chain, solver: str, rows: Float[Tensor, "m r n"], first: Multipliers, p: float
+        self, chain: DenseChain, solver: str, rows: Float[Tensor, "m r n"], first: Multipliers, p: float
     ) -> Multipliers:
         """Find multipliers for m networks, r rows each."""
         return find_multipliers(
@@ -266,7 +266,7 @@ class LipSDP(GlobalLipschitz):
 
 @torch.no_grad()
 def whole_constant(
-    chain: Chain, p: float = 2.0, *, layer: bool = False, solver: str = "newton", iterations: int = 300
+    chain: DenseChain, p: float = 2.0, *, layer: bool = False, solver: str = "newton", iterations: int = 300
 ) -> float:
     """Prove LipSDP's constant of the whole network from the p-norm to the 2-norm, which the papers report."""
     bound = float(product_bound(chain.weights, chain.last, p, whole=True))

@@ -136,7 +136,7 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
 
 
 @dataclass(frozen=True)
-class LipschitzMargin(GlobalLipschitz):
+class LayerwiseLipschitz(GlobalLipschitz):
     """Margins over a global Lipschitz constant per pair of classes (Leino et al., 2021; Tsuzuku et al., 2018).
 
     Claims concern the real-arithmetic network with exactly the classifier's parameters, in all of R^d. Constants
@@ -184,7 +184,7 @@ class LipschitzMargin(GlobalLipschitz):
         $\sqrt{k / 2}$ times that of `naive`; if they are orthogonal and of one length, that of `naive` is $\sqrt 2$
         times that of `tsuzuku`.
         """
-        if not type(self) is type(other) is LipschitzMargin or self.rounding_safe != other.rounding_safe:
+        if not type(self) is type(other) is LayerwiseLipschitz or self.rounding_safe != other.rounding_safe:
             return None
         if self.rule == "best":
             return "`best` takes the least of all constants"

@@ -285,7 +285,7 @@ class _Propagation(fx.Interpreter):
         return min(product(bound, norm(self.logits.map, s, r)) for s, bound in self.logits.constants.items())
 
     def pairs(self, classes: int, rule: str) -> Float[Tensor, "rows rows"]:
-        r"""Return constants of f_c - f_j by a rule of `LipschitzMargin`; the last index stands for the function 0.
+        r"""Return constants of f_c - f_j by a rule of `LayerwiseLipschitz`; the last index stands for the function 0.
 
         With constants $L_r$ and chords C of the base, and w the rows of the last affine layers (or of the identity):
         $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$.

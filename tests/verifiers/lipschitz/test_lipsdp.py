@@ -16,8 +16,8 @@ from certbench.errors import ConfigError, UnsupportedError
 from certbench.models import zoo
 from certbench.networks.reading import relu_network
 from certbench.verifiers.lipschitz import folding
-from certbench.verifiers.lipschitz.lipsdp import Chain, Eclipse, LipSDP, whole_constant
-from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzMargin
+from certbench.verifiers.lipschitz.lipsdp import DenseChain, Eclipse, LipSDP, whole_constant
+from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LayerwiseLipschitz
 from certbench.verifiers.lipschitz.multipliers import search
 from certbench.verifiers.lipschitz.multipliers.barrier import Inequality
 from certbench.verifiers.lipschitz.multipliers.certificate import (
@@ -46,12 +46,12 @@ def classifier(*sizes: int, seed: int = 0) -> Classifier:
     return Classifier(module(*sizes, seed=seed), (sizes[0],), sizes[-1])
 
 
-def chain(*matrices: Tensor) -> Chain:
+def chain(*matrices: Tensor) -> DenseChain:
     weights = [folding.linear(matrix) for matrix in matrices]
-    return Chain(tuple(weights[:-1]), weights[-1])
+    return DenseChain(tuple(weights[:-1]), weights[-1])
 
 
-def random_chain(*sizes: int, seed: int = 0) -> Chain:
+def random_chain(*sizes: int, seed: int = 0) -> DenseChain:
     return chain(*(part.weight.detach() for part in module(*sizes, seed=seed) if isinstance(part, nn.Linear)))
 
 
@@ -80,7 +80,7 @@ ALL = [
 @pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
 def test_no_gradient_is_steeper_and_no_constant_above_the_product(threat: ThreatModel) -> None:
     net = classifier(6, 12, 10, 3)
-    least, most = steepest(net, threat), table(LipschitzMargin(rule="pairwise"), net, threat)
+    least, most = steepest(net, threat), table(LayerwiseLipschitz(rule="pairwise"), net, threat)
     for certifier in ALL:
         constants = table(certifier, net, threat)
         assert torch.equal(constants, constants.T)
@@ -276,7 +276,7 @@ def test_published_constants(bundle: ModuleType) -> None:
     """As in the authors' README; for mnist it counts multipliers of a few pairs in, which gain nothing there."""
     folder = Path(bundle.HERE) / "networks" / "lipsdp"
 
-    def read(name: str) -> Chain:
+    def read(name: str) -> DenseChain:
         cells = scipy.io.loadmat(str(folder / name))["weights"][0]
         return chain(*(torch.tensor(cell, dtype=torch.float64) for cell in cells))
 
@@ -301,9 +301,9 @@ def test_degenerate_networks() -> None:
         assert float(table(certifier, Classifier(same, (3,), 2))[0, 1]) < 1e-12
         constants = table(certifier, Classifier(dead, (3,), 2))
         assert (constants >= steepest(Classifier(dead, (3,), 2), L2)).all()
-        assert (constants <= table(LipschitzMargin(rule="pairwise"), Classifier(dead, (3,), 2)) * (1 + 1e-9)).all()
+        assert (constants <= table(LayerwiseLipschitz(rule="pairwise"), Classifier(dead, (3,), 2)) * (1 + 1e-9)).all()
         linear = classifier(3, 2)
-        assert torch.allclose(table(certifier, linear), table(LipschitzMargin(), linear), rtol=1e-12)
+        assert torch.allclose(table(certifier, linear), table(LayerwiseLipschitz(), linear), rtol=1e-12)
 
 
 def test_huge_and_tiny_weights_lose_tightness_not_soundness() -> None:
@@ -328,9 +328,9 @@ def test_folded_layers_count_with_their_rounding() -> None:
     plain, scaled = classifier(4, 6, 2), Classifier(Scaled().eval(), (4,), 2)
     expected = table(Eclipse(), plain) / torch.tensor(0.3, dtype=torch.float64)
     assert torch.allclose(table(Eclipse(), scaled), expected, rtol=1e-9)
-    read = Chain.of(relu_network(scaled), 100).weights[0]
+    read = DenseChain.of(relu_network(scaled), 100).weights[0]
     assert read.entry_roundings > 0
-    assert Chain.of(relu_network(plain), 100).weights[0].entry_roundings == 0
+    assert DenseChain.of(relu_network(plain), 100).weights[0].entry_roundings == 0
 
 
 def test_outputs_of_regressors_get_multipliers_of_their_own() -> None:
@@ -347,13 +347,13 @@ def test_convolutions_become_matrices() -> None:
     for certifier in ALL:
         constants = table(certifier, net)
         assert (constants >= least).all()
-        assert (constants <= table(LipschitzMargin(rule="pairwise"), net) * (1 + 1e-9)).all()
+        assert (constants <= table(LayerwiseLipschitz(rule="pairwise"), net) * (1 + 1e-9)).all()
 
 
 def test_radii_grow_with_the_method() -> None:
     net = classifier(6, 12, 10, 3)
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    radii = [certify(one, net, x, L2).radius for one in (LipschitzMargin(rule="pairwise"), Eclipse(), LipSDP())]
+    radii = [certify(one, net, x, L2).radius for one in (LayerwiseLipschitz(rule="pairwise"), Eclipse(), LipSDP())]
     assert (radii[0] <= radii[1] * (1 + 1e-6)).all()
     assert (radii[1] < radii[2]).all()
 

@@ -10,7 +10,7 @@ import certbench
 from certbench import Classifier, ThreatModel
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.verifiers.lipschitz import propagation
-from certbench.verifiers.lipschitz.margin import LipschitzMargin
+from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 
 P = (1.0, 2.0, math.inf)
 DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
@@ -101,11 +101,11 @@ ZOO = (
 
 
 def prepare(classifier, p):
-    return LipschitzMargin().prepare(classifier, ThreatModel(p))
+    return LayerwiseLipschitz().prepare(classifier, ThreatModel(p))
 
 
 def certify(classifier, x, p):
-    return LipschitzMargin().certify(prepare(classifier, p), x.double(), [0] * len(x))
+    return LayerwiseLipschitz().certify(prepare(classifier, p), x.double(), [0] * len(x))
 
 
 def wrap(*layers, shape=(6,)):
@@ -516,8 +516,8 @@ def test_batches_give_the_same_radii():
     classifier = build("cnn")
     x = torch.rand(6, 2, 8, 8, dtype=torch.float64)
     state = prepare(classifier, 2.0)
-    whole = LipschitzMargin().certify(state, x, [0] * 6).radius
-    single = torch.cat([LipschitzMargin().certify(state, row[None], [0]).radius for row in x])
+    whole = LayerwiseLipschitz().certify(state, x, [0] * 6).radius
+    single = torch.cat([LayerwiseLipschitz().certify(state, row[None], [0]).radius for row in x])
     assert torch.allclose(whole, single, rtol=1e-9)
 
 
@@ -525,7 +525,7 @@ RULES = ["best", "pairwise", "absolute", "tsuzuku", "centred", "naive"]
 
 
 def table(classifier, p, rule):
-    return LipschitzMargin(rule=rule).prepare(classifier, ThreatModel(p)).constants
+    return LayerwiseLipschitz(rule=rule).prepare(classifier, ThreatModel(p)).constants
 
 
 @pytest.mark.parametrize("p", P)
@@ -571,7 +571,7 @@ def test_orders_of_the_rules_that_are_theorems():
 
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ConfigError, match="rule must be one of best, pairwise"):
-        LipschitzMargin(rule="gloro")
+        LayerwiseLipschitz(rule="gloro")
 
 
 class AlongTheLastAxis(nn.Module):
@@ -618,7 +618,7 @@ def test_weights_whose_products_underflow_are_refused(name, weights):
 
 def test_a_row_with_an_entry_too_small_to_be_summed_is_no_plain_difference():
     classifier = wrap(nn.Linear(6, 4))
-    certifier = LipschitzMargin()
+    certifier = LayerwiseLipschitz()
     state = certifier.prepare(classifier, ThreatModel(2.0))
     rows = torch.tensor([[1.0, -1.0, -1e-17, 0.0]], dtype=torch.float64).expand(1, 1, -1)
     bounds = certifier.lower(state, torch.zeros(1, 6, dtype=torch.float64), rows, torch.ones(1, dtype=torch.float64))
