@@ -1,4 +1,7 @@
-"""The laws. Each is a function whose docstring is its statement; its decorator has its questions."""
+"""The laws. Each is a function whose docstring is its statement; its decorator has its questions.
+
+They stand in one file, long as it is, because they are read as one list.
+"""
 
 import json
 import math
