@@ -58,7 +58,7 @@ class CertifiedRadii:
             name: name of the baseline; None: the test's name. A test that checks twice needs it.
             upper: distance of the closest known counterexample for each input; None: the certificate's.
             absolute: largest difference of two radii that count as the same.
-            relative: likewise, as a share of the older radius.
+            relative: the same, as a share of the older radius.
 
         Raises:
             ValueError: radii or distances are not one number per input, or a distance is NaN.

@@ -16,5 +16,5 @@ def doctor() -> None:
         mark = "[green]ok[/]" if check.ok else "[bold red]broken[/]"
         out.print(f"{mark}  {escape(check.name)} {check.version}  {escape(check.detail)}", soft_wrap=True)
         if not check.ok:
-            out.print(f"        mend it by: {escape(check.mend)}", soft_wrap=True)
+            out.print(f"        repair it by: {escape(check.mend)}", soft_wrap=True)
     raise typer.Exit(ExitCode.OK if all(check.ok for check in checks) else ExitCode.INCOMPLETE)

@@ -430,7 +430,7 @@ class SoftEvidence(Evidence):
     Attributes:
         counts: number of draws of each class, for the bound `sampled`; else None.
         sums: sums of each class's scores, in units of 1 / `unit`; None for the bound `sampled`.
-        unit: the number of units in a score of 1, likewise.
+        unit: number of units in a score of 1; None for the bound `sampled`.
         variances: variances of each class's scores, for the bound `bernstein`; else None.
         n: number of draws.
         alpha: probability that the certificate is wrong.
