@@ -1,3 +1,5 @@
+"""Fingerprints see what a classifier computes. The file is long because each way of keeping a value has a test."""
+
 import functools
 import importlib.util
 import os
@@ -94,11 +96,6 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
     command = [sys.executable, "-c", program]
     one, two = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
     assert one == two
-
-
-def test_a_module_in_training_mode_is_refused() -> None:
-    with pytest.raises(ConfigError, match="training mode"):
-        Classifier(nn.Sequential(linear(), nn.Dropout()), (9,), 3)
 
 
 class Listed(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.special import ndtri
-from scipy.stats import norm
+from scipy.stats import binom, norm
 from torch import Tensor, nn
 
 import certbench
@@ -18,7 +18,7 @@ from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
 from certbench.verifiers.smoothing.noise.families import Gaussian
-from certbench.verifiers.smoothing.soft import UNIT, Bound, SoftSmoothing, Sums, whole
+from certbench.verifiers.smoothing.soft import UNIT, Bound, SoftSmoothing, Sums, sample_classes, whole
 from tests.verifiers.smoothing.test_counting import SEEDS, Watched
 from tests.verifiers.smoothing.test_smoothing import halfspace, points
 
@@ -254,3 +254,42 @@ def test_sums_that_were_rounded_for_another_class_are_not_taken(monkeypatch: pyt
     assert first.sums[0] < second.sums[0] and first.sums[1] > second.sums[1]
     counting._COUNTED.clear()
     assert certifier.sum(counter, inputs(1)[0], 1, 1) == second
+
+
+def sums(scores: np.ndarray, top: int) -> Sums:
+    units = whole(torch.from_numpy(scores), top).numpy().astype(object)
+    return Sums(len(scores), tuple(units.sum(axis=0)), tuple((units**2).sum(axis=0)))
+
+
+@pytest.mark.parametrize("bound", ["hoeffding", "chernoff", "bernstein"])
+def test_bounds_of_scores_hold_together(bound: Bound) -> None:
+    stream = np.random.default_rng(3)
+    certifier = SoftSmoothing(alpha=0.3, bound=bound)
+    truth = np.array([0.5, 0.3, 0.2])
+    wrong = 0
+    for _ in range(200):
+        scores = stream.dirichlet(2 * truth, size=60)
+        low, high = certifier.of_sums(sums(scores, 0), 0)
+        wrong += low > 0.5 or high < 0.3
+        assert low <= scores[:, 0].mean() and high >= scores[:, 1:].mean(axis=0).max() - 1e-9
+    assert wrong <= binom.isf(1e-4, 200, 0.3)
+
+
+def test_scores_that_are_not_finite_speak_against_the_class() -> None:
+    scores, certifier = np.tile([0.9, 0.1], (1000, 1)), SoftSmoothing(alpha=0.01)
+    good = certifier.of_sums(sums(scores, 0), 0)
+    scores[:300] = math.nan
+    bad = certifier.of_sums(sums(scores, 0), 0)
+    assert good[0] > 0.85 and bad[0] < 0.63 < good[0]
+    assert bad[1] > good[1]
+
+
+def test_sampled_classes_are_drawn_with_their_scores() -> None:
+    scores = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).expand(20_000, -1).clone()
+    scores[-3:] = math.nan
+    drawn = sample_classes(scores, np.random.default_rng(0))
+    assert (drawn[-3:] == -1).all() and not (drawn == 1).any()
+    for c in (0, 2, 3):
+        share = float(scores[0, c])
+        count = int((drawn == c).sum())
+        assert binom.ppf(1e-5, 20_000, share) <= count <= binom.isf(1e-5, 20_000, share)

@@ -1,19 +1,16 @@
-"""Confidence statements, soft scores, and the older guarantees that Cohen's radius must not lie below."""
+"""Confidence statements about scores and shares."""
 
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 from scipy.stats import binom
 
-from certbench.verifiers.smoothing.confidence import binomial, privacy
+from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.confidence.scores import decide, log_evidence
-from certbench.verifiers.smoothing.noise import gaussian_radius
-from certbench.verifiers.smoothing.soft import Bound, SoftSmoothing, Sums, sample_classes, whole
 
 BOUNDS = {
     "hoeffding": lambda mean, variance, n, alpha: confidence.hoeffding_lower(mean, n, alpha),
@@ -145,122 +142,3 @@ def test_a_confidence_sequence_is_what_decisions_exclude() -> None:
             assert low <= binomial.lower(successes, trials, 0.01)
         if high < 1:
             assert decide(successes, trials, high, 0.01) is False
-
-
-@pytest.mark.parametrize(
-    ("p", "cohen", "li", "lecuyer"),
-    [
-        (0.6, 0.2533, 0.2022, 0.0592),
-        (0.75, 0.6745, 0.5396, 0.1810),
-        (0.9, 1.2816, 1.0319, 0.3903),
-        (0.99, 2.3263, 1.9080, 0.5546),
-        (0.999, 3.0902, 2.5757, 0.5684),
-        (0.9999, 3.7190, 3.1409, 0.5698),
-    ],
-)
-def test_older_radii_are_the_known_ones(p: float, cohen: float, li: float, lecuyer: float) -> None:
-    assert gaussian_radius.radius(p, 1 - p, 1.0) == pytest.approx(cohen, abs=6e-5)
-    assert privacy.li(p, 1 - p, 1.0) == pytest.approx(li, abs=6e-5)
-    assert lecuyer - 6e-5 <= privacy.lecuyer(p, 1 - p, 1.0) <= lecuyer + 6e-4  # those were over a grid of deltas
-
-
-PAIRS = [(p, q) for p in (0.2, 0.4, 0.51, 0.7, 0.95, 0.999999) for q in (0.0, 1e-9, 0.01, 0.19, 0.4) if p + q <= 1]
-
-
-@pytest.mark.parametrize(("p", "q"), PAIRS)
-def test_no_older_radius_exceeds_the_tight_one(p: float, q: float) -> None:
-    tight = gaussian_radius.radius(p, q, 0.5)
-    assert max(privacy.li(p, q, 0.5), privacy.lecuyer(p, q, 0.5)) <= tight
-    assert gaussian_radius.lipschitz_radius(p, q, 0.5) <= tight
-    assert (tight > 0) == (p > q)
-    if p > 0.5 > q > 0:
-        laplace = -0.5 * math.log(4 * q * (1 - p))
-        assert max(privacy.pixeldp_laplace(p, q, 1.0), privacy.li_laplace(p, q, 1.0)) <= laplace
-
-
-@pytest.mark.parametrize("gap", [1e-15, 1e-13, 1e-11, 1e-8])
-@pytest.mark.parametrize("p", [1e-9, 0.1, 0.39, 0.5])
-def test_probabilities_that_hardly_differ_certify_no_more_than_they_may(p: float, gap: float) -> None:
-    """The root of a rounding error once was a radius; the tight one is half the difference over the density."""
-    high = p * (1 + gap)
-    exact = float(Fraction(high) - Fraction(p))
-    normal = exact / 2 / (math.exp(-(float(ndtri(p)) ** 2) / 2) / math.sqrt(2 * math.pi))
-    assert max(privacy.li(high, p, 1.0), privacy.lecuyer(high, p, 1.0)) <= normal * (1 + 1e-6)
-    assert max(privacy.pixeldp_laplace(high, p, 1.0), privacy.li_laplace(high, p, 1.0)) <= exact / 2 / p * (1 + 1e-12)
-
-
-def test_what_does_not_separate_certifies_nothing_and_nonsense_is_refused() -> None:
-    for radius in (privacy.li, privacy.lecuyer, privacy.pixeldp_laplace, privacy.li_laplace, gaussian_radius.radius):
-        assert radius(0.3, 0.3, 1.0) == 0
-        assert radius(0.2, 0.6, 1.0) == 0
-        with pytest.raises(ValueError, match="bound no"):
-            radius(math.nan, 0.1, 1.0)
-
-
-def test_the_lipschitz_constant_of_smoothed_scores_is_attained_by_a_half_space() -> None:
-    sigma = 0.7
-    slopes = np.diff(ndtr(np.linspace(-1, 1, 2001) / sigma)) / 0.001
-    assert gaussian_radius.lipschitz_constant(sigma) == pytest.approx(slopes.max(), rel=1e-6)
-    stream = np.random.default_rng(0)
-    for _ in range(20):  # no other score on the line has a steeper average
-        centres, heights = np.sort(stream.uniform(-2, 2, 7)), stream.uniform(0, 1, 8)
-        at = lambda x: heights @ np.diff(np.concatenate([[0], ndtr((centres - x) / sigma), [1]]))  # noqa: B023, E731
-        assert abs(at(0.001) - at(-0.001)) / 0.002 <= gaussian_radius.lipschitz_constant(sigma)
-
-
-def sums(scores: np.ndarray, top: int) -> Sums:
-    units = whole(torch.from_numpy(scores), top).numpy().astype(object)
-    return Sums(len(scores), tuple(units.sum(axis=0)), tuple((units**2).sum(axis=0)))
-
-
-@pytest.mark.parametrize("bound", ["hoeffding", "chernoff", "bernstein"])
-def test_bounds_of_scores_hold_together(bound: Bound) -> None:
-    stream = np.random.default_rng(3)
-    certifier = SoftSmoothing(alpha=0.3, bound=bound)
-    truth = np.array([0.5, 0.3, 0.2])
-    wrong = 0
-    for _ in range(200):
-        scores = stream.dirichlet(2 * truth, size=60)
-        low, high = certifier.of_sums(sums(scores, 0), 0)
-        wrong += low > 0.5 or high < 0.3
-        assert low <= scores[:, 0].mean() and high >= scores[:, 1:].mean(axis=0).max() - 1e-9
-    assert wrong <= binom.isf(1e-4, 200, 0.3)
-
-
-def test_scores_that_are_not_finite_speak_against_the_class() -> None:
-    scores, certifier = np.tile([0.9, 0.1], (1000, 1)), SoftSmoothing(alpha=0.01)
-    good = certifier.of_sums(sums(scores, 0), 0)
-    scores[:300] = math.nan
-    bad = certifier.of_sums(sums(scores, 0), 0)
-    assert good[0] > 0.85 and bad[0] < 0.63 < good[0]
-    assert bad[1] > good[1]
-
-
-def test_sampled_classes_are_drawn_with_their_scores() -> None:
-    scores = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).expand(20_000, -1).clone()
-    scores[-3:] = math.nan
-    drawn = sample_classes(scores, np.random.default_rng(0))
-    assert (drawn[-3:] == -1).all() and not (drawn == 1).any()
-    for c in (0, 2, 3):
-        share = float(scores[0, c])
-        count = int((drawn == c).sum())
-        assert binom.ppf(1e-5, 20_000, share) <= count <= binom.isf(1e-5, 20_000, share)
-
-
-def test_the_risk_gap_holds_for_every_shift_of_the_noise() -> None:
-    edges = np.array([-np.inf, -0.4, 0.3, 1.1, np.inf])
-    points, sigma, step = np.linspace(-2, 2, 41), 0.5, 0.2
-
-    def probabilities(x: np.ndarray) -> np.ndarray:
-        return np.diff(ndtr((edges[None] - x[:, None]) / sigma), axis=1)
-
-    here = probabilities(points)
-    gap = privacy.risk_gap(here, privacy.gaussian_divergence(step, sigma))
-    assert 0 < gap < 1
-    for shift in (-step, step):
-        added = (here - probabilities(points + shift)).max(axis=1).mean()
-        assert 0.02 < added <= gap
-    assert privacy.risk_gap(np.eye(3), 0.0) == pytest.approx(0, abs=1e-11)
-    assert privacy.risk_gap(np.eye(3), privacy.laplace_divergence(0.2, 0.4)) == pytest.approx(1 - math.exp(-0.5))
-    with pytest.raises(ValueError, match="distributions"):
-        privacy.risk_gap(np.array([[0.5, 0.4]]), 0.1)
