@@ -57,9 +57,6 @@ class Shown(nn.Module):
         return torch.stack([torch.full_like(x[:, 0], 0.5), x.flatten(1).sum(dim=1)], dim=1)
 
 
-# Patches
-
-
 def scored(channels: int, height: int, width: int, seed: int, favour: float) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,9 +1,6 @@
 """Denoisers and diffusion models before a classifier that stays as it is, and smoothing of both together."""
 
-import copy
 import math
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,48 +9,22 @@ from torch import Tensor, nn
 import certbench
 from certbench import ABSTAIN, L2
 from certbench.errors import ConfigError
-from certbench.models import data, training, zoo
+from certbench.models import zoo
 from certbench.models.architectures.denoisers import (
     TIMES,
     ConvolutionalDenoiser,
     Diffusion,
-    DiffusionDenoiser,
     NoisePredictor,
-    Preprocessor,
-    Residual,
     signal,
     time_of,
 )
 from certbench.models.data.base import Dataset
-from certbench.models.recipes import denoising
-from certbench.models.recipes.base import Step
-from certbench.models.recipes.stability import Stability
-from tests.support import mnist
+from tests.support.denoisers import MODELS, made, seen
 
 SMOOTHING = {"name": "smoothing", "noise": {"name": "gaussian", "sigma": 0.25}, "n": 300}
-MODELS = [name for name in zoo.names() if zoo.TABLE[name].preprocessor is not None]
+
+
 every_model = pytest.mark.parametrize("name", MODELS)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return data.load("digits")
-
-
-def made(name: str) -> tuple[Preprocessor, float]:
-    """The pre-processor of a model, and the noise it is for."""
-    preprocessor, objective = zoo.TABLE[name].preprocessor, zoo.TABLE[name].recipe.objective
-    assert preprocessor is not None
-    if isinstance(preprocessor, DiffusionDenoiser):
-        return preprocessor, preprocessor.sigma
-    assert isinstance(objective, denoising.Denoising | Stability)
-    return preprocessor, objective.sigma
-
-
-def seen(name: str) -> Dataset:
-    """The first 500 test inputs of a model."""
-    test = mnist.load(zoo.TABLE[name].data)
-    return replace(test, inputs=test.inputs[:500], labels=test.labels[:500])
 
 
 def noise_like(x: Tensor, seed: int = 0) -> Tensor:
@@ -233,56 +204,3 @@ def test_smoothing_certifies_the_whole_and_more_of_it_than_of_the_classifier_alo
 def test_draws_may_be_shared(digits: Dataset) -> None:
     certificate = certbench.certify({**SMOOTHING, "share": 0}, zoo.load("cnn-denoised"), digits.inputs[:4], L2)
     assert (certificate.radius > 0).any()
-
-
-# Training
-
-
-@pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith("multistep")])  # trained like one step
-def test_a_recipe_learns_by_its_seed_alone_and_leaves_the_classifier(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    preprocessor, whole = made(name)[0], seen(name)
-    behind = zoo.load(preprocessor.classifier)
-    few = Dataset("few", whole.inputs[:256], whole.labels[:256], 10)
-
-    def build() -> nn.Sequential:
-        return nn.Sequential(preprocessor.build(few.input_shape), *copy.deepcopy(behind.module).children())
-
-    recipe = replace(zoo.TABLE[name].recipe, epochs=10)
-    first, again, other = (training.train(build, recipe, few, seed) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(first[0].parameters(), other[0].parameters(), strict=True))
-    for own, shipped in zip(first[1:].parameters(), behind.module.parameters(), strict=True):
-        assert torch.equal(own, shipped)
-
-    def loss(module: nn.Sequential) -> float:
-        step = Step(few.inputs.double(), few.labels, 0.0, torch.Generator().manual_seed(0))
-        return float(recipe.objective.loss(module.double(), step).detach())
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        untrained = build()
-    assert loss(first) < 0.95 * loss(untrained)
-
-
-def test_stability_asks_for_the_classifiers_own_label(digits: Dataset) -> None:
-    module = zoo.load("cnn-plain").double().module
-    assert isinstance(module, nn.Sequential)
-    identity = nn.Sequential(Residual((1, 8, 8), 3).double(), *module)
-    for parameter in identity[0].parameters():
-        nn.init.zeros_(parameter)
-    step = Step(digits.inputs.double(), 9 - digits.labels, 0.0, torch.Generator())  # wrong labels, not read
-    logits = module(step.x)
-    expected = nn.functional.cross_entropy(logits, logits.argmax(dim=1))
-    assert torch.isclose(Stability(0.0).loss(identity, step), expected)
-
-
-def test_the_card_of_a_new_training_is_like_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = zoo.TABLE["cnn-denoised"]
-    short = replace(entry, recipe=replace(entry.recipe, epochs=2))
-    monkeypatch.setattr(zoo, "TABLE", {**zoo.TABLE, "cnn-denoised": short})
-    card = zoo.train("cnn-denoised", tmp_path)
-    assert card.keys() == zoo.card("cnn-denoised", zoo.WEIGHTS).keys() and card["parameters"] == 33088 + 22406
-    assert card["preprocessor"] == {"name": "Denoiser", "classifier": "cnn-plain", "width": 128}
-    assert zoo.load("cnn-denoised", tmp_path).name == "cnn-denoised"

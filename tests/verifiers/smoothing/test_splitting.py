@@ -22,9 +22,6 @@ class Even(np.random.Generator):
 EVEN = Even(np.random.SFC64(0))
 
 
-# Splitting
-
-
 @pytest.mark.parametrize("lam", [0.05, 0.2, 0.35, 0.5, 0.8, 2.0])
 def test_a_change_is_seen_with_probability_delta_over_two_lambda(lam: float) -> None:
     n, noise = 100_000, Splitting(lam)
