@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from certbench import L1, L2, Classifier, Linf, ThreatModel
-from certbench.attacks import battery, gradient, walk
+from certbench.attacks import battery, walk
 from certbench.attacks.battery import attack, attack_with_all, refute
 from certbench.attacks.counterexamples import Counterexamples, Hunt, replay
-from certbench.attacks.occlusion import occlude
-from certbench.attacks.walk import differs, restore, walk_back
+from certbench.attacks.walk import differs, walk_back
 from certbench.core.threat import L0
 from certbench.testing import closed_form, inputs, network
-from certbench.verifiers.smoothing.patches import PatchSmoothing
+from tests.support.holes import Hole
 
 pytestmark = pytest.mark.machine
 
@@ -68,18 +67,6 @@ def test_one_class_only_and_no_input_give_no_counterexample() -> None:
     classifier = Classifier(module.eval(), (1, 4, 4), 4)
     for n in (0, 3):
         assert attack(classifier, inputs(n), (L2,), (0.0, 1.0), steps=3)[L2].distance.tolist() == [math.inf] * n
-
-
-class Hole(nn.Module):
-    """NaN wherever the first pixel is above a half: no class wins there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        return self.layer(x).masked_fill(x[:, :1] > 0.5, math.nan)
 
 
 def test_nan_logits_are_no_counterexample() -> None:
@@ -208,25 +195,6 @@ def test_inside_a_ball_is_found_what_is_there_and_nothing_else(threat: ThreatMod
     assert (found.distance >= exact * (1 - 1e-9)).all()
 
 
-def test_known_points_are_replayed_and_what_is_none_is_dropped() -> None:
-    classifier, x = network("linear"), inputs(4)
-    found = attack(classifier, x, (L2,), (0.0, 1.0), steps=20)[L2]
-    points = found.point.clone()
-    points[0] = x[0]
-    claimed = Counterexamples(torch.zeros(4, dtype=torch.float64), points, found.attack)
-    again = replay(classifier, x, L2, claimed)[L2]
-    assert again.distance.isinf().tolist() == [True, *found.distance.isinf().tolist()[1:]]
-    torch.testing.assert_close(again.distance[1:], found.distance[1:])
-
-
-def test_points_outside_the_domain_are_no_counterexamples_of_it() -> None:
-    classifier, x = network("linear"), inputs(4)
-    found = attack(classifier, x, (L2,), (-20.0, 20.0), steps=20)[L2]
-    far = Counterexamples(found.distance, x + 50 * (found.point - x), found.attack)
-    inside = replay(classifier, x, L2.within(0.0, 1.0), far)[L2.within(0.0, 1.0)]
-    assert inside.point.min() >= 0 and inside.point.max() <= 1
-
-
 def test_an_attack_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> Tensor:
         raise RuntimeError("no such thing")
@@ -257,94 +225,3 @@ def test_global_generators_are_left_as_they_were_by_the_whole_battery() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     again, _ = attack_with_all(network("mlp"), inputs(3), (L2,), (0.0, 1.0), steps=5)
     assert torch.equal(found[L2].distance, again[L2].distance)
-
-
-@pytest.mark.parametrize("threat", [L1, L2, Linf], ids=str)
-def test_projections_are_the_nearest_points_of_the_ball(threat: ThreatModel) -> None:
-    generator = torch.Generator().manual_seed(0)
-    change = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
-    eps = torch.tensor([0.0, 0.1, 0.7, 2.0, 100.0], dtype=torch.float64)
-    nearest = gradient.project(change, threat, eps)
-    length = torch.linalg.vector_norm(nearest.flatten(1), ord=threat.p, dim=1)
-    assert (length <= eps * (1 + 1e-12)).all()
-    assert torch.equal(nearest[4], change[4])
-    others = torch.randn(2000, 6, generator=generator, dtype=torch.float64)
-    for i in range(1, 4):
-        ball = others / torch.linalg.vector_norm(others, ord=threat.p, dim=1, keepdim=True) * eps[i]
-        best = (ball - change[i].flatten()).norm(dim=1).min()
-        assert (nearest[i] - change[i]).norm() <= best + 1e-12
-
-
-def test_coordinates_that_need_not_change_are_set_back() -> None:
-    classifier = network("linear")
-    x = inputs(5)
-    exact = classifier.double()
-    label = exact(x).argmax(dim=1)
-    points = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 4 - 2
-    wrong = differs(exact, points, label)
-    back = restore(exact, x, label, points)
-    assert wrong.any()
-    assert torch.equal(differs(exact, back, label), wrong)
-    changed = (back != x).flatten(1).sum(dim=1)
-    assert (changed[wrong] < 16).any()
-    assert torch.equal(back[~wrong], points[~wrong])
-    assert ((back == x) | (back == points)).all()
-
-
-# rectangles
-
-
-def corner() -> Classifier:
-    """Class 1 where the four pixels of the lower right corner are bright together."""
-    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
-    with torch.no_grad():
-        weight = torch.zeros(6, 6)
-        weight[4:, 4:] = 1.0
-        module[1].weight.copy_(torch.stack([torch.zeros(36), weight.flatten()]))
-        module[1].bias.copy_(torch.tensor([0.0, -3.5]))
-    return Classifier(module.eval(), (1, 6, 6), 2)
-
-
-def test_rectangles_find_the_place_that_counts() -> None:
-    classifier, x = corner(), 0.1 * torch.ones(3, 1, 6, 6)
-    found = occlude(classifier, x, 2, 2)
-    assert found.found.all()
-    assert found.place.tolist() == [[4, 4]] * 3
-    changed = found.point != x.double()
-    assert changed[:, :, 4:, 4:].all()
-    assert changed.sum() == 12
-    assert found.point.min() >= 0 and found.point.max() <= 1
-    assert not occlude(classifier, x, 2, 1).found.any()  # two pixels are not enough
-    assert not occlude(classifier, x, 7, 7).found.any()  # larger than the image
-
-
-def test_patch_certificates_are_audited_by_rectangles() -> None:
-    """Inside what `PatchSmoothing` certifies no rectangle changes the vote; beyond it some do."""
-    smoothing = PatchSmoothing(kind="band", size=2, encode="zero", threshold=0.5)
-    classifier = corner()
-    x = torch.cat([torch.zeros(1, 1, 6, 6), torch.ones(1, 1, 6, 6)])
-    certificate = smoothing.certify(classifier, x)
-    assert (certificate.radius >= 1).all()
-
-    def judge(points: Tensor) -> Tensor:
-        return smoothing.certify(classifier, points).prediction
-
-    for side in (1, 2, 3, 4, 5):
-        inside = certificate.radius >= side
-        found = occlude(
-            classifier, x[inside], side, side, label=certificate.prediction[inside], judge=judge, places=25, steps=5
-        )
-        assert not found.found.any()
-    wide = PatchSmoothing(kind="band", size=5, encode="zero", threshold=0.5)  # four of six positions see the corner
-    claimed = wide.certify(classifier, x[:1])
-    assert claimed.radius.tolist() == [0.0]
-    beyond = occlude(
-        classifier,
-        x[:1],
-        2,
-        2,
-        label=claimed.prediction,
-        judge=lambda points: wide.certify(classifier, points).prediction,
-    )
-    assert beyond.found.all()
-    assert beyond.place.tolist() == [[4, 4]]

@@ -12,7 +12,7 @@ from certbench import L1, L2, Certificate, Classifier, Linf, ThreatModel
 from certbench.attacks.clever import _endpoint, _sample, clever
 from certbench.errors import ConfigError
 from certbench.testing import closed_form, inputs, network
-from tests.attacks.test_battery import Hole
+from tests.support.holes import Hole
 
 pytestmark = pytest.mark.machine
 
