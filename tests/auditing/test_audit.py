@@ -36,7 +36,7 @@ from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing, SmoothingState
-from tests.runs.test_run import Watcher
+from tests.support.runs import Watcher
 from tests.support.terminal import text_of
 
 pytestmark = pytest.mark.machine

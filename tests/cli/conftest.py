@@ -13,7 +13,7 @@ import torch
 
 from certbench import cli
 from certbench.core import registry
-from tests.runs.test_run import POINTS, Fake
+from tests.support.runs import POINTS, Fake
 
 FACTORY = """
 from torch import nn

@@ -22,7 +22,7 @@ from certbench.results.store import Store
 from certbench.runs import stages
 from certbench.verifiers.linear.lirpa.release_0_3 import INSTALL
 from tests.cli.conftest import FOLDER, Run, write
-from tests.runs.test_run import MISHAPS
+from tests.support.runs import MISHAPS
 
 
 def test_a_users_own_model_and_data_run_from_the_current_directory(certbench: Run) -> None:

@@ -33,7 +33,7 @@ from certbench.testing import inputs, network
 from certbench.verifiers.smoothing.adaptive import AdaptiveSmoothing
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.soft import SoftSmoothing
-from tests.verifiers.smoothing.test_smoothing import halfspace, points
+from tests.support.halfspaces import halfspace, points
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "http_endpoint.py"
 

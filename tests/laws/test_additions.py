@@ -32,7 +32,7 @@ from certbench.report import tables
 from certbench.results.metrics import summarise
 from certbench.verifiers.smoothing.noise import NOISES, Noise
 from certbench.verifiers.smoothing.noise.families import Gaussian
-from tests.runs.test_run import Bench
+from tests.support.runs import Bench
 
 
 class Narrow(Gaussian):
@@ -127,7 +127,7 @@ def fill_from_json(module: nn.Module, path: Path) -> None:
 def test_a_format_of_weights_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(formats.TABLE, ".json", f"{__name__}:fill_from_json")
     bench = Bench(tmp_path)
-    model = {"name": "plane", "factory": "tests.runs.test_run:make"}
+    model = {"name": "plane", "factory": "tests.support.runs:make"}
     usual = bench.run("lipschitz", models=[{**model, "weights": str(tmp_path / "linear.safetensors")}]).rows
     weights = {"0.weight": [[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], "0.bias": [0.0] * 3}
     (tmp_path / "linear.json").write_text(json.dumps(weights))

@@ -26,7 +26,7 @@ from certbench.verifiers.smoothing.patches import PatchSmoothing
 from certbench.verifiers.smoothing.splitting import DeterministicSplitting, Splitting, SplittingSmoothing
 from certbench.verifiers.smoothing.votes import Vote
 from tests.support.grids import Half, Shown, grid, half, scored
-from tests.verifiers.smoothing.test_counting import Watched
+from tests.support.watched import Watched
 
 # All of them
 

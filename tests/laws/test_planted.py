@@ -36,7 +36,7 @@ from certbench.runs import run as benchmark
 from certbench.runs.suite import load
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz
 from certbench.verifiers.smoothing.smoothing import Smoothing
-from tests.runs.test_run import Watcher
+from tests.support.runs import Watcher
 
 pytestmark = pytest.mark.machine
 

@@ -1,185 +1,18 @@
 """Runs: nothing is computed twice, nothing is lost, and no failure stops the others."""
 
 import json
-import math
 import signal
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import safetensors.torch
-import torch
-from torch import Tensor, nn
 
-from certbench.attacks import battery
-from certbench.core import registry
-from certbench.core.certificate import Certificate
-from certbench.core.certifier import Certifier
-from certbench.core.claims import Guarantee, Outcome, Subject
-from certbench.core.classifier import Classifier
-from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, MissingBackendError, SolverError, StoreError, UnsupportedError
+from certbench.core.claims import Outcome
+from certbench.errors import ConfigError, StoreError
 from certbench.files.writing import draft
-from certbench.results.rows import Row
-from certbench.runs import run as benchmark
-from certbench.runs import stages
 from certbench.runs.events import Interrupted
-from certbench.runs.run import Finished
-from certbench.runs.suite import load
+from tests.support.runs import CALLS, MISHAPS, SMOOTHING, Bench, fake, outcomes
 
 pytestmark = pytest.mark.machine
-
-CALLS: list[str] = []
-"""What the fakes were asked, in order."""
-
-Mishap = Callable[[], object]
-
-
-def raises(error: BaseException) -> Mishap:
-    def mishap() -> None:
-        raise error
-
-    return mishap
-
-
-MISHAPS: dict[str, Mishap] = {
-    "nothing": lambda: None,
-    "solver": raises(SolverError("no answer")),
-    "unsupported": raises(UnsupportedError("no bound for layer 7")),
-    "backend": raises(MissingBackendError("install it by: pip install x")),
-    "config": raises(ConfigError("this cannot be")),
-    "memory": raises(MemoryError("too much")),
-    "cpu memory": raises(RuntimeError("DefaultCPUAllocator: can't allocate memory")),
-    "bug": raises(TypeError("None is not callable")),
-    "interrupt": raises(KeyboardInterrupt()),
-    "slow": lambda: time.sleep(0.2),
-}
-
-
-@dataclass(frozen=True)
-class Fake(Certifier[Classifier]):
-    """A certifier with an accident; claims `radius` everywhere."""
-
-    prepares: str = "nothing"
-    certifies: str = "nothing"
-    radius: float = 1e-9
-
-    guarantee = Guarantee.SOUND
-    norms = frozenset({2.0})
-
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> Classifier:
-        CALLS.append("prepare")
-        MISHAPS[self.prepares]()
-        return classifier
-
-    def certify(self, state: Classifier, x: Tensor, seeds: Sequence[int]) -> Certificate:
-        CALLS.append(f"certify {len(x)}")
-        MISHAPS[self.certifies]()
-        return Certificate.of(state(x).argmax(dim=1), torch.full((len(x),), self.radius, dtype=torch.float64))
-
-
-@dataclass(frozen=True)
-class Unwritable(Fake):
-    """Its evidence is no JSON."""
-
-    def certify(self, state: Classifier, x: Tensor, seeds: Sequence[int]) -> Certificate:
-        return Certificate.of(state(x).argmax(dim=1), torch.zeros(len(x)), evidence=[{"object": self}] * len(x))
-
-
-class Linear(nn.Sequential):
-    """Three classes of the plane."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(2, 3))
-
-
-def make() -> nn.Module:
-    return Linear()
-
-
-class Watcher:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.total = self.done = 0
-        self.counts: Counter[str] = Counter()
-        self.notes: list[str] = []
-        self.steps: list[str] = []
-
-    def begin(self, total: int, done: int) -> None:
-        self.total, self.done = total, done
-
-    def now(self, text: str) -> None:
-        self.steps.append(text)
-
-    def advance(self, outcomes: Mapping[str, int]) -> None:
-        self.counts.update(outcomes)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-POINTS = np.array([[1.0, 0.1], [0.1, 1.0], [-1.0, -1.0]], dtype=np.float32)
-
-
-class Bench:
-    """A little suite in a folder of its own, and its run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.watcher = Watcher()
-        np.savez(folder / "plane.npz", inputs=POINTS, labels=np.arange(3))
-        self.weights([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
-
-    def weights(self, matrix: list[list[float]]) -> None:
-        state = {"0.weight": torch.tensor(matrix), "0.bias": torch.zeros(3)}
-        safetensors.torch.save_file(state, self.folder / "linear.safetensors")
-
-    def run(
-        self, *certifiers: Any, rerun: str = "errors", model: str = "plane", executor: str = "inline", **changes: Any
-    ) -> Finished:
-        suite = {
-            "name": "little",
-            "data": str(self.folder / "plane.npz"),
-            "inputs": 3,
-            "models": [
-                {"name": model, "factory": f"{__name__}:make", "weights": str(self.folder / "linear.safetensors")}
-            ],
-            "norms": [2],
-            "certifiers": list(certifiers),
-            "attacks": {"steps": 0},
-        }
-        path = self.folder / "little.yaml"
-        path.write_text(json.dumps({**suite, **changes}), encoding="utf-8")
-        self.watcher = Watcher()
-        CALLS.clear()
-        return benchmark.run(load(str(path)), self.folder / "run", self.watcher, rerun=rerun, executor=executor)
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    for kind in (Fake, Unwritable):
-        monkeypatch.setitem(registry.table(), kind.__name__.lower(), f"{__name__}:{kind.__name__}")
-    return Bench(tmp_path)
-
-
-def fake(**options: Any) -> dict[str, Any]:
-    return {"name": "fake", **options}
-
-
-def outcomes(rows: list[Row]) -> dict[str, set[Outcome]]:
-    found: dict[str, set[Outcome]] = {}
-    for row in rows:
-        found.setdefault(row.certifier, set()).add(row.outcome)
-    return found
-
-
-SMOOTHING = {"name": "smoothing", "n": 100}
 
 
 # nothing is computed twice
@@ -263,7 +96,7 @@ def test_batches_are_as_large_as_the_suite_says(bench: Bench) -> None:
 
 def test_two_models_share_a_run(bench: Bench) -> None:
     models = [
-        {"name": name, "factory": f"{__name__}:make", "weights": str(bench.folder / f"{name}.safetensors")}
+        {"name": name, "factory": f"{Bench.__module__}:make", "weights": str(bench.folder / f"{name}.safetensors")}
         for name in ("one", "other")
     ]
     for i, model in enumerate(models):
@@ -364,96 +197,6 @@ def test_an_unsound_certifier_is_caught(bench: Bench) -> None:
     rows = bench.run(fake(radius=100.0), "lipschitz", attacks={"steps": 10}).rows
     assert [row.unsound for row in rows] == [True] * 3 + [False] * 3
     assert all(row.upper < 2 for row in rows)
-
-
-def test_smoothed_rows_have_no_counterexample_of_the_base(bench: Bench) -> None:
-    rows = bench.run(SMOOTHING, "fake", attacks={"steps": 3}).rows
-    assert {row.upper for row in rows if row.subject is Subject.SMOOTHED} == {math.inf}
-    assert math.inf not in {row.upper for row in rows if row.subject is Subject.BASE}
-
-
-def test_nobody_is_attacked_for_smoothing_alone(bench: Bench) -> None:
-    bench.run(SMOOTHING, attacks={"steps": 3})
-    assert "attacked" not in bench.watcher.counts
-
-
-def test_misclassified_inputs_are_not_attacked(bench: Bench) -> None:
-    bench.weights([[0.0, -9.0], [0.0, 1.0], [-9.0, -9.0]])
-    assert [row.upper < math.inf for row in bench.run("fake", attacks={"steps": 3}).rows] == [False, True, True]
-
-
-def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*args: Any, **options: Any) -> None:
-        raise RuntimeError("no gradient")
-
-    monkeypatch.setattr(stages, "attack", broken)
-    finished = bench.run("fake", attacks={"steps": 3})
-    assert outcomes(finished.rows) == {"fake": {Outcome.COMPLETED}}
-    assert finished.unaudited == 3
-    assert "attacks on plane failed: RuntimeError: no gradient" in bench.watcher.notes[0]
-    monkeypatch.setattr(stages, "attack", battery.attack)
-    again = bench.run("fake", attacks={"steps": 3})
-    assert (again.computed, again.unaudited) == (3, 0)
-
-
-# estimates
-
-ATTACKS = {"attacks": {"steps": 3}}
-CLEVER = {"clever": {"radius": {"2": 5.0}, "batches": 2, "samples": 3}}
-
-
-def test_estimates_change_no_row_and_are_computed_once(bench: Bench) -> None:
-    without = bench.run("lipschitz", SMOOTHING, **ATTACKS)
-    assert without.estimates == []
-    first = bench.run("lipschitz", SMOOTHING, **ATTACKS, **CLEVER)
-    assert (first.computed, bench.watcher.counts["estimated"]) == (3, 3)
-    assert (first.rows, first.unaudited) == (without.rows, 0)
-    assert [estimate.input for estimate in first.estimates] == [0, 1, 2]
-    radii = [row.radius for row in first.rows if row.certifier == "lipschitz"]
-    assert [estimate.value for estimate in first.estimates] == pytest.approx(radii)  # the network is linear
-    assert all(estimate.value <= estimate.upper < 2 for estimate in first.estimates)
-    assert {estimate.method for estimate in first.estimates} == {"clever(batches=2, samples=3, radius=5)"}
-    second = bench.run("lipschitz", SMOOTHING, **ATTACKS, **CLEVER)
-    assert (second.computed, second.estimates) == (0, first.estimates)
-    assert bench.watcher.done == bench.watcher.total == 12
-    assert bench.run("lipschitz", SMOOTHING, **ATTACKS).estimates == []
-
-
-@pytest.mark.parametrize(
-    ("change", "computed"),
-    [
-        ({"clever": {**CLEVER["clever"], "samples": 4}}, 3),
-        ({"clever": {**CLEVER["clever"], "radius": {"2": 4.0}}}, 3),
-        ({"attacks": {"steps": 0}}, 0),
-        ({"batch": 1}, 0),
-        ({"model": "renamed"}, 0),
-    ],
-    ids=str,
-)
-def test_settings_of_estimates_change_their_keys(bench: Bench, change: dict[str, Any], computed: int) -> None:
-    bench.run("fake", **ATTACKS, **CLEVER)
-    assert bench.run("fake", **{**ATTACKS, **CLEVER, **change}).computed == computed
-
-
-def test_only_norms_with_a_radius_and_base_classifiers_are_estimated(bench: Bench) -> None:
-    estimates = bench.run("lipschitz", norms=[1, 2], **CLEVER).estimates
-    assert [(estimate.norm, estimate.upper) for estimate in estimates] == [(2.0, math.inf)] * 3
-    assert bench.run(SMOOTHING, **CLEVER).estimates == []
-
-
-def test_estimates_that_fail_cost_nothing_and_are_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any, **options: Any) -> None:
-        raise RuntimeError("no gradient")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stages, "clever", broken)
-        finished = bench.run("fake", **ATTACKS, **CLEVER)
-    assert (outcomes(finished.rows), finished.estimates) == ({"fake": {Outcome.COMPLETED}}, [])
-    assert "estimates of plane, L2 failed: RuntimeError: no gradient" in bench.watcher.notes[0]
-    again = bench.run("fake", **ATTACKS, **CLEVER)
-    assert (again.computed, len(again.estimates)) == (3, 3)
 
 
 # interruptions and full disks

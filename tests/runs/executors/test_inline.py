@@ -9,7 +9,7 @@ import pytest
 from certbench.core.certificate import Certificate
 from certbench.errors import ConfigError
 from certbench.runs import executors
-from tests.runs.test_run import Bench, Fake
+from tests.support.runs import Bench, Fake
 
 
 class Threads:

@@ -16,7 +16,7 @@ from certbench.networks.reading import relu_network
 from certbench.verifiers.bounds.programs import Program
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.milp import MILP
-from tests.verifiers.linear.test_lp import THREATS, exact_distance, points, rows_at, tiny
+from tests.support.programs import THREATS, exact_distance, points, rows_at, tiny
 
 pytest.importorskip("highspy")
 

@@ -20,7 +20,7 @@ from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import wong_kolter
 from certbench.verifiers.linear.wong_kolter import DualNetwork, WongKolter, cascade, estimated_l1, layerwise
 from certbench.verifiers.linear.zonotope import DeepZ
-from tests.verifiers.linear.test_zonotope import THREATS, fast_lin, question
+from tests.support.questions import THREATS, fast_lin, question
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "cnn", "residual"])

@@ -14,8 +14,8 @@ from certbench.verifiers.smoothing.confidence import scores
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter, tally
 from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Laplace, Uniform
 from certbench.verifiers.smoothing.smoothing import Smoothing
-from tests.verifiers.smoothing.test_counting import SEEDS, Watched
-from tests.verifiers.smoothing.test_smoothing import Broken, halfspace, points
+from tests.support.halfspaces import Broken, halfspace, points
+from tests.support.watched import SEEDS, Watched
 
 pytestmark = pytest.mark.machine
 

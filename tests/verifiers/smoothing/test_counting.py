@@ -21,29 +21,15 @@ from certbench.verifiers.smoothing.noise.integer import IntegerGaussian, variati
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from certbench.verifiers.smoothing.splitting import Splitting
 from certbench.verifiers.smoothing.streams import stream_of
-from tests.verifiers.smoothing.test_smoothing import halfspace, points
+from tests.support.halfspaces import halfspace, points
+from tests.support.watched import SEEDS, Watched
 
 pytestmark = pytest.mark.machine
-
-SEEDS = [11, 12, 13, 14]
 
 
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "_COUNTED", counting.OrderedDict())
-
-
-class Watched(nn.Module):
-    """Notes how many rows it was given."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("rows", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows.add_(len(x))  # type: ignore[operator]
-        return self.inner(x)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("share", [None, 5])

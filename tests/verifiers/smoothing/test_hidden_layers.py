@@ -21,7 +21,7 @@ from certbench.verifiers.smoothing.noise.base import Noise
 from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Laplace, Uniform
 from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
-from tests.verifiers.smoothing.test_smoothing import points
+from tests.support.halfspaces import points
 
 pytestmark = pytest.mark.machine
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from scipy.special import ndtri
 from scipy.stats import beta, norm
-from torch import Tensor, nn
 
 import certbench
 from certbench import ABSTAIN, L1, L2, Classifier, Linf
@@ -14,29 +13,14 @@ from certbench.verifiers.smoothing.counting import ESTIMATION, Counter
 from certbench.verifiers.smoothing.hidden_layers import Place
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
+from tests.support.halfspaces import Broken, halfspace, points
 
 pytestmark = pytest.mark.machine
-
-
-def halfspace(d: int = 4) -> Classifier:
-    """Class 1 where the first coordinate is positive: g is the same, and its radius is that coordinate."""
-    module = nn.Linear(d, 2)
-    with torch.no_grad():
-        module.weight.zero_()
-        module.bias.zero_()
-        module.weight[1, 0] = 1.0
-    return Classifier(module.eval(), (d,), 2)
 
 
 def radius(certifier: Smoothing, top: int, counts: list[int], n: int) -> float:
     """The L2 radius of a class, given its counts."""
     return Place(None, certifier.noise, {2.0: 1.0}, 4).radius(*certifier.probabilities(top, counts, n))
-
-
-def points(n: int, first: float) -> Tensor:
-    x = torch.rand(n, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x[:, 0] = first
-    return x
 
 
 @pytest.mark.parametrize("rule", ["two-class", "one-vs-rest"])
@@ -92,11 +76,6 @@ def test_two_classes_certify_where_the_rest_is_split() -> None:
     split = [450, 110, 110, 110, 110, 110]
     assert radius(Smoothing(rule="two-class"), 0, split, 1000) > 0
     assert radius(Smoothing(rule="one-vs-rest"), 0, split, 1000) == 0
-
-
-class Broken(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([x[:, 0], -x[:, 0]], 1).masked_fill(x[:, :1] > 0, math.nan)
 
 
 def test_nan_votes_for_no_class() -> None:

@@ -19,8 +19,8 @@ from certbench.verifiers.smoothing.confidence import scores as confidence
 from certbench.verifiers.smoothing.counting import ESTIMATION, SELECTION, Counter
 from certbench.verifiers.smoothing.noise.families import Gaussian
 from certbench.verifiers.smoothing.soft import UNIT, Bound, SoftSmoothing, Sums, sample_classes, whole
-from tests.verifiers.smoothing.test_counting import SEEDS, Watched
-from tests.verifiers.smoothing.test_smoothing import halfspace, points
+from tests.support.halfspaces import halfspace, points
+from tests.support.watched import SEEDS, Watched
 
 pytestmark = pytest.mark.machine
 
