@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from certbench.auditing import base_classifiers
 from certbench.core import registry
-from tests.auditing.test_audit import Bench, base_classifiers, change, of
+from tests.support.audits import Bench, change, of
 
 PACKAGE = '''
 """Bounds of Acme. They are certbench's in nothing but the interface."""

@@ -1,14 +1,20 @@
 """Attacks on smoothed classifiers: none within the certified radius, and that the search is able to find some."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.smoothed_attack import attack
 from certbench import L2, Classifier
+from certbench.auditing import smoothed_classifiers
 from certbench.auditing.smoothed_classifiers import perturb
+from certbench.core.margins import clean_margin
+from certbench.core.threat import ThreatModel
 from certbench.models import data, zoo
 from certbench.verifiers.smoothing.noise.families import Gaussian
+from certbench.verifiers.smoothing.noise.integer import IntegerGaussian
 from certbench.verifiers.smoothing.smoothing import Smoothing
 
 pytestmark = pytest.mark.machine
@@ -72,3 +78,45 @@ def test_an_answer_that_cannot_be_told_is_no_change() -> None:
     x = torch.full((3, 6), 0.2)
     (result,) = attack(Smoothing(Gaussian(0.25), n=200), halfspace(4.0, 0.0), x, (0.0,), judge=10, steps=3, draws=4)
     assert (result.attacked, result.changed, result.abstained) == (3, 0, 3)  # ten draws tell nothing
+
+
+pytestmark = pytest.mark.machine
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize(
+    "smoothing",
+    [
+        Smoothing(Gaussian(0.25)),
+        Smoothing(Gaussian(0.25), layer="0"),
+        Smoothing(Gaussian(0.25), share=3),
+        Smoothing(IntegerGaussian(0.25, grid=16)),
+    ],
+    ids=["input", "layer", "shared", "integer"],
+)
+@pytest.mark.parametrize("plane", [False, True])
+def test_points_that_attack_smoothing_lie_within_the_radius_and_are_worse(
+    smoothing: Smoothing, p: float, plane: bool
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    if plane:  # one coordinate decides, so that every attack must go the same way
+        module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)).eval()
+        with torch.no_grad():
+            for layer in module:
+                layer.weight.zero_()  # type: ignore[operator, union-attr]
+                layer.bias.zero_()  # type: ignore[operator, union-attr]
+            module[0].weight[0, 0] = module[1].weight[1, 0] = 1.0  # type: ignore[index, operator]
+            module[1].bias.copy_(torch.tensor([0.5, 0.0, -9.0]))  # type: ignore[operator, union-attr]
+    classifier, threat = Classifier(module, (6,), 3), ThreatModel(p, (0.0, 1.0))
+    x = (16 * torch.rand(5, 6, generator=torch.Generator().manual_seed(1))).round().double() / 16
+    label = classifier(x).argmax(dim=1)
+    eps = torch.tensor([0.13, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
+    smoothed = smoothing.smoothed(classifier, threat)
+    points = smoothed_classifiers.perturb(smoothed, x, label, eps, threat, steps=10, draws=32)
+    assert (torch.linalg.vector_norm(points - x, ord=p, dim=1) <= eps).all()
+    assert points.min() >= 0 and points.max() <= 1
+    margin = clean_margin(classifier(points), label) - clean_margin(classifier(x), label)
+    assert (margin < 0).all() or not plane
+    answer = smoothed.predict(points, level=0.001, draws=500, seed=3)
+    assert answer.shape == (5,)

@@ -1,62 +1,25 @@
 """Comparing runs: every class, counts of smoothing as counts, policies, exit codes and formats."""
 
-import json
 import math
-import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import yaml
-from scipy.stats import beta, fisher_exact
+from scipy.stats import beta
 
 from certbench import ABSTAIN, ConfigError, Guarantee, Outcome, Subject
-from certbench.comparison import baseline as baselines
-from certbench.comparison.classes import Kind, Tolerance, classify
+from certbench.comparison.classes import Kind, classify
 from certbench.comparison.compare import Change, Comparison, compare
-from certbench.comparison.output import SHAPES, shape_of
-from certbench.comparison.policy import Policy, load
+from certbench.comparison.policy import Policy
 from certbench.comparison.side import Known, Side
 from certbench.results.rows import Row
-from certbench.results.significance import fisher, holm
-
-FINGERPRINTS = {"net": "a" * 64}
-
-
-def row(radius: float, **more: Any) -> Row:
-    values: dict[str, Any] = {
-        "model": "net", "certifier": "crown", "guarantee": Guarantee.SOUND, "subject": Subject.BASE, "norm": 2.0,
-        "input": 0, "label": 1, "prediction": 1, "outcome": Outcome.COMPLETED, "spec": {"name": "crown"},
-    }  # fmt: skip
-    return Row(radius=radius, **(values | more))
-
-
-def side(*rows: Row, **more: Any) -> Side:
-    return Side(**({"name": "run", "rows": rows, "models": FINGERPRINTS, "data": "d"} | more))
-
-
-def counted(counts: list[int], radius: float, seed: str = "0", **more: Any) -> Row:
-    evidence = {"counts": counts, "n": sum(counts), "rule": "two-class", "seed": seed}
-    return row(
-        radius, certifier="smoothing", spec={"name": "smoothing"}, guarantee=Guarantee.PROBABILISTIC,
-        subject=Subject.SMOOTHED, **({"evidence": evidence, "prediction": 1 if radius else ABSTAIN} | more),
-    )  # fmt: skip
-
-
-def kind(old: Row, new: Row) -> Kind:
-    (change,) = compare(side(old), side(new)).changes
-    return change.kind
-
-
-# classes
+from tests.support.comparing import called, counted, kind, row, side
 
 
 @pytest.mark.parametrize(
@@ -191,24 +154,6 @@ def test_a_new_option_makes_no_new_certifier() -> None:
     assert {change.kind for change in compare(side(steps[0]), side(steps[1])).changes} == {Kind.MISSING, Kind.NEW}
 
 
-# smoothing
-
-
-def test_fisher_is_scipys() -> None:
-    cases = [(a, n, b, n) for n in (1, 7, 100) for a in {0, n // 3, n} for b in {0, n // 2, n}]
-    for a, n, b, m in [*cases, (984, 1000, 900, 1000), (99_000, 100_000, 98_800, 100_000)]:
-        assert fisher(a, n, b, m) == pytest.approx(fisher_exact([[a, n - a], [b, m - b]]).pvalue, rel=1e-6)
-    for a, n, b, m in [(3, 10, 40, 50), (40, 50, 3, 10), (0, 3, 5, 9), (500, 1000, 49, 100)]:
-        tails = [fisher_exact([[a, n - a], [b, m - b]], alternative=tail).pvalue for tail in ("less", "greater")]
-        assert fisher(a, n, b, m) == pytest.approx(min(1, 2 * min(tails)), rel=1e-9)
-
-
-def test_holm() -> None:
-    assert holm([0.04, 0.001, 0.02, 0.9], 0.05) == [False, True, False, False]
-    assert holm([0.01, 0.001, 0.016, 0.9], 0.05) == [True, True, True, False]
-    assert holm([], 0.05) == []
-
-
 def test_counts_are_compared_as_counts() -> None:
     old = counted([10, 984, 6], 0.46)
     assert kind(old, counted([10, 984, 6], 0.46)) is Kind.SAME
@@ -338,199 +283,6 @@ def test_new_seeds_raise_a_false_alarm_in_at_most_1_percent_of_200_pairs() -> No
     assert alarms(200, 0.15, seed=3)[1] >= 160
 
 
-# policies
-
-
-def policy(text: str, folder: Path) -> Policy:
-    (folder / "policy.yaml").write_text(text)
-    return load(folder / "policy.yaml")
-
-
-def verdict(rules: Policy, *pairs: tuple[float, float], certifier: str = "crown") -> int:
-    rows = [[row(pair[k], input=i, certifier=certifier) for i, pair in enumerate(pairs)] for k in (0, 1)]
-    return compare(side(*rows[0]), side(*rows[1]), rules).exit_code
-
-
-def test_defaults_fail_what_got_worse_and_warn_about_what_got_better() -> None:
-    for old, new, code in [(0.5, 0.4, 1), (0.5, 0.0, 1), (0.5, 0.6, 0), (0.0, 0.6, 0), (0.5, math.nan, 3)]:
-        assert verdict(Policy(), (old, new)) == code
-    comparison = compare(side(row(0.5)), side(row(0.6)))
-    assert [entry[1] for entry in comparison.over("warn")] == [Kind.TIGHTER]
-    assert compare(side(row(0.5)), side(row(0.5), uncomputed=3)).exit_code == 5
-    assert compare(side(row(0.5)), side(row(0.1), uncomputed=3)).exit_code == 5
-
-
-def test_a_policy_counts_rows_by_how_much_they_changed(tmp_path: Path) -> None:
-    rules = policy("classes: {looser: {more_than: 0.01, at_most: 1}, tighter: fail, lost: warn}\n", tmp_path)
-    assert verdict(rules, (1, 0.995), (1, 0.995), (1, 0.995)) == 0
-    assert verdict(rules, (1, 0.98), (1, 0.995)) == 0
-    assert verdict(rules, (1, 0.98), (1, 0.98)) == 1
-    assert verdict(rules, (1, 1.1)) == 1
-    assert verdict(rules, (1, 0.0)) == 0
-
-
-def test_patterns_have_terms_of_their_own(tmp_path: Path) -> None:
-    text = """
-tolerance: {absolute: 0, relative: 1e-6}
-classes: {missing: warn}
-certifiers:
-  "milp*": {tolerance: {relative: 0.05}, classes: {lost: ignore}}
-  "crown(steps=*": {classes: {looser: ignore}}
-  "sdp": {}
-"""
-    rules = policy(text, tmp_path)
-    assert rules.rest.tolerance == Tolerance(0.0, 1e-6)
-    assert verdict(rules, (1, 0.97)) == 1
-    assert verdict(rules, (1, 0.97), certifier="milp") == 0
-    assert verdict(rules, (1, 0.9), certifier="milp") == 1
-    assert verdict(rules, (1, 0.0), certifier="milp(seconds=3)") == 0
-    assert verdict(rules, (1, 0.5), certifier="crown(steps=5)") == 0
-    assert compare(side(row(1.0), row(1.0, input=1)), side(row(1.0)), rules).exit_code == 0
-    assert [*compare(side(row(1.0)), side(row(1.0)), rules).unused] == ["milp*", "crown(steps=*", "sdp"]
-    shadowed = policy('certifiers: {"*": {classes: {looser: warn}}, crown: {}, milp: {}}', tmp_path)
-    comparison = compare(side(row(1.0)), side(row(0.5)), shadowed)
-    assert comparison.unused == {"crown": True, "milp": False} and comparison.exit_code == 0
-    assert "'crown' is never used" in SHAPES["text"](comparison)
-    assert "'milp' fits no certifier" in SHAPES["text"](comparison)
-    one = policy("significance: 1e-12", tmp_path)
-    assert compare(side(counted([10, 984, 6], 0.5)), side(counted([60, 934, 6], 0.3, "1")), one).exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[1]", ["line 1", "write a mapping"]),
-        ("a: 1\nclasess: {}", ["line 1", "unknown key 'a'"]),
-        ("\nclasess: {}", ["line 2", "did you mean 'classes'"]),
-        ("classes:\n  loser: fail", ["line 2", "classes.loser", "did you mean 'looser'"]),
-        ("classes:\n  looser: never", ["line 2", "fail, warn, ignore"]),
-        ("classes: {looser: {more: 1}}", ["classes.looser.more", "more_than"]),
-        ("classes: {lost: {more_than: 1}}", ["classes.lost.more_than", "at_most"]),
-        ("classes: {looser: {at_most: 1.5}}", ["classes.looser.at_most", "whole number"]),
-        ("classes: {looser: {more_than: much}}", ["classes.looser.more_than", "number"]),
-        ("classes: {unsound: warn}", ["classes.unsound", "always fail"]),
-        ("tolerance: {relative: -1}", ["tolerance.relative", "at least 0"]),
-        ("tolerance: {relative: .inf}", ["tolerance.relative"]),
-        ("tolerance: {relative: 1}", ["tolerance.relative", "below 1"]),
-        ("classes: {looser: {more_than: 20}}", ["classes.looser.more_than", "0.05 is 5 %", "not 20"]),
-        ("tolerance: {absolute: yes}", ["tolerance.absolute", "True"]),
-        ("significance: 1", ["significance", "between 0 and 1"]),
-        ("certifiers:\n  crown:\n    classes: {lost: no}", ["line 3", "certifiers.crown.classes.lost"]),
-        ("certifiers: [crown]", ["certifiers", "mapping"]),
-        ("timing: {ratio: 2}", ["timing.ratio", "at_most"]),
-        ("lost: fail\nlost: warn", ["line 2", "given twice"]),
-        ("{", ["not valid YAML"]),
-    ],
-)
-def test_what_a_policy_cannot_mean_is_refused_by_file_line_and_key(text: str, words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        policy(text, tmp_path)
-    assert all(word in str(error.value) for word in ["policy.yaml", *words])
-
-
-def test_what_the_documentation_shows_is_understood(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    rules = policy(blocks[0], tmp_path)
-    assert rules.rest.tolerance == Tolerance() and rules.of("milp(seconds=3)", "milp").rules[Kind.LOST].at_most == 2
-    jobs = yaml.safe_load(blocks[1])["jobs"] | yaml.safe_load(blocks[2])
-    assert {step["uses"].split("@")[0] for job in jobs.values() for step in job["steps"] if "uses" in step} == {
-        "actions/checkout", "actions/setup-python", "actions/upload-artifact",
-    }  # fmt: skip
-
-
-# outputs
-
-
-@pytest.fixture
-def sides(monkeypatch: pytest.MonkeyPatch) -> dict[str, Side]:
-    """Sides in the place of files."""
-    rows = [row(radius, input=i) for i, radius in enumerate((0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 0.5))]
-    news = [row(radius, input=i) for i, radius in enumerate((0.5, 0.50001, 0.4, 0.0, 0.6, 0.3, math.nan))]
-    odd = row(0.25, certifier="x[1]|<b>_*", spec={"name": "x"})
-    found = {"old": side(*rows, replace(odd, radius=0.5), name="old"), "new": side(*news, odd, name="new|<i>")}
-    found["fine"] = side(*news[:1], name="fine")
-    monkeypatch.setattr(baselines, "read", lambda path: found[str(path)])
-    return found
-
-
-def called(old: str, new: str, shape: str = "text", **options: Any) -> tuple[int, str]:
-    comparison = compare(Path(old), Path(new), **options)
-    return comparison.exit_code, shape_of(shape)(comparison)
-
-
-def test_text_names_every_row_that_matters(sides: Mapping[str, Side]) -> None:
-    code, text = called("old", "new")
-    assert code == 3
-    for line in (
-        "net, crown, L2, input 2   0.5 -> 0.4 (-20.00 %)", "fail: 2 rows are looser; the policy allows 0",
-        "warn: 1 rows are tighter; the policy allows 0", "fail: 1 rows are non-finite", "the radius is nan",
-        "x[1]|<b>_*",
-        "note: 1 rows moved by noise, by +0.002 % on average", "A radius is unsound, or not a number: do not use that",
-    ):  # fmt: skip
-        assert " ".join(line.split()) in " ".join(text.split())
-    assert called("fine", "fine")[0] == 0
-
-
-def test_markdown_is_escaped(sides: Mapping[str, Side]) -> None:
-    code, text = called("old", "new", shape="markdown")
-    assert code == 3 and "| net, x\\[1]\\|\\<b>\\_\\*, L2, input 0 |" in text
-    tables = [block for block in text.split("\n\n") if block.startswith("| ")]
-    assert all(
-        len({line.replace("\\|", "").count("|") for line in block.strip().splitlines()}) == 1 for block in tables
-    )
-
-
-def test_json_and_junit_have_every_row(sides: Mapping[str, Side]) -> None:
-    code, text = called("old", "new", shape="json")
-    values = json.loads(text)
-    assert code == values["exit_code"] == 3
-    assert values["counts"] == {kind.value: 0 for kind in Kind} | {
-        "same": 1, "noise": 1, "looser": 2, "lost": 1, "gained": 1, "tighter": 1, "non-finite": 1,
-    }  # fmt: skip
-    assert [change["new"] for change in values["changes"] if change["class"] == "non-finite"] == ["nan"]
-    suite = ElementTree.fromstring(called("old", "new", shape="junit")[1].encode())
-    assert suite.attrib == {"name": "certbench compare", "tests": "3", "failures": "2", "errors": "0"}
-    messages = {case.get("name"): case.find("failure") for case in suite}
-    failure = messages["crown L2"]
-    assert (failure is not None and failure.get("message") == "1 non-finite, 1 looser, 1 lost") or failure is not None
-    assert failure.text is not None and "input 3: 0.5 -> 0" in failure.text
-    assert messages["both sides"] is None
-
-
-def test_known_issues_do_not_fail(sides: Mapping[str, Side], tmp_path: Path) -> None:
-    (tmp_path / "known.yaml").write_text(
-        '- {certifier: crown, input: [2], kind: looser, reason: "slower search"}\n'
-        '- {certifier: crown, input: 4, kind: lost, reason: "none any more"}\n'
-    )
-    code, text = called("old", "new", known=tmp_path / "known.yaml", shape="text")
-    assert "fail: 1 rows are looser" in text and "slower search" in text and code == 3
-    assert "known issue that is none any more: lost: certifier crown, input (4,)" in text
-
-
-def test_what_is_said_of_known_issues_is_part_of_the_document(sides: Mapping[str, Side], tmp_path: Path) -> None:
-    (tmp_path / "known.yaml").write_text(
-        "- {certifier: crown, input: 4, kind: lost, reason: none any more}\n"
-        "- {certifier: crwn, kind: lost, reason: typo}\n"
-    )
-    for shape in SHAPES:
-        _, text = called("old", "new", known=tmp_path / "known.yaml", shape=shape)
-        assert "known issue that is none any more: lost" in text.replace("\\_", "_")
-        assert "known issue that matches no row: lost: certifier crwn" in text
-        if shape == "json":
-            json.loads(text)
-        if shape == "junit":
-            ElementTree.fromstring(text.encode())
-
-
-def test_junit_is_xml_whatever_a_reason_holds() -> None:
-    reason = "a\0\x1b[31mred\x0b<&>\ufffe"
-    new = side(row(0.0, outcome=Outcome.FAILED, reason=reason, prediction=ABSTAIN))
-    suite = ElementTree.fromstring(SHAPES["junit"](compare(side(row(0.5)), new)).encode())
-    (failure,) = suite.iter("failure")
-    assert failure.text is not None and "failed: a\ufffd\ufffd[31mred\ufffd<&>\ufffd" in failure.text
-
-
 def test_what_cannot_be_compared_is_said(sides: dict[str, Side], tmp_path: Path) -> None:
     sides["empty"] = side(name="empty")
     for arguments, options in (
@@ -540,12 +292,6 @@ def test_what_cannot_be_compared_is_said(sides: dict[str, Side], tmp_path: Path)
     ):
         with pytest.raises(ConfigError):
             called(*arguments, **options)
-
-
-def test_incomparable_and_incomplete_are_failures_of_the_whole() -> None:
-    for new, words in ((side(row(0.5), data="e"), "cannot be compared"), (side(row(0.5), uncomputed=1), "incomplete")):
-        comparison = compare(side(row(0.5)), new)
-        assert words in SHAPES["junit"](comparison) and words in SHAPES["text"](comparison)
 
 
 def test_a_change_has_a_size() -> None:
