@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import certbench
-from certbench import L1, Linf, ThreatModel
+from certbench import L1, Linf, Outcome, ThreatModel
 from certbench.attacks.battery import attack
 from certbench.core.margins import margin_rows
 from certbench.testing import inputs, network
@@ -56,14 +56,17 @@ def test_no_choice_of_slopes_beats_the_lp_with_the_same_intermediate_bounds(kind
 def test_relaxations_lie_below_the_exact_radius_and_that_below_attacks(kind: str, threat: ThreatModel) -> None:
     classifier, x = network(kind), inputs(4)
     radius = {name: certbench.certify(name, classifier, x, threat) for name in ("lp", "branch-and-bound", "milp")}
-    exact = radius["branch-and-bound"]
+    complete = [radius["branch-and-bound"], radius["milp"]]
+    for bracket in complete:  # where a search gave up, its bracket is wider, and holds the exact radius all the same
+        done = torch.tensor([outcome is Outcome.COMPLETED for outcome in bracket.outcome])
+        torch.testing.assert_close(bracket.upper[done], bracket.radius[done], rtol=1e-4, atol=1e-7)
+    low, high = complete[0].radius.maximum(complete[1].radius), complete[0].upper.minimum(complete[1].upper)
+    assert (low <= high * (1 + 1e-6)).all()
     for other in ("wong-kolter", "deepz", "alpha-crown"):
-        assert (certbench.certify(other, classifier, x, threat).radius <= exact.radius * (1 + 1e-6)).all()
-    assert (radius["lp"].radius <= exact.radius * (1 + 1e-6)).all()
-    torch.testing.assert_close(radius["milp"].radius, exact.radius, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(exact.upper, exact.radius, rtol=1e-5, atol=1e-7)
+        assert (certbench.certify(other, classifier, x, threat).radius <= high * (1 + 1e-6)).all()
+    assert (radius["lp"].radius <= high * (1 + 1e-6)).all()
     found = attack(classifier, x, (threat,), threat.domain or (-2.0, 3.0), steps=60)[threat].distance
-    assert (exact.radius <= found).all()
+    assert (low <= found).all()
 
 
 @pytest.mark.parametrize("threat", [Linf, Linf.within(0, 1)], ids=str)
