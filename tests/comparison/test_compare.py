@@ -1,4 +1,4 @@
-"""Comparing runs: every class, counts of smoothing as counts, policies, exit codes and formats."""
+"""Comparing runs: every class of a change, and counts of smoothing as counts."""
 
 import math
 import subprocess

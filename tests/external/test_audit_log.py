@@ -1,4 +1,4 @@
-"""Somebody else's logs: figures, the n and alpha behind the radii, planted defects, and verdicts that contradict."""
+"""Somebody else's logs: planted defects are found, each by its own check, and a published alpha is refuted."""
 
 import math
 import re
