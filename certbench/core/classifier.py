@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from certbench.core import fingerprint as content
+from certbench.core import fingerprint as prints
 from certbench.errors import ConfigError
 
 
@@ -107,9 +107,10 @@ class Classifier:
         Raises:
             ConfigError: a setting of a submodule cannot be read reliably. `fingerprint` lists what is not seen at all.
         """
-        digest = hashlib.sha256(repr((self.input_shape, self.num_classes)).encode())
+        header = (prints.FORMAT, self.input_shape, self.num_classes, *(() if __debug__ else ("-O",)))
+        digest = hashlib.sha256(repr(header).encode())
         try:
-            for part in content.of(self.module):
+            for part in prints.of(self.module):
                 digest.update(len(part).to_bytes(8, "little") + part)
         except RecursionError:
             raise ConfigError(f"{self.name} refers to itself, and cannot be read into a fingerprint") from None

@@ -276,6 +276,202 @@ def test_what_a_file_computes_is_in_the_fingerprint(old: str, new: str, tmp_path
     assert print_of_file(tmp_path / "other.py", WRITTEN.replace(old, new)) != before
 
 
+FORWARD = """
+import collections, functools, math, types
+import torch
+from torch import nn
+
+{0}
+
+class Net(nn.Module):
+    {1}
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 3)
+        {2}
+    def forward(self, x):
+        return {3}
+"""
+
+PAIRS = {
+    "imported function": ("from torch.nn.functional import {} as act", "", "", "act(self.layer(x))", "relu", "silu"),
+    "imported module": (
+        "import {} as M",
+        "",
+        "",
+        "abs(M.sqrt(2)) * isinstance(M.sqrt(4), complex) * self.layer(x)",
+        "math",
+        "cmath",
+    ),
+    "imported class": ("Act = nn.{}", "", "", "Act()(self.layer(x))", "ReLU", "SiLU"),
+    "built-in function": (
+        "from {} import sqrt",
+        "",
+        "",
+        "abs(sqrt(2)) * isinstance(sqrt(4), complex) * self.layer(x)",
+        "math",
+        "cmath",
+    ),
+    "function under another's name": (
+        "import torch.nn.functional as F\n@functools.wraps(F.relu)\ndef act(x): return {} * x",
+        "",
+        "",
+        "act(self.layer(x))",
+        "2.0",
+        "3.0",
+    ),
+    "class without a module": (
+        "space = dict()\nexec('class K:\\n def f(self): return {}', space)\nK = space['K']",
+        "",
+        "",
+        "K().f() * self.layer(x)",
+        "2.0",
+        "3.0",
+    ),
+    "named tuple": (
+        "C = collections.namedtuple('C', '{}')",
+        "",
+        "self.c = C(1.0, 2.0)",
+        "self.c.a * self.layer(x)",
+        "a b",
+        "b a",
+    ),
+    "dictionary with code": (
+        "class D(dict):\n    def __getattr__(self, k): return {} * self[k]",
+        "",
+        "self.c = D(a=1.0)",
+        "self.c.a * self.layer(x)",
+        "2.0",
+        "3.0",
+    ),
+    "default of a dictionary": (
+        "",
+        "",
+        "self.c = collections.defaultdict(lambda: {})",
+        "self.c['x'] * self.layer(x)",
+        "2.0",
+        "3.0",
+    ),
+    "kind of container": (
+        "",
+        "",
+        "self.c = {}",
+        "(2.0 if type(self.c) is dict else 1.0) * self.layer(x)",
+        "{0: 1.0}",
+        "[(0, 1.0)]",
+    ),
+    "dunder attribute": ("K = {}", "__gain__ = K", "", "self.__gain__ * self.layer(x)", "2.0", "3.0"),
+    "metaclass": (
+        "class M(type):\n    def __len__(cls): return {}\nclass B(metaclass=M): pass",
+        "",
+        "",
+        "len(B) * self.layer(x)",
+        "2",
+        "3",
+    ),
+    "patched attributes": (
+        "def one(s): return 1.0\ndef two(s): return 2.0",
+        "f, g = {}",
+        "",
+        "self.f() * self.layer(x)",
+        "one, two",
+        "two, one",
+    ),
+    "kind of method": (
+        "def h(*a): return float(len(a))",
+        "f = {}(h)",
+        "",
+        "self.f(1) * self.layer(x)",
+        "staticmethod",
+        "classmethod",
+    ),
+    "setter of a property": (
+        "K = {}",
+        "p = property(lambda s: s._p, lambda s, v: s.__dict__.update(_p=K * v))",
+        "",
+        "(setattr(self, 'p', 1.0), self.p)[1] * self.layer(x)",
+        "2.0",
+        "3.0",
+    ),
+    "slot": ("", "__slots__ = ('gain',)", "self.gain = {}", "self.gain * self.layer(x)", "2.0", "3.0"),
+    "attribute of a tensor": (
+        "",
+        "",
+        "self.layer.weight.gain = {}",
+        "self.layer.weight.gain * self.layer(x)",
+        "2.0",
+        "3.0",
+    ),
+    "attribute of a module": (
+        "own = types.ModuleType('own')\nexec('def __getattr__(n): return {}', vars(own))",
+        "",
+        "",
+        "own.gain * self.layer(x)",
+        "2.0",
+        "3.0",
+    ),
+    "parameter that is None": (
+        "",
+        "",
+        "{}",
+        "(2.0 if hasattr(self, 'k') else 1.0) * self.layer(x)",
+        "self.register_parameter('k', None)",
+        "pass",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_lies_around_the_code_is_in_the_fingerprint(name: str, tmp_path: Path) -> None:
+    *places, one, two = PAIRS[name]
+    text = FORWARD.format(*places)
+    assert "{}" in text
+    prints = [
+        print_of_file(tmp_path / f"{i}" / "mine.py", text.replace("{}", change)) for i, change in enumerate((one, two))
+    ]
+    assert prints[0] != prints[1]
+    assert print_of_file(tmp_path / "again.py", text.replace("{}", one)) == prints[0]
+
+
+def test_a_file_with_the_name_of_a_standard_module_is_read(tmp_path: Path) -> None:
+    """A script's own folder comes first."""
+    prints = set()
+    for gain in ("2.0", "3.0"):
+        (tmp_path / "profile.py").write_text(f"def gain(): return {gain}\n", encoding="utf-8")
+        (tmp_path / "mine.py").write_text(
+            "import torch\nfrom torch import nn\nfrom profile import gain\nfrom certbench import Classifier\n"
+            "class Net(nn.Module):\n    def forward(self, x): return torch.cat([x, -x], dim=1) * gain()\n"
+            "print(Classifier(Net().eval(), (1,), 2).fingerprint())\n",
+            encoding="utf-8",
+        )
+        done = subprocess.run(
+            [sys.executable, "-B", str(tmp_path / "mine.py")], capture_output=True, text=True, check=True
+        )
+        prints.add(done.stdout)
+    assert len(prints) == 2
+
+
+def test_a_module_that_is_handed_on_is_refused(tmp_path: Path) -> None:
+    text = "import types\nown = types.ModuleType('own')\nown.gain = 2.0\ndef pick(m): return m.gain\n"
+    with pytest.raises(ConfigError, match="hands on the module own"):
+        print_of_file(tmp_path / "mine.py", FORWARD.format(text, "", "", "pick(own) * self.layer(x)"))
+
+
+def test_hooks_have_no_numbers_of_the_process() -> None:
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return 2 * out
+
+    one = fingerprint(hooked(hook))
+    hooked(hook), hooked(hook)
+    assert fingerprint(hooked(hook)) == one
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_normed_weights_have_a_fingerprint_that_stays(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    assert fingerprint(wrap(linear())) == fingerprint(wrap(linear())) != fingerprint(linear())
+
+
 ALIAS = """
 import torch
 from torch import nn
