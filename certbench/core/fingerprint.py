@@ -9,7 +9,6 @@ function finds by text (`getattr(x, name)`, files, the environment), what was pu
 (`torch.Tensor.mine = ...`), and state that an object leaves out when it is pickled.
 """
 
-import ast
 import contextlib
 import dis
 import functools
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from certbench.core.syntax import shape, tree
 from certbench.errors import ConfigError
 
 GIVEN = frozenset((*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy"))
@@ -183,7 +183,7 @@ class _Reader:
             return b"".join([*found, str(module).encode(), self.content([[], None, None, *_wrapped(value)])])
         value = _unchecked(value)
         cells = [[cell.cell_contents] if _filled(cell) else [] for cell in value.__closure__ or ()]
-        found.append(_tree(value.__code__) or self.compiled(value.__code__))
+        found.append(tree(value.__code__) or self.compiled(value.__code__))
         found.append(self.content([cells, value.__defaults__, value.__kwdefaults__]))
         if set(vars(value)) - {"__wrapped__"}:
             found.append(self.content({key: part for key, part in vars(value).items() if key != "__wrapped__"}))
@@ -193,7 +193,7 @@ class _Reader:
         """Read what a function does from its bytecode, if its source does not tell; depends on Python's release."""
         inner = [self.compiled(part) if isinstance(part, types.CodeType) else self.content(part)
                  for part in code.co_consts]  # fmt: skip
-        return repr(_shape(code)).encode() + b"".join(inner)
+        return repr(shape(code)).encode() + b"".join(inner)
 
     def around(self, function: Any) -> bytes:
         """Read the globals that a function uses, and what those use."""
@@ -227,7 +227,7 @@ class _Reader:
 
     def code(self, kind: type) -> bytes:
         """Read a class's syntax and attributes, with everything that its methods use, and its metaclass."""
-        found = [_tree(kind), b"" if _named(type(kind)) else self.content(type(kind))]
+        found = [tree(kind), b"" if _named(type(kind)) else self.content(type(kind))]
         self.inside.append(kind)
         for name, value in vars(kind).items():
             if name not in SILENT and not isinstance(value, _SLOTS):
@@ -361,85 +361,6 @@ def _package(function: Any) -> str:
 def _name(kind: type) -> bytes:
     """Return a class's name, with its module's if that is a package whose code counts by its name."""
     return _full_name(kind) if _named(kind) else kind.__qualname__.encode()
-
-
-def _tree(thing: types.CodeType | type) -> bytes:
-    """Return the syntax tree of a function or a class, as text that is the same under every release of Python.
-
-    Empty if the source is not at hand, is not what runs (a file that was edited after its import, code that a tool
-    has rewritten), or does not tell which code is meant (a lambda: several may stand in a line).
-    """
-    try:
-        lines, start = inspect.findsource(thing)
-        tree, compiled = _parsed("".join(lines))
-    except (OSError, TypeError, SyntaxError, ValueError):  # typed in at a prompt, say
-        return b""
-    name = thing.co_name if isinstance(thing, types.CodeType) else thing.__name__
-    node = tree.get((name, start + 1))
-    if node is None or (isinstance(thing, types.CodeType) and not _alike(compiled.get((name, start + 1)), thing)):
-        return b""
-    return _canonical(node).encode()
-
-
-_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-_Place = tuple[str, int]
-
-
-@functools.lru_cache(maxsize=32)
-def _parsed(source: str) -> tuple[dict[_Place, _Definition], dict[_Place, types.CodeType]]:
-    """Return the definitions in a file and their compiled code, by name and first line, decorators included."""
-    tree = ast.parse(source)
-    nodes = {
-        (node.name, min([node.lineno, *(one.lineno for one in node.decorator_list)])): node
-        for node in ast.walk(tree)
-        if isinstance(node, _Definition)
-    }
-    codes, inner = [compile(source, "", "exec", dont_inherit=True)], dict[_Place, types.CodeType]()
-    while codes:
-        code = codes.pop()
-        inner[code.co_name, code.co_firstlineno] = code
-        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    return nodes, inner
-
-
-def _shape(code: types.CodeType) -> tuple[object, ...]:
-    """Return what a function does, without its constants."""
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    names = (code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)
-    return (code.co_code, counts, names, getattr(code, "co_exceptiontable", b""))
-
-
-def _alike(one: types.CodeType | None, two: types.CodeType) -> bool:
-    """Say whether two functions are compiled alike, wherever they lie."""
-    if one is None or _shape(one) != _shape(two) or len(one.co_consts) != len(two.co_consts):
-        return False
-    for a, b in zip(one.co_consts, two.co_consts, strict=True):
-        if isinstance(a, types.CodeType) and isinstance(b, types.CodeType):
-            if not _alike(a, b):
-                return False
-        elif isinstance(a, frozenset) and isinstance(b, frozenset):
-            if a != b:  # their order is no part of them
-                return False
-        elif repr(a) != repr(b):
-            return False
-    return True
-
-
-def _canonical(node: object) -> str:
-    """Return a syntax tree without places, docstrings and what releases of Python add to it."""
-    if isinstance(node, list):
-        return f"[{','.join(map(_canonical, node))}]"
-    if not isinstance(node, ast.AST):
-        return f"{type(node).__name__}:{node:#x}" if type(node) is int else f"{type(node).__name__}:{node!r}"
-    values = dict(ast.iter_fields(node))
-    if isinstance(node, _Definition) and ast.get_docstring(node, clean=False) is not None:
-        values["body"] = node.body[1:]
-    shown = (
-        f"{key}={_canonical(value)}"
-        for key, value in values.items()
-        if key not in ("ctx", "kind", "type_comment") and ((value is not None and value != []) or key == "value")
-    )
-    return f"{type(node).__name__}({','.join(shown)})"
 
 
 def _filled(cell: Any) -> bool:
