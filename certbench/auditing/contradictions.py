@@ -3,8 +3,8 @@
 Some theorems are about a single radius or prediction. One violation proves that one of the two sides is wrong:
 
 - no radius exceeds the distance of a counterexample, whether an attack found it, or a complete certifier on its way to
-  the exact answer. A counterexample in the box refutes radii in the same box and in all of R^d; one in the p-norm also
-  refutes radii in every norm with a larger exponent, since |d|_inf <= |d|_2 <= |d|_1;
+  the exact answer. A counterexample in a box refutes radii in each box that holds it and in all of R^d; one in the
+  p-norm also refutes radii in every norm with a larger exponent, since |d|_inf <= |d|_2 <= |d|_1;
 - two certificates of one input name the same class, the base classifier's.
 
 Some laws are about any row, also of a smoothed classifier: a radius is a number, at least 0; an abstention has no
@@ -83,7 +83,7 @@ def examine(rows: Iterable[Row]) -> list[Contradiction]:
     findings = []
     for row in rows:
         findings += [Contradiction(row, row, law, True) for law in _broken(row)]
-        if row.subject is Subject.BASE and row.prediction != ABSTAIN:
+        if row.subject is Subject.BASE:
             groups.setdefault((row.model, row.input), []).append(row)
     orders = _Orders()
     return findings + [finding for group in groups.values() for finding in _examine(group, orders)]
@@ -107,8 +107,10 @@ def _constant(row: Row) -> bool:
 
 def _examine(group: list[Row], orders: "_Orders") -> Iterator[Contradiction]:
     """Yield the contradictions between all rows of one model and input, in all norms and domains."""
+    attacked = [row for row in group if row.upper < math.inf]  # also rows without an answer
+    group = [row for row in group if row.prediction != ABSTAIN]
     for row in group:
-        rivals = [other for other in group if other.upper < math.inf and _refutes(other, row)]
+        rivals = [other for other in attacked if _refutes(other, row)]
         nearest = min(rivals, key=lambda other: other.upper, default=None)
         if nearest is not None and replace(row, upper=nearest.upper).unsound:
             known = f"a counterexample is known at L{nearest.norm:g} distance {nearest.upper:.6g}"
@@ -160,7 +162,9 @@ def _text(spec: Mapping[str, Any]) -> str:
 
 def _refutes(other: Row, row: Row) -> bool:
     """Say whether a counterexample of one row counts for the other: it is in its domain, and no farther in its norm."""
-    inside = row.domain is None or row.domain == other.domain
+    inside = row.domain is None or (
+        other.domain is not None and row.domain[0] <= other.domain[0] and other.domain[1] <= row.domain[1]
+    )
     return inside and (other.norm == row.norm or 0 < other.norm < row.norm)
 
 

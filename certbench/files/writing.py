@@ -1,6 +1,8 @@
 """Writing of files, whole or not at all."""
 
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,17 +31,15 @@ def write(path: Path, content: str | bytes, *, create_folder: bool = False) -> N
             path.write_bytes(data)
             return
         target = path.resolve()
-        written = draft(target)
+        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")  # one for each writer
         try:
-            written.write_bytes(data)
-            os.replace(written, target)
+            with open(draft, "xb") as file:  # new: nothing that lies there is followed or overwritten
+                file.write(data)
+            if target.exists():
+                shutil.copymode(target, draft)
+            os.replace(draft, target)
         finally:
-            written.unlink(missing_ok=True)
-
-
-def draft(path: Path) -> Path:
-    """Return the file for new content before it replaces `path`: beside it, one for each process."""
-    return path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+            draft.unlink(missing_ok=True)
 
 
 @contextmanager

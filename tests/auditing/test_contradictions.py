@@ -35,6 +35,12 @@ def test_no_radius_exceeds_a_complete_certifiers_counterexample() -> None:
     assert "0.301" in str(finding)
 
 
+def test_a_counterexample_counts_also_where_its_row_has_no_answer() -> None:
+    failed = row("crown", 0.0, prediction=ABSTAIN, outcome=Outcome.FAILED, upper=0.1)
+    assert unsound(failed, row("ibp", 0.05)) == []
+    assert unsound(failed, row("ibp", 0.5)) == [True]
+
+
 @pytest.mark.parametrize(
     ("radius_norm", "upper_norm", "radius_domain", "upper_domain", "caught"),
     [
@@ -45,6 +51,7 @@ def test_no_radius_exceeds_a_complete_certifiers_counterexample() -> None:
         (2.0, 2.0, (0.0, 1.0), None, False),
         (2.0, 2.0, (0.0, 1.0), (0.0, 1.0), True),
         (2.0, 2.0, (0.0, 1.0), (-1.0, 1.0), False),
+        (2.0, 2.0, (-1.0, 2.0), (0.0, 1.0), True),  # a box that holds the other
         (2.0, 0.0, None, None, False),  # L0 counts coordinates
         (0.0, 0.0, None, None, True),
     ],

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from certbench.exit_codes import ExitCode
-from certbench.files.writing import draft
 from certbench.models import zoo
 from certbench.results.store import Store
 from certbench.runs import stages
 from certbench.verifiers.linear.lirpa.release_0_3 import INSTALL
 from tests.cli.conftest import FOLDER, Run, write
+from tests.support.disk import full_for
 from tests.support.runs import MISHAPS
 
 
@@ -141,11 +141,10 @@ def test_a_missing_backend_fails_its_rows_until_it_is_mended(
 @pytest.mark.parametrize("file", ["manifest.json", "report.html"])
 def test_a_full_disk_is_said(certbench: Run, file: str) -> None:
     FOLDER.mkdir(parents=True)
-    draft(FOLDER / file).symlink_to("/dev/full")
-    code, _, err = certbench("run", "little.yaml")
+    with full_for(file):
+        code, _, err = certbench("run", "little.yaml")
     assert code == ExitCode.STORE
     assert "No space left on device" in err and file in err
-    draft(FOLDER / file).unlink(missing_ok=True)
     assert certbench("run", "little.yaml")[0] == 0
 
 

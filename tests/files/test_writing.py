@@ -1,12 +1,14 @@
 """Files are written whole or not at all, and what cannot be written is one kind of error."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from certbench.errors import StoreError
-from certbench.files.writing import draft, write
+from certbench.files.writing import write
+from tests.support.disk import full_for
 
 
 @pytest.mark.parametrize("content", ["new ä\n", b"new \xff"])
@@ -24,8 +26,8 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path: Path, content: str 
 def test_a_full_disk_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path, "old")
-    draft(path).symlink_to("/dev/full")
-    with pytest.raises(StoreError, match=r"cannot write .*file: .*No space left.*what was stored before is intact"):
+    message = r"cannot write .*file: .*No space left.*what was stored before is intact"
+    with full_for("file"), pytest.raises(StoreError, match=message):
         write(path, "new")
     assert [*tmp_path.iterdir()] == [path] and path.read_text() == "old"
 
@@ -63,3 +65,21 @@ def test_a_long_name_has_a_draft_too(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     write(path, "text")
     assert path.read_text() == "text"
+
+
+def test_writers_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    contents = [str(i) * 10_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            list(pool.map(lambda content: write(path, content), contents))
+            assert path.read_text() in contents
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_private_file_stays_private(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path, "old")
+    path.chmod(0o600)
+    write(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o600

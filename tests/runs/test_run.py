@@ -8,8 +8,8 @@ import pytest
 
 from certbench.core.claims import Outcome
 from certbench.errors import ConfigError, StoreError
-from certbench.files.writing import draft
 from certbench.runs.events import Interrupted
+from tests.support.disk import full_for
 from tests.support.runs import CALLS, MISHAPS, SMOOTHING, Bench, fake, outcomes
 
 pytestmark = pytest.mark.machine
@@ -238,8 +238,7 @@ def test_a_folder_that_cannot_be_written_is_said(bench: Bench) -> None:
 
 def test_a_manifest_that_cannot_be_written_is_said(bench: Bench) -> None:
     (bench.folder / "run").mkdir()
-    draft(bench.folder / "run" / "manifest.json").symlink_to("/dev/full")
-    with pytest.raises(StoreError, match=r"manifest\.json: .*No space left"):
+    with full_for("manifest.json"), pytest.raises(StoreError, match=r"manifest\.json: .*No space left"):
         bench.run("fake")
 
 

@@ -1,7 +1,6 @@
 """Whoever computes, a run has the same rows."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,31 +11,30 @@ from certbench.runs import executors
 from tests.support.runs import Bench, Fake
 
 
-class Threads:
-    """Computes all jobs at once, the last one first."""
+class Backwards:
+    """Computes all jobs before the first answer, the last one first."""
 
     def answers(self, jobs: Iterable[executors.Job]) -> Iterator[Certificate]:
-        with ThreadPoolExecutor(2) as pool:
-            futures = [pool.submit(job) for job in reversed(list(jobs))]
-            yield from (future.result() for future in reversed(futures))
+        answers = [job() for job in reversed(list(jobs))]
+        yield from reversed(answers)
 
 
 def test_a_line_in_the_table_adds_an_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(executors.TABLE, "threads", f"{__name__}:Threads")
+    monkeypatch.setitem(executors.TABLE, "backwards", f"{__name__}:Backwards")
     runs = {}
     for name in executors.TABLE:
         (tmp_path / name).mkdir()
         bench = Bench(tmp_path / name)
         runs[name] = bench.run("lipschitz", "crown", {"name": "smoothing", "n": 100}, batch=1, executor=name).rows
     assert len(runs["inline"]) == 9
-    for one, two in zip(runs["inline"], runs["threads"], strict=True):
+    for one, two in zip(runs["inline"], runs["backwards"], strict=True):
         assert (one.certifier, one.input, one.prediction, one.radius) == (
             two.certifier, two.input, two.prediction, two.radius,
         )  # fmt: skip
 
 
 def test_a_job_that_fails_fails_its_pair_whoever_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(executors.TABLE, "threads", f"{__name__}:Threads")
+    monkeypatch.setitem(executors.TABLE, "backwards", f"{__name__}:Backwards")
     from certbench.core import registry
 
     monkeypatch.setitem(registry.table(), "fake", f"{Fake.__module__}:Fake")
