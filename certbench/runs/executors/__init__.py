@@ -12,7 +12,10 @@ from certbench.core.registry import unknown
 from certbench.errors import ConfigError
 
 Job = Callable[[], Certificate]
-"""A call that certifies one batch, independent of all other jobs."""
+"""A call that certifies one batch, independent of all other jobs.
+
+Jobs that run at the same time need copies of the classifier, since its hooks are used meanwhile.
+"""
 
 
 @runtime_checkable
