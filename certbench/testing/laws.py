@@ -72,6 +72,25 @@ def closed_form(case: Case, threat: ThreatModel) -> None:
         )
 
 
+@law(threat=NORMS)
+def hidden(case: Case, threat: ThreatModel) -> None:
+    """Behind a hidden layer whose ReLUs stay on, no radius exceeds the distance to the boundary."""
+    _offers(case, threat)
+    certifier = build({**case.spec, **case.fine})
+    if certifier.subject is Subject.SMOOTHED:
+        raise NotConcerned("the certificate speaks of the smoothed classifier")
+    if "mlp" not in case.layers:
+        raise NotConcerned("does not certify hidden layers")
+    classifier, x = networks.raised(), inputs(6)
+    exact = networks.raised_distance(classifier, x, threat)
+    radius = certify(certifier, classifier, x, threat).radius
+    demand(
+        radius <= exact * (1 + TINY),
+        "raised",
+        lambda i: f"radius {radius[i]:.9g} exceeds the distance to the boundary, {exact[i]:.9g}",
+    )
+
+
 @law(threat=NORMS, box=BOXES)
 def domain(case: Case, threat: ThreatModel, box: tuple[float, float]) -> None:
     """On a linear classifier no radius inside a domain exceeds the distance of the closest counterexample inside it."""

@@ -19,6 +19,9 @@ SHAPE, CLASSES = (1, 4, 4), 4
 FAR = 1e4
 """Largest distance at which a counterexample of a linear classifier is looked for."""
 
+RAISE = 8.0
+"""Bias that keeps the ReLUs of `raised` on, as far as that from the unit box in the max norm."""
+
 HALVINGS = 200
 """Number of halvings that find the closest counterexample of a linear classifier in a box; floats allow no more."""
 
@@ -94,6 +97,35 @@ def closed_form(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: Thr
     gap, slopes = _linear(classifier, x)
     length: Tensor = torch.linalg.vector_norm(slopes, ord=threat.q, dim=-1)
     return (gap / length).nan_to_num(math.inf).amin(dim=1)
+
+
+def raised() -> Classifier:
+    """Return the linear network behind a hidden layer whose ReLUs are on near the unit box: it is linear there."""
+    linear = next(part for part in network("linear").module.modules() if isinstance(part, nn.Linear))
+    first, last = nn.Linear(16, 16), nn.Linear(16, CLASSES)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(16))
+        first.bias.fill_(RAISE)
+        last.weight.copy_(linear.weight)
+        last.bias.copy_(linear.bias - RAISE * linear.weight.sum(dim=1))
+    return Classifier(nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).eval(), SHAPE, CLASSES, "raised")
+
+
+def raised_distance(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: ThreatModel) -> Float[Tensor, " n"]:
+    """Return the exact radius of `raised()`; infinity where it is not below `RAISE`, as its ReLUs may be off there.
+
+    Args:
+        classifier: `raised()`.
+        x: inputs in the unit box.
+        threat: the norm; its domain is ignored.
+    """
+    exact = classifier.double()
+    *_, last = (part for part in exact.module.modules() if isinstance(part, nn.Linear))
+    logits = exact(x)
+    top = logits.argmax(dim=1)
+    length = torch.linalg.vector_norm(last.weight[top][:, None] - last.weight, ord=threat.q, dim=-1)
+    found = ((logits.gather(1, top[:, None]) - logits) / length).nan_to_num(math.inf).amin(dim=1)
+    return torch.where(found < RAISE, found, math.inf)
 
 
 def nearest(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: ThreatModel) -> Float[Tensor, " n"]:

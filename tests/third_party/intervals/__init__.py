@@ -19,6 +19,7 @@ TABLE = {
     "ties-certify": "intervals.wrong:TiesCertify",
     "absolute-slack": "intervals.wrong:AbsoluteSlack",
     "skips-layers": "intervals.wrong:SkipsLayers",
+    "small-ball": "intervals.wrong:SmallBall",
     "any-norm": "intervals.wrong:AnyNorm",
     "own-norms": "intervals.wrong:OwnNorms",
     "doubles": "intervals.wrong:Doubles",

@@ -106,6 +106,14 @@ class SkipsLayers(Intervals):
 
 
 @dataclass(frozen=True)
+class SmallBall(Intervals):
+    """Where there is a hidden layer, a ball is bounded that is a fifth too small."""
+
+    def lower(self, state: Perceptron, x: Tensor, rows: Tensor, eps: Tensor) -> Bounds:
+        return super().lower(state, x, rows, eps if len(state.layers) == 1 else 0.8 * eps)
+
+
+@dataclass(frozen=True)
 class AnyNorm(Intervals):
     """Every norm is accepted, and bounded as if it were L2."""
 

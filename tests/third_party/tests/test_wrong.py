@@ -13,6 +13,7 @@ FOUND = [
     ("wrong-sign", "closed_form", "exceeds the distance to the boundary"),
     ("primal", "closed_form", "exceeds the distance to the boundary"),
     ("false-counterexample", "closed_form", "closer than the boundary"),
+    ("small-ball", "hidden", "exceeds the distance to the boundary"),
     ("own-domain", "domain", "but a counterexample inside the domain lies at"),
     ("tangent", "attack", "but an attack finds a counterexample at"),
     ("no-confidence", "coverage", "alpha 0.001 allows"),
