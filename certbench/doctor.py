@@ -145,7 +145,10 @@ def _foolbox() -> str:
 def _auto_lirpa() -> str:
     import torch
 
-    from certbench import Classifier, Linf, build, certify
+    from certbench.core.certification import certify
+    from certbench.core.classifier import Classifier
+    from certbench.core.options import build
+    from certbench.core.threat import Linf
 
     first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     first.weight.data, second.weight.data = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.eye(2)
