@@ -137,8 +137,8 @@ class _Reader:
     def extra(self, value: Any) -> bytes:
         """Read what an instance of a built-in class, or of a subclass, has besides its elements."""
         found = b"" if _named(type(value)) else self.content(type(value))
-        state = getattr(value, "__dict__", None)
-        return found + (self.content(dict(state)) if state else b"")
+        state = {key: part for key, part in getattr(value, "__dict__", {}).items() if not key.startswith("_dynamo_")}
+        return found + (self.content(state) if state else b"")  # what begins so is a note of torch.compile to itself
 
     def descriptor(self, value: Any) -> bytes:
         """Read the functions behind a property or the like."""

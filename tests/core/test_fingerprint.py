@@ -467,6 +467,13 @@ def test_hooks_have_no_numbers_of_the_process() -> None:
     assert fingerprint(hooked(hook)) == one
 
 
+def test_the_notes_of_torch_compile_are_not_in_the_fingerprint() -> None:
+    """It leaves them on the parameters of what it has compiled."""
+    module = linear()
+    module.weight._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
+    assert fingerprint(module) == fingerprint(linear())
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 def test_normed_weights_have_a_fingerprint_that_stays(wrap: Callable[[nn.Module], nn.Module]) -> None:
     assert fingerprint(wrap(linear())) == fingerprint(wrap(linear())) != fingerprint(linear())
