@@ -105,5 +105,5 @@ class Estimate:
 
     @property
     def refuted(self) -> bool:
-        """Whether a known counterexample lies closer, beyond rounding of the distance: the estimate is no bound."""
+        """Say whether a known counterexample lies closer, beyond rounding of the distance: the estimate is no bound."""
         return self.value > self.upper * (1 + ROUNDING)
