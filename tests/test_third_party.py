@@ -15,7 +15,7 @@ import os, sys
 os.environ["OMP_NUM_THREADS"] = "1"  # beside other tests, two threads wait for one another
 sys.path[:0] = sys.argv.pop(1).split("|")
 """
-"""What was installed comes first, then the dependencies; with -S no editable install is followed."""
+"""Put what was installed first on the path, then the dependencies; with -S no editable install is followed."""
 
 PYTEST = """
 import certbench, intervals, pytest

@@ -157,6 +157,8 @@ def certify_inputs(
             put(left[: len(certificate)], certificate)
             left = left[len(certificate) :]
             stop()
+        if left and time.perf_counter() - start <= limit:
+            raise CertificationError(f"the executor gave no answer for {len(left)} inputs")
         if left:
             fail(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {len(left)} inputs left")
     except UnsupportedError as error:

@@ -1,4 +1,4 @@
-"""What is wrong with a run: the gravest decides, and what is known does not."""
+"""The verdict on a run: the gravest problem decides, and known issues do not."""
 
 from typing import Any
 

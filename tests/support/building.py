@@ -1,4 +1,4 @@
-"""What is built from this tree, and what is installed of it, for tests of packages."""
+"""Build this tree and install it, for tests of packages."""
 
 import os
 import shutil

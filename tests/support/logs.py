@@ -21,7 +21,7 @@ Row = list[Any]
 
 
 def radius(k: int, n: int, alpha: float, sigma: float) -> float:
-    """Of CERTIFY, from the definition of its bound."""
+    """Compute the radius of CERTIFY from the definition of its bound."""
     return sigma * float(ndtri(alpha ** (1 / n) if k == n else beta.ppf(alpha, k, n - k + 1)))
 
 

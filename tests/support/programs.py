@@ -45,7 +45,7 @@ def points(n: int, d: int = 3, seed: int = 0) -> Tensor:
 
 @functools.lru_cache
 def pieces(network: ReluNetwork) -> list[tuple[np.ndarray, ...]]:
-    """Of each activation pattern: the half-spaces G x <= g in which it holds, and the logits A x + b there."""
+    """Return, for each activation pattern, the half-spaces G x <= g in which it holds, and the logits A x + b there."""
     found = []
     for pattern in itertools.product([0.0, 1.0], repeat=sum(layer.outputs for layer in network.hidden)):
         sources, half_spaces, offsets, left = [(np.eye(network.inputs), np.zeros(network.inputs))], [], [], pattern

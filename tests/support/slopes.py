@@ -89,7 +89,7 @@ def question(kind: str, threat: ThreatModel) -> Question:
 
 
 def jacobian(net: ReluNetwork, slopes: list[Tensor]) -> Tensor:
-    """Of all logits, for given slopes: (m, outputs, inputs)."""
+    """Return the Jacobians of all logits for given slopes: (m, outputs, inputs)."""
     m = len(slopes[0])
     sources = [torch.eye(net.inputs, dtype=torch.float64).expand(m, -1, -1)]
     for i, layer in enumerate(net.layers):

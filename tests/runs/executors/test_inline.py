@@ -48,3 +48,17 @@ def test_a_job_that_fails_fails_its_pair_whoever_computes(tmp_path: Path, monkey
 def test_an_unknown_executor_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="inline"):
         Bench(tmp_path).run("lipschitz", executor="cluster")
+
+
+class Forgetful:
+    """Leaves out the last answer."""
+
+    def answers(self, jobs: Iterable[executors.Job]) -> Iterator[Certificate]:
+        yield from [job() for job in jobs][:-1]
+
+
+def test_answers_that_are_missing_are_no_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(executors.TABLE, "forgetful", f"{__name__}:Forgetful")
+    rows = Bench(tmp_path).run("lipschitz", batch=1, executor="forgetful").rows
+    assert [row.outcome.value for row in rows] == ["completed", "completed", "failed"]
+    assert "the executor gave no answer for 1 inputs" in rows[2].reason
