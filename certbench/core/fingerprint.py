@@ -130,7 +130,7 @@ class _Reader:
         """
         if value.layout != torch.strided or value.is_quantized:
             raise ConfigError(f"{self.where}, a sparse or quantised tensor, cannot be read into a fingerprint")
-        array = value.detach().cpu().contiguous()
+        array = value.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
         numbers = array.reshape(-1).view(torch.uint8).numpy().tobytes()
         return repr((array.dtype, tuple(array.shape))).encode() + self.extra(value) + numbers
 

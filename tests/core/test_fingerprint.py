@@ -467,6 +467,18 @@ def test_hooks_have_no_numbers_of_the_process() -> None:
     assert fingerprint(hooked(hook)) == one
 
 
+def test_a_sign_that_torch_keeps_as_a_note_is_in_the_fingerprint() -> None:
+    """The imaginary part of a conjugate has the same bytes, and a mark that says that they are negated."""
+    imaginary = torch.tensor([1.0 + 2.0j]).conj().imag
+    assert imaginary.is_neg()
+    prints = []
+    for kept in (imaginary, -imaginary, imaginary.clone()):
+        module = linear()
+        module.kept = kept
+        prints.append(fingerprint(module))
+    assert prints[0] == prints[2] != prints[1]
+
+
 def test_the_notes_of_torch_compile_are_not_in_the_fingerprint() -> None:
     """It leaves them on the parameters of what it has compiled."""
     module = linear()
