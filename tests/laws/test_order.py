@@ -17,7 +17,8 @@ from certbench.core.margins import margin_rows
 from certbench.testing import inputs, network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.optimise import optimise
-from certbench.verifiers.bounds.region import Region, upper_line
+from certbench.verifiers.bounds.region import Region
+from certbench.verifiers.bounds.relaxations import upper_line
 from certbench.verifiers.bounds.state import NetworkState
 
 pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("solvers")]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from certbench import L1, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 
 THREATS = [Linf, L1, Linf.within(0, 1), L1.within(0, 1)]
 
@@ -44,7 +44,7 @@ def points(n: int, d: int = 3, seed: int = 0) -> Tensor:
 
 
 @functools.lru_cache
-def pieces(network: ReluNetwork) -> list[tuple[np.ndarray, ...]]:
+def pieces(network: Network) -> list[tuple[np.ndarray, ...]]:
     """Return, for each activation pattern, the half-spaces G x <= g in which it holds, and the logits A x + b there."""
     found = []
     for pattern in itertools.product([0.0, 1.0], repeat=sum(layer.outputs for layer in network.hidden)):
@@ -73,7 +73,7 @@ def sign_rows(d: int, p: float) -> np.ndarray:
     return np.array(list(itertools.product([-1.0, 1.0], repeat=d)))
 
 
-def exact_distance(network: ReluNetwork, threat: ThreatModel, x: Tensor, rows: Tensor) -> float:
+def exact_distance(network: Network, threat: ThreatModel, x: Tensor, rows: Tensor) -> float:
     """The distance of the nearest point at which one of the rows times the logits is not positive, by enumeration."""
     centre, signs, best = x.numpy(), sign_rows(len(x), threat.p), math.inf
     cells = [

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from certbench import L1, L2, Linf, ThreatModel
 from certbench.core.margins import margin_rows
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.testing import inputs, network
 from certbench.verifiers.bounds.backward import backward
-from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.relaxations import upper_line
 from certbench.verifiers.bounds.state import NetworkState
 
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
@@ -25,7 +26,7 @@ def question(kind: str, threat: ThreatModel, n: int = 6) -> tuple[NetworkState, 
 
 
 def fast_lin(
-    net: ReluNetwork, region: Region, rows: Tensor, bounds: LayerBounds | None = None
+    net: Network, region: Region, rows: Tensor, bounds: LayerBounds | None = None
 ) -> tuple[Tensor, LayerBounds]:
     """The engine's backward bounds with slope u / (u - l) everywhere, intervals left out unless `bounds` are given."""
 

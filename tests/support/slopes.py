@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.testing import inputs, network
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import Region
@@ -88,7 +88,7 @@ def question(kind: str, threat: ThreatModel) -> Question:
     return asked
 
 
-def jacobian(net: ReluNetwork, slopes: list[Tensor]) -> Tensor:
+def jacobian(net: Network, slopes: list[Tensor]) -> Tensor:
     """Return the Jacobians of all logits for given slopes: (m, outputs, inputs)."""
     m = len(slopes[0])
     sources = [torch.eye(net.inputs, dtype=torch.float64).expand(m, -1, -1)]

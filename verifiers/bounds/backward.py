@@ -1,24 +1,27 @@
-r"""Linear relaxations of ReLU networks, backwards: one engine for Fast-Lin, CROWN, alpha-CROWN, LP duals and splits.
+r"""Linear relaxations of networks, backwards: one engine for Fast-Lin, CROWN, alpha-CROWN, LP duals and splits.
 
-On [l, u] with l < 0 < u, $\alpha z \leq \max(z, 0) \leq u (z - l) / (u - l)$ for every $\alpha \in [0, 1]$. Put into
-$c \cdot f$ layer by layer, they give a linear function of the input that lies below it (Weng et al., 2018; Zhang et
-al., 2018). For fixed l and u the best of all $\alpha$ is the LP relaxation's dual (Salman et al., 2019), so that any
-approximate dual solution of a solver becomes a bound here, in float64, whatever the solver's accuracy. A split
-$s z \geq 0$ enters with a multiplier $\beta \geq 0$ (Wang et al., 2021).
+Every activation has a line below it and a line above it on [l, u]; `lines` proves them. For a ReLU with l < 0 < u they
+are $\alpha z \leq \max(z, 0) \leq u (z - l) / (u - l)$ for every $\alpha \in [0, 1]$. Put into $c \cdot f$ layer by layer,
+they give a linear function of the input that lies below it (Weng et al., 2018; Zhang et al., 2018). For fixed l and u the
+best of all $\alpha$ is the LP relaxation's dual (Salman et al., 2019), so that any approximate dual solution of a solver
+becomes a bound here, in float64, whatever the solver's accuracy. A split $s z \geq 0$ enters with a multiplier
+$\beta \geq 0$ (Wang et al., 2021).
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from certbench.core.memory import out_of_memory
 from certbench.errors import NumericalError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.intervals import interval_bounds
-from certbench.verifiers.bounds.region import LayerBounds, Linear, Region, lower_slope, upper_line
+from certbench.verifiers.bounds.lines import Lines
+from certbench.verifiers.bounds.relaxations import chosen, undecided
+from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
 
 ENTRIES = 2**20
 """Largest number of coefficients that are held at once for one layer of features: 8 MB in float64. That fits a
@@ -29,7 +32,7 @@ SHARED = 8
 
 
 def backward(
-    network: ReluNetwork,
+    network: Network,
     rows: Float[Tensor, "n k outputs"],
     layer: int,
     bounds: LayerBounds,
@@ -43,8 +46,8 @@ def backward(
         rows: linear functions of that layer's outputs.
         layer: its index in `network.layers`.
         bounds: bounds of the hidden layers before it.
-        slopes: by hidden layer, the slopes of the lines below unstable ReLUs, broadcast to (n, k, size); clamped
-            into [0, 1]. None: CROWN's adaptive choice, 1 where u > -l, else 0.
+        slopes: by hidden layer, numbers in [0, 1] that choose the lines, broadcast to (n, k, _): for a ReLU the slope of
+            the line below, clamped into [0, 1]; for others see `lines.chosen`. None: the lines of `bounds`.
         multipliers: by hidden layer, numbers that are added to the coefficients of the pre-activations, broadcast to
             (n, k, size). They are sound only where a split fixes the sign of z, so that the term m z is at most 0.
     """
@@ -62,18 +65,40 @@ def backward(
         if at == 0:
             return Linear(coefficients[0].expand(len(rows), -1, -1), constant)
         h, at = coefficients.pop(at), at - 1
-        low, high = bounds.lower[at][:, None], bounds.upper[at][:, None]
-        above, offset = upper_line(low, high)
-        below = lower_slope(low, high, None if slopes is None else slopes[at])
-        up = h.clamp(max=0)
-        z = torch.addcmul((h - up) * below, up, above)
-        constant = constant + (up @ offset.transpose(1, 2)).squeeze(-1)
+        z, offsets = through(bounds.lines(network, at), h) if slopes is None else through(
+            chosen(network.activation(at), bounds.lower[at], bounds.upper[at], slopes[at]), h
+        )
+        constant = constant + offsets
         if multipliers is not None:
             z = z + multipliers[at]
 
 
+def through(lines: Lines, h: Float[Tensor, "n k m"]) -> tuple[Float[Tensor, "n k size"], Float[Tensor, "n k"]]:
+    """Replace an activation by its lines: return coefficients of its inputs and constants, below `h` times its outputs.
+
+    The lines broadcast to (n, k, _). For a product of two there are two slopes for each output.
+    """
+    up = h.clamp(max=0)
+    down = h - up
+    constant = _offsets(up, lines.upper_offset)
+    if lines.lower_offset is not None:
+        constant = constant + _offsets(down, lines.lower_offset)
+    if lines.lower_slope.shape[-1] == 2 * h.shape[-1]:
+        up, down = torch.cat([up, up], dim=-1), torch.cat([down, down], dim=-1)
+    return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant
+
+
+def _offsets(h: Float[Tensor, "n k m"], offset: Tensor) -> Float[Tensor, "n k"]:
+    """Sum up coefficients times offsets; an infinite offset counts only where its coefficient is not zero."""
+    if not bool(offset.isfinite().all()):
+        return torch.where(h == 0, 0.0, h * offset).sum(dim=-1)
+    if offset.shape[1] == 1:
+        return (h @ offset.transpose(1, 2)).squeeze(-1)
+    return (h * offset).sum(dim=-1)
+
+
 def layer_bounds(
-    network: ReluNetwork,
+    network: Network,
     region: Region,
     method: str = "crown",
     known: LayerBounds | None = None,
@@ -107,7 +132,7 @@ def layer_bounds(
 
 @torch.no_grad()
 def _layer_bounds(
-    network: ReluNetwork,
+    network: Network,
     region: Region,
     method: str,
     known: LayerBounds | None,
@@ -119,38 +144,37 @@ def _layer_bounds(
         start = start.tightened(known, method)
     if method == "ibp":
         return start
-    lower, upper = [*start.lower], [*start.upper]
+    lower, upper, drawn = [*start.lower], [*start.upper], {}
     for i, layer in enumerate(network.hidden):
         if region.threat.p == math.inf and list(layer.maps) == [0]:
             continue  # intervals are exact over a box
-        so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method)
-        low, high = _both_ends(network, region, i, lower[i], upper[i], so_far, method == "fast-lin", entries)
+        open_ = undecided(network.activation(i), lower[i], upper[i])
+        so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method, drawn)
+        low, high = _both_ends(network, region, i, open_, so_far, entries)
         if errors is not None:
             low, high = low - errors[i], high + errors[i]
         # What intervals leave stable stays so, and its bounds are not used: no need to sharpen them.
-        open_ = (lower[i] < 0) & (upper[i] > 0)
         lower[i] = torch.where(open_, torch.maximum(lower[i], low), lower[i])
         upper[i] = torch.where(open_, torch.minimum(upper[i], high), upper[i])
     if not all(bool((~end.isnan()).all()) for end in (*lower, *upper)):
         raise NumericalError("a layer's bounds are NaN")
-    return LayerBounds(tuple(lower), tuple(upper), method)
+    return LayerBounds(tuple(lower), tuple(upper), method, drawn)
 
 
 def _both_ends(
-    network: ReluNetwork,
+    network: Network,
     region: Region,
     layer: int,
-    lower: Float[Tensor, "n size"],
-    upper: Float[Tensor, "n size"],
+    open_: Bool[Tensor, "n size"],
     bounds: LayerBounds,
-    parallel: bool,
     entries: int,
 ) -> tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]:
-    """Bound the neurons of a hidden layer whose sign is open, as many at a time as memory allows."""
+    """Bound the neurons of a hidden layer that need it, as many at a time as memory allows."""
     widest = max([network.inputs, *(part.outputs for part in network.layers[: layer + 1])])
-    counts = ((lower < 0) & (upper > 0)).sum(dim=1)
-    order = ((lower < 0) & (upper > 0)).to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    low, high = torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)
+    counts = open_.sum(dim=1)
+    order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    low = torch.full(open_.shape, -torch.inf, dtype=region.x.dtype, device=region.x.device)
+    high = -low
     rest = [(0, len(region), 0, int(counts.max()) if len(region) else 0)]  # inputs and places in their orders
     while rest:
         first, last, at, end = rest.pop()
@@ -162,7 +186,7 @@ def _both_ends(
             continue
         part, neurons = slice(first, last), order[first:last, at:end]
         try:
-            made = _ends(network, region[part], layer, neurons, bounds[part], parallel)
+            made = _ends(network, region[part], layer, neurons, bounds[part])
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or (last - first == 1 and end - at == 1):
                 raise
@@ -184,16 +208,13 @@ def _halves(first: int, last: int, at: int, end: int, counts: Tensor) -> list[tu
 
 
 def _ends(
-    network: ReluNetwork, region: Region, layer: int, neurons: Tensor, bounds: LayerBounds, parallel: bool
+    network: Network, region: Region, layer: int, neurons: Tensor, bounds: LayerBounds
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
     """Return lower and upper bounds of the given neurons of each input."""
     n, k = neurons.shape
     rows = torch.zeros(n, 2 * k, network.layers[layer].outputs, dtype=region.x.dtype, device=region.x.device)
     rows[:, :k].scatter_(2, neurons[..., None], 1.0)
     rows[:, k:].scatter_(2, neurons[..., None], -1.0)
-    slopes = None
-    if parallel:
-        slopes = [upper_line(a, b)[0][:, None] for a, b in zip(bounds.lower, bounds.upper, strict=True)]
-    linear = backward(network, rows, layer, bounds, slopes)
+    linear = backward(network, rows, layer, bounds)
     ends = region.minimum(linear.a, linear.b)
     return ends[:, :k], -ends[:, k:]

@@ -1,12 +1,16 @@
 """Interval bounds."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
+from certbench.networks.maps import Map
+from certbench.verifiers.bounds.relaxations import image
 from certbench.verifiers.bounds.region import LayerBounds, Region
 
 
-def interval_bounds(network: ReluNetwork, region: Region) -> LayerBounds:
+def interval_bounds(network: Network, region: Region) -> LayerBounds:
     """Bound all hidden layers by interval arithmetic (IBP), from the box around each ball."""
     low, high = region.box()
     centres, radii = [(low + high) / 2], [(high - low) / 2]
@@ -16,22 +20,22 @@ def interval_bounds(network: ReluNetwork, region: Region) -> LayerBounds:
         radius = torch.zeros_like(centre)
         for source, part in network.layers[i].maps.items():
             centre = centre + part.forward(centres[source])
-            radius = radius + network.absolute[i][source].forward(radii[source])
+            radius = radius + _spread(network.absolute[i][source], radii[source])
         lower.append(centre - radius)
         upper.append(centre + radius)
-        below, above = lower[-1].clamp(min=0), upper[-1].clamp(min=0)
-        below, above = (torch.where(lower[-1].isnan(), torch.nan, end) for end in (below, above))
-        centres.append((below + above) / 2)
-        radii.append((above - below) / 2)
+        below, above = image(network.activation(i), lower[-1], upper[-1])
+        centre, radius = _middle(below, above)
+        centres.append(centre)
+        radii.append(radius)
     return LayerBounds(tuple(lower), tuple(upper), "ibp")
 
 
 @torch.no_grad()
-def intervals(network: ReluNetwork, region: Region) -> LayerBounds:
+def intervals(network: Network, region: Region) -> LayerBounds:
     """Bound all hidden layers over one ball by intervals; first layers are bounded over the ball itself."""
     box, lower, upper = region.box(), [], []
     lows, highs = [box[0]], [box[1]]
-    for layer in network.hidden:
+    for i, layer in enumerate(network.hidden):
         if list(layer.maps) == [0]:
             a, b = layer.maps[0].matrix()[None], layer.bias[None]
             low, high = region.minimum(a, b), -region.minimum(-a, -b)
@@ -39,11 +43,29 @@ def intervals(network: ReluNetwork, region: Region) -> LayerBounds:
             low = layer.bias.expand(1, -1)
             high = low
             for source, part in layer.maps.items():
-                middle, half = (lows[source] + highs[source]) / 2, (highs[source] - lows[source]) / 2
-                centre, radius = part.forward(middle), part.absolute().forward(half)
+                middle, half = _middle(lows[source], highs[source])
+                centre, radius = part.forward(middle), _spread(part.absolute(), half)
                 low, high = low + centre - radius, high + centre + radius
         lower.append(low)
         upper.append(high)
-        lows.append(low.clamp(min=0))
-        highs.append(high.clamp(min=0))
+        below, above = image(network.activation(i), low, high)
+        lows.append(below)
+        highs.append(above)
     return LayerBounds(tuple(lower), tuple(upper), "ibp")
+
+
+def _middle(low: Float[Tensor, "n m"], high: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
+    """Return the middle of each interval and half its width; 0 and infinity if an end is infinite."""
+    infinite = low.isinf() | high.isinf()
+    if not bool(infinite.any()):
+        return (low + high) / 2, (high - low) / 2
+    return torch.where(infinite, 0.0, (low + high) / 2), torch.where(infinite, torch.inf, (high - low) / 2)
+
+
+def _spread(moduli: Map, radius: Float[Tensor, "n m"]) -> Float[Tensor, "n outputs"]:
+    """Return the product of a map of moduli and radii, where 0 times infinity is 0."""
+    infinite = radius.isinf()
+    if not bool(infinite.any()):
+        return moduli.forward(radius)
+    reached = moduli.forward(infinite.to(radius)) > 0
+    return torch.where(reached, torch.inf, moduli.forward(torch.where(infinite, 0.0, radius)))

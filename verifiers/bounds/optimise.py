@@ -1,7 +1,7 @@
 r"""Optimised linear bounds: slopes alpha (Xu et al., 2021) and split multipliers beta (Wang et al., 2021).
 
-The bound of `backward` depends, piecewise smoothly, on the slopes $\alpha \in [0, 1]$ and on the multipliers
-$\beta \geq 0$ of neurons whose sign is known. Adam climbs it, in float32; what comes back is evaluated anew in float64
+The bound of `backward` depends, piecewise smoothly, on the numbers $\alpha \in [0, 1]$ that choose the lines around the
+activations, and on the multipliers $\beta \geq 0$ of ReLUs whose sign is known. Adam climbs it, in float32; what comes back is evaluated anew in float64
 at the best point that was seen. Any point is sound, so nothing rests on how well it climbed.
 """
 
@@ -15,9 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from certbench.core.ball import steepest
-from certbench.networks.relu import ReluNetwork
-from certbench.verifiers.bounds.backward import backward
-from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope, upper_line
+from certbench.networks.layers import Bilinear, Network
+from certbench.networks.piecewise_linear import RELU
+from certbench.verifiers.bounds.backward import backward, through
+from certbench.verifiers.bounds.lines import Lines
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.relaxations import chosen, lower_slope, numbers, undecided, upper_line
 
 RATE = 0.25, 0.5
 """First step sizes of Adam in alpha and in beta, the latter in units of the layer's largest coefficient. Both shrink by
@@ -31,8 +34,9 @@ class Choice:
     """Slopes and multipliers of k rows per domain, the neurons of all hidden layers side by side.
 
     Attributes:
-        alpha: slopes of the lines below unstable ReLUs.
-        beta: multipliers of neurons whose sign is known; ignored elsewhere.
+        alpha: slopes of the lines below unstable ReLUs, and the numbers that choose other lines (`relaxations.chosen`),
+            two for each entry.
+        beta: multipliers of ReLUs whose sign is known; ignored elsewhere.
     """
 
     alpha: Float[Tensor, "n k neurons"]
@@ -43,10 +47,11 @@ class Choice:
         return Choice(self.alpha[index], self.beta[index])
 
     @staticmethod
-    def crown(bounds: LayerBounds, rows: int, n: int = 1) -> "Choice":
-        """Return CROWN's adaptive slopes, and no multipliers, for `n` domains."""
-        low, high = flat(bounds, n)
-        alpha = lower_slope(low, high, None)[:, None].expand(-1, rows, -1)
+    def crown(network: Network, bounds: LayerBounds, rows: int, n: int = 1) -> "Choice":
+        """Return CROWN's lines, and no multipliers, for `n` domains."""
+        parts = [numbers(network.activation(i), low, high) for i, (low, high) in enumerate(ends(bounds))]
+        alpha = torch.cat(parts, dim=1) if parts else torch.zeros(n, 0, dtype=torch.float64)
+        alpha = alpha[:, None].expand(-1, rows, -1)
         return Choice(alpha, torch.zeros_like(alpha))
 
 
@@ -67,6 +72,27 @@ class Optimised:
     choice: Choice
 
 
+def ends(bounds: LayerBounds) -> list[tuple[Tensor, Tensor]]:
+    """Return lower and upper bounds, layer by layer."""
+    return list(zip(bounds.lower, bounds.upper, strict=True))
+
+
+def widths(network: Network, bounds: LayerBounds) -> list[int]:
+    """Return the number of alphas of each hidden layer with bounds: one for a ReLU; for another function, or for a
+    product, two for each output."""
+    pure = [network.activation(i) == RELU or isinstance(network.activation(i), Bilinear) for i in range(len(bounds.lower))]
+    return [low.shape[1] * (1 if one else 2) for low, one in zip(bounds.lower, pure, strict=True)]
+
+
+def known_signs(network: Network, bounds: LayerBounds, n: int = 1) -> Float[Tensor, "n neurons"]:
+    """Return `signs` at ReLUs, and 0 elsewhere, for each alpha."""
+    parts = [
+        signs(low, high) if network.activation(i) == RELU else low.new_zeros(len(low), width)
+        for i, ((low, high), width) in enumerate(zip(ends(bounds), widths(network, bounds), strict=True))
+    ]
+    return torch.cat(parts, dim=1) if parts else torch.zeros(n, 0, dtype=torch.float64)
+
+
 def flat(bounds: LayerBounds, n: int = 1) -> tuple[Float[Tensor, "n neurons"], Float[Tensor, "n neurons"]]:
     """Put the bounds of all hidden layers side by side; without hidden layers these are `n` empty rows."""
     if not bounds.lower:
@@ -80,7 +106,7 @@ def signs(low: Float[Tensor, "... neurons"], high: Float[Tensor, "... neurons"])
 
 
 def relax(
-    network: ReluNetwork,
+    network: Network,
     bounds: LayerBounds,
     rows: Float[Tensor, "n k outputs"],
     choice: Choice,
@@ -95,17 +121,17 @@ def relax(
     if layer == 0:
         linear = backward(network, rows, 0, bounds)
         return linear.a, linear.b
-    sizes = [low.shape[1] for low in bounds.lower]
-    sign = signs(*flat(bounds))[:, None]
-    multipliers = -sign * choice.beta.clamp(min=0)
+    sizes = widths(network, bounds)
+    multipliers = -known_signs(network, bounds)[:, None] * choice.beta.clamp(min=0)
     slopes, terms = torch.split(choice.alpha, sizes, dim=-1), torch.split(multipliers, sizes, dim=-1)
-    linear = backward(network, rows, layer, bounds, slopes, terms)
+    pure = all(network.activation(i) == RELU for i in range(len(sizes)))
+    linear = backward(network, rows, layer, bounds, slopes, terms if pure else None)
     return linear.a, linear.b
 
 
 @torch.no_grad()
 def evaluate(
-    network: ReluNetwork,
+    network: Network,
     region: Region,
     bounds: LayerBounds,
     rows: Float[Tensor, "n k outputs"],
@@ -119,7 +145,7 @@ def evaluate(
 
 
 def optimise(
-    network: ReluNetwork,
+    network: Network,
     region: Region,
     bounds: LayerBounds,
     rows: Float[Tensor, "n k outputs"],
@@ -129,7 +155,7 @@ def optimise(
     iterations: int = 20,
     enough: Float[Tensor, " n"] | None = None,
     layer: int | None = None,
-    fast: ReluNetwork | None = None,
+    fast: Network | None = None,
     rate: tuple[float, float] = RATE,
 ) -> Optimised:
     """Raise the lower bounds of `rows` over the region by Adam on alpha and beta; the best seen of each row is kept.
@@ -154,10 +180,9 @@ def optimise(
     if layer < len(network.hidden):
         bounds = bounds.upto(layer)
     if layer == 0 or n == 0 or k == 0:
-        none = rows.new_zeros(n, k, 0 if layer == 0 else flat(bounds)[0].shape[1])
+        none = rows.new_zeros(n, k, 0 if layer == 0 else sum(widths(network, bounds)))
         return evaluate(network, region, bounds, rows, Choice(none, none), layer)
-    crown = Choice.crown(bounds, k)
-    start = crown if start is None else start
+    start = Choice.crown(network, bounds, k) if start is None else start
     climber = _Climber(
         network.to(torch.float32) if fast is None else fast, region, bounds, rows, splits, start, layer, rate
     )
@@ -166,12 +191,12 @@ def optimise(
 
 
 def optimised_bounds(
-    network: ReluNetwork,
+    network: Network,
     region: Region,
     bounds: LayerBounds,
     *,
     iterations: int = 10,
-    fast: ReluNetwork | None = None,
+    fast: Network | None = None,
     entries: int = 2**22,
     errors: Sequence[Tensor] | None = None,
 ) -> LayerBounds:
@@ -190,7 +215,7 @@ def optimised_bounds(
     lower, upper = [*bounds.lower], [*bounds.upper]
     for i in range(1, len(lower)):
         so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), "alpha-crown")
-        open_ = (lower[i] < 0) & (upper[i] > 0)
+        open_ = undecided(network.activation(i), lower[i], upper[i])
         order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(open_.sum(dim=1).max())]
         size = max(1, entries // (2 * max(len(region), 1) * sum(end.shape[1] for end in lower[:i])))
         for chosen in torch.split(order, size, dim=1):  # its own neurons of each input; some of the last are stable
@@ -214,7 +239,7 @@ class _Climber:
 
     def __init__(
         self,
-        network: ReluNetwork,
+        network: Network,
         region: Region,
         bounds: LayerBounds,
         rows: Tensor,
@@ -228,11 +253,13 @@ class _Climber:
         self.region = replace(region, x=region.x.to(dtype), eps=region.eps.to(dtype))
         self.rows = rows.to(dtype)
         self.alpha = start.alpha.to(dtype).clone()
-        self.sizes = [low.shape[1] for low in bounds.lower]
-        low, high = (end.to(dtype) for end in flat(bounds))
-        self.sign = signs(low, high)
+        self.sizes = widths(network, bounds)
+        self.ends = [(low.to(dtype), high.to(dtype)) for low, high in ends(bounds)]
+        small = LayerBounds(tuple(low for low, _ in self.ends), tuple(high for _, high in self.ends), bounds.method)
+        self.relus = [network.activation(i) == RELU for i in range(len(self.ends))]
+        self.sign = known_signs(network, small)
         self.free = self.sign == 0
-        self.above, self.offset = upper_line(low, high)
+        self.above = [upper_line(*end) if relu else None for end, relu in zip(self.ends, self.relus, strict=True)]
         # Only the columns of neurons that are split somewhere have multipliers.
         split = torch.zeros_like(self.free) if splits is None else splits & ~self.free
         self.columns = split.any(dim=0).nonzero().squeeze(1)
@@ -240,9 +267,6 @@ class _Climber:
         self.beta = start.beta[..., self.columns].to(dtype)
         self.unit = torch.ones_like(self.beta)
         if len(self.columns):
-            small = LayerBounds(
-                torch.split(low, self.sizes, dim=1), torch.split(high, self.sizes, dim=1), bounds.method
-            )
             whole = Choice(self.alpha, start.beta.to(dtype))
             self.unit = units(network, small, self.rows, whole, layer)[..., self.columns]
 
@@ -295,15 +319,15 @@ class _Climber:
 
     def frame(self, index: Tensor) -> dict[str, Any]:
         """Collect what a step needs of some of the domains, by layer where layers use it."""
-        low, high = self.sign[index][:, None], self.offset[index][:, None]
+        low = self.sign[index][:, None]
         return {
             "region": self.region[index],
             "rows": self.rows[index],
             "active": torch.split((low > 0).to(self.rows), self.sizes, dim=-1),
             "mask": torch.split(low == 0, self.sizes, dim=-1),
             "free": (low == 0).to(self.rows),
-            "above": torch.split(self.above[index][:, None], self.sizes, dim=-1),
-            "offset": torch.split(high, self.sizes, dim=-1),
+            "ends": [(a[index], b[index]) for a, b in self.ends],
+            "above": [None if line is None else tuple(part[index][:, None] for part in line) for line in self.above],
             "unit": self.unit[index] * self.split[index],
             "against": -low[..., self.columns] * self.split[index],
         }
@@ -329,9 +353,14 @@ class _Climber:
             if at == 0:
                 break
             h, at = pulled.pop(at), at - 1
-            up = h.clamp(max=0)
-            z = (h - up) * torch.where(frame["mask"][at], slopes[at], frame["active"][at]) + up * frame["above"][at]
-            constant = constant + (up * frame["offset"][at]).sum(dim=-1)
+            if self.relus[at]:
+                slope, offset = frame["above"][at]
+                below = torch.where(frame["mask"][at], slopes[at], frame["active"][at])
+                lines = Lines(below, None, slope, offset)
+            else:
+                lines = chosen(self.network.activation(at), *frame["ends"][at], slopes[at])
+            z, moved = through(lines, h)
+            constant = constant + moved
             if extra is not None:
                 z = z + extra[at]
         region, a = frame["region"], pulled[0]
@@ -343,7 +372,7 @@ class _Climber:
 
 @torch.no_grad()
 def coefficients(
-    network: ReluNetwork, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
+    network: Network, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
 ) -> Float[Tensor, "n k neurons"]:
     """Return the coefficients of each ReLU's output in the backward pass; they serve scores and units, not bounds."""
     sizes = [low.shape[1] for low in bounds.lower]
@@ -368,7 +397,7 @@ def coefficients(
 
 
 def units(
-    network: ReluNetwork, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
+    network: Network, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
 ) -> Float[Tensor, "n k neurons"]:
     """Return the largest coefficient of each neuron's layer, which is the unit of its multiplier."""
     sizes = [low.shape[1] for low in bounds.lower]

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from certbench.core import ball
 from certbench.errors import MissingBackendError, SolverError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
-from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.relaxations import lower_slope
 
 if TYPE_CHECKING:
     import highspy
@@ -107,7 +108,7 @@ class Program:
 
 
 @lru_cache(maxsize=4)
-def matrices(network: ReluNetwork) -> tuple[dict[int, scipy.sparse.csr_matrix], ...]:
+def matrices(network: Network) -> tuple[dict[int, scipy.sparse.csr_matrix], ...]:
     """Return the maps of every layer as sparse matrices, by source."""
     return tuple({source: part.sparse() for source, part in layer.maps.items()} for layer in network.layers)
 
@@ -134,7 +135,7 @@ class PlanetModel:
         binary: binaries of the unstable neurons, 1 where z >= 0, by hidden layer; none in a linear program.
     """
 
-    network: ReluNetwork
+    network: Network
     x: Float[Tensor, " d"]
     bounds: LayerBounds
     layer: int
@@ -149,7 +150,7 @@ class PlanetModel:
 
     @staticmethod
     def of(
-        network: ReluNetwork, region: Region, bounds: LayerBounds, layer: int, *, integer: bool = False
+        network: Network, region: Region, bounds: LayerBounds, layer: int, *, integer: bool = False
     ) -> "PlanetModel":
         """Build the program over a single ball; with `integer`, binaries take the place of triangles.
 
@@ -276,7 +277,7 @@ def _select(neurons: Columns, size: int) -> scipy.sparse.csr_matrix:
 
 
 @torch.no_grad()
-def tightened(network: ReluNetwork, region: Region, bounds: LayerBounds) -> LayerBounds:
+def tightened(network: Network, region: Region, bounds: LayerBounds) -> LayerBounds:
     """Sharpen the bounds over a single ball by two LPs per unstable neuron; the first layer's are exact already."""
     for i in range(1, len(network.hidden)):
         neurons = bounds.unstable(i)[0].nonzero().squeeze(1)

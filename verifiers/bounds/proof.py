@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward
 from certbench.verifiers.bounds.optimise import optimise
-from certbench.verifiers.bounds.region import LayerBounds, Region, lower_slope, upper_line
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.relaxations import lower_slope, upper_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ def parallel(bounds: LayerBounds) -> list[Float[Tensor, " _size"]]:
 
 
 def sufficient(
-    network: ReluNetwork,
+    network: Network,
     region: Region,
     bounds: LayerBounds,
     slopes: Sequence[Tensor],

@@ -1,8 +1,8 @@
-"""Balls within a domain, bounds of layers, and the lines that relax a ReLU."""
+"""Balls within a domain, bounds of layers, and the lines that they give around activations."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from certbench.core import ball
 from certbench.core.threat import ThreatModel
+from certbench.networks.layers import Network
+from certbench.verifiers.bounds.lines import Lines
+from certbench.verifiers.bounds.relaxations import around
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +57,24 @@ class LayerBounds:
     lower: tuple[Float[Tensor, "n _"], ...]
     upper: tuple[Float[Tensor, "n _"], ...]
     method: str
+    drawn: dict[int, Lines] = field(default_factory=dict, repr=False)
+    """Lines around the activations of layers, that were found before."""
 
     def __getitem__(self, index: Tensor | slice) -> "LayerBounds":
         """Select some of the inputs."""
-        return LayerBounds(tuple(low[index] for low in self.lower), tuple(up[index] for up in self.upper), self.method)
+        return LayerBounds(
+            tuple(low[index] for low in self.lower),
+            tuple(up[index] for up in self.upper),
+            self.method,
+            {layer: lines[index] for layer, lines in self.drawn.items()},
+        )
+
+    def lines(self, network: Network, layer: int) -> Lines:
+        """Return lines below and above the activation of a hidden layer, each entry (n, size)."""
+        if layer not in self.drawn:
+            parallel = self.method == "fast-lin"
+            self.drawn[layer] = around(network.activation(layer), self.lower[layer], self.upper[layer], parallel)
+        return self.drawn[layer]
 
     def unstable(self, layer: int) -> Tensor:
         """Say which neurons of a hidden layer may lie on either side of zero: (n, size)."""
@@ -65,7 +82,8 @@ class LayerBounds:
 
     def upto(self, layer: int) -> "LayerBounds":
         """Keep the hidden layers before `layer` alone."""
-        return LayerBounds(self.lower[:layer], self.upper[:layer], self.method)
+        drawn = {at: lines for at, lines in self.drawn.items() if at < layer}
+        return LayerBounds(self.lower[:layer], self.upper[:layer], self.method, drawn)
 
     def widened(self, errors: Sequence[Tensor] | None) -> "LayerBounds":
         """Widen the bounds by `errors`, by layer: what rounding may have done to them."""
@@ -95,17 +113,3 @@ class Linear:
     def at(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Return their values at inputs."""
         return (self.a @ x[..., None]).squeeze(-1) + self.b
-
-
-def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
-    unstable = (low < 0) & (high > 0)
-    slope = torch.where(unstable, high / (high - low), (low >= 0).to(low.dtype))
-    slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
-    return slope, torch.where(unstable, -low * slope, 0.0)
-
-
-def lower_slope(low: Tensor, high: Tensor, chosen: Tensor | None) -> Tensor:
-    """Return the slope of the line below a ReLU on [low, high]: 0 or 1 where the sign is known, else as chosen."""
-    free = (high > -low).to(low.dtype) if chosen is None else chosen.clamp(0, 1)
-    return torch.where((low < 0) & (high > 0), free, (low >= 0).to(low.dtype))

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import NumericalError
-from certbench.networks.reading import UNDERFLOW
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import UNDERFLOW, Network
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 
@@ -24,7 +23,7 @@ UNITS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 @torch.no_grad()
 def evaluation_error(
-    network: ReluNetwork, region: Region, bounds: LayerBounds, dtype: torch.dtype
+    network: Network, region: Region, bounds: LayerBounds, dtype: torch.dtype
 ) -> Float[Tensor, "n outputs"]:
     """Bound how far each logit of the float program can be from the real network's, anywhere in the balls.
 
@@ -37,8 +36,8 @@ def evaluation_error(
     Raises:
         NumericalError: a precision without an error bound here, or sums too long for it.
     """
-    if network.computed:
-        raise NumericalError("the module computes constants when it runs, whose rounding is not followed")
+    if network.unfollowed is not None:
+        raise NumericalError(network.unfollowed)
     low, high = region.box()
     sizes = [torch.maximum(low.abs(), high.abs())]
     unit = _unit(dtype)
@@ -59,7 +58,7 @@ def evaluation_error(
 
 @torch.no_grad()
 def program_error(
-    network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], dtype: torch.dtype
+    network: Network, region: Region, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], dtype: torch.dtype
 ) -> Float[Tensor, "n k"]:
     """Bound the error of `rows` times the logits: of the float program in the balls, plus of float64 at their centres.
 
@@ -79,7 +78,7 @@ def program_error(
 
 @torch.no_grad()
 def bound_errors(
-    network: ReluNetwork, region: Region, dtype: torch.dtype = torch.float64
+    network: Network, region: Region, dtype: torch.dtype = torch.float64
 ) -> list[Float[Tensor, "n _"]]:
     r"""Bound the rounding error of a linear bound of each layer's outputs, computed by `backward` in float64.
 

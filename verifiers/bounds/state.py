@@ -12,7 +12,7 @@ from certbench.core.margins import Bounds, MarginState, clean_margin, margin_row
 from certbench.core.search import Evaluation, RadiusSearch, Start
 from certbench.core.threat import ThreatModel
 from certbench.networks.reading import relu_network
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Region
 
@@ -24,7 +24,7 @@ class NetworkState(MarginState):
     `program` is the precision of the given classifier, in which its user runs it.
     """
 
-    network: ReluNetwork
+    network: Network
     program: torch.dtype = torch.float32
 
     @staticmethod

@@ -28,7 +28,7 @@ from certbench.core.ranges import BatchSize, PositiveInt, RelativeTolerance, Sec
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import NumericalError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.tree import LIMIT, Answer, Tree, TreeOptions, widest
 
@@ -74,7 +74,7 @@ class BranchAndBound(Certifier[NetworkState]):
             evidence=[answer.evidence for answer in answers],
         )
 
-    def one(self, state: NetworkState, fast: ReluNetwork, x: Float[Tensor, "1 ..."], seed: int) -> "Answer":
+    def one(self, state: NetworkState, fast: Network, x: Float[Tensor, "1 ..."], seed: int) -> "Answer":
         """Search for one input."""
         deadline = time.perf_counter() + self.seconds
         logits, scale = state.classifier.logits_and_scale(x)

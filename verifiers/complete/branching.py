@@ -8,14 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.core.ball import steepest
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.optimise import Choice, coefficients, evaluate, flat
-from certbench.verifiers.bounds.region import LayerBounds, Region, upper_line
+from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.relaxations import upper_line
 
 
 @torch.no_grad()
 def best_neurons(
-    fast: ReluNetwork,
+    fast: Network,
     region: Callable[[int], Region],
     bounds: LayerBounds,
     choice: Choice,
@@ -64,7 +65,7 @@ def best_neurons(
 
 
 def _worse_children(
-    fast: ReluNetwork, ball: Region, bounds: LayerBounds, choice: Choice, rows: Tensor, picks: Int[Tensor, "n k"]
+    fast: Network, ball: Region, bounds: LayerBounds, choice: Choice, rows: Tensor, picks: Int[Tensor, "n k"]
 ) -> Float[Tensor, "n k"]:
     """Return the worse bound of the two children at each candidate, without any optimisation."""
     low, high = flat(bounds)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from certbench.core.threat import ThreatModel
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.optimise import Choice, signs
-from certbench.verifiers.bounds.region import upper_line
+from certbench.verifiers.bounds.relaxations import upper_line
 
 ENTRIES = 400_000
 """Largest number of entries, of all maps together, for which these programs are worth their time. A judgement."""
@@ -32,7 +32,7 @@ ELASTIC = 1e3
 class Programs:
     """The programs of one network around one input."""
 
-    def __init__(self, network: ReluNetwork, threat: ThreatModel, x: Float[Tensor, "1 d"]) -> None:
+    def __init__(self, network: Network, threat: ThreatModel, x: Float[Tensor, "1 d"]) -> None:
         """Store the arguments; matrices are made when they are needed."""
         self.network, self.threat, self.x = network, threat, x
         self.sizes = [layer.outputs for layer in network.hidden]

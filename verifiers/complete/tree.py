@@ -16,7 +16,7 @@ from certbench.core.ball import steepest
 from certbench.core.claims import Outcome
 from certbench.core.evidence import Evidence
 from certbench.core.threat import ThreatModel
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.optimise import (
     Choice,
@@ -110,7 +110,7 @@ class Tree:
         self,
         options: TreeOptions,
         state: NetworkState,
-        fast: ReluNetwork,
+        fast: Network,
         rows: Float[Tensor, "k outputs"],
         slack: float,
         scale: float,

@@ -23,7 +23,7 @@ from certbench.core.margins import Bounds, margin_rows, tangent
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.programs import PlanetModel, highs, tightened
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive
@@ -84,7 +84,7 @@ class LP(MarginCertifier[NetworkState]):
         a, b = torch.cat([f.a for f in functions]), torch.cat([f.b for f in functions])
         return Bounds.linear(a, Linear(a, b).at(region.x), state.threat, region.x, eps)
 
-    def _functions(self, network: ReluNetwork, region: Region, rows: Float[Tensor, "1 k outputs"]) -> Linear:
+    def _functions(self, network: Network, region: Region, rows: Float[Tensor, "1 k outputs"]) -> Linear:
         bounds = layer_bounds(network, region)
         if self.tighten:
             bounds = tightened(network, region, bounds)
@@ -115,7 +115,7 @@ class LP(MarginCertifier[NetworkState]):
 
 
 @torch.no_grad()
-def improved(network: ReluNetwork, region: Region, bounds: LayerBounds, rows: Float[Tensor, "1 k outputs"]) -> Linear:
+def improved(network: Network, region: Region, bounds: LayerBounds, rows: Float[Tensor, "1 k outputs"]) -> Linear:
     """Return linear functions below `rows` times the logits over a single ball, by LPs where these can matter.
 
     The next row solved is always the one whose bound, or whose crossing, is the smallest of all at that time. A

@@ -34,7 +34,7 @@ from certbench.core.ranges import at_least, one_of
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import MissingBackendError, UnsupportedError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.proof import adaptive
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
@@ -159,7 +159,7 @@ class SDP(MarginCertifier[NetworkState]):
             multipliers.append(None if w is None else _named(w, region, bounds, self.cuts))
         return {"kind": "semidefinite", "layers": layers, "slopes": slopes, "multipliers": multipliers}
 
-    def _row(self, network: ReluNetwork, region: Region, rows: Float[Tensor, "1 k outputs"]) -> Float[Tensor, "1 k"]:
+    def _row(self, network: Network, region: Region, rows: Float[Tensor, "1 k outputs"]) -> Float[Tensor, "1 k"]:
         """Bound the rows of one input. It is computed alone, so that not even rounding depends on its neighbours."""
         bounds, below = crown(network, region, rows)
         lower = region.minimum(below.a, below.b)
@@ -178,7 +178,7 @@ class SDP(MarginCertifier[NetworkState]):
         return lower
 
 
-def crown(network: ReluNetwork, region: Region, rows: Float[Tensor, "n k outputs"]) -> tuple[LayerBounds, Linear]:
+def crown(network: Network, region: Region, rows: Float[Tensor, "n k outputs"]) -> tuple[LayerBounds, Linear]:
     """Return CROWN's bounds of the hidden neurons, and its linear functions below `rows` times the logits."""
     bounds = layer_bounds(network, region)
     return bounds, backward(network, rows, len(network.layers) - 1, bounds)

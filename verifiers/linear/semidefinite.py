@@ -13,7 +13,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from certbench.errors import MissingBackendError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.numerics.rounding import TINY, UNIT, gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 
@@ -168,7 +168,7 @@ class SemidefiniteProgram:
         return int(self.outputs.rows.shape[1])
 
     @staticmethod
-    def of(network: ReluNetwork, region: Region, bounds: LayerBounds, cuts: bool = True) -> "SemidefiniteProgram":
+    def of(network: Network, region: Region, bounds: LayerBounds, cuts: bool = True) -> "SemidefiniteProgram":
         """Make the relaxation of a single ball, with bounds of the hidden neurons in it."""
         open_ = [np.flatnonzero(bounds.unstable(i)[0].cpu().numpy()) for i in range(len(network.hidden))]
         d, at = network.inputs, 1 + network.inputs

@@ -30,7 +30,7 @@ from certbench.core.margins import Bounds, margin_rows
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import ENTRIES
 from certbench.verifiers.bounds.proof import RelaxationProof, parallel, sufficient
 from certbench.verifiers.bounds.region import LayerBounds, Region
@@ -93,7 +93,7 @@ class DualNetwork:
     mirrored: Float[Tensor, "_ k"]
 
     @staticmethod
-    def of(network: ReluNetwork, c: Float[Tensor, "_ k outputs"], layer: int, bounds: LayerBounds) -> "DualNetwork":
+    def of(network: Network, c: Float[Tensor, "_ k outputs"], layer: int, bounds: LayerBounds) -> "DualNetwork":
         """Build it for rows c of the outputs of `network.layers[layer]`, from bounds of the layers before it."""
         nu = -c
         constant = torch.zeros_like(c[..., 0])
@@ -137,7 +137,7 @@ def slope(lower: Float[Tensor, "..."], upper: Float[Tensor, "..."]) -> Float[Ten
 
 
 @torch.no_grad()
-def layerwise(network: ReluNetwork, region: Region) -> LayerBounds:
+def layerwise(network: Network, region: Region) -> LayerBounds:
     """Bound all hidden layers, each by the dual with the bounds before it (Wong and Kolter, 2018, Algorithm 1)."""
     bounds = LayerBounds((), (), "wong-kolter")
     for i, layer in enumerate(network.hidden):
@@ -152,7 +152,7 @@ def layerwise(network: ReluNetwork, region: Region) -> LayerBounds:
 
 @torch.no_grad()
 def estimated_l1(
-    network: ReluNetwork, bounds: LayerBounds, layer: int, projections: int, seed: int
+    network: Network, bounds: LayerBounds, layer: int, projections: int, seed: int
 ) -> Float[Tensor, "_ size"]:
     """Return an ESTIMATE of ||nu_hat_1||_1 for every c = e_j of a layer: no bound, so never part of a certificate.
 

@@ -34,7 +34,7 @@ from certbench.core.ranges import one_of
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.networks.maps import Map
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import ENTRIES
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
@@ -158,7 +158,7 @@ class Zonotope:
         return Zonotope(slope * self.centre + half, slope[:, None] * self.inputs, errors, box)
 
 
-def propagate(network: ReluNetwork, region: Region, choose: Slope, symbols: bool) -> list[Zonotope]:
+def propagate(network: Network, region: Region, choose: Slope, symbols: bool) -> list[Zonotope]:
     """Return the zonotopes of all sources: of the input, and behind each ReLU."""
     sources = [Zonotope.around(region.x)]
     for layer, moduli in zip(network.hidden, network.absolute, strict=False):
@@ -199,7 +199,7 @@ def lower(
 
 
 def _below(
-    network: ReluNetwork, region: Region, rows: Float[Tensor, "n k outputs"], choose: Slope, symbols: bool
+    network: Network, region: Region, rows: Float[Tensor, "n k outputs"], choose: Slope, symbols: bool
 ) -> tuple[Float[Tensor, "n k d"], Float[Tensor, "n k"]]:
     """Return linear functions below `rows` times the logits: coefficients of the perturbation, and value at the input.
 

@@ -23,7 +23,7 @@ from certbench.core.claims import Guarantee
 from certbench.core.ranges import PositiveInt
 from certbench.core.search import RadiusSearch, Secant
 from certbench.networks.maps import Dense, Map
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import ENTRIES
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors
@@ -126,7 +126,7 @@ class Rows:
         first: coefficients of the rows of the first layer; None if there is no hidden layer.
     """
 
-    network: ReluNetwork
+    network: Network
     centre: Float[Tensor, "n k d"]
     coefficients: Float[Tensor, "n k s"]
     directions: Float[Tensor, "n s d"]
@@ -182,7 +182,7 @@ class Rows:
         return total + ((self.network.first_gram @ flat.T.contiguous()).T * flat).sum(dim=-1).view_as(total)
 
 
-def zonotope(network: ReluNetwork, layer: int, rows: Float[Tensor, "n k outputs"], slopes: Slopes) -> Rows:
+def zonotope(network: Network, layer: int, rows: Float[Tensor, "n k outputs"], slopes: Slopes) -> Rows:
     """Enclose `rows` times the product of matrices from the input to `layer`, for slopes in these intervals."""
     n, k = rows.shape[:2]
     centres: dict[int, Tensor] = {layer + 1: rows}

@@ -26,7 +26,7 @@ from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import UnsupportedError
 from certbench.networks.maps import Dense
 from certbench.networks.reading import relu_network
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzState, proved_norms
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, product_bound, prove, start
 from certbench.verifiers.lipschitz.multipliers.search import check, find_multipliers
@@ -54,7 +54,7 @@ class DenseChain:
         return DenseChain.of(relu_network(replace(classifier, module=classifier.double().module.cpu())), side)
 
     @staticmethod
-    def of(network: ReluNetwork, side: int) -> "DenseChain":
+    def of(network: Network, side: int) -> "DenseChain":
         """Read a network.
 
         Raises:

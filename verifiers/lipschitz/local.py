@@ -27,7 +27,7 @@ from certbench.core.margins import SLACK, Bounds
 from certbench.core.ranges import PositiveInt
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Region
@@ -53,7 +53,7 @@ class Slopes:
 
     @staticmethod
     def chords(
-        bounds: LayerBounds, network: ReluNetwork, x: Float[Tensor, "n d"], errors: Sequence[Tensor] | None = None
+        bounds: LayerBounds, network: Network, x: Float[Tensor, "n d"], errors: Sequence[Tensor] | None = None
     ) -> "Slopes":
         """Return the slopes of chords from `x` to any point where the bounds hold.
 
@@ -171,7 +171,7 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
 
 
 def raised(
-    network: ReluNetwork, layer: int, rows: Float[Tensor, "n k outputs"], slope: Float[Tensor, "n k"], q: float
+    network: Network, layer: int, rows: Float[Tensor, "n k outputs"], slope: Float[Tensor, "n k"], q: float
 ) -> Float[Tensor, "n k"]:
     r"""Raise the slope of `rows` times the outputs of `layer` by what rounding may have done to it.
 

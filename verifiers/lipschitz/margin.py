@@ -27,7 +27,7 @@ from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import NumericalError
 from certbench.networks.reading import relu_network
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.numerics.spectral import spectral
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import Region
@@ -51,7 +51,7 @@ class LipschitzState(MarginState):
 
     constants: Float[Tensor, "rows rows"]
     facts: Mapping[str, Any]
-    network: ReluNetwork | None = None
+    network: Network | None = None
     program: torch.dtype = torch.float32
     proof: Any = None
 

@@ -14,7 +14,7 @@ import certbench
 from certbench import L1, L2, Classifier, Linf, Outcome, ThreatModel, UnsupportedError
 from certbench.core.search import Ladder, Secant
 from certbench.networks.reading import relu_network
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.programs import PlanetModel, Program, tightened
 from certbench.verifiers.bounds.region import Region
@@ -27,7 +27,7 @@ pytest.importorskip("highspy")
 pytestmark = pytest.mark.machine
 
 
-def exact_minimum(network: ReluNetwork, threat: ThreatModel, x: Tensor, eps: float, row: Tensor) -> float:
+def exact_minimum(network: Network, threat: ThreatModel, x: Tensor, eps: float, row: Tensor) -> float:
     """The minimum of a row times the logits over a ball, by enumeration."""
     centre, signs, best = x.numpy(), sign_rows(len(x), threat.p), math.inf
     for g, h, a, b in pieces(network):

@@ -13,7 +13,7 @@ from certbench import L1, L2, Certificate, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder
 from certbench.networks.maps import Dense
-from certbench.networks.relu import Layer, ReluNetwork
+from certbench.networks.layers import Layer, Network
 from certbench.testing import inputs, sample_ball
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
@@ -63,7 +63,7 @@ def test_a_linear_classifier_is_bounded_exactly(threat: ThreatModel) -> None:
 def test_one_relu_by_hand() -> None:
     """relu(x) on [-1, 3]: nu is -3/4 or 3/4, J(x, 1) = 3/4 - 2 * 3/4, J(x, -1) = -3/4 - 2 * 3/4 - 3/4."""
     one = torch.ones(1, 1, dtype=torch.float64)
-    net = ReluNetwork((Layer.of({0: Dense(one)}, one[0] * 0), Layer.of({1: Dense(one)}, one[0] * 0)), 1)
+    net = Network((Layer.of({0: Dense(one)}, one[0] * 0), Layer.of({1: Dense(one)}, one[0] * 0)), 1)
     region = Region(Linf, one, 2 * one[0])
     bounds = layerwise(net, region)
     assert [float(end) for end in (*bounds.lower, *bounds.upper)] == [-1.0, 3.0]

@@ -8,7 +8,7 @@ import certbench
 from certbench import L1, L2, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
 from certbench.models import data, zoo
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Region
@@ -30,7 +30,7 @@ def setting(kind: str, threat: ThreatModel) -> tuple[NetworkState, Region, Tenso
     return state, region, rows, layer_bounds(state.network, region)
 
 
-def jacobians(net: ReluNetwork, rows: Tensor, slopes: list[Tensor]) -> Tensor:
+def jacobians(net: Network, rows: Tensor, slopes: list[Tensor]) -> Tensor:
     """Rows times the product of all weights, with the given slopes in between."""
     moved: dict[int, Tensor] = {len(net.layers): rows}
     while (at := max(moved) - 1) >= 0:

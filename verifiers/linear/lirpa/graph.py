@@ -23,7 +23,7 @@ from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import MissingBackendError, NumericalError, UnsupportedError
 from certbench.networks.reading import relu_network
-from certbench.networks.relu import ReluNetwork
+from certbench.networks.layers import Network
 from certbench.verifiers.linear.lirpa.nodes import first_layer, refuse_branches, refuse_known_wrong
 from certbench.verifiers.linear.lirpa.perturbation import perturbation
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
@@ -52,7 +52,7 @@ class LirpaState(MarginState):
     program: torch.dtype
 
     @cached_property
-    def network(self) -> ReluNetwork:
+    def network(self) -> Network:
         """The network as our own engine sees it, for its rounding errors.
 
         Raises:

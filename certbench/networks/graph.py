@@ -1,0 +1,145 @@
+"""Graphs of networks: what a module computes, as affine maps, elementwise functions, products and sums.
+
+A value is a flat vector in float64, of one input. So a view is no node at all, and slices, permutations, concatenations
+and padding are affine maps. `operators` makes these nodes from torch's operators; `reading` makes a graph of a classifier.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.networks.activations import Activation
+from certbench.networks.maps import Map
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A value of the graph.
+
+    Attributes:
+        sources: places of the earlier nodes that it is computed from.
+        size: number of entries.
+        origin: the layer and the line of the user's code, or the operator where these are not known.
+    """
+
+    sources: tuple[int, ...]
+    size: int
+    origin: str
+
+    def value(self, *sources: Float[Tensor, "n _"]) -> Float[Tensor, "n size"]:
+        """Compute the node's value from its sources'."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """Return what the node does, in a few words."""
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Node):
+    """The flat input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Node):
+    """A linear map of one value, and a bias.
+
+    Attributes:
+        map: the map; None: the identity.
+        bias: one entry per output; None: zero.
+        height: moduli of all constants that went into the bias; None: those of the bias.
+    """
+
+    map: Map | None = None
+    bias: Float[Tensor, " size"] | None = None
+    height: Float[Tensor, " size"] | None = None
+
+    def value(self, *sources: Float[Tensor, "n _"]) -> Float[Tensor, "n size"]:
+        """Apply the map, and add the bias."""
+        moved = sources[0] if self.map is None else self.map.forward(sources[0])
+        return moved if self.bias is None else moved + self.bias
+
+    def describe(self) -> str:
+        """Name the kind of map."""
+        return "shift" if self.map is None else f"{type(self.map).__name__.lower()} {self.map.inputs} -> {self.size}"
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Node):
+    """The sum of several values."""
+
+    def value(self, *sources: Float[Tensor, "n _"]) -> Float[Tensor, "n size"]:
+        """Add the sources up, from the first to the last."""
+        total = sources[0]
+        for source in sources[1:]:
+            total = total + source
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Node):
+    """A function of every entry of one value."""
+
+    function: Activation
+
+    def value(self, *sources: Float[Tensor, "n _"]) -> Float[Tensor, "n size"]:
+        """Apply the function."""
+        return self.function.value(sources[0])
+
+    def describe(self) -> str:
+        """Name the function."""
+        return self.function.name
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Node):
+    """The product of two values, entry by entry."""
+
+    def value(self, *sources: Float[Tensor, "n _"]) -> Float[Tensor, "n size"]:
+        """Multiply."""
+        return sources[0] * sources[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The values that a module computes on the way from an input to its outputs.
+
+    Attributes:
+        nodes: the nodes; each reads earlier ones, the first is the input and the last one gives the outputs.
+        head: the last function of the module, if it was left out because it keeps the order of the classes.
+        computed: whether the module computes some of its constants when it runs; their rounding is not followed.
+    """
+
+    nodes: tuple[Node, ...]
+    head: str | None = None
+    computed: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Number of entries of an input."""
+        return self.nodes[0].size
+
+    def values(self, x: Float[Tensor, "n inputs"]) -> list[Float[Tensor, "n _"]]:
+        """Compute all values at flat inputs; the last are the outputs."""
+        found = [x]
+        for node in self.nodes[1:]:
+            found.append(node.value(*(found[source] for source in node.sources)))
+        return found
+
+    def folded(self, moved: Callable[[Node, Sequence[int]], Node]) -> "Graph":
+        """Return the graph with every node rewritten, given the new places of its sources."""
+        return replace(self, nodes=tuple(moved(node, node.sources) for node in self.nodes))
+
+
+def pruned(nodes: Sequence[Node], last: int) -> tuple[Node, ...]:
+    """Return the nodes that a value needs, the input, and the value itself as the last node."""
+    needed = {0, last}
+    for at in range(last, -1, -1):
+        if at in needed:
+            needed.update(nodes[at].sources)
+    order = sorted(needed)
+    places = {old: new for new, old in enumerate(order)}
+    return tuple(replace(nodes[old], sources=tuple(places[s] for s in nodes[old].sources)) for old in order)

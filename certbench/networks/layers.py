@@ -1,0 +1,347 @@
+r"""Networks in the form that relaxations need: $z_i = b_i + \sum_j W_{ij} h_j$, $h_0 = x$, $h_j = f_j(z_j)$.
+
+Everything affine between two activations is folded into the maps $W_{ij}$, so residual sums and any order of layers have
+the same form. Small maps are matrices; convolutions on large maps stay convolutions. In a ReLU network all $f_j$ are
+$\max(z, 0)$.
+"""
+
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.errors import UnsupportedError
+from certbench.networks.activations import Activation
+from certbench.networks.graph import Affine, Elementwise, Graph, Product, Sum
+from certbench.networks.maps import DENSE_LIMIT, Chain, Dense, Map, Scale
+from certbench.networks.maps import Sum as SumOfMaps
+from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
+from certbench.networks.structured_maps import Select
+
+UNDERFLOW = 2.0**-125
+"""Allowance for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    """The product of the two halves of a vector, entry by entry: the activation of a layer with 2 m outputs."""
+
+    name: str = "product"
+
+    def value(self, z: Float[Tensor, "... 2m"]) -> Float[Tensor, "... m"]:
+        """Multiply the halves."""
+        first, second = z.chunk(2, dim=-1)
+        return first * second
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An affine layer: `bias` plus the `maps` of earlier sources.
+
+    Attributes:
+        maps: the maps by source: 0 is the input, i > 0 the activation of `layers[i - 1]`.
+        bias: one entry per output.
+        paths: maps of moduli by source, multiplied along every path of the module itself, before maps are folded.
+        height: moduli of all constants, carried along those paths.
+    """
+
+    maps: Mapping[int, Map]
+    bias: Float[Tensor, " outputs"]
+    paths: Mapping[int, Map]
+    height: Float[Tensor, " outputs"]
+
+    @staticmethod
+    def of(maps: Mapping[int, Map], bias: Float[Tensor, " outputs"]) -> "Layer":
+        """Make a layer that is computed as it is written, without folding."""
+        return Layer(maps, bias, {source: part.absolute() for source, part in maps.items()}, bias.abs())
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return len(self.bias)
+
+    @property
+    def roundings(self) -> int:
+        """Maximum number of roundings of one output from the sources on, the bias included."""
+        return max((part.roundings for part in self.paths.values()), default=0) + len(self.paths) + 4
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Affine layers with an activation after each but the last.
+
+    Attributes:
+        layers: `layers[i]` gives the pre-activations of hidden layer i; the last one gives the outputs.
+        inputs: number of entries of an input.
+        activations: the activation after each hidden layer; empty: ReLU everywhere.
+        unfollowed: why the rounding errors of the program cannot be bounded from these layers; None: they can.
+        head: the module's last function, if it was left out because it keeps the order of the classes.
+        origins: where each hidden layer's activation comes from, for messages.
+    """
+
+    layers: tuple[Layer, ...]
+    inputs: int
+    activations: tuple[Activation | Bilinear, ...] = ()
+    unfollowed: str | None = None
+    head: str | None = None
+    origins: tuple[str, ...] = ()
+    shared: "OrderedDict[Hashable, Any]" = field(default_factory=OrderedDict, repr=False)
+    """Intermediate bounds that were computed last, so that they are not computed twice; see `verifiers.bounds`."""
+
+    @property
+    def hidden(self) -> tuple[Layer, ...]:
+        """Layers that an activation follows."""
+        return self.layers[:-1]
+
+    def activation(self, layer: int) -> Activation | Bilinear:
+        """Return the activation after a hidden layer."""
+        return self.activations[layer] if self.activations else RELU
+
+    @cached_property
+    def absolute(self) -> "tuple[Mapping[int, Map], ...]":
+        """Moduli of all maps, for interval arithmetic."""
+        return tuple({source: part.absolute() for source, part in layer.maps.items()} for layer in self.layers)
+
+    def chain(self) -> list[Map]:
+        """Return the maps of a chain, where each layer reads the one before it alone.
+
+        Raises:
+            UnsupportedError: a layer reads another one: a sum skips an activation, or there are branches.
+        """
+        for i, layer in enumerate(self.layers):
+            if set(layer.maps) != {i}:
+                raise UnsupportedError(f"layer {i + 1} reads more than the layer before it: a skip connection")
+        return [layer.maps[i] for i, layer in enumerate(self.layers)]
+
+    @cached_property
+    def first_gram(self) -> Tensor:
+        """Moduli of the products of any two rows of the first layer; sparse if it is a convolution."""
+        part = self.layers[0].maps[0]
+        if isinstance(part, Dense):
+            return (part.weight @ part.weight.T).abs()
+        rows = part.sparse()
+        gram = abs(rows @ rows.T).tocsr()
+        rows_at, columns, values = (torch.as_tensor(array) for array in (gram.indptr, gram.indices, gram.data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a new layout, which is 6 times as fast as COO on a processor
+            found = torch.sparse_csr_tensor(rows_at, columns, values, gram.shape, check_invariants=True)
+        return found.to(self.layers[0].bias.device)
+
+    def preactivations(self, x: Float[Tensor, "n inputs"]) -> list[Float[Tensor, "n _"]]:
+        """Compute the output of each layer at the inputs; the last entry holds the network's outputs."""
+        sources, results = [x], []
+        for i, layer in enumerate(self.layers):
+            z = layer.bias.expand(len(x), -1)
+            for source, part in layer.maps.items():
+                z = z + part.forward(sources[source])
+            results.append(z)
+            if i < len(self.hidden):
+                sources.append(self.activation(i).value(z))
+        return results
+
+    def to(self, dtype: torch.dtype) -> "Network":
+        """Convert the network to another precision: for searching, never for bounds."""
+        layers = tuple(
+            replace(
+                layer,
+                maps={source: part.to(dtype) for source, part in layer.maps.items()},
+                bias=layer.bias.to(dtype),
+                paths={source: part.to(dtype) for source, part in layer.paths.items()},
+                height=layer.height.to(dtype),
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, shared=OrderedDict())
+
+
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    """A value of the graph: `bias` plus, for each source, a sum of chains of maps. An empty chain is the identity.
+
+    `height` sums the moduli of all constants that went into the bias.
+    """
+
+    chains: Mapping[int, tuple[tuple[Map, ...], ...]]
+    bias: Float[Tensor, " size"]
+    height: Float[Tensor, " size"]
+
+    @staticmethod
+    def source(at: int, size: int, device: torch.device) -> "_Terms":
+        """Return the terms of a source itself."""
+        zero = torch.zeros(size, dtype=torch.float64, device=device)
+        return _Terms({at: ((),)}, zero, zero)
+
+    def then(self, part: Map | None, bias: Tensor | None = None, height: Tensor | None = None) -> "_Terms":
+        """Apply a map, and add a bias."""
+        chains, moved, carried = self.chains, self.bias, self.height
+        if part is not None:
+            chains = {source: tuple((*chain, part) for chain in found) for source, found in chains.items()}
+            moved, carried = part.forward(moved[None])[0], part.absolute().forward(carried[None])[0] + UNDERFLOW
+        if bias is not None:
+            moved, carried = moved + bias, carried + (bias.abs() if height is None else height)
+        return _Terms(chains, moved, carried)
+
+    def plus(self, other: "_Terms") -> "_Terms":
+        """Add two values."""
+        chains = {
+            source: (*self.chains.get(source, ()), *other.chains.get(source, ()))
+            for source in {**self.chains, **other.chains}
+        }
+        return _Terms(chains, self.bias + other.bias, self.height + other.height)
+
+    def layer(self) -> Layer:
+        """Return the layer; each sum of maps is folded into one matrix where that is small."""
+        maps = {source: _folded(chains, self.bias) for source, chains in self.chains.items()}
+        paths = {source: _path(chains, self.bias) for source, chains in self.chains.items()}
+        return Layer(maps, self.bias, paths, self.height)
+
+    def is_cheap(self) -> bool:
+        """Say whether it costs little to compute the value again wherever it is read: small matrices, or no map."""
+        maps = [part for chains in self.chains.values() for chain in chains for part in chain]
+        return all(isinstance(part, Scale | Select) or part.inputs * part.outputs <= DENSE_LIMIT for part in maps) or (
+            len(maps) <= 1
+        )
+
+
+def layered(graph: Graph, relus: bool = False) -> Network:
+    """Fold a graph into affine layers with an activation after each.
+
+    A value that is read more than once and is costly to compute becomes a layer of its own, with the identity after it.
+
+    Args:
+        graph: the graph.
+        relus: whether to write continuous piecewise linear functions as sums of ReLUs, and refuse all others.
+
+    Raises:
+        UnsupportedError: `relus`, and a function is not piecewise linear; the message names it.
+    """
+    device = next((n.bias.device for n in graph.nodes if isinstance(n, Affine) and n.bias is not None), None)
+    fold = _Fold(graph, relus, device or torch.device("cpu"))
+    for at in range(len(graph.nodes)):
+        fold.follow(at)
+    return fold.network()
+
+
+class _Fold:
+    """The layers so far, and the terms of each value."""
+
+    def __init__(self, graph: Graph, relus: bool, device: torch.device) -> None:
+        self.graph, self.relus, self.device = graph, relus, device
+        self.layers: list[_Terms] = []
+        self.activations: list[Activation | Bilinear] = []
+        self.origins: list[str] = []
+        self.rewritten = False
+        self.users = Counter(source for node in graph.nodes for source in node.sources)
+        self.values: list[_Terms] = []
+
+    def activate(self, terms: _Terms, function: Activation | Bilinear, origin: str) -> _Terms:
+        """Make the activation of a value a new source."""
+        self.layers.append(terms)
+        self.activations.append(function)
+        self.origins.append(origin)
+        size = len(terms.bias) // (2 if isinstance(function, Bilinear) else 1)
+        return _Terms.source(len(self.layers), size, self.device)
+
+    def follow(self, at: int) -> None:
+        """Find the terms of one node."""
+        node = self.graph.nodes[at]
+        sources = [self.values[source] for source in node.sources]
+        if isinstance(node, Affine):
+            found = sources[0].then(node.map, node.bias, node.height)
+        elif isinstance(node, Sum):
+            found = sources[0]
+            for other in sources[1:]:
+                found = found.plus(other)
+        elif isinstance(node, Elementwise):
+            found = self.apply(sources[0], node)
+        elif isinstance(node, Product):
+            if self.relus:
+                raise UnsupportedError(f"{node.origin}: a product of two values that depend on the input is no ReLU network")
+            found = self.activate(_stacked(sources), Bilinear(), node.origin)
+        else:
+            found = _Terms.source(0, node.size, self.device)
+        affine = isinstance(node, Affine | Sum)
+        if affine and not self.relus and self.users[at] > 1 and not found.is_cheap():
+            found = self.activate(found, IDENTITY, node.origin)
+        self.values.append(found)
+
+    def apply(self, terms: _Terms, node: Elementwise) -> _Terms:
+        """Apply a function, or the ReLUs that it is made of."""
+        function = node.function
+        if not self.relus or function == RELU:
+            return self.activate(terms, function, node.origin)
+        if not isinstance(function, PiecewiseLinear):
+            raise UnsupportedError(f"{node.origin}: {function.name} is not piecewise linear, so this is no ReLU network")
+        self.rewritten = True
+        size = len(terms.bias)
+        knots, slopes, start = (part.to(terms.bias) for part in (function.knots, function.slopes, function.start))
+        knots, slopes = (part.view(len(part), -1).expand(-1, size) for part in (knots, slopes))
+        found = terms.then(Scale(slopes[0].clone()), (start - (slopes[0] * knots[0] if len(knots) else 0)).expand(size))
+        for knot, step in zip(knots, slopes.diff(dim=0), strict=True):
+            relu = self.activate(terms.then(None, -knot), RELU, node.origin)
+            found = found.plus(relu.then(Scale(step)))
+        return found
+
+    def network(self) -> Network:
+        """Return the network; the value of the last node gives the outputs."""
+        pure = all(function == RELU for function in self.activations)
+        reason = None
+        if self.graph.computed:
+            reason = "the module computes constants when it runs, whose rounding is not followed"
+        elif self.rewritten or not pure:
+            reason = "the rounding errors of functions other than ReLU are not followed"
+        return Network(
+            tuple(terms.layer() for terms in (*self.layers, self.values[-1])),
+            self.graph.inputs,
+            () if pure else tuple(self.activations),
+            reason,
+            self.graph.head,
+            tuple(self.origins),
+        )
+
+
+def _stacked(values: Sequence[_Terms]) -> _Terms:
+    """Put values one behind the other."""
+    size, device = sum(len(value.bias) for value in values), values[0].bias.device
+    parts, start = [], 0
+    for value in values:
+        index = torch.full((size,), -1, dtype=torch.int64, device=device)
+        end = start + len(value.bias)
+        index[start:end] = torch.arange(len(value.bias), device=device)
+        parts.append(value.then(Select(index, len(value.bias))))
+        start = end
+    found = parts[0]
+    for other in parts[1:]:
+        found = found.plus(other)
+    return found
+
+
+def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
+    """Make one map of a sum of chains: a matrix where that is small."""
+    whole = _whole(chains, bias)
+    if not isinstance(whole, Dense) and whole.inputs * whole.outputs <= DENSE_LIMIT:
+        eye = torch.eye(whole.inputs, dtype=bias.dtype, device=bias.device)
+        return Dense(whole.forward(eye).T.contiguous())
+    return whole
+
+
+def _path(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
+    """Return the moduli along the paths of a sum of chains, which are not folded."""
+    return _whole(tuple(tuple(part.absolute() for part in chain) for chain in chains), bias)
+
+
+def _whole(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
+    """Return a sum of chains without folding it."""
+    parts: list[Map] = []
+    for chain in chains:
+        if not chain:
+            parts.append(Scale(torch.ones_like(bias)))
+        else:
+            parts.append(chain[0] if len(chain) == 1 else Chain(chain))
+    return parts[0] if len(parts) == 1 else SumOfMaps(tuple(parts))

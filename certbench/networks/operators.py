@@ -1,0 +1,863 @@
+"""Table of torch's operators: each has a rule that writes it as affine maps, elementwise functions, products and sums.
+
+A rule gets the builder, the operator's arguments, in which a value that depends on the input is a `Moving`, and the shape
+of its result, and returns what the operator returns. A new layer is one entry of `RULES`, `FUNCTIONS`, `REARRANGING` or
+`LINEAR`.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certbench.errors import UnsupportedError
+from certbench.networks import activations as functions
+from certbench.networks.activations import Activation
+from certbench.networks.graph import Affine, Elementwise, Input, Node, Product, Sum
+from certbench.networks.image_maps import Convolution
+from certbench.networks.maps import Dense, Map, Scale
+from certbench.networks.probing import linear_map
+from certbench.networks.structured_maps import Along, Select, Sparse, Transposed
+
+aten: Any = torch.ops.aten
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A tensor that depends on the input: a node of the graph, in a shape. The first axis is the batch's, of one."""
+
+    node: int
+    shape: Shape
+
+    def view(self, shape: Sequence[int]) -> "Moving":
+        """Return the same entries in another shape."""
+        return Moving(self.node, tuple(shape))
+
+    def numel(self) -> int:
+        """Return the number of entries."""
+        return math.prod(self.shape)
+
+
+class Builder:
+    """The nodes so far. `origin` is what the next ones are said to come from."""
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.nodes: list[Node] = [Input((), math.prod(shape), "input")]
+        self.origin = ""
+        self.device = device
+        self.input = Moving(0, (1, *shape))
+
+    def add(self, node: Node, shape: Sequence[int]) -> Moving:
+        """Add a node."""
+        self.nodes.append(node)
+        return Moving(len(self.nodes) - 1, tuple(shape))
+
+    def affine(
+        self,
+        value: Moving,
+        part: Map | None,
+        shape: Sequence[int],
+        bias: Tensor | None = None,
+        height: Tensor | None = None,
+    ) -> Moving:
+        """Apply a linear map, and add a bias of the result's size, or one that fits its shape."""
+        if bias is not None:
+            bias, height = self.flat(bias, shape), None if height is None else self.flat(height, shape)
+        return self.add(Affine((value.node,), math.prod(shape), self.origin, part, bias, height), shape)
+
+    def flat(self, constant: Any, shape: Sequence[int]) -> Tensor:
+        """Return a constant as a flat vector of the entries of a shape."""
+        whole = torch.as_tensor(constant, dtype=torch.float64, device=self.device)
+        return (whole if whole.shape == (math.prod(shape),) else whole.expand(tuple(shape))).flatten()
+
+    def shift(self, value: Moving, bias: Any) -> Moving:
+        """Add a constant."""
+        return self.affine(value, None, value.shape, self.flat(bias, value.shape))
+
+    def scale(self, value: Moving, factor: Any, bias: Any = None) -> Moving:
+        """Multiply by a constant, and add one."""
+        shift = None if bias is None else self.flat(bias, value.shape)
+        return self.affine(value, Scale(self.flat(factor, value.shape).clone()), value.shape, shift)
+
+    def total(self, *values: Moving) -> Moving:
+        """Add values of one shape."""
+        sources = tuple(value.node for value in values)
+        return self.add(Sum(sources, values[0].numel(), self.origin), values[0].shape)
+
+    def apply(self, function: Activation, value: Moving) -> Moving:
+        """Apply a function to each entry."""
+        return self.add(Elementwise((value.node,), value.numel(), self.origin, function), value.shape)
+
+    def product(self, first: Moving, second: Moving) -> Moving:
+        """Multiply two values of one shape, entry by entry."""
+        if first.node == second.node:
+            return self.apply(functions.SQUARE, first)
+        return self.add(Product((first.node, second.node), first.numel(), self.origin), first.shape)
+
+    def difference(self, first: Moving, second: Moving) -> Moving:
+        """Subtract."""
+        return self.total(first, self.scale(second, -1.0))
+
+    def select(self, value: Moving, index: Tensor, shape: Sequence[int], bias: Tensor | None = None) -> Moving:
+        """Pick entries by their place in the flat value, -1 for none."""
+        places = index.flatten()
+        whole = torch.arange(value.numel(), device=places.device)
+        if bias is None and places.shape == whole.shape and bool((places == whole).all()):
+            return value.view(shape)
+        return self.affine(value, Select(places, value.numel()), shape, bias)
+
+    def expand(self, value: Moving, shape: Sequence[int]) -> Moving:
+        """Repeat a value as torch does, to fit a shape."""
+        return self.select(value, self.places(value).expand(tuple(shape)), shape)
+
+    def places(self, value: Moving) -> Tensor:
+        """Return the place of each entry, in the value's shape."""
+        return torch.arange(value.numel(), device=self.device).reshape(value.shape)
+
+    def summed(self, value: Moving, groups: Tensor, shape: Sequence[int], factor: float = 1.0) -> Moving:
+        """Sum up the entries of each group; `groups` holds the place in the result of every entry."""
+        size = math.prod(shape)
+        rows, columns = groups.flatten(), torch.arange(value.numel(), device=self.device)
+        values = torch.full(rows.shape, factor, dtype=torch.float64, device=self.device)
+        return self.affine(value, Sparse.of(rows, columns, values, size, value.numel()), shape)
+
+    def larger(self, first: Moving, second: Moving) -> Moving:
+        """Return the larger of two values, entry by entry: a + max(b - a, 0)."""
+        return self.total(first, self.apply(functions.RELU, self.difference(second, first)))
+
+    def largest(self, value: Moving, windows: Tensor, shape: Sequence[int]) -> Moving:
+        """Return the largest entry of each window: `windows` (members, outputs) holds places in the value.
+
+        An increasing function before it comes after it: the maximum is the same, and there are fewer entries.
+        """
+        node = self.nodes[value.node]
+        if isinstance(node, Elementwise) and node.function.increasing:
+            before = Moving(node.sources[0], value.shape)
+            return self.apply(node.function, self.largest(before, windows, shape))
+        count = math.prod(shape)
+        moved = self.select(value, windows, windows.shape)
+        while len(windows) > 1:
+            half = len(windows) // 2
+            windows = torch.arange(len(windows) * count, device=self.device).view(len(windows), count)
+            first = self.select(moved, windows[:half], (half, count))
+            joint = self.larger(first, self.select(moved, windows[half : 2 * half], (half, count)))
+            if len(windows) % 2:
+                rest = self.select(moved, windows[-1:], (1, count))
+                windows = windows[: half + 1]
+                moved = self.joined([joint, rest], (half + 1, count))
+            else:
+                windows, moved = windows[:half], joint
+        return moved.view(shape)
+
+    def joined(self, values: Sequence[Moving], shape: Sequence[int]) -> Moving:
+        """Put flat values one behind the other."""
+        return rearranged(self, lambda parts: torch.cat([part.flatten() for part in parts]), (list(values),), {}, shape)
+
+
+Rule = Callable[[Builder, tuple[Any, ...], dict[str, Any], Any], Any]
+"""Rule of an operator: builder, arguments, options, and shape of the result (of each, if there are several)."""
+
+
+def rearranged(
+    build: Builder, operation: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], shape: Any
+) -> Any:
+    """Write an operator that only moves entries: it is run on their numbers, from 1 on; constants have negative ones."""
+    moving: list[tuple[Moving, int]] = []
+    constants: list[Tensor] = []
+    sizes = [1, 1]  # the first free number, positive and negative
+
+    def numbered(value: Any) -> Any:
+        if isinstance(value, Moving):
+            start = sizes[0]
+            moving.append((value, start))
+            sizes[0] += value.numel()
+            return torch.arange(start, sizes[0], device=build.device, dtype=torch.float64).reshape(value.shape)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            start = sizes[1]
+            constants.append(value.to(torch.float64).flatten())
+            sizes[1] += value.numel()
+            numbers = -torch.arange(start, sizes[1], device=build.device, dtype=torch.float64)
+            return numbers.reshape(value.shape)
+        if isinstance(value, list | tuple):
+            return type(value)(numbered(part) for part in value)
+        return value
+
+    result = operation(*(numbered(value) for value in args), **{key: numbered(value) for key, value in options.items()})
+    if isinstance(result, list | tuple):
+        return [_picked(build, part, moving, constants) for part in result]
+    return _picked(build, result, moving, constants)
+
+
+def _picked(build: Builder, result: Tensor, moving: Sequence[tuple[Moving, int]], constants: Sequence[Tensor]) -> Any:
+    """Write a tensor of numbers of entries as the entries themselves."""
+    numbers = result.to(torch.int64)
+    flat = numbers.flatten()
+    bias = None
+    if bool((flat < 0).any()):
+        table = torch.cat([torch.zeros(1, dtype=torch.float64, device=build.device), *constants])
+        bias = table[(-flat).clamp(min=0)]
+    parts = []
+    for value, start in moving:
+        index = torch.where((flat >= start) & (flat < start + value.numel()), flat - start, -1)
+        if bool((index >= 0).any()):
+            parts.append((value, index))
+    if not parts:
+        return torch.zeros(tuple(result.shape), dtype=torch.float64, device=build.device) + (
+            0.0 if bias is None else bias.reshape(result.shape)
+        )
+    first, *others = parts
+    found = build.select(first[0], first[1], tuple(result.shape), bias)
+    rest = [build.select(value, index, tuple(result.shape)) for value, index in others]
+    return build.total(found, *rest) if rest else found
+
+
+def _pad(
+    build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any
+) -> Any:
+    value, pads, fill = args[0], args[1], args[2] if len(args) > 2 else options.get("value", 0.0)
+    constant = torch.full((1,), float(fill or 0.0), dtype=torch.float64, device=build.device)
+
+    def padded(numbers: Tensor, mark: Tensor) -> Tensor:
+        return torch.nn.functional.pad(numbers, pads, value=float(mark) if fill else 0.0)
+
+    return rearranged(build, padded, (value, constant), {}, shape)
+
+
+# Sums and products
+
+
+def _added(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any, sign: float = 1.0) -> Moving:
+    factor = sign * options.get("alpha", 1)
+    first, second = args
+    if isinstance(first, Moving):
+        first = build.expand(first, shape)
+        if not isinstance(second, Moving):
+            return build.shift(first, factor * build.flat(second, shape))
+        second = build.expand(second, shape)
+        return build.total(first, second if factor == 1 else build.scale(second, factor))
+    second = build.expand(second, shape)
+    if factor == 1:
+        return build.shift(second, first)
+    return build.scale(second, factor, first)
+
+
+def _subtracted(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return _added(build, args, options, shape, -1.0)
+
+
+def _subtracted_from(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return _added(build, (args[1], args[0]), options, shape, -1.0)
+
+
+def _multiplied(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    first, second = args if isinstance(args[0], Moving) else (args[1], args[0])
+    if isinstance(second, Moving):
+        return build.product(build.expand(first, shape), build.expand(second, shape))
+    return build.scale(build.expand(first, shape), second)
+
+
+def _divided(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    if options.get("rounding_mode") is not None:
+        raise UnsupportedError("rounds a quotient, which is not continuous")
+    first, second = args
+    if not isinstance(second, Moving):
+        value = build.expand(first, shape)
+        flat = build.flat(second, shape)
+        return build.affine(value, Scale(torch.ones_like(flat) / flat), shape)
+    inverse = build.expand(build.apply(functions.RECIPROCAL, second), shape)
+    if isinstance(first, Moving):
+        return build.product(build.expand(first, shape), inverse)
+    return build.scale(inverse, first)
+
+
+def _negated(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return build.scale(args[0], -1.0)
+
+
+# Matrices
+
+
+def _matrix_product(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    """Multiply (.., m, k) by (.., k, n); a vector on the right counts as a column, and on the left as a row."""
+    first, second = args
+    if isinstance(first, Moving) and isinstance(second, Moving):
+        return _moving_product(build, first, second, shape)
+    if isinstance(first, Moving):
+        weight = torch.as_tensor(second, dtype=torch.float64)
+        if weight.dim() == 1:
+            weight = weight[:, None]
+        if weight.dim() == 2:
+            outer = first.numel() // first.shape[-1]
+            return build.affine(first, _along(weight.T, outer, 1), shape)
+        blocks = weight.transpose(-1, -2).flatten(0, -3)
+        if len(blocks) == 1:
+            return build.affine(first, _along(blocks[0], first.numel() // first.shape[-1], 1), shape)
+        return _moving_constant(build, first, weight, shape)
+    weight = torch.as_tensor(first, dtype=torch.float64)
+    columns = 1 if len(second.shape) == 1 else second.shape[-1]
+    if weight.dim() == 1:
+        weight = weight[None]
+    if weight.dim() > 2 and math.prod(weight.shape[:-2]) == 1:
+        weight = weight.reshape(weight.shape[-2:])
+    if weight.dim() == 2:
+        return build.affine(second, _along(weight, second.numel() // (weight.shape[1] * columns), columns), shape)
+    flipped = second.view((*second.shape[:-2], second.shape[-1], second.shape[-2]))
+    flipped = build.select(second, build.places(second).transpose(-1, -2), flipped.shape)
+    found = _moving_constant(build, flipped, weight.transpose(-1, -2), (*shape[:-2], shape[-1], shape[-2]))
+    return build.select(found, build.places(found).transpose(-1, -2), shape)
+
+
+def _along(weight: Tensor, outer: int, inner: int) -> Map:
+    weight = weight.contiguous()
+    return Dense(weight) if outer == inner == 1 else Along(weight, outer, inner)
+
+
+def _moving_constant(build: Builder, first: Moving, weight: Tensor, shape: Shape) -> Moving:
+    """Multiply (b, m, k) by constant matrices (b, k, n)."""
+    return build.affine(first, linear_map(lambda h: h @ weight, first.shape, tuple(shape), first.shape[-1]), shape)
+
+
+def _moving_product(build: Builder, first: Moving, second: Moving, shape: Shape) -> Moving:
+    """Multiply two matrices that both depend on the input: all products, and their sums."""
+    a, b = build.places(first), build.places(second)
+    a = a[None] if a.dim() == 1 else a
+    b = b[:, None] if b.dim() == 1 else b
+    a, b = torch.broadcast_tensors(a[..., :, :, None], b[..., None, :, :])  # (.., m, k, n)
+    m, k, n = a.shape[-3:]
+    parts = build.product(build.select(first, a, a.shape), build.select(second, b, b.shape))
+    ones = torch.ones(1, k, dtype=torch.float64, device=build.device)
+    return build.affine(parts, _along(ones, parts.numel() // (k * n), n), shape)
+
+
+def _with_bias(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    """Multiply matrices and add a bias: addmm, baddbmm, addmv."""
+    bias, first, second = args
+    product = _matrix_product(build, (first, second), {}, shape)
+    alpha, beta = options.get("alpha", 1), options.get("beta", 1)
+    node = build.nodes[-1]
+    if not isinstance(bias, Moving) and alpha == beta == 1 and isinstance(node, Affine) and node.bias is None:
+        build.nodes[-1] = Affine(node.sources, node.size, node.origin, node.map, build.flat(bias, shape))
+        return product
+    scaled = product if alpha == 1 else build.scale(product, alpha)
+    if isinstance(bias, Moving):
+        shift = build.expand(bias, shape)
+        return build.total(scaled, shift if beta == 1 else build.scale(shift, beta))
+    return build.shift(scaled, beta * bias)
+
+
+def _dot(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return _matrix_product(build, args, options, shape)
+
+
+def _convolution(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    value, weight, bias, stride, padding, dilation, transposed, _, groups = args
+    if not isinstance(value, Moving) or isinstance(weight, Moving) or isinstance(bias, Moving):
+        raise UnsupportedError("convolves with a kernel that depends on the input")
+    before, after = value.shape[1:], tuple(shape[1:])
+    spread = None if bias is None else bias.view(-1, *[1] * (len(after) - 1)).expand(after).flatten()
+    if len(before) == 4:
+        def run(h: Tensor) -> Tensor:
+            return aten.convolution(h, weight, None, stride, padding, dilation, transposed, args[7], groups)
+
+        terms = weight[0].numel() if not transposed else weight.shape[0] // groups * weight[0, 0].numel()
+        return build.affine(value, linear_map(run, value.shape, tuple(shape), terms), shape, spread)
+    if len(before) == 2:  # one axis: as an image of height 1
+        before, after, weight = (before[0], 1, before[1]), (after[0], 1, after[1]), weight[:, :, None]
+        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+    pairs = [tuple(int(n) for n in (part if len(part) == 2 else part * 2)) for part in (stride, padding, dilation)]
+    if transposed:
+        part: Map = Transposed(Convolution(weight, after, before, *pairs, groups))
+    else:
+        part = Convolution(weight, before, after, *pairs, groups)
+    return build.affine(value, part, shape, spread)
+
+
+# Normalisation
+
+
+def _batch_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    value, weight, bias, mean, variance, *rest = args
+    training, eps = (rest[0], rest[2]) if len(rest) == 3 else (False, rest[-1])
+    if training or mean is None:  # each channel by its own mean and variance: of the batch, or of the instance
+        channels = value.shape[1]
+        found = _standardised(build, value.view((channels, -1)), channels, eps)
+        return [_scaled_channels(build, found.view(shape), weight, bias, shape), None, None]
+    scale = 1 / (variance + eps).sqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    height = shift.abs()  # what may cancel below
+    if bias is not None:
+        shift, height = shift + bias, height + bias.abs()
+    ones = [1] * (len(shape) - 2)
+    scale, shift, height = (part.view(-1, *ones).expand(tuple(shape[1:])).flatten() for part in (scale, shift, height))
+    return [build.affine(value, Scale(scale, entry_roundings=8), shape, shift, height), None, None]
+
+
+def _standardised(build: Builder, value: Moving, rows: int, eps: float) -> Moving:
+    """Subtract the mean of each row and divide by the root of its variance plus eps."""
+    size = value.numel() // rows
+    centre = torch.eye(size, dtype=torch.float64, device=build.device) - 1 / size
+    apart = build.affine(value, _along(centre, rows, 1), (rows, size))
+    return build.product(apart, _inverse_length(build, apart, rows, size, eps))
+
+
+def _inverse_length(build: Builder, value: Moving, rows: int, size: int, eps: float) -> Moving:
+    """Return 1 / sqrt(mean of squares + eps) of each row, repeated along it."""
+    squares = build.apply(functions.SQUARE, value)
+    mean = torch.full((1, size), 1 / size, dtype=torch.float64, device=build.device)
+    energy = build.affine(squares, _along(mean, rows, 1), (rows, 1), build.flat(eps, (rows, 1)))
+    return build.expand(build.apply(functions.RSQRT, energy), (rows, size))
+
+
+def _scaled_channels(build: Builder, value: Moving, weight: Any, bias: Any, shape: Shape) -> Moving:
+    ones = [1] * (len(shape) - 2)
+    if weight is None and bias is None:
+        return value
+    factor = 1.0 if weight is None else weight.view(1, -1, *ones)
+    return build.scale(value, factor, None if bias is None else bias.view(1, -1, *ones))
+
+
+def _layer_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    value, normalised, weight, bias, eps = args
+    rows = value.numel() // math.prod(normalised)
+    found = _standardised(build, value, rows, eps).view(shape[0])
+    if weight is not None or bias is not None:
+        found = build.scale(found, 1.0 if weight is None else weight, bias)
+    return [found, None, None]
+
+
+def _group_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    value, weight, bias, _, _, _, groups, eps = args
+    found = _standardised(build, value, groups, eps).view(shape[0])
+    return [_scaled_channels(build, found, weight, bias, shape[0]), None, None]
+
+
+def _rms_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    value, normalised, weight, eps = args
+    size = math.prod(normalised)
+    rows = value.numel() // size
+    flat = value.view((rows, size))
+    eps = torch.finfo(torch.float64).eps if eps is None else eps
+    found = build.product(flat, _inverse_length(build, flat, rows, size, eps)).view(shape[0])
+    return [found if weight is None else build.scale(found, weight), None]
+
+
+# Sums and maxima over axes
+
+
+def _axes(value: Moving, dims: Any) -> list[int]:
+    if dims is None or (isinstance(dims, list | tuple) and not dims):
+        return list(range(len(value.shape)))
+    return [int(d) % len(value.shape) for d in (dims if isinstance(dims, list | tuple) else [dims])]
+
+
+def _groups(value: Moving, axes: Sequence[int], device: torch.device) -> tuple[Tensor, Shape]:
+    """Return the place in the result of each entry, where some axes are summed over, and the shape with these kept."""
+    kept = tuple(1 if i in axes else n for i, n in enumerate(value.shape))
+    return torch.arange(math.prod(kept), device=device).reshape(kept).expand(value.shape), kept
+
+
+def _sum(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    groups, _ = _groups(args[0], _axes(args[0], args[1] if len(args) > 1 else None), build.device)
+    return build.summed(args[0], groups, shape)
+
+
+def _mean(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    groups, _ = _groups(args[0], _axes(args[0], args[1] if len(args) > 1 else None), build.device)
+    return build.summed(args[0], groups, shape, math.prod(shape) / args[0].numel())
+
+
+def _windows(value: Moving, axes: Sequence[int], device: torch.device) -> Tensor:
+    """Return the places of the entries along some axes, as windows."""
+    places = torch.arange(value.numel(), device=device).reshape(value.shape)
+    kept = [i for i in range(len(value.shape)) if i not in axes]
+    count = math.prod(value.shape[i] for i in axes)
+    return places.permute(*axes, *kept).reshape(count, -1)
+
+
+def _maximum(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    dims = args[1] if len(args) > 1 else options.get("dim")
+    return build.largest(args[0], _windows(args[0], _axes(args[0], dims), build.device), shape)
+
+
+def _minimum(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    flipped = build.scale(args[0], -1.0)
+    return build.scale(_maximum(build, (flipped, *args[1:]), options, shape), -1.0)
+
+
+def _maximum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    return [_maximum(build, args, options, shape[0]), None]
+
+
+def _minimum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    return [_minimum(build, args, options, shape[0]), None]
+
+
+def _larger(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any, sign: float = 1.0) -> Moving:
+    """Return the larger (sign 1) or the smaller (sign -1) of two, of which one may be a constant."""
+    first, second = args if isinstance(args[0], Moving) else (args[1], args[0])
+    first = build.expand(first, shape)
+    if isinstance(second, Moving):
+        second = build.expand(second, shape)
+        if sign > 0:
+            return build.larger(first, second)
+        return build.scale(build.larger(build.scale(first, -1.0), build.scale(second, -1.0)), -1.0)
+    constant = build.flat(second, shape)
+    apart = build.scale(first, sign, -sign * constant)
+    return build.scale(build.apply(functions.RELU, apart), sign, constant)
+
+
+def _smaller(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return _larger(build, args, options, shape, -1.0)
+
+
+def _max_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    """Find the window of each output by running the pooling's own geometry on places, axis by axis."""
+    value, kernel = args[0], args[1]
+    axes = len(shape[0]) - 2
+
+    def option(at: int, default: Any) -> list[int]:
+        given = args[at] if len(args) > at else default
+        given = [given] if isinstance(given, int) else list(given)
+        return given * axes if len(given) == 1 else given
+
+    kernel = option(1, kernel)
+    stride, padding, dilation = option(2, []) or kernel, option(3, 0), option(4, 1)
+    windows = _sliding(value, shape[0], kernel, stride, padding, dilation, build.device)
+    return [build.largest(value, windows, shape[0]), None]
+
+
+def _sliding(
+    value: Moving,
+    shape: Shape,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """Return the windows of a pooling. A place outside the map is replaced by one of the window inside."""
+    def taps(axis: int) -> Tensor:
+        n, outputs = value.shape[2 + axis], shape[2 + axis]
+        first = torch.arange(outputs, device=device) * stride[axis] - padding[axis]
+        found = first + torch.arange(kernel[axis], device=device)[:, None] * dilation[axis]
+        inside = (found >= 0) & (found < n)
+        return torch.where(inside, found, torch.where(inside, found, -1).amax(dim=0))
+
+    return _pooled(value, [taps(axis) for axis in range(len(kernel))], device)
+
+
+def _pooled(value: Moving, taps: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return windows as places, from the members (members, outputs) of the windows along each axis."""
+    places = torch.arange(value.numel(), device=device).reshape(value.shape)
+    for members in taps:  # the first axis left is the third; what is done goes behind the others
+        places = places.movedim(2, 0)[members].movedim((0, 1), (-2, -1))
+    order = [*range(2, places.dim(), 2), 0, 1, *range(3, places.dim(), 2)]
+    return places.permute(*order).reshape(math.prod(len(members) for members in taps), -1)
+
+
+def _adaptive_max_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    value, out = args[0], shape[0]
+    taps = []
+    for n, outputs in zip(value.shape[2:], out[2:], strict=True):
+        at = torch.arange(outputs, device=build.device)
+        first, end = at * n // outputs, (at * n + n + outputs - 1) // outputs
+        members = first + torch.arange(int((end - first).max()), device=build.device)[:, None]
+        taps.append(torch.minimum(members, end - 1))
+    return [build.largest(value, _pooled(value, taps, build.device), out), None]
+
+
+def _average_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    value, kernel, stride, padding, ceil, count_padding, divisor = (
+        *args,
+        *([], [0], False, True, None)[len(args) - 2 :],
+    )
+    kernel, stride, padding = ([*part] * (2 if len(part) == 1 else 1) for part in (kernel, stride or kernel, padding))
+    if ceil or divisor is not None or (any(padding) and not count_padding):  # unequal weights
+        return _linear(build, aten.avg_pool2d.default, args, options, shape)
+    before, after = value.shape[1:], tuple(shape[1:])
+    weight = torch.full((before[0], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64, device=build.device)
+    part = Convolution(weight, before, after, tuple(stride), tuple(padding), groups=before[0])
+    return build.affine(value, part, shape)
+
+
+def _linear(build: Builder, operation: Any, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    """Write an operator that is linear in its first argument as a matrix."""
+    value = args[0]
+
+    def run(h: Tensor) -> Tensor:
+        found: Tensor = operation(h, *args[1:], **options)
+        return found
+
+    return build.affine(value, linear_map(run, value.shape, tuple(shape), value.numel()), shape)
+
+
+# Softmax and other functions of several entries
+
+
+def _differences(build: Builder, value: Moving, dim: int) -> tuple[Moving, Moving, int]:
+    """Return x_j - x_i for all pairs i != j along an axis, (rows, n, n - 1), and the value with that axis last."""
+    axis = dim % len(value.shape)
+    moved = tuple(n for i, n in enumerate(value.shape) if i != axis) + (value.shape[axis],)
+    last = build.select(value, build.places(value).movedim(axis, -1), moved)
+    n = value.shape[axis]
+    rows = last.numel() // n
+    places = torch.arange(last.numel(), device=build.device).reshape(rows, n)
+    i, j = torch.nonzero(~torch.eye(n, dtype=torch.bool, device=build.device), as_tuple=True)
+    own, other = places[:, i].flatten(), places[:, j].flatten()
+    at = torch.arange(len(own), device=build.device).repeat(2)
+    ones = torch.ones(len(own), dtype=torch.float64, device=build.device)
+    part = Sparse.of(at, torch.cat([other, own]), torch.cat([ones, -ones]), len(own), last.numel())
+    return build.affine(last, part, (rows, n, n - 1)), last, axis
+
+
+def _softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any, log: bool = False) -> Moving:
+    r"""Write $\exp x_i / \sum_j \exp x_j$ as $1 / (1 + \sum_{j \ne i} \exp(x_j - x_i))$: differences cancel what is shared."""
+    value, dim = args[0], args[1]
+    apart, last, axis = _differences(build, value, dim)
+    rows, n, _ = apart.shape
+    if n == 1:
+        return build.scale(value, 0.0, 0.0 if log else 1.0)
+    if n == 2:  # a function of one difference
+        found = build.apply(functions.LOG_SIGMOID if log else functions.SIGMOID, build.scale(apart, -1.0))
+    else:
+        ones = torch.ones(1, n - 1, dtype=torch.float64, device=build.device)
+        sums = build.affine(
+            build.apply(functions.EXP, apart), _along(ones, rows * n, 1), (rows, n), build.flat(1.0, (rows, n))
+        )
+        found = build.scale(build.apply(functions.LOG, sums), -1.0) if log else build.apply(functions.RECIPROCAL, sums)
+    found = found.view(last.shape)
+    return build.select(found, build.places(found).movedim(-1, axis), shape)
+
+
+def _log_softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return _softmax(build, args, options, shape, log=True)
+
+
+def _logsumexp(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    """Write the logarithm of a sum of exponentials as x_0 - log softmax_0 along a single axis."""
+    value = args[0]
+    (axis,) = _axes(value, args[1])
+    logs = _log_softmax(build, (value, axis), {}, value.shape)
+    first = build.places(value).select(axis, 0)
+    return build.difference(build.select(value, first, shape), build.select(logs, first, shape))
+
+
+def _norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    value, order = args[0], float(args[1]) if len(args) > 1 else 2.0
+    axes = _axes(value, args[2] if len(args) > 2 else None)
+    groups, _ = _groups(value, axes, build.device)
+    if order == 2:
+        return build.apply(functions.SQRT, build.summed(build.apply(functions.SQUARE, value), groups, shape))
+    moduli = build.apply(functions.ABS, value)
+    if order == 1:
+        return build.summed(moduli, groups, shape)
+    if order == math.inf:
+        return build.largest(moduli, _windows(value, axes, build.device), shape)
+    raise UnsupportedError(f"has no rule for the {order:g}-norm")
+
+
+def _power(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    value, exponent = args
+    if not isinstance(value, Moving) or isinstance(exponent, Moving):
+        raise UnsupportedError("has no rule for an exponent that depends on the input")
+    if exponent == 1:
+        return value
+    return build.apply(functions.power(float(exponent)), value)
+
+
+def _where(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    condition, yes, no = args
+    if isinstance(condition, Moving):
+        raise UnsupportedError("chooses by a condition that depends on the input")
+    mask = condition.expand(tuple(shape))
+
+    def chosen(first: Any, second: Any) -> Tensor:
+        return torch.where(mask, first, second)
+
+    def tensor(value: Any) -> Any:
+        return value if isinstance(value, Moving) else torch.as_tensor(value, dtype=torch.float64, device=build.device)
+
+    return rearranged(build, chosen, (tensor(yes), tensor(no)), {}, shape)
+
+
+def _item(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    return args[0][args[1]]
+
+
+def _same(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return args[0].view(shape)
+
+
+def _log_sigmoid(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
+    return [build.apply(functions.LOG_SIGMOID, args[0]), None]
+
+
+def _prelu(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    value, weight = args
+    return build.apply(functions.prelu(build.flat(weight, shape)), value)
+
+
+def _clamp(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    value = args[0]
+    low = args[1] if len(args) > 1 else options.get("min")
+    high = args[2] if len(args) > 2 else options.get("max")
+    if any(isinstance(end, Tensor | Moving) for end in (low, high)):
+        value = value if low is None else _larger(build, (value, low), {}, shape)
+        return value if high is None else _smaller(build, (value, high), {}, shape)
+    return build.apply(functions.clamp(-math.inf if low is None else low, math.inf if high is None else high), value)
+
+
+FUNCTIONS: Mapping[Any, Callable[..., Activation]] = {
+    aten.relu: lambda: functions.RELU,
+    aten.leaky_relu: lambda slope=0.01: functions.leaky_relu(slope),
+    aten.hardtanh: lambda low=-1.0, high=1.0: functions.clamp(low, high),
+    aten.clamp_min: lambda low: functions.clamp(low, math.inf),
+    aten.clamp_max: lambda high: functions.clamp(-math.inf, high),
+    aten.abs: lambda: functions.ABS,
+    aten.elu: lambda alpha=1.0, scale=1.0, input_scale=1.0: functions.elu(alpha, scale, input_scale),
+    aten.softplus: lambda beta=1.0, threshold=20.0: functions.softplus(beta, threshold),
+    aten.sigmoid: lambda: functions.SIGMOID,
+    aten.tanh: lambda: functions.TANH,
+    aten.gelu: lambda approximate="none": functions.GELU_TANH if approximate == "tanh" else functions.GELU,
+    aten.silu: lambda: functions.SILU,
+    aten.mish: lambda: functions.MISH,
+    aten.hardswish: lambda: functions.HARDSWISH,
+    aten.hardsigmoid: lambda: functions.HARDSIGMOID,
+    aten.erf: lambda: functions.ERF,
+    aten.exp: lambda: functions.EXP,
+    aten.log: lambda: functions.LOG,
+    aten.sqrt: lambda: functions.SQRT,
+    aten.rsqrt: lambda: functions.RSQRT,
+    aten.reciprocal: lambda: functions.RECIPROCAL,
+    aten.sin: lambda: functions.SIN,
+    aten.cos: lambda: functions.COS,
+    aten.atan: lambda: functions.ATAN,
+}
+"""Functions of each entry, made from the operator's other arguments."""
+
+
+RULES: Mapping[Any, Rule] = {
+    operator.getitem: _item,
+    aten.add: _added,
+    aten.sub: _subtracted,
+    aten.rsub: _subtracted_from,
+    aten.mul: _multiplied,
+    aten.div: _divided,
+    aten.neg: _negated,
+    aten.mm: _matrix_product,
+    aten.bmm: _matrix_product,
+    aten.mv: _matrix_product,
+    aten.dot: _dot,
+    aten.addmm: _with_bias,
+    aten.baddbmm: _with_bias,
+    aten.addmv: _with_bias,
+    aten.convolution: _convolution,
+    aten.native_batch_norm: _batch_norm,
+    aten._native_batch_norm_legit: _batch_norm,
+    aten._native_batch_norm_legit_no_training: _batch_norm,
+    aten.native_layer_norm: _layer_norm,
+    aten.native_group_norm: _group_norm,
+    aten._fused_rms_norm: _rms_norm,
+    aten.sum: _sum,
+    aten.mean: _mean,
+    aten.amax: _maximum,
+    aten.amin: _minimum,
+    aten.max: _maximum_along,
+    aten.min: _minimum_along,
+    aten.maximum: _larger,
+    aten.minimum: _smaller,
+    aten.max_pool2d_with_indices: _max_pool,
+    aten.max_pool3d_with_indices: _max_pool,
+    aten.adaptive_max_pool2d: _adaptive_max_pool,
+    aten.adaptive_max_pool3d: _adaptive_max_pool,
+    aten.avg_pool2d: _average_pool,
+    aten._softmax: _softmax,
+    aten._safe_softmax: _softmax,
+    aten._log_softmax: _log_softmax,
+    aten.logsumexp: _logsumexp,
+    aten.linalg_vector_norm: _norm,
+    aten.pow: _power,
+    aten.where: _where,
+    aten.clamp: _clamp,
+    aten._prelu_kernel: _prelu,
+    aten.log_sigmoid_forward: _log_sigmoid,
+    aten.constant_pad_nd: _pad,
+    aten.view: _same,
+    aten.view_copy: _same,
+    aten._unsafe_view: _same,
+    aten.reshape: _same,
+    aten._reshape_copy: _same,
+    aten.unsqueeze_copy: _same,
+    aten.squeeze_copy: _same,
+    aten.unsqueeze: _same,
+    aten.squeeze: _same,
+    aten.clone: _same,
+    aten.detach_copy: _same,
+    aten.detach: _same,
+    aten.alias_copy: _same,
+    aten.alias: _same,
+    aten.lift_fresh_copy: _same,
+    aten.contiguous: _same,
+}
+"""Rules of operators, by their name in torch."""
+
+
+REARRANGING = frozenset({
+    aten.permute, aten.permute_copy, aten.transpose, aten.transpose_copy, aten.t, aten.t_copy,
+    aten.expand, aten.expand_copy, aten.slice, aten.slice_copy, aten.select, aten.select_copy,
+    aten.cat, aten.stack, aten.split, aten.split_copy, aten.split_with_sizes, aten.split_with_sizes_copy,
+    aten.unsafe_split, aten.unsafe_split_with_sizes, aten.chunk, aten.unsafe_chunk, aten.unbind, aten.unbind_copy,
+    aten.flip, aten.roll, aten.index_select, aten.index, aten.gather, aten.repeat, aten.tile,
+    aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d,
+    aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d,
+    aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.native_channel_shuffle,
+    aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
+    aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d,
+    aten.unfold, aten.unfold_copy, aten.im2col, aten.diagonal, aten.diagonal_copy, aten.tril, aten.triu,
+    aten.as_strided, aten.as_strided_copy, aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter,
+    aten.index_put, aten.movedim, aten._unsafe_index,
+})  # fmt: skip
+"""Operators that only move entries, and put constants between them."""
+
+
+LINEAR = frozenset({
+    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.avg_pool1d, aten.avg_pool3d, aten.cumsum,
+    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten.upsample_trilinear3d, aten.col2im,
+})  # fmt: skip
+"""Operators that are linear in their first argument, and not common enough for a rule; they become sparse matrices."""
+
+
+def packet(target: Any) -> Any:
+    """Return an operator without its overload, as the tables name it."""
+    return getattr(target, "overloadpacket", target)
+
+
+def known(target: Any) -> bool:
+    """Say whether the tables know an operator."""
+    name = packet(target)
+    return name in RULES or name in FUNCTIONS or name in REARRANGING or name in LINEAR
+
+
+def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    """Write an operator as nodes, and return its result.
+
+    Raises:
+        UnsupportedError: no table knows it, or its rule does not know its options.
+    """
+    name = packet(target)
+    if name in RULES:
+        return RULES[name](build, args, options, shape)
+    if name in FUNCTIONS:
+        return build.apply(FUNCTIONS[name](*args[1:], **options), args[0])
+    if name in REARRANGING:
+        return rearranged(build, target, args, options, shape)
+    if name in LINEAR:
+        return _linear(build, target, args, options, shape)
+    raise UnsupportedError(f"{name} is not known here")
