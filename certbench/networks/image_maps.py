@@ -1,10 +1,13 @@
-"""Linear maps between images, members of the family in `maps`."""
+"""Linear maps between images, members of the family in `maps`. An image has one, two or three axes."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,29 +18,33 @@ from certbench.numerics.rounding import TINY, gamma
 
 Pair = tuple[int, int]
 
+_CORRELATE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+_SPREAD = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Map):
-    """A two-dimensional convolution, from features of one shape to another.
+    """A convolution along one, two or three axes, from features of one shape to another.
 
     Attributes:
         kernel: the stored entries.
-        before: `(channels, height, width)` of the input.
-        after: `(channels, height, width)` of the output.
-        stride: stride along both axes.
+        before: `(channels, height, width)` of the input; one or three sizes stand behind the channels of others.
+        after: the same of the output.
+        stride: stride along each axis. This default and the next two are those of two axes.
         padding: padding before the first row and column; `after` determines that behind the last.
-        dilation: distance of the taps along both axes.
+        dilation: distance of the taps along each axis.
         groups: number of groups of channels.
         circular: whether the padding repeats the map; else it is zero.
         entry_roundings: each entry of the kernel is off by at most `gamma(entry_roundings)` of itself.
     """
 
-    kernel: Float[Tensor, "out_channels group_channels height width"]
+    kernel: Float[Tensor, "out_channels group_channels ..."]
     before: tuple[int, ...]
     after: tuple[int, ...]
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     circular: bool = False
     entry_roundings: int = 0
@@ -58,19 +65,36 @@ class Convolution(Map):
         return self.kernel[0].numel() + 1 + self.entry_roundings
 
     @property
+    def transposed_roundings(self) -> int:
+        """Roundings of the product, of the sums, and of an entry.
+
+        Through one tap an input reaches one output at most; round a circle it reaches as many as there are turns.
+        """
+        taps = self.kernel[:, 0].numel() // self.groups
+        if self.circular:
+            sizes = zip(self.before[1:], self.after[1:], self.stride, strict=True)
+            taps *= math.prod(-(-o * math.gcd(n, s) // n) for n, o, s in sizes)
+        return taps + 1 + self.entry_roundings
+
+    @property
+    def axes(self) -> int:
+        """Number of axes of the image."""
+        return self.kernel.dim() - 2
+
+    @property
     def device(self) -> torch.device:
         """The device of the kernel."""
         return self.kernel.device
 
     @cached_property
-    def error(self) -> Float[Tensor, "out_channels group_channels height width"]:
+    def error(self) -> Float[Tensor, "out_channels group_channels ..."]:
         """Upper bounds of the distance to the exact kernel."""
         if self.entry_roundings == 0:
             return torch.zeros_like(self.kernel)
         return gamma(self.entry_roundings + 2) * self.kernel.abs() + TINY
 
     @cached_property
-    def entries(self) -> Float[Tensor, "out_channels group_channels height width"]:
+    def entries(self) -> Float[Tensor, "out_channels group_channels ..."]:
         """Upper bounds of the moduli of the exact kernel, but for one rounding."""
         return self.kernel.abs() + self.error
 
@@ -102,16 +126,19 @@ class Convolution(Map):
         """Correlate, as torch does."""
         maps, padding = h.view(-1, *self.before), self.padding
         if not self.symmetric:
-            border = (self.padding[1], self.behind[1], self.padding[0], self.behind[0])
+            border = [side for both in zip(self.padding, self.behind, strict=True) for side in reversed(both)][::-1]
             maps = functional.pad(maps, border, mode="circular" if self.circular else "constant")
-            padding = (0, 0)
-        return functional.conv2d(maps, self.kernel, None, self.stride, padding, self.dilation, self.groups).flatten(1)
+            for axis, span in enumerate(self.spans, start=2):
+                maps = maps.narrow(axis, 0, span)
+            padding = (0,) * self.axes
+        correlate = _CORRELATE[self.axes]
+        return correlate(maps, self.kernel, None, self.stride, padding, self.dilation, self.groups).flatten(1)
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
         """Return the transposed convolution, with the rows that the stride leaves over."""
-        maps = a.reshape(-1, *self.after)
+        maps, spread = a.reshape(-1, *self.after), _SPREAD[self.axes]
         if not self.symmetric:
-            wide = functional.conv_transpose2d(maps, self.kernel, None, self.stride, 0, 0, self.groups, self.dilation)
+            wide = spread(maps, self.kernel, None, self.stride, 0, 0, self.groups, self.dilation)
             for axis, (n, p) in enumerate(zip(self.before[1:], self.padding, strict=True), start=2):
                 at = torch.arange(wide.shape[axis], device=a.device) - p
                 inside = (at >= 0) & (at < n)
@@ -120,16 +147,32 @@ class Convolution(Map):
                 seen = wide.movedim(axis, 0)[inside]
                 wide = seen.new_zeros(n, *seen.shape[1:]).index_add(0, at[inside], seen).movedim(0, axis)
             return wide.flatten(1)
-        rest = [
-            self.before[1 + i]
-            - ((self.after[1 + i] - 1) * self.stride[i] - 2 * self.padding[i])
-            - self.dilation[i] * (self.kernel.shape[2 + i] - 1)
-            - 1
-            for i in range(2)
-        ]
-        return functional.conv_transpose2d(
-            maps, self.kernel, None, self.stride, self.padding, rest, self.groups, self.dilation
-        ).flatten(1)
+        spans = zip(self.before[1:], self.spans, self.padding, strict=True)
+        rest = [n - (span - 2 * p) for n, span, p in spans]
+        return spread(maps, self.kernel, None, self.stride, self.padding, rest, self.groups, self.dilation).flatten(1)
+
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """Return the entries tap by tap."""
+        window = self.kernel.shape[2:]
+        kernel = self.kernel.cpu().reshape(self.groups, -1, self.kernel.shape[1], math.prod(window)).numpy()
+        parts = []
+        for at, taps in enumerate(itertools.product(*map(range, window))):
+            part = scipy.sparse.coo_matrix(scipy.sparse.block_diag(list(kernel[..., at])))
+            for axis, tap in enumerate(taps):
+                part = scipy.sparse.coo_matrix(scipy.sparse.kron(part, self._read(axis, tap)))
+            parts.append(part)
+        rows, columns = np.concatenate([part.row for part in parts]), np.concatenate([part.col for part in parts])
+        values = np.concatenate([part.data for part in parts])
+        return scipy.sparse.csr_matrix((values, (rows, columns)), (self.outputs, self.inputs))
+
+    def _read(self, axis: int, tap: int) -> scipy.sparse.coo_matrix:
+        """Return ones where an output reads an input through one tap, along one axis."""
+        n, output = self.before[1 + axis], np.arange(self.after[1 + axis])
+        at = output * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
+        at = at % n if self.circular else at
+        inside = (at >= 0) & (at < n)
+        ones = np.ones(inside.sum())
+        return scipy.sparse.coo_matrix((ones, (output[inside], at[inside])), (len(output), n))
 
     def absolute(self) -> Map:
         """Return the convolution with the moduli of the kernel."""
@@ -172,6 +215,11 @@ class Separable(Map):
         return sum(factor.roundings for factor in self.factors)
 
     @property
+    def transposed_roundings(self) -> int:
+        """Sum over all factors."""
+        return sum(factor.transposed_roundings for factor in self.factors)
+
+    @property
     def entry_roundings(self) -> int:
         """Sum over all factors."""
         return sum(factor.entry_roundings for factor in self.factors)
@@ -211,3 +259,9 @@ class Separable(Map):
         """Return the Kronecker product, entry by entry."""
         axes = torch.kron(self.vertical.weight, self.horizontal.weight)
         return torch.kron(torch.diag(self.channels.diagonal), axes)
+
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """Return the Kronecker product, entry by entry."""
+        axes = scipy.sparse.kron(self.vertical.sparse(), self.horizontal.sparse())
+        channels = scipy.sparse.diags(self.channels.diagonal.cpu().numpy())
+        return scipy.sparse.csr_matrix(scipy.sparse.kron(channels, axes))

@@ -1,10 +1,12 @@
 """Linear maps between the layers of a network: one family, for bounds, for norms and for solvers.
 
-`image_maps` holds the members for images: convolutions, and matrices along each axis.
+`image_maps` holds the members for images: convolutions, and matrices along each axis. `structured_maps` holds
+selections, sparse matrices, one matrix along one axis, and transposes. `probing` makes members from functions.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -45,6 +47,11 @@ class Map(ABC):
 
     @property
     @abstractmethod
+    def transposed_roundings(self) -> int:
+        """Maximum number of roundings of one entry of `transpose`, for any order in which its products are summed."""
+
+    @property
+    @abstractmethod
     def device(self) -> torch.device:
         """The device of the entries."""
 
@@ -66,12 +73,30 @@ class Map(ABC):
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
         """Return all entries as one matrix."""
-        eye = torch.eye(min(self.inputs, self.outputs), dtype=torch.float64)
+        eye = torch.eye(min(self.inputs, self.outputs), dtype=torch.float64, device=self.device)
         return self.forward(eye).T if self.inputs <= self.outputs else self.transpose(eye)
 
     def sparse(self) -> scipy.sparse.csr_matrix:
         """Return all entries as a sparse matrix, as solvers need it."""
-        return scipy.sparse.csr_matrix(self.matrix().cpu().numpy())
+        if self.inputs * self.outputs <= DENSE_LIMIT:
+            return scipy.sparse.csr_matrix(self.matrix().cpu().numpy())
+        act, size = (self.forward, self.inputs) if self.inputs <= self.outputs else (self.transpose, self.outputs)
+        parts = [
+            scipy.sparse.csr_matrix(act(some).cpu().numpy())
+            for some in unit_vectors(size, max(self.inputs, self.outputs), self.device)
+        ]
+        rows = scipy.sparse.csr_matrix(scipy.sparse.vstack(parts))
+        return scipy.sparse.csr_matrix(rows.T) if self.inputs <= self.outputs else rows
+
+
+def unit_vectors(size: int, widest: int, device: torch.device) -> Iterator[Float[Tensor, "some size"]]:
+    """Yield the unit vectors in order, as many at a time as keep vectors of `widest` entries in little memory."""
+    step = max(1, 4 * DENSE_LIMIT // widest)
+    for start in range(0, size, step):
+        count = min(step, size - start)
+        some = torch.zeros(count, size, dtype=torch.float64, device=device)
+        some[:, start : start + count].fill_diagonal_(1)
+        yield some
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +134,11 @@ class Dense(Map):
     def roundings(self) -> int:
         """Roundings of the product, of the sums, and of an entry."""
         return self.weight.shape[1] + 1 + self.entry_roundings
+
+    @property
+    def transposed_roundings(self) -> int:
+        """Roundings of the product, of the sums, and of an entry."""
+        return self.weight.shape[0] + 1 + self.entry_roundings
 
     @property
     def device(self) -> torch.device:
@@ -156,6 +186,10 @@ class Dense(Map):
         """Return the weight."""
         return self.weight
 
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """Return the weight."""
+        return scipy.sparse.csr_matrix(self.weight.cpu().numpy())
+
 
 @dataclass(frozen=True, eq=False)
 class Scale(Map):
@@ -183,6 +217,11 @@ class Scale(Map):
     def roundings(self) -> int:
         """Roundings of a product, or of a quotient whose inverse was rounded here, and of a factor."""
         return self.entry_roundings + 2
+
+    @property
+    def transposed_roundings(self) -> int:
+        """As forward."""
+        return self.roundings
 
     @property
     def device(self) -> torch.device:
@@ -233,6 +272,11 @@ class Chain(Map):
         return sum(part.roundings + 2 for part in self.maps)
 
     @property
+    def transposed_roundings(self) -> int:
+        """Roundings of all transposed maps."""
+        return sum(part.transposed_roundings for part in self.maps)
+
+    @property
     def device(self) -> torch.device:
         """The device of the first map."""
         return self.maps[0].device
@@ -278,6 +322,11 @@ class Sum(Map):
     def roundings(self) -> int:
         """Roundings of the part that has most, and of the sums."""
         return max(part.roundings for part in self.maps) + len(self.maps)
+
+    @property
+    def transposed_roundings(self) -> int:
+        """Roundings of the transposed part that has most, and of the sums."""
+        return max(part.transposed_roundings for part in self.maps) + len(self.maps)
 
     @property
     def device(self) -> torch.device:

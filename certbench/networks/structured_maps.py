@@ -1,0 +1,336 @@
+"""Linear maps with much structure, members of the family in `maps`: most of their entries are 0, or the same."""
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from certbench.networks.maps import Map
+from certbench.numerics.rounding import TINY, gamma
+
+
+@dataclass(frozen=True, eq=False)
+class Select(Map):
+    """Each output is one input, or 0: a slice, a permutation, a repetition, padding, a part of a concatenation.
+
+    Attributes:
+        index: for each output the input that it is; -1 for 0.
+        length: number of inputs.
+        features: shape of the output features; None: flat.
+    """
+
+    index: Int64[Tensor, " outputs"]
+    length: int
+    features: tuple[int, ...] | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return self.length
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape `features`, or the number of outputs."""
+        return (len(self.index),) if self.features is None else self.features
+
+    @property
+    def roundings(self) -> int:
+        """None: nothing is computed."""
+        return 0
+
+    @cached_property
+    def counts(self) -> Int64[Tensor, " inputs"]:
+        """Number of outputs that are each input."""
+        return torch.bincount(self.index[self.index >= 0], minlength=self.length)
+
+    @property
+    def transposed_roundings(self) -> int:
+        """Roundings of the sum over all outputs that are one input."""
+        return max(0, int(self.counts.max()) - 1)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the index."""
+        return self.index.device
+
+    @cached_property
+    def _holes(self) -> Tensor | None:
+        """Say which outputs are 0; None if there is none."""
+        holes = self.index < 0
+        return holes if bool(holes.any()) else None
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Pick the inputs."""
+        if self._holes is None:
+            return h.index_select(1, self.index)
+        return h.index_select(1, self.index.clamp(min=0)).masked_fill(self._holes, 0)
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Add up what belongs to each input."""
+        index = self.index
+        if self._holes is not None:
+            index, a = index[~self._holes], a[:, ~self._holes]
+        return a.new_zeros(len(a), self.length).index_add(1, index, a)
+
+    def absolute(self) -> "Select":
+        """Return this map: its entries are 0 and 1."""
+        return self
+
+    def to(self, dtype: torch.dtype) -> "Select":
+        """Return this map: it takes any precision."""
+        return self
+
+    def after(self, first: "Select") -> "Select":
+        """Return this selection of the outputs of another one."""
+        index = torch.where(self.index < 0, -1, first.index[self.index.clamp(min=0)])
+        return Select(index, first.length, self.features)
+
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """Return the ones."""
+        index = self.index.cpu().numpy()
+        starts = np.concatenate([[0], np.cumsum(index >= 0)])
+        return scipy.sparse.csr_matrix(
+            (np.ones(starts[-1]), index[index >= 0], starts), shape=(len(index), self.length)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(Map):
+    """A sparse matrix: pooling, interpolation, means and sums over some of the features.
+
+    Attributes:
+        weight: the stored entries, in rows (torch's CSR layout).
+        features: shape of the output features; None: flat.
+        entry_roundings: each entry is off by at most `gamma(entry_roundings)` of itself.
+    """
+
+    weight: Float[Tensor, "outputs inputs"]
+    features: tuple[int, ...] | None = None
+    entry_roundings: int = 0
+
+    @staticmethod
+    def of(
+        matrix: scipy.sparse.csr_matrix,
+        features: tuple[int, ...] | None = None,
+        entry_roundings: int = 0,
+        device: torch.device | None = None,
+    ) -> "Sparse":
+        """Make the map of a SciPy matrix of numbers in float64, each at a place of its own."""
+        matrix.sort_indices()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a new layout, which is 6 times as fast as COO on a processor
+            weight = torch.sparse_csr_tensor(
+                torch.as_tensor(matrix.indptr, dtype=torch.int64),
+                torch.as_tensor(matrix.indices, dtype=torch.int64),
+                torch.as_tensor(matrix.data),
+                matrix.shape,
+                check_invariants=True,
+            )
+        return Sparse(weight.to(device), features, entry_roundings)
+
+    @property
+    def inputs(self) -> int:
+        """Number of columns."""
+        return self.weight.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape `features`, or the number of rows."""
+        return (self.weight.shape[0],) if self.features is None else self.features
+
+    @cached_property
+    def columns(self) -> Float[Tensor, "inputs outputs"]:
+        """The transposed matrix, in rows as well."""
+        return self.weight.t().to_sparse_csr()
+
+    @property
+    def roundings(self) -> int:
+        """Roundings of the product, of the sums in the longest row, and of an entry."""
+        return int(self.weight.crow_indices().diff().max()) + 1 + self.entry_roundings
+
+    @property
+    def transposed_roundings(self) -> int:
+        """Roundings of the product, of the sums in the longest column, and of an entry."""
+        return int(self.columns.crow_indices().diff().max()) + 1 + self.entry_roundings
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weight."""
+        return self.weight.device
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Multiply each row by the matrix."""
+        return (self.weight @ h.T).T
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Multiply each row by the transposed matrix."""
+        return (self.columns @ a.T).T
+
+    def absolute(self) -> "Sparse":
+        """Return |W|."""
+        return replace(self, weight=self.weight.abs())
+
+    def to(self, dtype: torch.dtype) -> "Sparse":
+        """Cast the weight."""
+        return replace(self, weight=self.weight.to(dtype))
+
+    def matrix(self) -> Float[Tensor, "outputs inputs"]:
+        """Return the weight with its zeros."""
+        return self.weight.to_dense()
+
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """Return the weight."""
+        weight = self.weight.cpu()
+        values, columns, starts = weight.values().numpy(), weight.col_indices().numpy(), weight.crow_indices().numpy()
+        return scipy.sparse.csr_matrix((values, columns, starts), shape=(self.outputs, self.inputs))
+
+
+@dataclass(frozen=True, eq=False)
+class Along(Map):
+    """A matrix along one axis of features of shape (blocks, outer, in, inner); each block has a matrix of its own.
+
+    It is a linear layer on a sequence, a product with a constant matrix on either side or with one per head, a sum or a
+    mean over one axis.
+
+    Attributes:
+        weight: the stored entries of the matrices; one block for one matrix.
+        outer: number of places before the axis, all with the same matrix.
+        inner: number of places behind the axis, all with the same matrix.
+        features: shape of the output features; None: flat.
+        entry_roundings: each entry is off by at most `gamma(entry_roundings)` of itself.
+    """
+
+    weight: Float[Tensor, "blocks out in"]
+    outer: int = 1
+    inner: int = 1
+    features: tuple[int, ...] | None = None
+    entry_roundings: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return self.weight.shape[0] * self.outer * self.weight.shape[2] * self.inner
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape `features`, or the number of outputs."""
+        flat = self.weight.shape[0] * self.outer * self.weight.shape[1] * self.inner
+        return (flat,) if self.features is None else self.features
+
+    @property
+    def roundings(self) -> int:
+        """Roundings of the product, of the sums, and of an entry."""
+        return self.weight.shape[2] + 1 + self.entry_roundings
+
+    @property
+    def transposed_roundings(self) -> int:
+        """Roundings of the product, of the sums, and of an entry."""
+        return self.weight.shape[1] + 1 + self.entry_roundings
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weight."""
+        return self.weight.device
+
+    @cached_property
+    def error(self) -> Float[Tensor, "blocks out in"]:
+        """Upper bounds of the distance to the exact entries."""
+        if self.entry_roundings == 0:
+            return torch.zeros_like(self.weight)
+        return gamma(self.entry_roundings + 2) * self.weight.abs() + TINY
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Multiply along the axis."""
+        parts = h.reshape(len(h), len(self.weight), self.outer, self.weight.shape[2], self.inner)
+        return torch.einsum("boi,mbpij->mbpoj", self.weight, parts).flatten(1)
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Multiply along the axis by the transposed matrices."""
+        parts = a.reshape(len(a), len(self.weight), self.outer, self.weight.shape[1], self.inner)
+        return torch.einsum("boi,mbpoj->mbpij", self.weight, parts).flatten(1)
+
+    def absolute(self) -> "Along":
+        """Return the map of the moduli."""
+        return replace(self, weight=self.weight.abs())
+
+    def to(self, dtype: torch.dtype) -> "Along":
+        """Cast the weight."""
+        return replace(self, weight=self.weight.to(dtype))
+
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """Return the Kronecker product of each block."""
+        before, behind = scipy.sparse.eye(self.outer), scipy.sparse.eye(self.inner)
+        blocks = [
+            scipy.sparse.kron(before, scipy.sparse.kron(scipy.sparse.csr_matrix(block), behind))
+            for block in self.weight.cpu().numpy()
+        ]
+        return scipy.sparse.csr_matrix(scipy.sparse.block_diag(blocks))
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed(Map):
+    """The transpose of a map.
+
+    A transposed convolution is the transpose of the convolution with the same kernel, from its outputs to its inputs.
+
+    Attributes:
+        part: the map that is transposed.
+        features: shape of the output features; None: flat.
+    """
+
+    part: Map
+    features: tuple[int, ...] | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Number of outputs of the part."""
+        return self.part.outputs
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape `features`, or the number of inputs of the part."""
+        return (self.part.inputs,) if self.features is None else self.features
+
+    @property
+    def roundings(self) -> int:
+        """Roundings of the part's transpose."""
+        return self.part.transposed_roundings
+
+    @property
+    def transposed_roundings(self) -> int:
+        """Roundings of the part."""
+        return self.part.roundings
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the part."""
+        return self.part.device
+
+    def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
+        """Apply the transposed part."""
+        return self.part.transpose(h)
+
+    def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
+        """Apply the part."""
+        return self.part.forward(a)
+
+    def absolute(self) -> Map:
+        """Return the transpose of the part's moduli."""
+        return replace(self, part=self.part.absolute())
+
+    def to(self, dtype: torch.dtype) -> "Transposed":
+        """Cast the part."""
+        return replace(self, part=self.part.to(dtype))
+
+    def matrix(self) -> Float[Tensor, "outputs inputs"]:
+        """Return the transposed matrix of the part."""
+        return self.part.matrix().T
+
+    def sparse(self) -> scipy.sparse.csr_matrix:
+        """Return the transposed matrix of the part."""
+        return self.part.sparse().T.tocsr()
