@@ -4,8 +4,9 @@ A value is a flat vector in float64, of one input. So a view is no node at all, 
 and padding are affine maps. `operators` makes these nodes from torch's operators; `reading` makes a graph of a classifier.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -116,6 +117,8 @@ class Graph:
     nodes: tuple[Node, ...]
     head: str | None = None
     computed: bool = False
+    folds: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What was made of the graph before, so that work is shared."""
 
     @property
     def inputs(self) -> int:
@@ -128,10 +131,6 @@ class Graph:
         for node in self.nodes[1:]:
             found.append(node.value(*(found[source] for source in node.sources)))
         return found
-
-    def folded(self, moved: Callable[[Node, Sequence[int]], Node]) -> "Graph":
-        """Return the graph with every node rewritten, given the new places of its sources."""
-        return replace(self, nodes=tuple(moved(node, node.sources) for node in self.nodes))
 
 
 def pruned(nodes: Sequence[Node], last: int) -> tuple[Node, ...]:

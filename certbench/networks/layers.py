@@ -221,18 +221,23 @@ def layered(graph: Graph, relus: bool = False) -> Network:
     Raises:
         UnsupportedError: `relus`, and a function is not piecewise linear; the message names it.
     """
-    device = next((n.bias.device for n in graph.nodes if isinstance(n, Affine) and n.bias is not None), None)
-    fold = _Fold(graph, relus, device or torch.device("cpu"))
-    for at in range(len(graph.nodes)):
-        fold.follow(at)
-    return fold.network()
+    key = ("layers", relus)
+    if key not in graph.folds:
+        fold = _Fold(graph, relus)
+        for at in range(len(graph.nodes)):
+            fold.follow(at)
+        graph.folds[key] = fold.network()
+    found: Network = graph.folds[key]
+    return found
 
 
 class _Fold:
     """The layers so far, and the terms of each value."""
 
-    def __init__(self, graph: Graph, relus: bool, device: torch.device) -> None:
-        self.graph, self.relus, self.device = graph, relus, device
+    def __init__(self, graph: Graph, relus: bool) -> None:
+        self.graph, self.relus = graph, relus
+        maps = [node.map for node in graph.nodes if isinstance(node, Affine) and node.map is not None]
+        self.device = maps[0].device if maps else torch.device("cpu")
         self.layers: list[_Terms] = []
         self.activations: list[Activation | Bilinear] = []
         self.origins: list[str] = []
@@ -326,6 +331,9 @@ def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
     """Make one map of a sum of chains: a matrix where that is small."""
     whole = _whole(chains, bias)
     if not isinstance(whole, Dense) and whole.inputs * whole.outputs <= DENSE_LIMIT:
+        if whole.inputs**2 > 4 * DENSE_LIMIT and whole.outputs < whole.inputs:  # by rows: fewer vectors on the way
+            eye = torch.eye(whole.outputs, dtype=bias.dtype, device=bias.device)
+            return Dense(whole.transpose(eye).contiguous())
         eye = torch.eye(whole.inputs, dtype=bias.dtype, device=bias.device)
         return Dense(whole.forward(eye).T.contiguous())
     return whole

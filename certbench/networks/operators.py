@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import scipy.sparse
 import torch
 from torch import Tensor
 
 from certbench.errors import UnsupportedError
-from certbench.networks import activations as functions
+from certbench.networks import curves, gated, s_shaped
+from certbench.networks import piecewise_linear as pieces
 from certbench.networks.activations import Activation
 from certbench.networks.graph import Affine, Elementwise, Input, Node, Product, Sum
 from certbench.networks.image_maps import Convolution
@@ -97,7 +99,7 @@ class Builder:
     def product(self, first: Moving, second: Moving) -> Moving:
         """Multiply two values of one shape, entry by entry."""
         if first.node == second.node:
-            return self.apply(functions.SQUARE, first)
+            return self.apply(curves.power(2.0), first)
         return self.add(Product((first.node, second.node), first.numel(), self.origin), first.shape)
 
     def difference(self, first: Moving, second: Moving) -> Moving:
@@ -122,14 +124,20 @@ class Builder:
 
     def summed(self, value: Moving, groups: Tensor, shape: Sequence[int], factor: float = 1.0) -> Moving:
         """Sum up the entries of each group; `groups` holds the place in the result of every entry."""
-        size = math.prod(shape)
-        rows, columns = groups.flatten(), torch.arange(value.numel(), device=self.device)
-        values = torch.full(rows.shape, factor, dtype=torch.float64, device=self.device)
-        return self.affine(value, Sparse.of(rows, columns, values, size, value.numel()), shape)
+        rows, columns = groups.flatten(), torch.arange(value.numel())
+        return self.affine(value, self.sparse(rows, columns, factor, math.prod(shape), value.numel()), shape)
+
+    def sparse(self, rows: Tensor, columns: Tensor, values: Tensor | float, outputs: int, inputs: int) -> Sparse:
+        """Make a sparse matrix of its entries; those of one place are summed up."""
+        entries = values if isinstance(values, Tensor) else torch.full(rows.shape, values, dtype=torch.float64)
+        places = (rows.cpu().numpy(), columns.cpu().numpy())
+        matrix = scipy.sparse.csr_matrix((entries.cpu().numpy(), places), shape=(outputs, inputs))
+        rounded = int(not float(values).is_integer()) if isinstance(values, float) else 0
+        return Sparse.of(matrix, None, rounded, self.device)
 
     def larger(self, first: Moving, second: Moving) -> Moving:
         """Return the larger of two values, entry by entry: a + max(b - a, 0)."""
-        return self.total(first, self.apply(functions.RELU, self.difference(second, first)))
+        return self.total(first, self.apply(pieces.RELU, self.difference(second, first)))
 
     def largest(self, value: Moving, windows: Tensor, shape: Sequence[int]) -> Moving:
         """Return the largest entry of each window: `windows` (members, outputs) holds places in the value.
@@ -137,7 +145,7 @@ class Builder:
         An increasing function before it comes after it: the maximum is the same, and there are fewer entries.
         """
         node = self.nodes[value.node]
-        if isinstance(node, Elementwise) and node.function.increasing:
+        if isinstance(node, Elementwise) and increasing(node.function):
             before = Moving(node.sources[0], value.shape)
             return self.apply(node.function, self.largest(before, windows, shape))
         count = math.prod(shape)
@@ -158,6 +166,14 @@ class Builder:
     def joined(self, values: Sequence[Moving], shape: Sequence[int]) -> Moving:
         """Put flat values one behind the other."""
         return rearranged(self, lambda parts: torch.cat([part.flatten() for part in parts]), (list(values),), {}, shape)
+
+
+def increasing(function: Activation) -> bool:
+    """Say whether a function is known to be nowhere decreasing."""
+    if isinstance(function, pieces.PiecewiseLinear):
+        return bool((function.slopes >= 0).all())
+    rising = (s_shaped.SShaped, curves.Elu, curves.Softplus, curves.LogSigmoid, curves.Exp, curves.Log)
+    return isinstance(function, rising)
 
 
 Rule = Callable[[Builder, tuple[Any, ...], dict[str, Any], Any], Any]
@@ -270,7 +286,7 @@ def _divided(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
         value = build.expand(first, shape)
         flat = build.flat(second, shape)
         return build.affine(value, Scale(torch.ones_like(flat) / flat), shape)
-    inverse = build.expand(build.apply(functions.RECIPROCAL, second), shape)
+    inverse = build.expand(build.apply(curves.power(-1.0), second), shape)
     if isinstance(first, Moving):
         return build.product(build.expand(first, shape), inverse)
     return build.scale(inverse, first)
@@ -289,38 +305,21 @@ def _matrix_product(build: Builder, args: tuple[Any, ...], options: dict[str, An
     if isinstance(first, Moving) and isinstance(second, Moving):
         return _moving_product(build, first, second, shape)
     if isinstance(first, Moving):
-        weight = torch.as_tensor(second, dtype=torch.float64)
-        if weight.dim() == 1:
-            weight = weight[:, None]
-        if weight.dim() == 2:
-            outer = first.numel() // first.shape[-1]
-            return build.affine(first, _along(weight.T, outer, 1), shape)
-        blocks = weight.transpose(-1, -2).flatten(0, -3)
-        if len(blocks) == 1:
-            return build.affine(first, _along(blocks[0], first.numel() // first.shape[-1], 1), shape)
-        return _moving_constant(build, first, weight, shape)
-    weight = torch.as_tensor(first, dtype=torch.float64)
-    columns = 1 if len(second.shape) == 1 else second.shape[-1]
-    if weight.dim() == 1:
-        weight = weight[None]
-    if weight.dim() > 2 and math.prod(weight.shape[:-2]) == 1:
-        weight = weight.reshape(weight.shape[-2:])
-    if weight.dim() == 2:
-        return build.affine(second, _along(weight, second.numel() // (weight.shape[1] * columns), columns), shape)
-    flipped = second.view((*second.shape[:-2], second.shape[-1], second.shape[-2]))
-    flipped = build.select(second, build.places(second).transpose(-1, -2), flipped.shape)
-    found = _moving_constant(build, flipped, weight.transpose(-1, -2), (*shape[:-2], shape[-1], shape[-2]))
-    return build.select(found, build.places(found).transpose(-1, -2), shape)
+        weight = second[:, None] if second.dim() == 1 else second
+        blocks = weight.transpose(-1, -2).reshape(-1, weight.shape[-1], weight.shape[-2])
+        outer = first.numel() // (len(blocks) * first.shape[-1])
+        return build.affine(first, _along(blocks, outer, 1), shape)
+    weight = first[None] if first.dim() == 1 else first
+    inner = 1 if len(second.shape) == 1 else second.shape[-1]
+    blocks = weight.reshape(-1, *weight.shape[-2:])
+    return build.affine(second, _along(blocks, second.numel() // (blocks.shape[0] * blocks.shape[2] * inner), inner), shape)
 
 
-def _along(weight: Tensor, outer: int, inner: int) -> Map:
-    weight = weight.contiguous()
-    return Dense(weight) if outer == inner == 1 else Along(weight, outer, inner)
-
-
-def _moving_constant(build: Builder, first: Moving, weight: Tensor, shape: Shape) -> Moving:
-    """Multiply (b, m, k) by constant matrices (b, k, n)."""
-    return build.affine(first, linear_map(lambda h: h @ weight, first.shape, tuple(shape), first.shape[-1]), shape)
+def _along(blocks: Tensor, outer: int, inner: int) -> Map:
+    """Return matrices (blocks, out, in) along one axis, where `outer` places stand before it and `inner` behind."""
+    if len(blocks) == outer == inner == 1:
+        return Dense(blocks[0].contiguous())
+    return Along(blocks.contiguous(), outer, inner)
 
 
 def _moving_product(build: Builder, first: Moving, second: Moving, shape: Shape) -> Moving:
@@ -331,7 +330,7 @@ def _moving_product(build: Builder, first: Moving, second: Moving, shape: Shape)
     a, b = torch.broadcast_tensors(a[..., :, :, None], b[..., None, :, :])  # (.., m, k, n)
     m, k, n = a.shape[-3:]
     parts = build.product(build.select(first, a, a.shape), build.select(second, b, b.shape))
-    ones = torch.ones(1, k, dtype=torch.float64, device=build.device)
+    ones = torch.ones(1, 1, k, dtype=torch.float64, device=build.device)
     return build.affine(parts, _along(ones, parts.numel() // (k * n), n), shape)
 
 
@@ -360,22 +359,13 @@ def _convolution(build: Builder, args: tuple[Any, ...], options: dict[str, Any],
     if not isinstance(value, Moving) or isinstance(weight, Moving) or isinstance(bias, Moving):
         raise UnsupportedError("convolves with a kernel that depends on the input")
     before, after = value.shape[1:], tuple(shape[1:])
-    spread = None if bias is None else bias.view(-1, *[1] * (len(after) - 1)).expand(after).flatten()
-    if len(before) == 4:
-        def run(h: Tensor) -> Tensor:
-            return aten.convolution(h, weight, None, stride, padding, dilation, transposed, args[7], groups)
-
-        terms = weight[0].numel() if not transposed else weight.shape[0] // groups * weight[0, 0].numel()
-        return build.affine(value, linear_map(run, value.shape, tuple(shape), terms), shape, spread)
-    if len(before) == 2:  # one axis: as an image of height 1
-        before, after, weight = (before[0], 1, before[1]), (after[0], 1, after[1]), weight[:, :, None]
-        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
-    pairs = [tuple(int(n) for n in (part if len(part) == 2 else part * 2)) for part in (stride, padding, dilation)]
+    axes = len(after) - 1
+    strides = [tuple(part) * (axes if len(part) == 1 else 1) for part in (stride, padding, dilation)]
     if transposed:
-        part: Map = Transposed(Convolution(weight, after, before, *pairs, groups))
+        part: Map = Transposed(Convolution(weight, after, before, *strides, groups))
     else:
-        part = Convolution(weight, before, after, *pairs, groups)
-    return build.affine(value, part, shape, spread)
+        part = Convolution(weight, before, after, *strides, groups)
+    return build.affine(value, part, shape, None if bias is None else bias.view(-1, *[1] * axes).expand(after).flatten())
 
 
 # Normalisation
@@ -383,36 +373,37 @@ def _convolution(build: Builder, args: tuple[Any, ...], options: dict[str, Any],
 
 def _batch_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
     value, weight, bias, mean, variance, *rest = args
+    size = shape[0]
     training, eps = (rest[0], rest[2]) if len(rest) == 3 else (False, rest[-1])
     if training or mean is None:  # each channel by its own mean and variance: of the batch, or of the instance
         channels = value.shape[1]
-        found = _standardised(build, value.view((channels, -1)), channels, eps)
-        return [_scaled_channels(build, found.view(shape), weight, bias, shape), None, None]
+        found = _standardised(build, value, channels, eps)
+        return [_scaled_channels(build, found.view(size), weight, bias, size), None, None]
     scale = 1 / (variance + eps).sqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale
     height = shift.abs()  # what may cancel below
     if bias is not None:
         shift, height = shift + bias, height + bias.abs()
-    ones = [1] * (len(shape) - 2)
-    scale, shift, height = (part.view(-1, *ones).expand(tuple(shape[1:])).flatten() for part in (scale, shift, height))
-    return [build.affine(value, Scale(scale, entry_roundings=8), shape, shift, height), None, None]
+    ones = [1] * (len(size) - 2)
+    scale, shift, height = (part.view(-1, *ones).expand(tuple(size[1:])).flatten() for part in (scale, shift, height))
+    return [build.affine(value, Scale(scale, entry_roundings=8), size, shift, height), None, None]
 
 
 def _standardised(build: Builder, value: Moving, rows: int, eps: float) -> Moving:
     """Subtract the mean of each row and divide by the root of its variance plus eps."""
     size = value.numel() // rows
     centre = torch.eye(size, dtype=torch.float64, device=build.device) - 1 / size
-    apart = build.affine(value, _along(centre, rows, 1), (rows, size))
+    apart = build.affine(value, _along(centre[None], rows, 1), (rows, size))
     return build.product(apart, _inverse_length(build, apart, rows, size, eps))
 
 
 def _inverse_length(build: Builder, value: Moving, rows: int, size: int, eps: float) -> Moving:
     """Return 1 / sqrt(mean of squares + eps) of each row, repeated along it."""
-    squares = build.apply(functions.SQUARE, value)
-    mean = torch.full((1, size), 1 / size, dtype=torch.float64, device=build.device)
+    squares = build.apply(curves.power(2.0), value)
+    mean = torch.full((1, 1, size), 1 / size, dtype=torch.float64, device=build.device)
     energy = build.affine(squares, _along(mean, rows, 1), (rows, 1), build.flat(eps, (rows, 1)))
-    return build.expand(build.apply(functions.RSQRT, energy), (rows, size))
+    return build.expand(build.apply(curves.power(-0.5), energy), (rows, size))
 
 
 def _scaled_channels(build: Builder, value: Moving, weight: Any, bias: Any, shape: Shape) -> Moving:
@@ -491,12 +482,42 @@ def _minimum(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
     return build.scale(_maximum(build, (flipped, *args[1:]), options, shape), -1.0)
 
 
-def _maximum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
-    return [_maximum(build, args, options, shape[0]), None]
+def _maximum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    """Return the largest entries along an axis and no places, or the largest entry of all."""
+    return [_maximum(build, args, options, shape[0]), None] if isinstance(shape, list) else _maximum(
+        build, args, options, shape
+    )
 
 
-def _minimum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
-    return [_minimum(build, args, options, shape[0]), None]
+def _minimum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    return [_minimum(build, args, options, shape[0]), None] if isinstance(shape, list) else _minimum(
+        build, args, options, shape
+    )
+
+
+def _variance(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    """Return the variance along some axes; with the mean if two are asked for."""
+    value, axes = args[0], _axes(args[0], args[1] if len(args) > 1 else options.get("dim"))
+    correction = options.get("correction", 1)
+    groups, kept = _groups(value, axes, build.device)
+    count = value.numel() // math.prod(kept)
+    mean = build.summed(value, groups, kept, 1 / count)
+    apart = build.difference(value, build.expand(mean, value.shape))
+    squares = build.apply(curves.power(2.0), apart)
+    factor = 1 / max(count - (1 if correction is None else correction), 0.0)
+    if isinstance(shape, list):
+        return [build.summed(squares, groups, shape[0], factor), mean.view(shape[1])]
+    return build.summed(squares, groups, shape, factor)
+
+
+def _all_multiplied(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    """Multiply the entries along some axes, two by two."""
+    value = args[0]
+    windows = _windows(value, _axes(value, args[1] if len(args) > 1 else None), build.device)
+    found = build.select(value, windows[0], shape)
+    for window in windows[1:]:
+        found = build.product(found, build.select(value, window, shape))
+    return found
 
 
 def _larger(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any, sign: float = 1.0) -> Moving:
@@ -510,7 +531,7 @@ def _larger(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shap
         return build.scale(build.larger(build.scale(first, -1.0), build.scale(second, -1.0)), -1.0)
     constant = build.flat(second, shape)
     apart = build.scale(first, sign, -sign * constant)
-    return build.scale(build.apply(functions.RELU, apart), sign, constant)
+    return build.scale(build.apply(pieces.RELU, apart), sign, constant)
 
 
 def _smaller(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
@@ -589,13 +610,22 @@ def _average_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any]
 
 def _linear(build: Builder, operation: Any, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
     """Write an operator that is linear in its first argument as a matrix."""
-    value = args[0]
+    value, name = args[0], packet(operation)
+    if name in CHANNELWISE:
+        channels = math.prod(value.shape[:2])
+
+        def one(h: Tensor) -> Tensor:
+            found: Tensor = operation(h[None, None], *args[1:], **options)[0, 0]
+            return found
+
+        part = linear_map(one, value.shape[2:], tuple(shape[2:]), value.numel() // channels, channels, build.device)
+        return build.affine(value, part, shape)
 
     def run(h: Tensor) -> Tensor:
         found: Tensor = operation(h, *args[1:], **options)
         return found
 
-    return build.affine(value, linear_map(run, value.shape, tuple(shape), value.numel()), shape)
+    return build.affine(value, linear_map(run, value.shape, tuple(shape), value.numel(), device=build.device), shape)
 
 
 # Softmax and other functions of several entries
@@ -611,9 +641,9 @@ def _differences(build: Builder, value: Moving, dim: int) -> tuple[Moving, Movin
     places = torch.arange(last.numel(), device=build.device).reshape(rows, n)
     i, j = torch.nonzero(~torch.eye(n, dtype=torch.bool, device=build.device), as_tuple=True)
     own, other = places[:, i].flatten(), places[:, j].flatten()
-    at = torch.arange(len(own), device=build.device).repeat(2)
-    ones = torch.ones(len(own), dtype=torch.float64, device=build.device)
-    part = Sparse.of(at, torch.cat([other, own]), torch.cat([ones, -ones]), len(own), last.numel())
+    at = torch.arange(len(own)).repeat(2)
+    ones = torch.ones(len(own), dtype=torch.float64)
+    part = build.sparse(at, torch.cat([other, own]), torch.cat([ones, -ones]), len(own), last.numel())
     return build.affine(last, part, (rows, n, n - 1)), last, axis
 
 
@@ -625,13 +655,13 @@ def _softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
     if n == 1:
         return build.scale(value, 0.0, 0.0 if log else 1.0)
     if n == 2:  # a function of one difference
-        found = build.apply(functions.LOG_SIGMOID if log else functions.SIGMOID, build.scale(apart, -1.0))
+        found = build.apply(curves.LogSigmoid() if log else s_shaped.Sigmoid(), build.scale(apart, -1.0))
     else:
-        ones = torch.ones(1, n - 1, dtype=torch.float64, device=build.device)
+        ones = torch.ones(1, 1, n - 1, dtype=torch.float64, device=build.device)
         sums = build.affine(
-            build.apply(functions.EXP, apart), _along(ones, rows * n, 1), (rows, n), build.flat(1.0, (rows, n))
+            build.apply(curves.Exp(), apart), _along(ones, rows * n, 1), (rows, n), build.flat(1.0, (rows, n))
         )
-        found = build.scale(build.apply(functions.LOG, sums), -1.0) if log else build.apply(functions.RECIPROCAL, sums)
+        found = build.scale(build.apply(curves.Log(), sums), -1.0) if log else build.apply(curves.power(-1.0), sums)
     found = found.view(last.shape)
     return build.select(found, build.places(found).movedim(-1, axis), shape)
 
@@ -654,8 +684,8 @@ def _norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape:
     axes = _axes(value, args[2] if len(args) > 2 else None)
     groups, _ = _groups(value, axes, build.device)
     if order == 2:
-        return build.apply(functions.SQRT, build.summed(build.apply(functions.SQUARE, value), groups, shape))
-    moduli = build.apply(functions.ABS, value)
+        return build.apply(curves.power(0.5), build.summed(build.apply(curves.power(2.0), value), groups, shape))
+    moduli = build.apply(pieces.ABS, value)
     if order == 1:
         return build.summed(moduli, groups, shape)
     if order == math.inf:
@@ -665,11 +695,44 @@ def _norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape:
 
 def _power(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
     value, exponent = args
-    if not isinstance(value, Moving) or isinstance(exponent, Moving):
-        raise UnsupportedError("has no rule for an exponent that depends on the input")
-    if exponent == 1:
-        return value
-    return build.apply(functions.power(float(exponent)), value)
+    if isinstance(exponent, Moving):
+        if isinstance(value, Moving) or isinstance(value, Tensor) or not value > 0:
+            raise UnsupportedError("has no rule for powers whose exponent depends on the input, but of a positive number")
+        return build.apply(curves.Exp(), build.scale(exponent, math.log(value)))
+    if isinstance(exponent, Tensor):
+        raise UnsupportedError("has no rule for an exponent that is a tensor")
+    return build.apply(curves.power(float(exponent)), value)
+
+
+def _expm1(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return build.shift(build.apply(curves.Exp(), args[0]), -1.0)
+
+
+def _log1p(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    return build.apply(curves.Log(), build.shift(args[0], 1.0))
+
+
+def _threshold(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+    value, threshold, instead = args
+    if threshold != instead:
+        raise UnsupportedError("jumps at its threshold; no linear bound follows a jump, smoothing does")
+    return _larger(build, (value, threshold), {}, shape)
+
+
+def _copied(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    """Return the second value in the place of the first."""
+    if isinstance(args[1], Moving):
+        return build.expand(args[1], shape)
+    return torch.as_tensor(args[1], dtype=torch.float64, device=build.device).expand(tuple(shape)).clone()
+
+
+def _random_slope(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
+    """In eval mode the slope of RReLU is the mean of its ends."""
+    value, _, low, high, training = (*args, *(1 / 8, 1 / 3, False)[len(args) - 2 :])[:5]
+    if training:
+        raise UnsupportedError("draws random slopes in training mode")
+    found = build.apply(pieces.leaky_relu((low + high) / 2), value)
+    return [found, None] if isinstance(shape, list) else found
 
 
 def _where(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
@@ -696,12 +759,12 @@ def _same(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape:
 
 
 def _log_sigmoid(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
-    return [build.apply(functions.LOG_SIGMOID, args[0]), None]
+    return [build.apply(curves.LogSigmoid(), args[0]), None]
 
 
 def _prelu(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
     value, weight = args
-    return build.apply(functions.prelu(build.flat(weight, shape)), value)
+    return build.apply(pieces.prelu(build.flat(weight, shape)), value)
 
 
 def _clamp(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
@@ -711,34 +774,37 @@ def _clamp(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape
     if any(isinstance(end, Tensor | Moving) for end in (low, high)):
         value = value if low is None else _larger(build, (value, low), {}, shape)
         return value if high is None else _smaller(build, (value, high), {}, shape)
-    return build.apply(functions.clamp(-math.inf if low is None else low, math.inf if high is None else high), value)
+    return build.apply(pieces.clamp(-math.inf if low is None else low, math.inf if high is None else high), value)
 
 
 FUNCTIONS: Mapping[Any, Callable[..., Activation]] = {
-    aten.relu: lambda: functions.RELU,
-    aten.leaky_relu: lambda slope=0.01: functions.leaky_relu(slope),
-    aten.hardtanh: lambda low=-1.0, high=1.0: functions.clamp(low, high),
-    aten.clamp_min: lambda low: functions.clamp(low, math.inf),
-    aten.clamp_max: lambda high: functions.clamp(-math.inf, high),
-    aten.abs: lambda: functions.ABS,
-    aten.elu: lambda alpha=1.0, scale=1.0, input_scale=1.0: functions.elu(alpha, scale, input_scale),
-    aten.softplus: lambda beta=1.0, threshold=20.0: functions.softplus(beta, threshold),
-    aten.sigmoid: lambda: functions.SIGMOID,
-    aten.tanh: lambda: functions.TANH,
-    aten.gelu: lambda approximate="none": functions.GELU_TANH if approximate == "tanh" else functions.GELU,
-    aten.silu: lambda: functions.SILU,
-    aten.mish: lambda: functions.MISH,
-    aten.hardswish: lambda: functions.HARDSWISH,
-    aten.hardsigmoid: lambda: functions.HARDSIGMOID,
-    aten.erf: lambda: functions.ERF,
-    aten.exp: lambda: functions.EXP,
-    aten.log: lambda: functions.LOG,
-    aten.sqrt: lambda: functions.SQRT,
-    aten.rsqrt: lambda: functions.RSQRT,
-    aten.reciprocal: lambda: functions.RECIPROCAL,
-    aten.sin: lambda: functions.SIN,
-    aten.cos: lambda: functions.COS,
-    aten.atan: lambda: functions.ATAN,
+    aten.relu: lambda: pieces.RELU,
+    aten.leaky_relu: lambda slope=0.01: pieces.leaky_relu(slope),
+    aten.hardtanh: lambda low=-1.0, high=1.0: pieces.clamp(low, high),
+    aten.clamp_min: lambda low: pieces.clamp(low, math.inf),
+    aten.clamp_max: lambda high: pieces.clamp(-math.inf, high),
+    aten.abs: lambda: pieces.ABS,
+    aten.elu: lambda alpha=1.0, scale=1.0, input_scale=1.0: curves.Elu(alpha, scale, input_scale),
+    aten.softplus: lambda beta=1.0, threshold=20.0: curves.Softplus(beta, threshold),
+    aten.sigmoid: lambda: s_shaped.Sigmoid(),
+    aten.tanh: lambda: s_shaped.Tanh(),
+    aten.gelu: lambda approximate="none": gated.GeluTanh() if approximate == "tanh" else gated.Gelu(),
+    aten.silu: lambda: gated.Silu(),
+    aten.mish: lambda: gated.Mish(),
+    aten.hardswish: lambda: gated.Hardswish(),
+    aten.hardsigmoid: lambda: pieces.HARDSIGMOID,
+    aten.erf: lambda: s_shaped.Erf(),
+    aten.exp: lambda: curves.Exp(),
+    aten.log: lambda: curves.Log(),
+    aten.sqrt: lambda: curves.power(0.5),
+    aten.rsqrt: lambda: curves.power(-0.5),
+    aten.reciprocal: lambda: curves.power(-1.0),
+    aten.sin: lambda: curves.Sine(),
+    aten.cos: lambda: curves.Sine(quarter=True),
+    aten.atan: lambda: s_shaped.Atan(),
+    aten.celu: lambda alpha=1.0: curves.Elu(alpha, 1.0, 1 / alpha),
+    aten.square: lambda: curves.power(2.0),
+    aten.softshrink: lambda width=0.5: pieces.piecewise_linear([-width, width], [1.0, 0.0, 1.0], 0.0, "Softshrink"),
 }
 """Functions of each entry, made from the operator's other arguments."""
 
@@ -784,6 +850,15 @@ RULES: Mapping[Any, Rule] = {
     aten.logsumexp: _logsumexp,
     aten.linalg_vector_norm: _norm,
     aten.pow: _power,
+    aten.expm1: _expm1,
+    aten.log1p: _log1p,
+    aten.threshold: _threshold,
+    aten.copy: _copied,
+    aten.rrelu_with_noise_functional: _random_slope,
+    aten.rrelu_with_noise: _random_slope,
+    aten.var: _variance,
+    aten.var_mean: _variance,
+    aten.prod: _all_multiplied,
     aten.where: _where,
     aten.clamp: _clamp,
     aten._prelu_kernel: _prelu,
@@ -827,11 +902,37 @@ REARRANGING = frozenset({
 """Operators that only move entries, and put constants between them."""
 
 
-LINEAR = frozenset({
-    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.avg_pool1d, aten.avg_pool3d, aten.cumsum,
-    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten.upsample_trilinear3d, aten.col2im,
+CHANNELWISE = frozenset({
+    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d,
+    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten.upsample_trilinear3d,
 })  # fmt: skip
+"""Linear operators that do the same to every channel, apart from the others."""
+
+
+LINEAR = CHANNELWISE | {aten.cumsum, aten.col2im}
 """Operators that are linear in their first argument, and not common enough for a rule; they become sparse matrices."""
+
+
+JUMPING = frozenset({
+    aten.sign, aten.sgn, aten.round, aten.floor, aten.ceil, aten.trunc, aten.frac, aten.heaviside, aten.hardshrink,
+    aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne, aten.argmax, aten.argmin, aten.topk, aten.sort, aten.argsort,
+    aten.bernoulli, aten.fmod, aten.remainder,
+})  # fmt: skip
+"""Operators that jump, or choose by comparing what depends on the input; no linear bound follows them."""
+
+
+SHAPES = frozenset({
+    aten.full_like, aten.zeros_like, aten.ones_like, aten.empty_like, aten.new_zeros, aten.new_ones, aten.new_full,
+    aten.new_empty,
+})  # fmt: skip
+"""Operators that look at the shape of their first argument alone, and make a constant."""
+
+
+EXACT = REARRANGING | SHAPES | {
+    aten.zeros, aten.ones, aten.full, aten.arange, aten.scalar_tensor, aten.empty, aten.eye,
+    *(name for name, rule in RULES.items() if rule in (_same, _item)),
+}  # fmt: skip
+"""Operators that make no rounding errors."""
 
 
 def packet(target: Any) -> Any:
@@ -842,7 +943,7 @@ def packet(target: Any) -> Any:
 def known(target: Any) -> bool:
     """Say whether the tables know an operator."""
     name = packet(target)
-    return name in RULES or name in FUNCTIONS or name in REARRANGING or name in LINEAR
+    return any(name in table for table in (RULES, FUNCTIONS, REARRANGING, LINEAR, JUMPING, SHAPES))
 
 
 def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
@@ -860,4 +961,9 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
         return rearranged(build, target, args, options, shape)
     if name in LINEAR:
         return _linear(build, target, args, options, shape)
-    raise UnsupportedError(f"{name} is not known here")
+    if name in SHAPES:
+        zeros = torch.zeros(args[0].shape, dtype=torch.float64, device=build.device)
+        return target(zeros, *args[1:], **options)
+    if name in JUMPING:
+        raise UnsupportedError(f"{name} jumps, or compares what depends on the input; smoothing can certify such modules")
+    raise UnsupportedError(f"{name} is not known here; smoothing can certify such modules")

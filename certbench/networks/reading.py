@@ -1,6 +1,7 @@
 """The reader of networks: one graph of affine maps and functions for every classifier, which all others are made from."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.graph import Graph, pruned
 from certbench.networks.layers import Network, layered
-from certbench.networks.operators import Builder, Moving, known, packet, REARRANGING, RULES, write
+from certbench.networks.operators import EXACT, Builder, Moving, known, packet, write
 from certbench.networks.recording import place, record
 
 KEPT = 4
 """Number of graphs that are remembered, by the content of the classifier."""
+
+LARGE = 2**18
+"""Number of values of a graph from which on it is compared with its module on `FEW` inputs. A judgement: seconds."""
+
+FEW = 8
+"""Number of inputs on which a large graph is compared with its module."""
 
 _READ: dict[str, Graph] = {}
 
@@ -59,21 +66,24 @@ def relu_network(classifier: Classifier) -> Network:
         UnsupportedError: the module is no ReLU network; the message names the layer.
         NumericalError: a parameter is NaN or infinite.
     """
-    return layered(read(classifier), relus=True)
+    graph = read(classifier)
+    try:
+        return layered(graph, relus=True)
+    except UnsupportedError:
+        layered(_written(classifier.double(), places=True), relus=True)  # so that the message says where
+        raise
 
 
 def _read(classifier: Classifier, double: Classifier) -> Graph:
-    """Record a classifier and its copy in float64."""
+    """Record a classifier in float64, and compare what is read with the module."""
     if not all(bool(tensor.isfinite().all()) for tensor in double.tensors()):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
-    recorded = record(double, known)
     try:
-        graph = _written(double, recorded)
+        graph = _written(double)
     except UnsupportedError:
-        graph = _written(double, record(double, known, places=True))  # anew, so that the message says where
-    program = record(classifier, known) if classifier.dtype != torch.float64 else recorded
-    if graph.computed or _literals(recorded) != _literals(program):  # some were computed from buffers on the way
-        graph = Graph(graph.nodes, graph.head, True)
+        graph = _written(double, places=True)  # anew, so that the message says where
+    if classifier.dtype != torch.float64:
+        graph = replace(graph, computed=graph.computed or _rounds_numbers(classifier, double))
     if not _agree(graph, double):
         raise UnsupportedError(
             f"{double.name}, read as a graph, computes other outputs than the module does: its code may depend on the "
@@ -82,8 +92,9 @@ def _read(classifier: Classifier, double: Classifier) -> Graph:
     return graph
 
 
-def _written(double: Classifier, recorded: fx.GraphModule) -> Graph:
-    """Write a recorded module as a graph, operator by operator."""
+def _written(double: Classifier, places: bool = False) -> Graph:
+    """Record a module, and write it as a graph, operator by operator."""
+    recorded = record(double, known, places)
     build = Builder(double.input_shape, double.device)
     values: dict[fx.Node, Any] = {}
     own = {tensor.data_ptr() for tensor in double.tensors()}
@@ -91,52 +102,46 @@ def _written(double: Classifier, recorded: fx.GraphModule) -> Graph:
     for node in recorded.graph.nodes:
         if node.op == "placeholder":
             values[node] = build.input
-            continue
-        if node.op == "get_attr":
+        elif node.op == "get_attr":
             constant = getattr(recorded, str(node.target))
-            computed |= isinstance(constant, Tensor) and constant.data_ptr() not in own
+            computed |= _is_real(constant) and constant.data_ptr() not in own
             values[node] = constant.detach().to(torch.float64) if _is_real(constant) else constant
-            continue
-        args, options = map_aggregate((node.args, node.kwargs), lambda part: values.get(part, part))
-        if node.op == "output":
-            found = args[0]
+        elif node.op == "output":
+            (found,) = map_aggregate(node.args, lambda part: values.get(part, part))
             if not isinstance(found, Moving):
-                raise UnsupportedError("the module's output does not depend on its input, or is no tensor")
+                raise UnsupportedError(f"the output of {double.name} does not depend on its input, or is no tensor")
             return Graph(pruned(build.nodes, found.node), None, computed)
-        build.origin = place(node) or f"{packet(node.target)}"
-        shape = _shape(node)
-        try:
-            if any(isinstance(values.get(source), Moving) for source in node.all_input_nodes) or _moves(args):
-                values[node] = write(build, node.target, args, options, shape)
-            else:
-                values[node] = _constant(node, args, options)
-                computed |= packet(node.target) not in REARRANGING and not _keeps(node)
-        except UnsupportedError as error:
-            raise UnsupportedError(f"{double.name}: {place(node) or packet(node.target)}: {error}") from error
-        except Exception as error:  # a rule may meet shapes or options that nobody thought of
-            raise UnsupportedError(
-                f"{double.name}: {place(node) or packet(node.target)}: {packet(node.target)} with these options is not "
-                f"known here ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-            ) from error
+        else:
+            build.origin = place(node) or str(packet(node.target))
+            args, options = map_aggregate((node.args, node.kwargs), lambda part: values.get(part, part))
+            try:
+                if _moves((args, options)):
+                    values[node] = write(build, node.target, args, options, _shape(node))
+                else:
+                    values[node] = _constant(node, args, options)
+                    computed |= _is_real(values[node]) and packet(node.target) not in EXACT
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{double.name}: {build.origin}: {error}") from error
+            except Exception as error:  # a rule may meet shapes or options that nobody thought of
+                raise UnsupportedError(
+                    f"{double.name}: {build.origin}: {packet(node.target)} with these options is not known here "
+                    f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+                ) from error
     raise UnsupportedError(f"{double.name} has no output")
 
 
 def _moves(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_moves(part) for part in value)
+    """Say whether a value, or a part of it, depends on the input."""
     if isinstance(value, dict):
         return any(_moves(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return any(_moves(part) for part in value)
     return isinstance(value, Moving)
 
 
 def _is_real(value: Any) -> bool:
+    """Say whether a value is a tensor of real numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _keeps(node: fx.Node) -> bool:
-    """Say whether an operator on constants keeps their numbers."""
-    rule = RULES.get(packet(node.target))
-    return rule is not None and rule.__name__ in ("_same", "_item")
 
 
 def _constant(node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -154,15 +159,37 @@ def _shape(node: fx.Node) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _literals(recorded: fx.GraphModule) -> list[str]:
+def _rounds_numbers(classifier: Classifier, double: Classifier) -> bool:
+    """Say whether numbers in the code differ between the module and its copy in float64, by rounding.
+
+    Raises:
+        UnsupportedError: they differ by more.
+    """
+    ours, theirs = _literals(record(double, known)), _literals(record(classifier, known))
+    if ours == theirs:
+        return False
+    close = len(ours) == len(theirs) and all(
+        a == b or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-2))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    if not close:
+        raise UnsupportedError(
+            f"{double.name} computes with other numbers in float64 than in {classifier.dtype}: its code asks for the dtype"
+        )
+    return True
+
+
+def _literals(recorded: fx.GraphModule) -> list[Any]:
     """Return the numbers that are written in a recorded graph."""
-    found: list[str] = []
+    found: list[Any] = []
+
+    def note(part: Any) -> None:
+        if isinstance(part, int | float):
+            found.append(part)
+
     for node in recorded.graph.nodes:
         if node.op == "call_function":
-            map_aggregate(
-                (node.args, node.kwargs),
-                lambda part: found.append(repr(part)) if isinstance(part, int | float | bool) else None,
-            )
+            map_aggregate((node.args, node.kwargs), note)
     return found
 
 
@@ -176,20 +203,24 @@ def _probes(double: Classifier, seed: int) -> Float[Tensor, "64 ..."]:
 def _agree(graph: Graph, double: Classifier) -> bool:
     """Say whether both compute the same outputs, relative to these less their mean, which hides differences.
 
-    The module runs on one, on two, on three and on all inputs.
+    The module runs on one, on two, on three and on all inputs. Where its outputs are not finite, ours are not either.
     """
-    x = _probes(double, 1)
-    largest = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+    x = _probes(double, 1)[: FEW if sum(node.size for node in graph.nodes) > LARGE else None]
     values = graph.values(x.flatten(1))
-    ours = values[-1]
+    ours, largest = values[-1], torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
     for value in values[1:]:
         largest = torch.maximum(largest, value.abs().amax(dim=1, keepdim=True))
-    for part in (slice(None), slice(0, 1), slice(1, 3), slice(3, 6)):
-        outputs = double.module(x[part].clone())
-        if not isinstance(outputs, Tensor) or outputs.shape != ours[part].shape or not bool(outputs.isfinite().all()):
+    parts = []
+    for some in (slice(0, 1), slice(1, 3), slice(3, 6), slice(0, None)):
+        outputs = double.module(x[some].clone())
+        if not isinstance(outputs, Tensor) or outputs.shape != ours[some].shape:
             return False
-        apart = outputs - outputs.mean(dim=1, keepdim=True) if outputs.shape[1] > 1 else outputs
-        allowed = 1e-9 * apart.abs().amax(dim=1, keepdim=True) + 1e-13 * largest[part]
-        if not bool(((ours[part] - outputs).abs() <= allowed + 1e-300).all()):
-            return False
-    return True
+        parts.append((outputs, ours[some], largest[some]))
+    outputs, ours, largest = (torch.cat(part) for part in zip(*parts, strict=True))
+    finite = outputs.isfinite().all(dim=1)
+    if not bool(finite.any()) or bool(ours[~finite].isfinite().all(dim=1).any()):
+        return False
+    outputs, ours, largest = outputs[finite], ours[finite], largest[finite]
+    apart = outputs - outputs.mean(dim=1, keepdim=True) if outputs.shape[1] > 1 else outputs
+    allowed = 1e-9 * apart.abs().amax(dim=1, keepdim=True) + 1e-13 * largest
+    return bool(((ours - outputs).abs() <= allowed + 1e-300).all())

@@ -7,10 +7,13 @@ Python's calls alone, knows no shapes, and stops at `x.view(x.size(0), -1)`. Wri
 `functionalize`.
 """
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -39,31 +42,68 @@ def record(classifier: Classifier, known: Callable[[Any], bool], places: bool = 
     Raises:
         UnsupportedError: the module's code depends on the values of its input, or cannot be recorded.
     """
-    module = unwrapped(classifier.module)
-    x = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
-    simpler = {op: rule for op, rule in core_aten_decompositions().items() if not known(op)}
     try:
-        with ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            if places:
-                stack.enter_context(traceback.preserve_node_meta())
-                stack.enter_context(_layers(module))
-            with _NoNumbers():
-                graph = _made(module, x, simpler, places)
-            if any(_writes(node) for node in graph.graph.nodes):  # of operators that are written as several, as an LSTM
-                graph = _made(fx.Interpreter(graph).run, x, simpler, places)
-    except UnsupportedError:
-        raise
-    except Exception as error:  # a forward may raise anything when its input has no numbers
-        raise UnsupportedError(
-            f"{classifier.name} cannot be recorded as a graph, perhaps because its code depends on the values of its "
-            f"input: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        ) from error
+        graph = _recorded(unwrapped(classifier.module), classifier, known, places, "fake")
+    except Exception:  # numbers of parameters may be asked for; these are at hand only when it runs for real
+        try:
+            module = copy.deepcopy(unwrapped(classifier.module))  # it may write into its buffers
+            graph = _recorded(module, classifier, known, places, "real")
+        except UnsupportedError:
+            raise
+        except Exception as error:  # a forward may raise anything when its input has no numbers
+            raise UnsupportedError(f"{classifier.name} cannot be recorded: {_why(error)}") from error
     for node in graph.graph.nodes:
         if _writes(node):
             raise UnsupportedError(f"{classifier.name} writes into its own buffers when it runs: {node.target}")
+    graph.graph.eliminate_dead_code()
     return graph
+
+
+def _recorded(
+    module: nn.Module, classifier: Classifier, known: Callable[[Any], bool], places: bool, mode: str
+) -> fx.GraphModule:
+    """Record a module on one input that has no numbers ("fake") or zeros ("real")."""
+    x = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
+    simpler = {op: rule for op, rule in _decompositions().items() if not known(op)}
+
+    def made(run: Callable[..., Any]) -> fx.GraphModule:
+        found: fx.GraphModule = make_fx(
+            torch.func.functionalize(run, remove="mutations_and_views"),
+            decomposition_table=simpler,
+            tracing_mode=mode,
+            _allow_non_fake_inputs=True,
+            record_stack_traces=places,
+        )(x)
+        return found
+
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if places:
+            stack.enter_context(traceback.preserve_node_meta())
+            stack.enter_context(_layers(module))
+        with _NoNumbers():
+            graph = made(module)
+        if any(_writes(node) for node in graph.graph.nodes):  # of operators that are written as several, as an LSTM
+            graph = made(fx.Interpreter(graph).run)
+    return graph
+
+
+def _why(error: Exception) -> str:
+    """Say in which line of the user's code an error arose, and what it was unless it is torch's own."""
+    lines = [frame for frame in extract_tb(error.__traceback__) if INSIDE not in frame.filename]
+    own = [frame for frame in lines if Path(frame.filename) != Path(__file__)]
+    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}: " if own else ""
+    text = str(error).partition("\n")[0]
+    if type(error).__module__.startswith("torch") or "tracing" in text:
+        return f"{where}its code asks for the values of its input, which differ from one input to the next"
+    return f"{where}{type(error).__name__}: {text}"
+
+
+@cache
+def _decompositions() -> dict[Any, Any]:
+    """Return how torch writes operators as simpler ones."""
+    return dict(core_aten_decompositions().items())
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -83,19 +123,6 @@ def place(node: fx.Node) -> str:
             code = lines[at + 1] if at + 1 < len(lines) and not lines[at + 1].startswith("File ") else ""
             found = f"{Path(file).name}:{number}: {code}"
     return ", ".join(part for part in (layer, found) if part)
-
-
-def _made(
-    run: Callable[..., Any], x: Tensor, simpler: Mapping[Any, Callable[..., Any]], places: bool
-) -> fx.GraphModule:
-    made: fx.GraphModule = make_fx(
-        torch.func.functionalize(run, remove="mutations_and_views"),
-        decomposition_table=simpler,
-        tracing_mode="fake",
-        _allow_non_fake_inputs=True,
-        record_stack_traces=places,
-    )(x)
-    return made
 
 
 def _writes(node: fx.Node) -> bool:

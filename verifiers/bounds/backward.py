@@ -73,7 +73,7 @@ def backward(
             z = z + multipliers[at]
 
 
-def through(lines: Lines, h: Float[Tensor, "n k m"]) -> tuple[Float[Tensor, "n k size"], Float[Tensor, "n k"]]:
+def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k size"], Float[Tensor, "_ k"]]:
     """Replace an activation by its lines: return coefficients of its inputs and constants, below `h` times its outputs.
 
     The lines broadcast to (n, k, _). For a product of two there are two slopes for each output.
@@ -88,7 +88,7 @@ def through(lines: Lines, h: Float[Tensor, "n k m"]) -> tuple[Float[Tensor, "n k
     return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant
 
 
-def _offsets(h: Float[Tensor, "n k m"], offset: Tensor) -> Float[Tensor, "n k"]:
+def _offsets(h: Float[Tensor, "_ k m"], offset: Tensor) -> Float[Tensor, "_ k"]:
     """Sum up coefficients times offsets; an infinite offset counts only where its coefficient is not zero."""
     if not bool(offset.isfinite().all()):
         return torch.where(h == 0, 0.0, h * offset).sum(dim=-1)

@@ -20,7 +20,8 @@ from certbench.networks.piecewise_linear import RELU
 from certbench.verifiers.bounds.backward import backward, through
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.region import LayerBounds, Region
-from certbench.verifiers.bounds.relaxations import chosen, lower_slope, numbers, undecided, upper_line
+from certbench.verifiers.bounds.lines import lower_slope, upper_line
+from certbench.verifiers.bounds.relaxations import chosen, numbers, undecided
 
 RATE = 0.25, 0.5
 """First step sizes of Adam in alpha and in beta, the latter in units of the layer's largest coefficient. Both shrink by

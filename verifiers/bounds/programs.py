@@ -19,7 +19,7 @@ from certbench.errors import MissingBackendError, SolverError
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import LayerBounds, Region
-from certbench.verifiers.bounds.relaxations import lower_slope
+from certbench.verifiers.bounds.lines import lower_slope
 
 if TYPE_CHECKING:
     import highspy

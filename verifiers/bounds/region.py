@@ -12,7 +12,7 @@ from certbench.core import ball
 from certbench.core.threat import ThreatModel
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.lines import Lines
-from certbench.verifiers.bounds.relaxations import around
+from certbench.verifiers.bounds.relaxations import around, picked
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +66,14 @@ class LayerBounds:
             tuple(low[index] for low in self.lower),
             tuple(up[index] for up in self.upper),
             self.method,
-            {layer: lines[index] for layer, lines in self.drawn.items()},
+            {layer: picked(lines, index) for layer, lines in self.drawn.items()},
         )
 
     def lines(self, network: Network, layer: int) -> Lines:
-        """Return lines below and above the activation of a hidden layer, each entry (n, size)."""
+        """Return lines below and above the activation of a hidden layer, each entry (n, 1, size)."""
         if layer not in self.drawn:
-            parallel = self.method == "fast-lin"
-            self.drawn[layer] = around(network.activation(layer), self.lower[layer], self.upper[layer], parallel)
+            low, high, parallel = self.lower[layer][:, None], self.upper[layer][:, None], self.method == "fast-lin"
+            self.drawn[layer] = around(network.activation(layer), low, high, parallel)
         return self.drawn[layer]
 
     def unstable(self, layer: int) -> Tensor:

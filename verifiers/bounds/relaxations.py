@@ -8,14 +8,14 @@ from certbench.networks.activations import Activation
 from certbench.networks.layers import Bilinear
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
 from certbench.verifiers.bounds import lines
-from certbench.verifiers.bounds.lines import Lines
+from certbench.verifiers.bounds.lines import Lines, lower_slope, upper_line
 
 Function = Activation | Bilinear
 """What follows a layer: a function of each entry, or the product of the two halves."""
 
 
 def around(
-    function: Function, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"], parallel: bool = False
+    function: Function, low: Float[Tensor, "n 1 size"], high: Float[Tensor, "n 1 size"], parallel: bool = False
 ) -> Lines:
     """Return CROWN's lines below and above an activation on [low, high]; NaN bounds give NaN.
 
@@ -32,8 +32,13 @@ def around(
         above, offset = upper_line(low, high)
         return Lines(above if parallel else lower_slope(low, high, None), None, above, offset)
     if isinstance(function, Bilinear):
-        return product(low, high, None)
+        return product(low, high, 0.5)
     return lines.parallel(function, low, high) if parallel else lines.tightest(function, low, high)
+
+
+def picked(found: Lines, index: Tensor | slice) -> Lines:
+    """Select the lines of some of the inputs."""
+    return Lines(*(None if part is None else part[index] for part in found))
 
 
 def chosen(
@@ -69,14 +74,16 @@ def numbers(function: Function, low: Float[Tensor, "n size"], high: Float[Tensor
     return torch.cat([(slope - least) / width for slope in (found.lower_slope, found.upper_slope)], dim=-1).clamp(0, 1)
 
 
-def product(low: Tensor, high: Tensor, mix: Tensor | None) -> Lines:
-    """Return planes below and above the product of two halves, by a mix of McCormick's for each side; None: their means.
+def product(low: Tensor, high: Tensor, mix: Tensor | float) -> Lines:
+    """Return planes below and above the product of two halves, mixed of McCormick's, by one number for each side.
 
     The slopes of both factors stand side by side, one half behind the other.
     """
-    (first, second), (above, beyond) = low.chunk(2, dim=-1), high.chunk(2, dim=-1)
-    mixes = (None, None) if mix is None else mix.chunk(2, dim=-1)
-    return lines.product(first, above, second, beyond, *mixes)
+    (first, second), (beyond, above) = low.chunk(2, dim=-1), high.chunk(2, dim=-1)
+    mixes = (mix, mix) if isinstance(mix, float) else mix.chunk(2, dim=-1)
+    found = lines.product(first, beyond, second, above, *mixes)
+    below, over = (torch.cat(part, dim=-1) for part in ((found.lower_x, found.lower_y), (found.upper_x, found.upper_y)))
+    return Lines(below, found.lower_offset, over, found.upper_offset)
 
 
 def image(
@@ -89,8 +96,11 @@ def image(
         return torch.where(unknown, torch.nan, below), torch.where(unknown, torch.nan, above)
     if isinstance(function, Bilinear):
         (a, b), (c, d) = low.chunk(2, dim=-1), high.chunk(2, dim=-1)
-        corners = torch.stack([lines.times(x, y) for x in (a, c) for y in (b, d)])
-        return lines.down(corners.amin(dim=0)), lines.up(corners.amax(dim=0))
+        corners = torch.stack([x * y for x in (a, c) for y in (b, d)])
+        zero = torch.stack([(x == 0) | (y == 0) for x in (a, c) for y in (b, d)])
+        corners = torch.where(zero & ~corners.isnan() | (zero & corners.isnan() & ~(low.isnan() | high.isnan()).any()), 0.0, corners)
+        least, largest = corners.amin(dim=0), corners.amax(dim=0)
+        return least.nextafter(least.new_tensor(-torch.inf)), largest.nextafter(largest.new_tensor(torch.inf))
     return lines.enclose(function, low, high)
 
 
@@ -105,17 +115,3 @@ def undecided(
     if isinstance(function, PiecewiseLinear):
         return torch.stack([(low < knot) & (high > knot) for knot in function.knots.to(low)]).any(dim=0)
     return high > low
-
-
-def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
-    unstable = (low < 0) & (high > 0)
-    slope = torch.where(unstable, high / (high - low), (low >= 0).to(low.dtype))
-    slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
-    return slope, torch.where(unstable, -low * slope, 0.0)
-
-
-def lower_slope(low: Tensor, high: Tensor, chosen: Tensor | None) -> Tensor:
-    """Return the slope of the line below a ReLU on [low, high]: 0 or 1 where the sign is known, else as chosen."""
-    free = (high > -low).to(low.dtype) if chosen is None else chosen.clamp(0, 1)
-    return torch.where((low < 0) & (high > 0), free, (low >= 0).to(low.dtype))

@@ -227,7 +227,7 @@ class Tree:
         split[owner, neurons] = True
         sizes = [end.shape[1] for end in self.bounds.lower]
         bounds = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), self.bounds.method)
-        start = Choice.crown(bounds, 1, len(leaves))
+        start = Choice.crown(self.network, bounds, 1, len(leaves))
         alpha, beta = start.alpha[:, 0].clone(), start.beta[:, 0].clone()
         for i, leaf in enumerate(leaves):
             if leaf.alpha is not None and leaf.beta is not None:
