@@ -1,0 +1,217 @@
+r"""Functions z g(z) with a gate g that rises from 0 to 1: GELU, SiLU, Mish, hardswish.
+
+The smooth ones are concave, convex, concave, with joints c < 0 < d. Their slope falls from 0 to f'(c) < 0, rises to
+f'(d) > 1 and falls to 1, so that it has one zero, and f one turning point.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certbench.networks.activations import CONCAVE, CONVEX, LINEAR, Activation
+from certbench.numerics.rounding import TINY, UNIT
+
+FAR = 40.0
+"""Distance from the joints at which tables of slopes end. What lies beyond is nearly linear."""
+
+POINTS = 2**13
+"""Number of points of a table. Slopes between them are then right to about 1e-6, which lines do not show."""
+
+
+class Gated(Activation):
+    """A smooth function z g(z); the point of a given slope is interpolated from a table."""
+
+    bends = (CONCAVE, CONVEX, CONCAVE)
+
+    def touch(self, slope: Float[Tensor, "..."], piece: int, low: Tensor) -> Float[Tensor, "..."]:
+        """Return about the point of a piece where f' is `slope`."""
+        slopes, points = (part.to(slope) for part in _table(self, piece))
+        place = torch.searchsorted(slopes, slope.contiguous()).clamp(1, len(slopes) - 1)
+        below, above = slopes[place - 1], slopes[place]
+        share = ((slope - below) / (above - below)).nan_to_num(0.0).clamp(0, 1)
+        return points[place - 1] + share * (points[place] - points[place - 1])
+
+
+@lru_cache(maxsize=64)
+def _table(f: Activation, piece: int) -> tuple[Tensor, Tensor]:
+    """Return slopes of a piece in increasing order, and their points."""
+    left, right = f.joints
+    ends = ((left - FAR, left), (left, right), (right, right + FAR))[piece]
+    points = torch.linspace(*ends, POINTS, dtype=torch.float64)
+    slopes, order = f.slope(points).sort()
+    return slopes, points[order]
+
+
+@dataclass(frozen=True)
+class Gelu(Gated):
+    r"""$z \Phi(z)$ with the normal distribution function. $f'' = \varphi(z) (2 - z^2)$ changes sign at $\pm\sqrt 2$."""
+
+    joints = (-math.sqrt(2), math.sqrt(2))
+    turning = (-0.7517915246935645,)
+    limits = (-0.1701, math.inf)
+
+    def value(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f(z)."""
+        return z.clamp(min=-100) * _normal(z)
+
+    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f'(z)."""
+        near = z.clamp(-100, 100)  # beyond, the density is 0
+        return _normal(z) + near * (near.square() * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
+
+    def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Bound the error of `value`: erfc magnifies that of its argument by up to z^2 on the left."""
+        return UNIT * (64 + 8 * z.clamp(-100, 0).square()) * value.abs() + TINY
+
+    def slope_error(self, z: Float[Tensor, "..."], slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        r"""Bound the error of `slope`: left of -2 its terms are at most 4 |f'|, as $\Phi < \varphi / |z|$ there."""
+        relative = (256 + 32 * z.clamp(-100, 0).square()) * slope.abs()
+        return UNIT * torch.where(z < -2, relative, 512.0) + TINY
+
+
+@dataclass(frozen=True)
+class GeluTanh(Gated):
+    r"""$z (1 + \tanh u) / 2$ with $u = k (z + a z^3)$, $k = \sqrt{2 / \pi}$ and $a = 0.044715$.
+
+    f'' has the sign of $2 w' + z w'' - z w'^2 \tanh u$ for $w = 2 u$, where $2 w' + z w'' = 4 k (1 + 6 a z^2) > 0$. The
+    quotient $z w'^2 \tanh(u) / (2 w' + z w'')$ is $k z \tanh(u) (1 + 9 a^2 z^4 / (1 + 6 a z^2))$, which rises with |z|
+    from 0 to infinity: f'' has one zero on each side.
+    """
+
+    joints = (-1.4185040087908208, 1.4185040087908208)
+    turning = (-0.7524614220710163,)
+    limits = (-0.1701, math.inf)
+
+    def value(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f(z)."""
+        return z.clamp(min=-100) * torch.sigmoid(_cubic(z))
+
+    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f'(z)."""
+        near = z.clamp(-100, 100)  # beyond, the slope of the gate is 0
+        w, rise = _cubic(near), 2 * ROOT * (1 + 3 * CUBIC * near.square())
+        gate = torch.sigmoid(w)
+        return gate + near * rise * gate * torch.sigmoid(-w)
+
+    def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Bound the error of `value`: that of w counts w times on the left."""
+        return UNIT * (64 + 16 * _cubic(z.clamp(-100, 0)).abs()) * value.abs() + TINY
+
+    def slope_error(self, z: Float[Tensor, "..."], slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Bound the error of `slope`: left of -2 its terms are at most 2 |f'|."""
+        relative = (256 + 64 * _cubic(z.clamp(-100, 0)).abs()) * slope.abs()
+        return UNIT * torch.where(z < -2, relative, 1024.0) + TINY
+
+
+@dataclass(frozen=True)
+class Silu(Gated):
+    r"""$z \sigma(z)$. f'' has the sign of $2 - z \tanh(z / 2)$, which falls with |z|."""
+
+    joints = (-2.3993572805154677, 2.3993572805154677)
+    turning = (-1.2784645427610738,)
+    limits = (-0.2785, math.inf)
+
+    def value(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f(z)."""
+        return z.clamp(min=-1e3) * torch.sigmoid(z)
+
+    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f'(z)."""
+        gate = torch.sigmoid(z)
+        return gate + z.clamp(-1e3, 1e3) * gate * torch.sigmoid(-z)
+
+    def slope_error(self, z: Float[Tensor, "..."], slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Bound the error of `slope`: left of -3 its terms are at most 3 |f'|."""
+        return UNIT * torch.where(z < -3, 256 * slope.abs(), 256.0) + TINY
+
+
+@dataclass(frozen=True)
+class Mish(Gated):
+    r"""$z T(z)$ with $T = \tanh \log(1 + w) = (w^2 + 2 w) / (w^2 + 2 w + 2)$, $w = e^z$.
+
+    $T' = 4 w (w + 1) / (w^2 + 2 w + 2)^2$, and f'' has the sign of $A + z q$ with $A = 2 (w + 1) (w^2 + 2 w + 2) > 0$
+    and $q = 2 + 2 w - 3 w^2 - 2 w^3$. The quotient q / A falls with w, as
+    $(q' A - q A') / 2 = -3 w^4 - 20 w^3 - 36 w^2 - 24 w - 4$. It is 0 at some $z_0 \in (-0.2, 0)$. As z falls from
+    $z_0$, $-z q / A$ rises, and as z rises from 0 likewise; in between $z q > 0$. So f'' has one zero on each side.
+    """
+
+    joints = (-2.2563763963607932, 1.4905711794854284)
+    turning = (-1.192431214515495,)
+    limits = (-0.3089, math.inf)
+
+    def value(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f(z)."""
+        return z.clamp(min=-1e3) * _mish_gate(z)[0]
+
+    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f'(z)."""
+        gate, rise = _mish_gate(z)
+        return gate + z.clamp(-1e3, 1e3) * rise
+
+    def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Bound the error of `value`."""
+        return (64 * UNIT) * value.abs() + TINY
+
+    def slope_error(self, z: Float[Tensor, "..."], slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Bound the error of `slope`: left of -3 its terms are at most 3 |f'|."""
+        return UNIT * torch.where(z < -3, 512 * slope.abs(), 512.0) + TINY
+
+
+@dataclass(frozen=True)
+class Hardswish(Activation):
+    """z min(max(z + 3, 0), 6) / 6: zero, a parabola, the identity; both joints are kinks that bend down."""
+
+    joints = (-3.0, 3.0)
+    bends = (LINEAR, CONVEX, LINEAR)
+    turning = (-3.0, -1.5)
+    limits = (-0.375, math.inf)
+
+    def value(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f(z)."""
+        near = z.clamp(-3, 3)
+        return torch.where(z >= 3, z, near * (near + 3) / 6)
+
+    def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return f'(z); at a joint that of the parabola."""
+        return torch.where(z > 3, 1.0, torch.where(z < -3, 0.0, (2 * z + 3) / 6))
+
+    def touch(self, slope: Float[Tensor, "..."], piece: int, low: Tensor) -> Float[Tensor, "..."]:
+        """Return the point of the parabola where f' is `slope`."""
+        return 3 * slope - 1.5
+
+    def slope_error(self, z: Float[Tensor, "..."], slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Bound the error of `slope`."""
+        return torch.where(z.abs() > 3, 0.0, torch.full_like(z, 16 * UNIT))
+
+
+ROOT = math.sqrt(2 / math.pi)
+"""The factor k of the tanh approximation of GELU."""
+
+CUBIC = 0.044715
+"""The coefficient a of the tanh approximation of GELU."""
+
+
+def _normal(z: Tensor) -> Tensor:
+    """Return the normal distribution function, with a small relative error also far to the left."""
+    twice: Tensor = torch.special.erfc(z * -math.sqrt(0.5))
+    return twice * 0.5
+
+
+def _cubic(z: Tensor) -> Tensor:
+    """Return 2 k (z + a z^3)."""
+    return 2 * ROOT * (z + CUBIC * z * z * z)
+
+
+def _mish_gate(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return T(z) and T'(z), from positive terms and exp(-|z|) alone."""
+    w = (-z.abs()).exp()
+    left, right = w.square() + 2 * w, 1 + 2 * w
+    gate = torch.where(z <= 0, left / (left + 2), right / (right + 2 * w.square()))
+    rise = torch.where(
+        z <= 0, (w.square() + w) / (left + 2).square(), (w.square() + w**3) / (right + 2 * w**2).square()
+    )
+    return gate, 4 * rise
