@@ -299,7 +299,9 @@ class _Fold:
         reason = None
         if self.graph.computed:
             reason = "the module computes constants when it runs, whose rounding is not followed"
-        elif self.rewritten or not pure:
+        elif self.graph.head is not None:
+            reason = f"the rounding errors of {self.graph.head}, the last function of the module, are not followed"
+        elif self.rewritten or any(function not in (RELU, IDENTITY) for function in self.activations):
             reason = "the rounding errors of functions other than ReLU are not followed"
         return Network(
             tuple(terms.layer() for terms in (*self.layers, self.values[-1])),

@@ -967,3 +967,22 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
     if name in JUMPING:
         raise UnsupportedError(f"{name} jumps, or compares what depends on the input; smoothing can certify such modules")
     raise UnsupportedError(f"{name} is not known here; smoothing can certify such modules")
+
+
+def keeps_order(target: Any, args: tuple[Any, ...], values: Mapping[Any, Any]) -> bool:
+    """Say whether an operator on logits (1, classes) is a softmax over the classes, or an increasing function of each.
+
+    A function that is constant somewhere (ReLU, a clamp) is none: it makes ties.
+    """
+    value, rest, name = values.get(args[0]), args[1:], packet(target)
+    if not isinstance(value, Moving) or len(value.shape) != 2:
+        return False
+    if name in (aten._softmax, aten._log_softmax, aten._safe_softmax):
+        return rest[0] in (1, -1)
+    if name in (aten.mul, aten.div):
+        return isinstance(rest[0], int | float) and 0 < rest[0] < math.inf
+    if name in (aten.add, aten.sub):
+        return isinstance(rest[0], int | float) and math.isfinite(rest[0]) and len(rest) == 1
+    if name in (aten.clone, aten.detach_copy, aten.detach, aten.alias, aten.alias_copy):
+        return True
+    return name in (aten.sigmoid, aten.tanh, aten.softplus, aten.atan, aten.exp, aten.erf)

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from certbench.core.classifier import Classifier
+from certbench.core.classifier import Classifier, Regressor
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.graph import Graph, pruned
 from certbench.networks.layers import Network, layered
-from certbench.networks.operators import EXACT, Builder, Moving, known, packet, write
+from certbench.networks.module import GraphModule
+from certbench.networks.operators import EXACT, Builder, Moving, keeps_order, known, packet, write
 from certbench.networks.recording import place, record
 
 KEPT = 4
@@ -48,6 +49,20 @@ def read(classifier: Classifier) -> Graph:
         while len(_READ) > KEPT:
             _READ.pop(next(iter(_READ)))
     return _READ[key]
+
+
+def logits_of(classifier: Classifier) -> Classifier:
+    """Return a classifier in float64, without the last function of its module where that is left out of the graph.
+
+    A last softmax, or one increasing function of every logit, leaves the order of the classes alone, and radii too.
+
+    Raises:
+        UnsupportedError, NumericalError: as `read`.
+    """
+    graph = read(classifier)
+    if graph.head is None:
+        return classifier.double()
+    return replace(classifier, module=GraphModule(graph).to(classifier.device).eval())
 
 
 def network(classifier: Classifier) -> Network:
@@ -107,10 +122,13 @@ def _written(double: Classifier, places: bool = False) -> Graph:
             computed |= _is_real(constant) and constant.data_ptr() not in own
             values[node] = constant.detach().to(torch.float64) if _is_real(constant) else constant
         elif node.op == "output":
-            (found,) = map_aggregate(node.args, lambda part: values.get(part, part))
+            last, head = node.args[0], None
+            if isinstance(last, fx.Node) and not isinstance(double, Regressor):
+                last, head = _without_head(last, values)
+            found = map_aggregate(last, lambda part: values.get(part, part))
             if not isinstance(found, Moving):
                 raise UnsupportedError(f"the output of {double.name} does not depend on its input, or is no tensor")
-            return Graph(pruned(build.nodes, found.node), None, computed)
+            return Graph(pruned(build.nodes, found.node), head, computed)
         else:
             build.origin = place(node) or str(packet(node.target))
             args, options = map_aggregate((node.args, node.kwargs), lambda part: values.get(part, part))
@@ -128,6 +146,15 @@ def _written(double: Classifier, places: bool = False) -> Graph:
                     f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
                 ) from error
     raise UnsupportedError(f"{double.name} has no output")
+
+
+def _without_head(last: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.Node, str | None]:
+    """Return the node before the functions at the end that keep the order of the classes, and their names."""
+    names: list[str] = []
+    while (before := last.args[0] if last.args else None) in values and keeps_order(last.target, last.args, values):
+        names.insert(0, packet(last.target).__name__.strip("_"))
+        last = before
+    return last, " of ".join(reversed(names)) or None
 
 
 def _moves(value: Any) -> bool:

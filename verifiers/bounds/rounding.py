@@ -14,6 +14,7 @@ from torch import Tensor
 
 from certbench.errors import NumericalError
 from certbench.networks.layers import UNDERFLOW, Network
+from certbench.networks.piecewise_linear import RELU
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 
@@ -52,7 +53,8 @@ def evaluation_error(
         error = (carried + steps * height) * (1 + 1e-9)
         errors.append(torch.where(height + error < limit, error, torch.inf))  # beyond it the program may overflow
         if i < len(network.hidden):
-            sizes.append(bounds.upper[i].clamp(min=0))
+            size = bounds.upper[i].clamp(min=0)
+            sizes.append(size if network.activation(i) == RELU else torch.maximum(size, -bounds.lower[i]))
     return errors[-1]
 
 

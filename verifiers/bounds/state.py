@@ -11,7 +11,7 @@ from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, MarginState, clean_margin, margin_rows, tangent
 from certbench.core.search import Evaluation, RadiusSearch, Start
 from certbench.core.threat import ThreatModel
-from certbench.networks.reading import relu_network
+from certbench.networks.reading import logits_of, network, relu_network
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Region
@@ -28,13 +28,14 @@ class NetworkState(MarginState):
     program: torch.dtype = torch.float32
 
     @staticmethod
-    def of(classifier: Classifier, threat: ThreatModel) -> "NetworkState":
-        """Read the network.
+    def of(classifier: Classifier, threat: ThreatModel, relus: bool = True) -> "NetworkState":
+        """Read the network; `relus` says whether it must be a ReLU network.
 
         Raises:
-            UnsupportedError: it is no ReLU network; the message names the layer.
+            UnsupportedError: it is no such network; the message names the layer.
         """
-        return NetworkState(classifier.double(), threat, relu_network(classifier), classifier.dtype)
+        read = relu_network if relus else network
+        return NetworkState(logits_of(classifier), threat, read(classifier), classifier.dtype)
 
 
 def crown_bounds(

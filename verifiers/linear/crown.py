@@ -60,7 +60,7 @@ class Crown(MarginCertifier[NetworkState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
-        return NetworkState.of(classifier, threat)
+        return NetworkState.of(classifier, threat, relus=False)
 
     def lower(
         self,
@@ -120,7 +120,7 @@ class AlphaCrown(MarginCertifier[NetworkState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
-        return NetworkState.of(classifier, threat)
+        return NetworkState.of(classifier, threat, relus=False)
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """Start a little above the radius that CROWN's slopes certify."""
