@@ -9,8 +9,12 @@ from torch import Tensor
 from certbench.errors import UnsupportedError
 from certbench.networks.image_maps import Convolution, Separable
 from certbench.networks.maps import Dense, Map, Scale
+from certbench.networks.structured_maps import Along, Select, Sparse, Transposed
 from certbench.numerics.spectral import DENSE, SIDE
 from certbench.verifiers.lipschitz.operator_norms import Normed
+
+_APART = (Select, Sparse, Along, Transposed)
+"""Kinds that are composed with no other kind."""
 
 
 def linear(weight: Float[Tensor, "out_features in_features"]) -> Dense:
@@ -54,6 +58,10 @@ def is_small(layer: Map) -> bool:
 
 def compose(outer: Normed, inner: Normed) -> Normed | None:
     """Return `outer` after `inner` as one map, or None if no cheap one exists."""
+    if isinstance(outer, Select) and isinstance(inner, Select):
+        return outer.after(inner)
+    if isinstance(outer, _APART) or isinstance(inner, _APART):
+        return None
     roundings = outer.entry_roundings + inner.entry_roundings + 2
     match outer, inner:
         case Scale(), Scale():
@@ -69,10 +77,10 @@ def compose(outer: Normed, inner: Normed) -> Normed | None:
             roundings += 2 * outer.inputs
             return Dense(outer.weight @ inner.weight, outer.moduli @ inner.moduli, outer.shape, roundings)
         case Scale(), Convolution() if outer.shape == inner.shape and _constant(outer):
-            by = outer.diagonal[:, :1, :1, None]
+            by = outer.diagonal.flatten(1)[:, 0].reshape(-1, 1, *[1] * inner.axes)
             return replace(inner, kernel=by * inner.kernel, entry_roundings=roundings)
-        case Convolution(), Scale() if _constant(inner):
-            by = inner.diagonal[:, 0, 0].reshape(outer.groups, 1, -1, 1, 1)
+        case Convolution(), Scale() if inner.shape == outer.before and _constant(inner):
+            by = inner.diagonal.flatten(1)[:, 0].reshape(outer.groups, 1, -1, *[1] * outer.axes)
             grouped = outer.kernel.reshape(outer.groups, -1, *outer.kernel.shape[1:])
             return replace(outer, kernel=(grouped * by).flatten(0, 1), entry_roundings=roundings)
         case Scale(), Separable() if outer.shape == inner.shape and _constant(outer):
@@ -88,4 +96,5 @@ def _scaled(channels: Scale, by: Scale) -> Scale:
 
 def _constant(scale: Scale) -> bool:
     """Say whether the factors are the same all over each channel."""
-    return bool((scale.diagonal == scale.diagonal[:, :1, :1]).all())
+    factors = scale.diagonal.flatten(1)
+    return bool((factors == factors[:, :1]).all())

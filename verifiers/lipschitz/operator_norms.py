@@ -12,6 +12,9 @@ $N \geq \max(o + q_{\max}, \lceil n / s \rceil - q_{\min})$ for o outputs; the t
 On a torus the norm is the largest over its frequencies $\theta$ of the norm of the symbol
 $H(\theta) = \sum_a K_a e^{-i \theta q_a}$, a small matrix of channels and phases (Sedghi et al., 2019). All of this
 also holds if going round the torus changes the sign, which moves the frequencies by half a step.
+
+A selection, and a matrix along one axis, have the norms of their parts. The norm of a transpose from p to q is that of
+the map itself between the dual exponents.
 """
 
 import itertools
@@ -22,16 +25,20 @@ from functools import reduce, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import scipy.sparse
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from certbench.errors import UnsupportedError
 from certbench.networks.image_maps import Convolution, Separable
 from certbench.networks.maps import Dense, Scale
+from certbench.networks.structured_maps import Along, Select, Sparse, Transposed
 from certbench.numerics.rounding import TINY, dual, gamma, lengths, longest, outward, product, total
+from certbench.numerics.sparse import row_lengths, spectral_bound
 from certbench.numerics.spectral import DENSE, SIDE, estimate, spectral
 
-Normed = Dense | Scale | Convolution | Separable
+Normed = Dense | Scale | Convolution | Separable | Select | Sparse | Along | Transposed
 """Linear maps whose norms are bounded here."""
 
 
@@ -56,13 +63,48 @@ def norm(part: Normed, s: float, r: float) -> float:
         return row_norm(part, dual(s))
     if r == 2:
         return spectral_norm(part) if s == 2 else box_norm(part)
-    return product(identity_norm(2.0, 1.0, part.outputs), norm(part, s, 2.0))
+    bound = product(identity_norm(2.0, 1.0, part.outputs), norm(part, s, 2.0))
+    if not isinstance(part, Select | Sparse | Along | Transposed):
+        return bound
+    if s == 2:
+        return min(bound, box_norm(turned(part)))
+    return min(bound, longest(spread(part, _ones(part)).flatten(1), 1.0))
 
 
 def identity_norm(s: float, r: float, size: int) -> float:
     r"""Return $\max \|x\|_r / \|x\|_s = n^{\max(0, 1/r - 1/s)}$ over vectors of this size."""
     power = max(0.0, 1 / r - 1 / s)
     return 1.0 if power == 0 or size == 1 else size**power * (1 + gamma(4))
+
+
+def turned(part: Normed) -> Normed:
+    """Return the transpose, as a member of its kind where there is one.
+
+    Raises:
+        UnsupportedError: the transpose of a transpose is a map whose norms are not bounded here.
+    """
+    match part:
+        case Transposed():
+            if not isinstance(part.part, Normed):
+                raise UnsupportedError(f"there is no bound here of the norm of a transposed {type(part.part).__name__}")
+            return part.part
+        case Scale():
+            return part
+        case Dense():
+            return _dense_turned(part)
+        case Separable():
+            return Separable(part.channels, _dense_turned(part.vertical), _dense_turned(part.horizontal))
+        case Sparse():
+            return Sparse(part.columns, None, part.entry_roundings)
+        case Along():
+            return Along(part.weight.mT, part.outer, part.inner, None, part.entry_roundings)
+        case Select() | Convolution():
+            return Transposed(part)
+
+
+def _dense_turned(part: Dense) -> Dense:
+    magnitude = None if part.magnitude is None else part.magnitude.T
+    return Dense(part.weight.T, magnitude, None, part.entry_roundings)
 
 
 def row_norm(part: Normed, q: float) -> float:
@@ -73,10 +115,18 @@ def row_norm(part: Normed, q: float) -> float:
         case Dense():
             return longest(part.entries, q)
         case Convolution():
-            met = "gocab,ra,sb->gorscab", _grouped(part, part.entries), _meet(part, 0, 2), _meet(part, 1, 2)
-            return longest(torch.einsum(*met).flatten(4).flatten(0, 3), q)
+            met = _each_axis(part, part.entries, [_meet(part, axis, 2) for axis in range(part.axes)], "go{sets}c{taps}")
+            return longest(met.flatten(2 + part.axes).flatten(0, 1 + part.axes), q)
         case Separable():
             return reduce(product, (row_norm(factor, q) for factor in part.factors))
+        case Select():
+            return 1.0 if bool(part.counts.any()) else 0.0
+        case Sparse():
+            return float(row_lengths(_entries(part), q).max())
+        case Along():
+            return longest(_along_entries(part).flatten(0, 1), q)
+        case Transposed():
+            return column_norm(turned(part), q)
 
 
 def column_norm(part: Normed, r: float) -> float:
@@ -87,10 +137,14 @@ def column_norm(part: Normed, r: float) -> float:
         case Dense():
             return longest(part.entries.T, r)
         case Convolution():
-            met = "gocab,ra,sb->gcrsoab", _grouped(part, part.entries), _meet(part, 0, 1), _meet(part, 1, 1)
-            return longest(torch.einsum(*met).flatten(4).flatten(0, 3), r)
+            met = _each_axis(part, part.entries, [_meet(part, axis, 1) for axis in range(part.axes)], "gc{sets}o{taps}")
+            return longest(met.flatten(2 + part.axes).flatten(0, 1 + part.axes), r)
         case Separable():
             return reduce(product, (column_norm(factor, r) for factor in part.factors))
+        case Select():
+            return _repetitions(int(part.counts.max()), r)
+        case Sparse() | Along() | Transposed():
+            return row_norm(turned(part), r)
 
 
 @_once
@@ -105,11 +159,24 @@ def spectral_norm(part: Normed) -> float:
             return _torus_norm(part)
         case Separable():
             return reduce(product, (spectral_norm(factor) for factor in part.factors))
+        case Select():  # the columns are orthogonal
+            return _repetitions(int(part.counts.max()), 2.0)
+        case Sparse():
+            if (dense := _written_out(part)) is not None:
+                return spectral_norm(dense)
+            matrix = part.sparse()
+            if part.entry_roundings == 0:
+                return spectral_bound(matrix)
+            return total(spectral_bound(matrix, gamma(part.entry_roundings + 2)), product(TINY, matrix.nnz))
+        case Along():
+            return total(spectral(part.weight), longest(part.error.flatten(1), 2.0))
+        case Transposed():
+            return spectral_norm(turned(part))
 
 
 @_once
 def box_norm(part: Normed) -> float:
-    r"""Bound the norm from inf to 2.
+    r"""Bound the norm from inf to 2. For a selection, and for what is none but has no negative entries, it is exact.
 
     It is NP-hard for a matrix; there the bound is the least of three upper bounds: $\sqrt n \|A\|_2$; $\||A| 1\|_2$;
     and $\|A S^{-1}\|_2 \|s\|_2$ with $S = \operatorname{diag}(s)$, which holds for every s > 0 and is used with
@@ -133,16 +200,29 @@ def box_norm(part: Normed) -> float:
         case Convolution():
             s = lengths(_grouped(part, part.entries).transpose(1, 2).flatten(2).flatten(0, 1), 2.0) ** 0.75  # judged
             s = s.clamp(min=max(1e-8 * float(s.max()), TINY))
-            kernel = _grouped(part, part.kernel) / s.reshape(part.groups, 1, -1, 1, 1)
+            kernel = _grouped(part, part.kernel) / s.reshape(part.groups, 1, -1, *[1] * part.axes)
             relative = replace(part, kernel=kernel.flatten(0, 1), entry_roundings=part.entry_roundings + 1)
             pixels = math.prod(part.before[1:])
             return min(
                 product(identity_norm(math.inf, 2.0, part.inputs), spectral_norm(part)),
                 product(identity_norm(math.inf, 2.0, pixels), product(spectral_norm(relative), longest(s[None], 2.0))),
-                longest(spread(part, torch.ones(1, part.inputs, dtype=torch.float64)).flatten(1), 2.0),
+                longest(spread(part, _ones(part)).flatten(1), 2.0),
             )
         case Separable():  # without negative entries along the axes it is the product, too
             return reduce(product, (box_norm(factor) for factor in part.factors))
+        case Select():
+            return _repetitions(int(part.counts.sum()), 2.0)
+        case Along():
+            blocks = [[box_norm(Dense(block, None, None, part.entry_roundings)) for block in part.weight]]
+            all_blocks = longest(torch.tensor(blocks, dtype=torch.float64), 2.0)
+            return product(identity_norm(math.inf, 2.0, part.outer * part.inner), all_blocks)
+        case Sparse() | Transposed():
+            if (dense := _written_out(part)) is not None:
+                return box_norm(dense)
+            return min(
+                product(identity_norm(math.inf, 2.0, part.inputs), spectral_norm(part)),
+                longest(spread(part, _ones(part)).flatten(1), 2.0),
+            )
 
 
 def column_scales(matrix: Float[Tensor, "_out _in"]) -> Float[Tensor, " _in"]:
@@ -163,7 +243,57 @@ def spread(part: Normed, chords: Float[Tensor, "d ..."]) -> Float[Tensor, "d ...
             moved = outward(replace(part, kernel=part.entries).forward(flat), part.kernel[0].numel() + 1)
         case Separable():
             moved = part.along(flat, tuple(factor.inputs for factor in part.factors), spread)
+        case Select():
+            moved = part.forward(flat)
+        case Sparse():
+            moved = outward(Sparse.of(_entries(part)).forward(flat), part.roundings + 2)
+        case Along():
+            moved = outward(replace(part, weight=_along_entries(part)).forward(flat), part.roundings)
+        case Transposed():
+            moved = _spread_back(turned(part), flat)
     return moved.reshape(len(chords), *part.shape)
+
+
+def _spread_back(part: Normed, flat: Float[Tensor, "d outputs"]) -> Float[Tensor, "d inputs"]:
+    """Apply the transpose with the moduli of the entries to nonnegative numbers, rounded up."""
+    match part:
+        case Select():
+            return outward(part.transpose(flat), part.transposed_roundings)
+        case Convolution():
+            return outward(replace(part, kernel=part.entries).transpose(flat), part.transposed_roundings)
+        case _:
+            return spread(turned(part), flat).flatten(1)
+
+
+def _ones(part: Normed) -> Float[Tensor, "1 inputs"]:
+    return torch.ones(1, part.inputs, dtype=torch.float64)
+
+
+def _repetitions(times: int, r: float) -> float:
+    """Return the r-norm of so many ones, rounded up."""
+    return identity_norm(math.inf, r, times) if times else 0.0
+
+
+def _written_out(part: Sparse | Transposed) -> Dense | None:
+    """Return a small map as a matrix, for which the bounds are tighter; None for a large one."""
+    if min(part.inputs, part.outputs) > SIDE or part.inputs * part.outputs > DENSE:
+        return None
+    inner = part.part if isinstance(part, Transposed) else part
+    roundings = inner.entry_roundings if isinstance(inner, Dense | Sparse | Convolution | Separable | Along) else 0
+    return Dense(part.matrix().contiguous(), None, part.shape, roundings)
+
+
+def _entries(part: Sparse) -> scipy.sparse.csr_matrix:
+    """Return upper bounds of the exact moduli, but for one rounding."""
+    entries = abs(part.sparse())
+    if part.entry_roundings:
+        entries.data = entries.data * (1 + gamma(part.entry_roundings + 4)) + TINY
+    return entries
+
+
+def _along_entries(part: Along) -> Float[Tensor, "blocks out in"]:
+    """Return upper bounds of the exact moduli, but for one rounding."""
+    return part.weight.abs() + part.error
 
 
 @_once
@@ -181,11 +311,11 @@ def _torus_norm(part: Convolution) -> float:
     A computed symbol is off by at most $\gamma_{4 k^2 + \ldots} \sum_a |K_a|$: complex arithmetic, and waves
     that are off by less than 32 u each.
     """
-    height, width = part.kernel.shape[2:]
-    blur = gamma(4 * (height * width + height + width) + 72)
-    sums = _grouped(part, blur * part.entries + part.error)
-    blurred = torch.einsum("gocab,ra,sb->gocrs", sums, _taps(part, 0)[1], _taps(part, 1)[1])
-    twists = [(0,) if part.circular or len(_waves(part, axis, 0)) == 1 else (0, 1) for axis in range(2)]
+    window = part.kernel.shape[2:]
+    blur = gamma(4 * (math.prod(window) + sum(window)) + 32 * part.axes + 8)
+    sums, phases = blur * part.entries + part.error, [_taps(part, axis)[1] for axis in range(part.axes)]
+    blurred = _each_axis(part, sums, phases, "goc{sets}")
+    twists = [(0,) if part.circular or len(_waves(part, axis, 0)) == 1 else (0, 1) for axis in range(part.axes)]
     best = min(
         itertools.product(*twists),
         key=lambda twist: max(float(estimate(symbols).max()) for symbols in _symbols(part, *twist)),
@@ -193,7 +323,17 @@ def _torus_norm(part: Convolution) -> float:
     return total(max(spectral(symbols) for symbols in _symbols(part, *best)), longest(blurred.flatten(1), 2.0))
 
 
-def _grouped(part: Convolution, kernel: Tensor) -> Float[Tensor, "groups out_channels in_channels height width"]:
+def _each_axis(part: Convolution, kernel: Tensor, by: list[Tensor], result: str) -> Tensor:
+    """Multiply the taps along each axis by a matrix (sets, taps); `result` gives the order of the axes behind it."""
+    taps, sets = "abd"[: part.axes], "rst"[: part.axes]
+    each = ",".join(map("".join, zip(sets, taps, strict=True)))
+    ordered: Tensor = torch.einsum(
+        f"goc{taps},{each}->{result.format(sets=sets, taps=taps)}", _grouped(part, kernel), *by
+    )
+    return ordered
+
+
+def _grouped(part: Convolution, kernel: Tensor) -> Float[Tensor, "groups out_channels in_channels ..."]:
     """Split a kernel into groups."""
     return kernel.reshape(part.groups, -1, *kernel.shape[1:])
 
@@ -207,13 +347,13 @@ def _taps(part: Convolution, axis: int) -> tuple[Tensor, Float[Tensor, "phases t
 
 
 def _waves(part: Convolution, axis: int, twist: int) -> Inexact[Tensor, "frequencies phases taps"]:
-    r"""Return $e^{-i \theta q}$, $\theta = (2 k + \text{twist}) \pi / N$; on the second axis half, by symmetry."""
+    r"""Return $e^{-i \theta q}$, $\theta = (2 k + \text{twist}) \pi / N$; on the last axis half, by symmetry."""
     shift, phase = _taps(part, axis)
     n, s, o = part.before[1 + axis], part.stride[axis], part.after[1 + axis]
     torus = n // s if part.circular else max(o + max(int(shift.max()), 0), -(-n // s) - min(int(shift.min()), 0))
     if bool((shift == shift[0]).all()):
         torus = 1  # all symbols are the same up to a phase
-    frequency = 2 * torch.arange(torus if axis == 0 else torus // 2 + 1) + twist
+    frequency = 2 * torch.arange(torus if axis < part.axes - 1 else torus // 2 + 1) + twist
     turn = (frequency[:, None] * shift + torus).remainder(2 * torus) - torus
     angle = turn.to(torch.float64) * (-math.pi / torus)
     return torch.polar(torch.ones_like(angle), angle)[:, None] * phase
@@ -222,11 +362,13 @@ def _waves(part: Convolution, axis: int, twist: int) -> Inexact[Tensor, "frequen
 def _symbols(part: Convolution, *twist: int) -> Iterator[Inexact[Tensor, "batch m n"]]:
     """Yield the symbol at every frequency and in every group, as many at a time as memory allows."""
     kernel = _grouped(part, part.kernel).to(torch.complex128)
-    vertical, horizontal = _waves(part, 0, twist[0]), _waves(part, 1, twist[1])
-    entries = kernel[..., 0, 0].numel() * math.prod(part.stride) * len(horizontal)
-    for some in torch.split(vertical, max(1, DENSE // entries)):
-        symbol = torch.einsum("gocab,ura,vsb->uvgocrs", kernel, some, horizontal)
-        yield symbol.flatten(4).flatten(0, 2)
+    first, *others = (_waves(part, axis, twist[axis]) for axis in range(part.axes))
+    entries = math.prod((*part.kernel.shape[:2], *part.stride, *(len(waves) for waves in others)))
+    taps, phases, waves = "abd"[: part.axes], "rst"[: part.axes], "uvw"[: part.axes]
+    each = ",".join(map("".join, zip(waves, phases, taps, strict=True)))
+    for some in torch.split(first, max(1, DENSE // entries)):
+        symbol = torch.einsum(f"goc{taps},{each}->{waves}goc{phases}", kernel, some, *others)
+        yield symbol.flatten(part.axes + 2).flatten(0, part.axes)
 
 
 def _meet(part: Convolution, axis: int, where: int) -> Float[Tensor, "sets taps"]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from certbench.networks.image_maps import Convolution, Separable
 from certbench.networks.maps import Dense, Scale
+from certbench.networks.structured_maps import Along, Select, Transposed
 from certbench.verifiers.lipschitz import folding
 from certbench.verifiers.lipschitz.folding import compose, convolution, linear
 from certbench.verifiers.lipschitz.operator_norms import spectral_norm
@@ -71,3 +72,24 @@ def test_scalings_that_vary_inside_a_channel_do_not_fold():
     layer = Convolution(gauss(2, 2, 3, 3), (2, 6, 6), (2, 6, 6), padding=(1, 1))
     varying = Scale(gauss(2, 6, 6))
     assert compose(layer, varying) is None and compose(varying, layer) is None
+
+
+@pytest.mark.parametrize("size", [(7,), (4, 3, 5)])
+def test_scalings_fold_into_convolutions_along_any_number_of_axes(size):
+    one = (1,) * len(size)
+    layer = Convolution(gauss(4, 2, *[3] * len(size)), (4, *size), (4, *size), one, one, one, groups=2)
+    before, after = (gauss(4).reshape(4, *one).expand(4, *size) for _ in range(2))
+    folded = compose(layer, Scale(before))
+    assert folded is not None
+    folded = compose(Scale(after), folded)
+    assert isinstance(folded, Convolution)
+    dense = after.reshape(-1, 1) * layer.matrix() * before.reshape(1, -1)
+    assert torch.allclose(folded.matrix(), dense)
+
+
+def test_selections_compose_and_other_kinds_stay_apart():
+    first, second = Select(torch.tensor([2, -1, 0]), 3), Select(torch.tensor([0, 0, 2, -1]), 3)
+    both = compose(second, first)
+    assert isinstance(both, Select) and torch.equal(both.matrix(), second.matrix() @ first.matrix())
+    for part in (Along(gauss(1, 3, 3)), Transposed(Dense(gauss(3, 3))), Scale(gauss(3))):
+        assert compose(part, first) is None and compose(first, part) is None

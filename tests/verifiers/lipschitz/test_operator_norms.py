@@ -3,14 +3,18 @@ import math
 import random
 
 import pytest
+import scipy.sparse
 import torch
 from torch import nn
 
-from certbench.networks.image_maps import Convolution
-from certbench.networks.maps import Dense
+from certbench import UnsupportedError
+from certbench.networks.image_maps import Convolution, Separable
+from certbench.networks.maps import Chain, Dense, Scale
+from certbench.networks.structured_maps import Along, Select, Sparse, Transposed
+from certbench.verifiers.lipschitz import operator_norms
 from certbench.verifiers.lipschitz.folding import convolution, linear
 from certbench.verifiers.lipschitz.operator_norms import norm, spectral_norm, spread
-from tests.support.matrices import EXACT, GENERATOR, exact_norm, gauss
+from tests.support.matrices import EXACT, GENERATOR, P, exact_norm, gauss
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +165,121 @@ def test_a_large_convolution_is_within_one_percent_of_power_iteration():
         x = x / x.norm()
     below = float(nn.functional.conv2d(x, kernel, stride=2, padding=1).norm())
     assert below <= spectral_norm(layer) <= 1.01 * below
+
+
+def true_norm(matrix, s, r):
+    """Any norm of a matrix of at most 10 rows and columns; some by all corners of the cube."""
+    if (s, r) in EXACT:
+        return exact_norm(matrix, s, r)
+    if r == 1 and s == 2:
+        return true_norm(matrix.T, math.inf, 2.0)
+    corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=matrix.shape[1])), dtype=torch.float64)
+    return float(torch.linalg.vector_norm(corners @ matrix.T, r, dim=1).max())
+
+
+def structured():
+    """Members of every kind with at most 10 inputs and outputs, by name, and the pairs of norms that are exact."""
+    draw = random.Random(0)
+    every = set(itertools.product(P, P))
+    for trial in range(12):
+        i, o = draw.randint(1, 10), draw.randint(1, 10)
+        index = torch.randint(-1, i, (o,), generator=GENERATOR)
+        holes = gauss(o, i) * (torch.rand(o, i, generator=GENERATOR) < 0.4)
+        yield f"select {trial}", Select(index, i), every
+        yield f"turned select {trial}", Transposed(Select(index, i)), every
+        sparse = Sparse.of(scipy.sparse.csr_matrix(holes.numpy()))
+        yield f"sparse {trial}", sparse, set(EXACT)
+        yield f"turned sparse {trial}", Transposed(sparse), set(EXACT)
+        blocks, outer, inner = draw.choice([(1, 2, 2), (2, 1, 2), (2, 2, 1), (3, 1, 1), (1, 3, 1)])
+        along = Along(gauss(blocks, draw.randint(1, 2), draw.randint(1, 2)), outer, inner)
+        yield f"along {trial}", along, set(EXACT)
+        yield f"turned along {trial}", Transposed(along), set(EXACT)
+    kernel = gauss(2, 1, 3)
+    narrow = Convolution(kernel, (1, 5), (2, 5), (1,), (1,), (1,))
+    yield "1d", narrow, set(EXACT) - {(2.0, 2.0)}
+    yield "turned 1d", Transposed(narrow), set(EXACT) - {(2.0, 2.0)}
+    yield "turned dense", Transposed(Dense(gauss(3, 5))), set(EXACT)
+    yield "turned scale", Transposed(Scale(gauss(4))), set(EXACT)
+    pool = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]], dtype=torch.float64)
+    yield "turned separable", Transposed(Separable(Scale(gauss(1)), Dense(pool), Dense(pool.flip(0)))), set(EXACT)
+    yield "turned twice", Transposed(Transposed(Dense(gauss(3, 5)))), set(EXACT)
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+def test_structured_maps_against_brute_force(written_out, monkeypatch):
+    if not written_out:
+        monkeypatch.setattr(operator_norms, "DENSE", 0)
+    for name, part, exact in structured():
+        matrix = part.matrix()
+        for s, r in itertools.product(P, P):
+            true, bound = true_norm(matrix, s, r), norm(part, s, r)
+            assert true * (1 - 1e-14) <= bound, (name, s, r)
+            if (s, r) in exact and (written_out or (s, r) != (2.0, 2.0) or "sparse" not in name):
+                assert bound <= true * (1 + 1e-9) + 1e-290, (name, s, r)
+            assert bound <= 4 * true + 1e-290, (name, s, r)
+        positive = gauss(2, part.inputs).abs()
+        true = positive @ matrix.abs().T
+        moved = spread(part, positive).flatten(1)
+        assert bool((moved >= true * (1 - 1e-15)).all()), name
+        torch.testing.assert_close(moved, true, rtol=1e-12, atol=1e-290)
+
+
+def test_entries_that_were_rounded_count_in_every_norm():
+    weight = torch.ones(1, 2, dtype=torch.float64) / 3
+    rounded = 1 + 100 * 2.0**-53  # the exact entries may be larger by so much
+    for part in (
+        Sparse.of(scipy.sparse.csr_matrix(weight.numpy()), None, 100),
+        Along(weight[None], entry_roundings=100),
+        Transposed(Dense(weight.T, entry_roundings=100)),
+    ):
+        for s, r in itertools.product(P, P):
+            assert norm(part, s, r) >= true_norm(weight * rounded, s, r)
+
+
+def test_averages_and_interpolations_of_many_pixels_are_within_a_percent():
+    eye = torch.eye(9 * 9, dtype=torch.float64).reshape(-1, 1, 9, 9)
+    for apply in (
+        nn.AvgPool2d(3, 2, 1),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(size=(20, 13), mode="bilinear", align_corners=True),
+    ):
+        matrix = apply(eye).flatten(1).T
+        channels = scipy.sparse.csr_matrix(scipy.sparse.kron(scipy.sparse.eye(300), matrix.numpy()))
+        true = float(torch.linalg.matrix_norm(matrix, 2))
+        assert true * (1 - 1e-13) <= norm(Sparse.of(channels), 2.0, 2.0) <= true * 1.01
+
+
+def test_convolutions_along_one_and_three_axes_against_their_matrices():
+    draw, slacks = random.Random(1), []
+    for axes in [1, 3] * 25:
+        k, s, d, p = ([draw.randint(*ends) for _ in range(axes)] for ends in ((1, 3), (1, 2), (1, 2), (0, 2)))
+        n = [draw.randint(3, 6 if axes == 1 else 4) for _ in range(axes)]
+        circular = draw.random() < 0.3
+        if circular:
+            n = [-(-max(n[i], d[i] * (k[i] - 1) + 1) // s[i]) * s[i] for i in range(axes)]
+            after = [n[i] // s[i] for i in range(axes)]
+        else:
+            after = [(n[i] + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1 for i in range(axes)]
+        if min(after) < 1 or (circular and any(p[i] > d[i] * (k[i] - 1) for i in range(axes))):
+            continue
+        groups = draw.choice([1, 2])
+        kernel = gauss(2 * groups, draw.randint(1, 2), *k)
+        before = (groups * kernel.shape[1], *n)
+        part = Convolution(kernel, before, (2 * groups, *after), tuple(s), tuple(p), tuple(d), groups, circular)
+        matrix = part.matrix()
+        for a, b in EXACT:
+            true, bound = exact_norm(matrix, a, b), norm(part, a, b)
+            assert true * (1 - 1e-13) <= bound
+            if a == b == 2 and not circular:
+                slacks.append(bound / true - 1)
+            else:
+                assert bound <= true * (1 + 1e-9)
+        x = gauss(3, part.inputs).sign()
+        assert float((x @ matrix.T).norm(dim=1).max()) <= norm(part, math.inf, 2.0) * (1 + 1e-14)
+    assert sorted(slacks)[len(slacks) // 2] < 0.2
+
+
+def test_a_transpose_without_a_bound_is_refused():
+    with pytest.raises(UnsupportedError, match="norm of a transposed Chain"):
+        norm(Transposed(Chain((Dense(gauss(2, 3)), Dense(gauss(3, 2))))), 2.0, 2.0)
