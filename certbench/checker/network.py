@@ -18,6 +18,7 @@ ENTRIES = 2**27
 PARAMETERS = {  # the names of each operation's parameters
     "dense": ("weight", "bias"),
     "conv2d": ("shape", "kernel", "bias", "stride", "padding"),
+    "sparse": ("outputs", "rows", "columns", "values", "bias"),
     "scale": ("weight", "bias"),
     "normalise": ("mean", "deviation"),
     "relu": (),
@@ -173,6 +174,8 @@ def _node(value: Any, where: str, before: list[Node]) -> Node:
         return Node("affine", sources, n, 1 / deviation, -mean / deviation, 2)
     if op == "conv2d":
         weight, bias = _convolution(given, n, where)
+    elif op == "sparse":
+        weight, bias = _sparse(given, n, where)
     else:
         weight = array(given[0], f"{where}.weight", (None, n) if op == "dense" else (n,))
         bias = _bias(given[1], len(weight), where)
@@ -201,6 +204,23 @@ def _convolution(given: list[Any], n: int, where: str) -> tuple[np.ndarray, np.n
             matrix[y[inside], x[inside], row[inside], column[inside]] = kernel[:, :, i, j]
     weight = matrix.transpose(4, 0, 1, 5, 2, 3).reshape(outputs * rows * columns, n)
     return np.ascontiguousarray(weight), _bias(given[2], outputs, where).repeat(rows * columns)
+
+
+def _sparse(given: list[Any], n: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Write out a matrix that is given by its entries, each at a place of its own, and its bias."""
+    outputs, values = whole(given[0], f"{where}.outputs", 1), array(given[3], f"{where}.values", (None,))
+    if outputs * n > ENTRIES:
+        raise Unreadable(f"{where} is larger than this checker can follow")
+    rows, columns = (array(given[i], where, values.shape) for i in (1, 2))
+    for at, size in ((rows, outputs), (columns, n)):
+        if not ((at >= 0) & (at < size) & (at == np.floor(at))).all():
+            raise Unreadable(f"{where} has an entry outside of its matrix")
+    places = (rows * n + columns).astype(np.int64)
+    if len(np.unique(places)) < len(places):
+        raise Unreadable(f"{where} gives an entry twice")
+    weight = np.zeros(outputs * n)
+    weight[places] = values
+    return weight.reshape(outputs, n), _bias(given[4], outputs, where)
 
 
 def _bias(value: Any, size: int, where: str) -> np.ndarray:

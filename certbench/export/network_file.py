@@ -1,7 +1,6 @@
 """ReLU networks written as `certbench.checker` reads them: one node per layer, parameters exact."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,11 +11,9 @@ from torch import Tensor, fx, nn
 from certbench.checker.reading import written
 from certbench.core.classifier import Classifier
 from certbench.errors import UnsupportedError
-from certbench.networks.reading import relu_network
+from certbench.export.affine import Parts, affine
+from certbench.networks.reading import RULES, relu_network
 from certbench.networks.tracing import asks_shape, trace
-
-Parts = list[tuple[str, dict[str, Any]]]
-"""Operations one after the other, each with its parameters."""
 
 
 @torch.no_grad()
@@ -67,17 +64,23 @@ class _Writer(fx.Interpreter):
         self.nodes.append({"op": op, "inputs": inputs, "parameters": dict(parameters)})
         return len(self.nodes)
 
+    def add_all(self, at: int, parts: Parts) -> int:
+        """Add nodes one after the other behind a node, and return the last one's number."""
+        for op, parameters in parts:
+            at = self.add(op, [at], parameters)
+        return at
+
     def follow(self, n: fx.Node, moving: list[fx.Node], result: Tensor) -> int:
         """Apply the rule of one node of the graph."""
         layer = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         first = self.places[moving[0]]
         before = tuple(self.env[moving[0]].shape[1:])
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.AvgPool2d):
+            part, bias, _ = RULES[type(layer)](layer, before, tuple(result.shape[1:]))
+            return self.add_all(first, affine(part, bias))
         rule = _RULES.get(type(layer))
         if rule is not None:
-            at = first
-            for op, parameters in rule(layer, before):
-                at = self.add(op, [at], parameters)
-            return at
+            return self.add_all(first, rule(layer, before))
         name = str(getattr(n.target, "__name__", n.target)).strip("_") if layer is None else ""
         if name == "relu":
             return self.add("relu", [first], {})
@@ -103,43 +106,8 @@ class _Writer(fx.Interpreter):
         return self.add("scale", [first], _diagonal(ones, -flat if sign == "-" and terms[0] is not None else flat))
 
 
-def _array(tensor: Tensor | None) -> dict[str, Any] | None:
-    return None if tensor is None else written(tensor.detach().double().cpu().numpy())
-
-
 def _diagonal(weight: np.ndarray, bias: np.ndarray | None = None) -> dict[str, Any]:
     return {"weight": written(weight), "bias": None if bias is None else written(bias)}
-
-
-def _linear(layer: nn.Linear, before: tuple[int, ...]) -> Parts:
-    return [("dense", {"weight": _array(layer.weight), "bias": _array(layer.bias)})]
-
-
-def _conv2d(layer: nn.Conv2d, before: tuple[int, ...]) -> Parts:
-    """Write a convolution; groups and dilation become zeros in the kernel."""
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise UnsupportedError(f"{layer} has no place in a network file: write its padding as zeros, in numbers")
-    outputs, inner, *window = layer.weight.shape
-    spread = [layer.dilation[i] * (window[i] - 1) + 1 for i in range(2)]
-    kernel = np.zeros((outputs, before[0], *spread))
-    weight = layer.weight.detach().double().cpu().numpy()
-    for group in range(layer.groups):
-        rows = slice(group * outputs // layer.groups, (group + 1) * outputs // layer.groups)
-        columns = slice(group * inner, (group + 1) * inner)
-        kernel[rows, columns, :: layer.dilation[0], :: layer.dilation[1]] = weight[rows]
-    return [_convolution(kernel, _array(layer.bias), before, layer.stride, layer.padding)]
-
-
-def _average(layer: nn.AvgPool2d, before: tuple[int, ...]) -> Parts:
-    window = _two(layer.kernel_size)
-    kernel = np.zeros((before[0], before[0], *window))
-    kernel[np.arange(before[0]), np.arange(before[0])] = 1 / math.prod(window)
-    return [_convolution(kernel, None, before, layer.stride, layer.padding)]
-
-
-def _convolution(kernel: np.ndarray, bias: Any, before: tuple[int, ...], stride: Any, padding: Any) -> tuple[str, Any]:
-    places = {"shape": list(before), "stride": list(_two(stride)), "padding": list(_two(padding))}
-    return "conv2d", {**places, "kernel": written(kernel), "bias": bias}
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...]) -> Parts:
@@ -156,15 +124,8 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, before: tuple[int, ...])
     return parts
 
 
-def _two(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
 _RULES: Mapping[type[Any], Callable[[Any, tuple[int, ...]], Parts]] = {
     nn.ReLU: lambda layer, before: [("relu", {})],
-    nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
-    nn.AvgPool2d: _average,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
 }
