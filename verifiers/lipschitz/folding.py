@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from certbench.errors import UnsupportedError
 from certbench.networks.image_maps import Convolution, Separable
 from certbench.networks.maps import Dense, Map, Scale
 from certbench.networks.structured_maps import Along, Select, Sparse, Transposed
 from certbench.numerics.spectral import DENSE, SIDE
 from certbench.verifiers.lipschitz.operator_norms import Normed
+from certbench.verifiers.lipschitz.torus import refuse_overlaps
 
 _APART = (Select, Sparse, Along, Transposed)
 """Kinds that are composed with no other kind."""
@@ -30,14 +30,7 @@ def convolution(layer: Convolution) -> Convolution | Dense:
             the kernel.
     """
     layer = layer.to(torch.float64)
-    if layer.circular:
-        for n, s, o, k, d in zip(
-            layer.before[1:], layer.stride, layer.after[1:], layer.kernel.shape[2:], layer.dilation, strict=True
-        ):
-            if n % s or o * s > n or d * (k - 1) + 1 > n:
-                raise UnsupportedError(
-                    f"has no bound here with circular padding of {n} pixels, {k} taps and stride {s}"
-                )
+    refuse_overlaps(layer)
     if not is_small(layer):
         return layer
     return Dense(layer.matrix().contiguous(), None, layer.shape, layer.entry_roundings)

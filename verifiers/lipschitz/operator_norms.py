@@ -5,21 +5,12 @@ guess. A completed Cholesky factorisation of $(\mu - c) I - A^* A$ proves $\|A\|
 effect of rounding on the factorisation (Rump, BIT 46, 2006). Sums of nonnegative terms are raised by their rounding
 error $\gamma_k = k u / (1 - k u)$ (Higham, 2002, Lemma 3.1), which holds in any order of summation.
 
-A convolution is bounded on a torus. Axis by axis, tap a reads input $s t + a d - p$ for output t. Writing
-$a d - p = s q + \rho$ with $0 \leq \rho < s$ turns stride s into stride 1 between s phases of the input. With zero
-padding that is a section of the convolution on every torus long enough that no tap wraps around onto another,
-$N \geq \max(o + q_{\max}, \lceil n / s \rceil - q_{\min})$ for o outputs; the torus of the input, N = n, is too short.
-On a torus the norm is the largest over its frequencies $\theta$ of the norm of the symbol
-$H(\theta) = \sum_a K_a e^{-i \theta q_a}$, a small matrix of channels and phases (Sedghi et al., 2019). All of this
-also holds if going round the torus changes the sign, which moves the frequencies by half a step.
-
-A selection, and a matrix along one axis, have the norms of their parts. The norm of a transpose from p to q is that of
-the map itself between the dual exponents.
+A convolution is bounded on a torus; see `torus`. A selection, and a matrix along one axis, have the norms of their
+parts. The norm of a transpose from p to q is that of the map itself between the dual exponents.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce, wraps
 from typing import Any
@@ -27,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import scipy.sparse
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import UnsupportedError
@@ -36,7 +27,8 @@ from certbench.networks.maps import Dense, Scale
 from certbench.networks.structured_maps import Along, Select, Sparse, Transposed
 from certbench.numerics.rounding import TINY, dual, gamma, lengths, longest, outward, product, total
 from certbench.numerics.sparse import row_lengths, spectral_bound
-from certbench.numerics.spectral import DENSE, SIDE, estimate, spectral
+from certbench.numerics.spectral import DENSE, SIDE, spectral
+from certbench.verifiers.lipschitz.torus import grouped, refuse_overlaps, together, torus_norm
 
 Normed = Dense | Scale | Convolution | Separable | Select | Sparse | Along | Transposed
 """Linear maps whose norms are bounded here."""
@@ -115,8 +107,7 @@ def row_norm(part: Normed, q: float) -> float:
         case Dense():
             return longest(part.entries, q)
         case Convolution():
-            met = _each_axis(part, part.entries, [_meet(part, axis, 2) for axis in range(part.axes)], "go{sets}c{taps}")
-            return longest(met.flatten(2 + part.axes).flatten(0, 1 + part.axes), q)
+            return longest(together(part, 2), q)
         case Separable():
             return reduce(product, (row_norm(factor, q) for factor in part.factors))
         case Select():
@@ -137,8 +128,7 @@ def column_norm(part: Normed, r: float) -> float:
         case Dense():
             return longest(part.entries.T, r)
         case Convolution():
-            met = _each_axis(part, part.entries, [_meet(part, axis, 1) for axis in range(part.axes)], "gc{sets}o{taps}")
-            return longest(met.flatten(2 + part.axes).flatten(0, 1 + part.axes), r)
+            return longest(together(part, 1), r)
         case Separable():
             return reduce(product, (column_norm(factor, r) for factor in part.factors))
         case Select():
@@ -156,7 +146,7 @@ def spectral_norm(part: Normed) -> float:
         case Dense():
             return total(spectral(part.weight[None]), _error_norm(part))
         case Convolution():
-            return _torus_norm(part)
+            return torus_norm(part)
         case Separable():
             return reduce(product, (spectral_norm(factor) for factor in part.factors))
         case Select():  # the columns are orthogonal
@@ -198,9 +188,10 @@ def box_norm(part: Normed) -> float:
                 bounds.append(total(bound, product(identity_norm(math.inf, 2.0, part.inputs), _error_norm(part))))
             return min(bounds)
         case Convolution():
-            s = lengths(_grouped(part, part.entries).transpose(1, 2).flatten(2).flatten(0, 1), 2.0) ** 0.75  # judged
+            refuse_overlaps(part)
+            s = lengths(grouped(part, part.entries).transpose(1, 2).flatten(2).flatten(0, 1), 2.0) ** 0.75  # judged
             s = s.clamp(min=max(1e-8 * float(s.max()), TINY))
-            kernel = _grouped(part, part.kernel) / s.reshape(part.groups, 1, -1, *[1] * part.axes)
+            kernel = grouped(part, part.kernel) / s.reshape(part.groups, 1, -1, *[1] * part.axes)
             relative = replace(part, kernel=kernel.flatten(0, 1), entry_roundings=part.entry_roundings + 1)
             pixels = math.prod(part.before[1:])
             return min(
@@ -217,7 +208,10 @@ def box_norm(part: Normed) -> float:
             all_blocks = longest(torch.tensor(blocks, dtype=torch.float64), 2.0)
             return product(identity_norm(math.inf, 2.0, part.outer * part.inner), all_blocks)
         case Sparse() | Transposed():
-            if (dense := _written_out(part)) is not None:
+            member = turned(turned(part))
+            if not isinstance(member, Sparse | Transposed):
+                return box_norm(member)
+            if (dense := _written_out(member)) is not None:
                 return box_norm(dense)
             return min(
                 product(identity_norm(math.inf, 2.0, part.inputs), spectral_norm(part)),
@@ -278,8 +272,10 @@ def _written_out(part: Sparse | Transposed) -> Dense | None:
     """Return a small map as a matrix, for which the bounds are tighter; None for a large one."""
     if min(part.inputs, part.outputs) > SIDE or part.inputs * part.outputs > DENSE:
         return None
-    inner = part.part if isinstance(part, Transposed) else part
-    roundings = inner.entry_roundings if isinstance(inner, Dense | Sparse | Convolution | Separable | Along) else 0
+    inner = turned(part) if isinstance(part, Transposed) else part
+    if isinstance(inner, Convolution):
+        refuse_overlaps(inner)
+    roundings = 0 if isinstance(inner, Select | Transposed) else inner.entry_roundings
     return Dense(part.matrix().contiguous(), None, part.shape, roundings)
 
 
@@ -299,85 +295,3 @@ def _along_entries(part: Along) -> Float[Tensor, "blocks out in"]:
 @_once
 def _error_norm(part: Dense) -> float:
     return longest(part.error.reshape(1, -1), 2.0) if part.entry_roundings else 0.0
-
-
-def _torus_norm(part: Convolution) -> float:
-    r"""Return the spectral norm of a convolution on a torus.
-
-    For circular padding it is exact, if no output is left out. Otherwise it is taken from the torus with the smallest
-    estimate. The torus may be twisted along either axis. With zeros around it a map cannot be constant. Twists exclude
-    constant maps, which a kernel that blurs amplifies most.
-
-    A computed symbol is off by at most $\gamma_{4 k^2 + \ldots} \sum_a |K_a|$: complex arithmetic, and waves
-    that are off by less than 32 u each.
-    """
-    window = part.kernel.shape[2:]
-    blur = gamma(4 * (math.prod(window) + sum(window)) + 32 * part.axes + 8)
-    sums, phases = blur * part.entries + part.error, [_taps(part, axis)[1] for axis in range(part.axes)]
-    blurred = _each_axis(part, sums, phases, "goc{sets}")
-    twists = [(0,) if part.circular or len(_waves(part, axis, 0)) == 1 else (0, 1) for axis in range(part.axes)]
-    best = min(
-        itertools.product(*twists),
-        key=lambda twist: max(float(estimate(symbols).max()) for symbols in _symbols(part, *twist)),
-    )
-    return total(max(spectral(symbols) for symbols in _symbols(part, *best)), longest(blurred.flatten(1), 2.0))
-
-
-def _each_axis(part: Convolution, kernel: Tensor, by: list[Tensor], result: str) -> Tensor:
-    """Multiply the taps along each axis by a matrix (sets, taps); `result` gives the order of the axes behind it."""
-    taps, sets = "abd"[: part.axes], "rst"[: part.axes]
-    each = ",".join(map("".join, zip(sets, taps, strict=True)))
-    ordered: Tensor = torch.einsum(
-        f"goc{taps},{each}->{result.format(sets=sets, taps=taps)}", _grouped(part, kernel), *by
-    )
-    return ordered
-
-
-def _grouped(part: Convolution, kernel: Tensor) -> Float[Tensor, "groups out_channels in_channels ..."]:
-    """Split a kernel into groups."""
-    return kernel.reshape(part.groups, -1, *kernel.shape[1:])
-
-
-def _taps(part: Convolution, axis: int) -> tuple[Tensor, Float[Tensor, "phases taps"]]:
-    """Return the shift q of each tap, and the phase that it reads."""
-    stride = part.stride[axis]
-    offset = torch.arange(part.kernel.shape[2 + axis]) * part.dilation[axis] - part.padding[axis]
-    phase = offset.remainder(stride)
-    return (offset - phase) // stride, (phase == torch.arange(stride)[:, None]).to(torch.float64)
-
-
-def _waves(part: Convolution, axis: int, twist: int) -> Inexact[Tensor, "frequencies phases taps"]:
-    r"""Return $e^{-i \theta q}$, $\theta = (2 k + \text{twist}) \pi / N$; on the last axis half, by symmetry."""
-    shift, phase = _taps(part, axis)
-    n, s, o = part.before[1 + axis], part.stride[axis], part.after[1 + axis]
-    torus = n // s if part.circular else max(o + max(int(shift.max()), 0), -(-n // s) - min(int(shift.min()), 0))
-    if bool((shift == shift[0]).all()):
-        torus = 1  # all symbols are the same up to a phase
-    frequency = 2 * torch.arange(torus if axis < part.axes - 1 else torus // 2 + 1) + twist
-    turn = (frequency[:, None] * shift + torus).remainder(2 * torus) - torus
-    angle = turn.to(torch.float64) * (-math.pi / torus)
-    return torch.polar(torch.ones_like(angle), angle)[:, None] * phase
-
-
-def _symbols(part: Convolution, *twist: int) -> Iterator[Inexact[Tensor, "batch m n"]]:
-    """Yield the symbol at every frequency and in every group, as many at a time as memory allows."""
-    kernel = _grouped(part, part.kernel).to(torch.complex128)
-    first, *others = (_waves(part, axis, twist[axis]) for axis in range(part.axes))
-    entries = math.prod((*part.kernel.shape[:2], *part.stride, *(len(waves) for waves in others)))
-    taps, phases, waves = "abd"[: part.axes], "rst"[: part.axes], "uvw"[: part.axes]
-    each = ",".join(map("".join, zip(waves, phases, taps, strict=True)))
-    for some in torch.split(first, max(1, DENSE // entries)):
-        symbol = torch.einsum(f"goc{taps},{each}->{waves}goc{phases}", kernel, some, *others)
-        yield symbol.flatten(part.axes + 2).flatten(0, part.axes)
-
-
-def _meet(part: Convolution, axis: int, where: int) -> Float[Tensor, "sets taps"]:
-    """Return the largest sets of taps that meet in one input (where = 1) or in one output (2)."""
-    n = part.before[1 + axis]
-    tap, output = torch.arange(part.kernel.shape[2 + axis]), torch.arange(part.after[1 + axis])
-    read = output * part.stride[axis] + (tap * part.dilation[axis] - part.padding[axis])[:, None]
-    read = read.remainder(n) if part.circular else read
-    incidence = (read[..., None] == torch.arange(n)).to(torch.float64)  # whether a tap reads an input for an output
-    sets: Tensor = torch.unique(incidence.sum(where).T, dim=0)
-    largest: Tensor = (sets[:, None] <= sets).all(2).sum(1) == 1
-    return sets[largest]

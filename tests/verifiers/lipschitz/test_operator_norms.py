@@ -283,3 +283,19 @@ def test_convolutions_along_one_and_three_axes_against_their_matrices():
 def test_a_transpose_without_a_bound_is_refused():
     with pytest.raises(UnsupportedError, match="norm of a transposed Chain"):
         norm(Transposed(Chain((Dense(gauss(2, 3)), Dense(gauss(3, 2))))), 2.0, 2.0)
+
+
+@pytest.mark.parametrize("size, after, stride", [(2, 2, 1), (5, 3, 2), (4, 6, 1)], ids=["taps", "stride", "turns"])
+def test_circular_padding_where_taps_meet_is_refused(size, after, stride):
+    part = Convolution(gauss(1, 1, 3), (1, size), (1, after), (stride,), (1,), (1,), circular=True)
+    for layer in (part, Transposed(part)):
+        for s, r in itertools.product(P, P):
+            with pytest.raises(UnsupportedError, match="circular padding"):
+                norm(layer, s, r)
+
+
+def test_rounded_entries_of_a_product_count_in_its_transpose():
+    """Entries that cancelled are off by more than their own size."""
+    product = Dense(torch.zeros(2, 3).double(), torch.ones(2, 3).double(), entry_roundings=100)
+    for s, r in itertools.product(P, P):
+        assert norm(Transposed(product), s, r) >= true_norm(torch.full((3, 2), 100 * 2.0**-53).double(), s, r)
