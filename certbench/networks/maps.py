@@ -220,7 +220,7 @@ class Scale(Map):
 
     @property
     def transposed_roundings(self) -> int:
-        """As forward."""
+        """Both directions multiply once."""
         return self.roundings
 
     @property

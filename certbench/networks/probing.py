@@ -56,6 +56,10 @@ def linear_map(
     The function is applied to all unit vectors, some at a time. This takes a time that is quadratic in the features.
     If it treats the channels alike and apart, give one of them.
 
+    The entries are those that the function computes in float64. `roundings` says how far those of another precision are
+    from them, relative to themselves. For an interpolation no number does: its weights are differences of positions.
+    In float32 a small one may be off by its own size. Such a program has no bound of its rounding here.
+
     Args:
         apply: the function of one sample. `torch.func.vmap` has to accept it.
         before: shape of the features before it.

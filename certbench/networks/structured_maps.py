@@ -40,7 +40,7 @@ class Select(Map):
 
     @property
     def roundings(self) -> int:
-        """None: nothing is computed."""
+        """Nothing is computed, so nothing is rounded."""
         return 0
 
     @cached_property
