@@ -87,7 +87,7 @@ def tangent(state: MarginState, x: Float[Tensor, "n ..."], label: Int[Tensor, " 
         if not margins.requires_grad:
             return torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
         (gradient,) = torch.autograd.grad(margins.sum(), points)
-    slopes, heights = gradient.view(len(x), rows.shape[1], -1), margins.detach().view(len(x), -1)
+    slopes, heights = gradient.reshape(len(x), rows.shape[1], -1), margins.detach().view(len(x), -1)
     return ball.crossing(slopes, heights, state.threat, x.flatten(1)).amin(dim=1)
 
 

@@ -80,6 +80,8 @@ class Network:
         layers: `layers[i]` gives the pre-activations of hidden layer i; the last one gives the outputs.
         inputs: number of entries of an input.
         activations: the activation after each hidden layer; empty: ReLU everywhere.
+        copied: hidden layers whose every entry is an entry of a source. Intervals bound them as well as can be.
+        bounded: hidden layers with the identity after them whose bounds are used, by layers that copy them.
         unfollowed: why the rounding errors of the program cannot be bounded from these layers; None: they can.
         head: the module's last function, if it was left out because it keeps the order of the classes.
         origins: where each hidden layer's activation comes from, for messages.
@@ -88,6 +90,8 @@ class Network:
     layers: tuple[Layer, ...]
     inputs: int
     activations: tuple[Activation | Bilinear, ...] = ()
+    copied: frozenset[int] = frozenset()
+    bounded: frozenset[int] = frozenset()
     unfollowed: str | None = None
     head: str | None = None
     origins: tuple[str, ...] = ()
@@ -201,6 +205,19 @@ class _Terms:
         paths = {source: _path(chains, self.bias) for source, chains in self.chains.items()}
         return Layer(maps, self.bias, paths, self.height)
 
+    def is_copy(self) -> bool:
+        """Say whether every entry is an entry of a source."""
+        chains = [chain for found in self.chains.values() for chain in found]
+        if any(not isinstance(part, Select) for chain in chains for part in chain) or bool(self.bias.any()):
+            return False
+        counts = torch.zeros_like(self.bias)
+        for chain in chains:
+            ones = torch.ones(1, chain[0].inputs if chain else len(counts), dtype=counts.dtype, device=counts.device)
+            for part in chain:
+                ones = part.forward(ones)
+            counts = counts + ones[0]
+        return bool((counts == 1).all())
+
     def is_cheap(self) -> bool:
         """Say whether it costs little to compute the value again wherever it is read: small matrices, or no map."""
         maps = [part for chains in self.chains.values() for chain in chains for part in chain]
@@ -212,7 +229,8 @@ class _Terms:
 def layered(graph: Graph, relus: bool = False) -> Network:
     """Fold a graph into affine layers with an activation after each.
 
-    A value that is read more than once and is costly to compute becomes a layer of its own, with the identity after it.
+    A value that is read more than once and is costly to compute becomes a layer of its own, with the identity after it;
+    so does a factor of a product.
 
     Args:
         graph: the graph.
@@ -243,6 +261,8 @@ class _Fold:
         self.origins: list[str] = []
         self.rewritten = False
         self.users = Counter(source for node in graph.nodes for source in node.sources)
+        self.factors = {self.original(at) for n in graph.nodes if isinstance(n, Product) for at in n.sources}
+        self.bounded: set[int] = set()
         self.values: list[_Terms] = []
 
     def activate(self, terms: _Terms, function: Activation | Bilinear, origin: str) -> _Terms:
@@ -252,6 +272,14 @@ class _Fold:
         self.origins.append(origin)
         size = len(terms.bias) // (2 if isinstance(function, Bilinear) else 1)
         return _Terms.source(len(self.layers), size, self.device)
+
+    def original(self, at: int) -> int:
+        """Return the node whose entries a value repeats."""
+        node = self.graph.nodes[at]
+        while isinstance(node, Affine) and isinstance(node.map, Select) and node.bias is None:
+            at = node.sources[0]
+            node = self.graph.nodes[at]
+        return at
 
     def follow(self, at: int) -> None:
         """Find the terms of one node."""
@@ -271,9 +299,12 @@ class _Fold:
             found = self.activate(_stacked(sources), Bilinear(), node.origin)
         else:
             found = _Terms.source(0, node.size, self.device)
-        affine = isinstance(node, Affine | Sum)
-        if affine and not self.relus and self.users[at] > 1 and not found.is_cheap():
-            found = self.activate(found, IDENTITY, node.origin)
+        if isinstance(node, Affine | Sum) and not self.relus:
+            if at in self.factors:  # so that each factor is bounded once, however often it is repeated
+                self.bounded.add(len(self.layers))
+                found = self.activate(found, IDENTITY, node.origin)
+            elif self.users[at] > 1 and not found.is_cheap():
+                found = self.activate(found, IDENTITY, node.origin)
         self.values.append(found)
 
     def apply(self, terms: _Terms, node: Elementwise) -> _Terms:
@@ -307,6 +338,8 @@ class _Fold:
             tuple(terms.layer() for terms in (*self.layers, self.values[-1])),
             self.graph.inputs,
             () if pure else tuple(self.activations),
+            frozenset() if pure else frozenset(i for i, terms in enumerate(self.layers) if terms.is_copy()),
+            frozenset(self.bounded),
             reason,
             self.graph.head,
             tuple(self.origins),

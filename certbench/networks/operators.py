@@ -46,6 +46,10 @@ class Moving:
         return math.prod(self.shape)
 
 
+FULL = 64
+"""Largest number of entries whose centring is one matrix; larger ones subtract their mean. A judgement: memory."""
+
+
 class Builder:
     """The nodes so far. `origin` is what the next ones are said to come from."""
 
@@ -393,8 +397,13 @@ def _batch_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], 
 def _standardised(build: Builder, value: Moving, rows: int, eps: float) -> Moving:
     """Subtract the mean of each row and divide by the root of its variance plus eps."""
     size = value.numel() // rows
-    centre = torch.eye(size, dtype=torch.float64, device=build.device) - 1 / size
-    apart = build.affine(value, _along(centre[None], rows, 1), (rows, size))
+    value = value.view((rows, size))
+    if size <= FULL:
+        centre = torch.eye(size, dtype=torch.float64, device=build.device) - 1 / size
+        apart = build.affine(value, _along(centre[None], rows, 1), (rows, size))
+    else:
+        minus = torch.full((1, 1, size), -1 / size, dtype=torch.float64, device=build.device)
+        apart = build.total(value, build.expand(build.affine(value, _along(minus, rows, 1), (rows, 1)), (rows, size)))
     return build.product(apart, _inverse_length(build, apart, rows, size, eps))
 
 

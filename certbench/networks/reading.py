@@ -26,7 +26,7 @@ LARGE = 2**18
 FEW = 8
 """Number of inputs on which a large graph is compared with its module."""
 
-_READ: dict[str, Graph] = {}
+_READ: dict[str, tuple[Graph, Graph]] = {}
 
 
 @torch.no_grad()
@@ -43,12 +43,12 @@ def read(classifier: Classifier) -> Graph:
     try:
         key = f"{double.fingerprint()} {classifier.dtype}"
     except ConfigError:  # a setting cannot be read, so nothing is shared
-        return _read(classifier, double)
-    if key not in _READ or not _agree(_READ[key], double):  # code that the fingerprint does not cover may have changed
+        return _read(classifier, double)[1]
+    if key not in _READ or not _agree(_READ[key][0], double):  # code that the fingerprint does not cover may have changed
         _READ[key] = _read(classifier, double)
         while len(_READ) > KEPT:
             _READ.pop(next(iter(_READ)))
-    return _READ[key]
+    return _READ[key][1]
 
 
 def logits_of(classifier: Classifier) -> Classifier:
@@ -85,30 +85,30 @@ def relu_network(classifier: Classifier) -> Network:
     try:
         return layered(graph, relus=True)
     except UnsupportedError:
-        layered(_written(classifier.double(), places=True), relus=True)  # so that the message says where
+        layered(_written(classifier.double(), places=True)[1], relus=True)  # so that the message says where
         raise
 
 
-def _read(classifier: Classifier, double: Classifier) -> Graph:
-    """Record a classifier in float64, and compare what is read with the module."""
+def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
+    """Record a classifier in float64, and compare what is read with the module; return it whole and without its head."""
     if not all(bool(tensor.isfinite().all()) for tensor in double.tensors()):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
     try:
-        graph = _written(double)
+        whole, graph = _written(double)
     except UnsupportedError:
-        graph = _written(double, places=True)  # anew, so that the message says where
+        whole, graph = _written(double, places=True)  # anew, so that the message says where
     if classifier.dtype != torch.float64:
         graph = replace(graph, computed=graph.computed or _rounds_numbers(classifier, double))
-    if not _agree(graph, double):
+    if not _agree(whole, double):
         raise UnsupportedError(
             f"{double.name}, read as a graph, computes other outputs than the module does: its code may depend on the "
             "values of the input, on the other inputs of a batch, or on numbers that change"
         )
-    return graph
+    return whole, graph
 
 
-def _written(double: Classifier, places: bool = False) -> Graph:
-    """Record a module, and write it as a graph, operator by operator."""
+def _written(double: Classifier, places: bool = False) -> tuple[Graph, Graph]:
+    """Record a module, and write it as a graph, operator by operator; return it whole, and without its head."""
     recorded = record(double, known, places)
     build = Builder(double.input_shape, double.device)
     values: dict[fx.Node, Any] = {}
@@ -122,13 +122,14 @@ def _written(double: Classifier, places: bool = False) -> Graph:
             computed |= _is_real(constant) and constant.data_ptr() not in own
             values[node] = constant.detach().to(torch.float64) if _is_real(constant) else constant
         elif node.op == "output":
-            last, head = node.args[0], None
-            if isinstance(last, fx.Node) and not isinstance(double, Regressor):
-                last, head = _without_head(last, values)
-            found = map_aggregate(last, lambda part: values.get(part, part))
-            if not isinstance(found, Moving):
+            last = node.args[0]
+            if not isinstance(last, fx.Node) or not isinstance(values[last], Moving):
                 raise UnsupportedError(f"the output of {double.name} does not depend on its input, or is no tensor")
-            return Graph(pruned(build.nodes, found.node), head, computed)
+            whole = Graph(pruned(build.nodes, values[last].node), None, computed)
+            if isinstance(double, Regressor):
+                return whole, whole
+            last, head = _without_head(last, values)
+            return whole, Graph(pruned(build.nodes, values[last].node), head, computed)
         else:
             build.origin = place(node) or str(packet(node.target))
             args, options = map_aggregate((node.args, node.kwargs), lambda part: values.get(part, part))

@@ -18,7 +18,7 @@ from torch import Tensor
 from certbench.core.memory import out_of_memory
 from certbench.errors import NumericalError
 from certbench.networks.layers import Network
-from certbench.verifiers.bounds.intervals import interval_bounds
+from certbench.verifiers.bounds.intervals import Walk, interval_bounds
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.relaxations import chosen, undecided
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
@@ -145,17 +145,23 @@ def _layer_bounds(
     if method == "ibp":
         return start
     lower, upper, drawn = [*start.lower], [*start.upper], {}
+    walk = Walk(network, region) if network.activations else None
     for i, layer in enumerate(network.hidden):
-        if region.threat.p == math.inf and list(layer.maps) == [0]:
-            continue  # intervals are exact over a box
-        open_ = undecided(network.activation(i), lower[i], upper[i])
-        so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method, drawn)
-        low, high = _both_ends(network, region, i, open_, so_far, entries)
-        if errors is not None:
-            low, high = low - errors[i], high + errors[i]
-        # What intervals leave stable stays so, and its bounds are not used: no need to sharpen them.
-        lower[i] = torch.where(open_, torch.maximum(lower[i], low), lower[i])
-        upper[i] = torch.where(open_, torch.minimum(upper[i], high), upper[i])
+        if walk is not None:  # from the bounds so far, which are sharper than those that `start` rests on
+            low, high = walk.step()
+            lower[i], upper[i] = torch.maximum(lower[i], low), torch.minimum(upper[i], high)
+        exact = region.threat.p == math.inf and list(layer.maps) == [0]  # intervals are exact over a box
+        if not exact and i not in network.copied:
+            open_ = undecided(network.activation(i), lower[i], upper[i]) | (i in network.bounded)
+            so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method, drawn)
+            low, high = _both_ends(network, region, i, open_, so_far, entries)
+            if errors is not None:
+                low, high = low - errors[i], high + errors[i]
+            # What intervals leave stable stays so, and its bounds are not used: no need to sharpen them.
+            lower[i] = torch.where(open_, torch.maximum(lower[i], low), lower[i])
+            upper[i] = torch.where(open_, torch.minimum(upper[i], high), upper[i])
+        if walk is not None:
+            walk.done(lower[i], upper[i])
     if not all(bool((~end.isnan()).all()) for end in (*lower, *upper)):
         raise NumericalError("a layer's bounds are NaN")
     return LayerBounds(tuple(lower), tuple(upper), method, drawn)

@@ -12,22 +12,39 @@ from certbench.verifiers.bounds.region import LayerBounds, Region
 
 def interval_bounds(network: Network, region: Region) -> LayerBounds:
     """Bound all hidden layers by interval arithmetic (IBP), from the box around each ball."""
-    low, high = region.box()
-    centres, radii = [(low + high) / 2], [(high - low) / 2]
+    walk = Walk(network, region)
     lower, upper = [], []
     for i in range(len(network.hidden)):
-        centre = network.layers[i].bias.expand(len(region), -1)
-        radius = torch.zeros_like(centre)
-        for source, part in network.layers[i].maps.items():
-            centre = centre + part.forward(centres[source])
-            radius = radius + _spread(network.absolute[i][source], radii[source])
-        lower.append(centre - radius)
-        upper.append(centre + radius)
-        below, above = image(network.activation(i), lower[-1], upper[-1])
-        centre, radius = _middle(below, above)
-        centres.append(centre)
-        radii.append(radius)
+        low, high = walk.step()
+        lower.append(low)
+        upper.append(high)
+        walk.done(low, high)
     return LayerBounds(tuple(lower), tuple(upper), "ibp")
+
+
+class Walk:
+    """Interval arithmetic, one layer at a time, on bounds that may be sharpened on the way."""
+
+    def __init__(self, network: Network, region: Region) -> None:
+        """Start with the box around each ball."""
+        self.network, self.count = network, len(region)
+        self.centres, self.radii = ([part] for part in _middle(*region.box()))
+
+    def step(self) -> tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]:
+        """Bound the next layer."""
+        i = len(self.centres) - 1
+        centre = self.network.layers[i].bias.expand(self.count, -1)
+        radius = torch.zeros_like(centre)
+        for source, part in self.network.layers[i].maps.items():
+            centre = centre + part.forward(self.centres[source])
+            radius = radius + _spread(self.network.absolute[i][source], self.radii[source])
+        return centre - radius, centre + radius
+
+    def done(self, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]) -> None:
+        """Take the bounds of that layer, and go on behind its activation."""
+        middle = _middle(*image(self.network.activation(len(self.centres) - 1), low, high))
+        self.centres.append(middle[0])
+        self.radii.append(middle[1])
 
 
 @torch.no_grad()
