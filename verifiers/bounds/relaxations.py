@@ -33,7 +33,7 @@ def around(
         return Lines(above if parallel else lower_slope(low, high, None), None, above, offset)
     if isinstance(function, Bilinear):
         return product(low, high, 0.5)
-    return lines.parallel(function, low, high) if parallel else lines.tightest(function, low, high)
+    return _level(lines.parallel(function, low, high) if parallel else lines.tightest(function, low, high))
 
 
 def picked(found: Lines, index: Tensor | slice) -> Lines:
@@ -58,9 +58,8 @@ def chosen(
         return product(low, high, choice.clamp(0, 1))
     least, largest = lines.slopes(function, low, high)
     below, above = (least + part * (largest - least) for part in choice.clamp(0, 1).chunk(2, dim=-1))
-    return Lines(
-        below, lines.below(function, low, high, below), above, lines.above(function, low, high, above)
-    )
+    offsets = lines.below(function, low, high, below), lines.above(function, low, high, above)
+    return _level(Lines(below, offsets[0], above, offsets[1]))
 
 
 def numbers(function: Function, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]) -> Float[Tensor, "n _"]:
@@ -83,7 +82,7 @@ def product(low: Tensor, high: Tensor, mix: Tensor | float) -> Lines:
     mixes = (mix, mix) if isinstance(mix, float) else mix.chunk(2, dim=-1)
     found = lines.product(first, beyond, second, above, *mixes)
     below, over = (torch.cat(part, dim=-1) for part in ((found.lower_x, found.lower_y), (found.upper_x, found.upper_y)))
-    return Lines(below, found.lower_offset, over, found.upper_offset)
+    return _level(Lines(below, found.lower_offset, over, found.upper_offset))
 
 
 def image(
@@ -96,12 +95,30 @@ def image(
         return torch.where(unknown, torch.nan, below), torch.where(unknown, torch.nan, above)
     if isinstance(function, Bilinear):
         (a, b), (c, d) = low.chunk(2, dim=-1), high.chunk(2, dim=-1)
-        corners = torch.stack([x * y for x in (a, c) for y in (b, d)])
-        zero = torch.stack([(x == 0) | (y == 0) for x in (a, c) for y in (b, d)])
-        corners = torch.where(zero & ~corners.isnan() | (zero & corners.isnan() & ~(low.isnan() | high.isnan()).any()), 0.0, corners)
+        corners = torch.stack([_times(x, y) for x in (a, c) for y in (b, d)])
         least, largest = corners.amin(dim=0), corners.amax(dim=0)
         return least.nextafter(least.new_tensor(-torch.inf)), largest.nextafter(largest.new_tensor(torch.inf))
     return lines.enclose(function, low, high)
+
+
+def _times(x: Tensor, y: Tensor) -> Tensor:
+    """Return x y, where 0 times infinity is 0."""
+    found = torch.where((x == 0) | (y == 0), 0.0, x * y)
+    return torch.where(x.isnan() | y.isnan(), torch.nan, found)
+
+
+def _level(found: Lines) -> Lines:
+    """Make lines with an infinite offset or slope constant, and infinite: other slopes would make NaN of them."""
+    parts = []
+    for slope, offset, end in ((*found[:2], -torch.inf), (*found[2:], torch.inf)):
+        copies = slope.shape[-1] // offset.shape[-1]
+        lost = (~slope.isfinite() & ~slope.isnan()).unflatten(-1, (copies, -1)).any(dim=-2) | offset.isinf()
+        if bool(lost.any()):
+            unknown = offset.isnan()
+            offset = torch.where(lost & ~unknown, end, offset)
+            slope = torch.where(torch.cat([lost & ~unknown] * copies, dim=-1), 0.0, slope)
+        parts += [slope, offset]
+    return Lines(*parts)
 
 
 def undecided(
