@@ -243,7 +243,7 @@ class Power(Activation):
 
     def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return f'(z)."""
-        return self.exponent * z ** (self.exponent - 1)
+        return self.exponent * (z + 0.0) ** (self.exponent - 1)  # -0 counts as 0
 
     def slope_error(self, z: Float[Tensor, "..."], slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Bound the error of `slope`; a rounding of p - 1 counts |log z| < 746 times."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from certbench.errors import ConfigError
 from certbench.networks.activations import LINEAR, Activation
-from certbench.numerics.rounding import UNIT
+from certbench.numerics.rounding import TINY, UNIT
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class PiecewiseLinear(Activation):
         """Return the values at the knots, or at 0 if there is none."""
         found = [self.start]
         for i in range(1, len(self.knots)):
-            found.append(found[-1] + self.slopes[i] * (self.knots[i] - self.knots[i - 1]))
+            found.append(_along(self.knots[i - 1], found[-1], self.slopes[i], self.knots[i]))
         return found
 
     def _anchors(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,22 +88,21 @@ class PiecewiseLinear(Activation):
 
     def value(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return f(z)."""
-        knot, height, slope = self._anchors(z)
-        return torch.where(slope == 0, height.expand_as(z), height + slope * (z - knot))
+        return _along(*self._anchors(z), z)
 
     def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return f'(z), at a knot that of its left."""
         return self._anchors(z)[2].expand_as(z)
 
     def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Bound the error of `value`; it is 0 where z itself, -z or 0 is returned."""
+        """Bound the error of `value`; it is 0 where z itself, -z or the value at the first knot is returned."""
         knot, height, slope = self._anchors(z)
-        whole = (knot == 0) & (height == 0) & ((slope.abs() == 1) | (slope == 0))
-        steps = 4 * len(self.slopes)
+        near = z <= self.knots[1].to(z) if len(self.knots) > 1 else torch.ones_like(z, dtype=torch.bool)
+        whole = near & ((slope == 0) | ((slope.abs() == 1) & (height == slope * knot)))
         scale = height.abs() + slope.abs() * (torch.where(slope == 0, 0.0, z.abs()) + knot.abs())
         for i, top in enumerate(self.heights[1:], 1):  # what was added up on the way to the heights
             scale = scale + top.abs().to(z) + (self.slopes[i].abs() * self.knots[i - 1 : i + 1].abs().sum(0)).to(z)
-        return torch.where(whole, 0.0, steps * UNIT * scale)
+        return torch.where(whole, 0.0, 4 * len(self.slopes) * UNIT * scale + TINY)
 
     def slope_error(self, z: Float[Tensor, "..."], slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Bound the error of `slope`; integers are exact."""
@@ -122,6 +121,12 @@ class PiecewiseLinear(Activation):
         knots, slopes = (part[:, neurons] if part.dim() > 1 else part for part in (self.knots, self.slopes))
         start = self.start[neurons] if self.start.dim() else self.start
         return PiecewiseLinear(knots, slopes, start, self.title)
+
+
+def _along(knot: Tensor, height: Tensor, slope: Tensor, z: Tensor) -> Tensor:
+    """Return height + slope (z - knot); slope z itself where the line goes through 0, and the height where it is flat."""
+    through = torch.where(height == slope * knot, slope * z, height + slope * (z - knot))
+    return torch.where(slope == 0, height, through)
 
 
 def piecewise_linear(
@@ -167,10 +172,10 @@ def clamp(low: float | None = None, high: float | None = None) -> PiecewiseLinea
     """
     low = -math.inf if low is None else float(low)
     high = math.inf if high is None else float(high)
+    if math.isnan(low) or math.isnan(high):
+        raise ConfigError("clamp: the ends must be numbers, or None for no end")
     if low >= high:
         return piecewise_linear([], [0.0], high, "Clamp")
     knots = [end for end in (low, high) if math.isfinite(end)]
     slopes = [0.0] * (low > -math.inf) + [1.0] + [0.0] * (high < math.inf)
-    if len(slopes) != len(knots) + 1:
-        raise ConfigError(f"clamp to [{low}, {high}]: give finite ends, or None for no end")
     return piecewise_linear(knots, slopes, knots[0] if knots else 0.0, "Clamp")

@@ -42,8 +42,9 @@ class Planes(NamedTuple):
 @torch.no_grad()
 def enclose(f: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return bounds of f on [low, high]: infinite where it is undefined, NaN where an end is NaN."""
+    unknown = low.isnan() | high.isnan()
     if f == RELU:
-        return low.clamp(min=0), high.clamp(min=0)
+        return torch.where(unknown, torch.nan, low.clamp(min=0)), torch.where(unknown, torch.nan, high.clamp(min=0))
     ends = [low, high, *(torch.minimum(torch.maximum(low, point), high) for point in f.turning_near(low))]
     least, largest = torch.full_like(low, torch.inf), torch.full_like(low, -torch.inf)
     for z in ends:
@@ -60,7 +61,7 @@ def enclose(f: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     inside = f.covered(low, high) & ~least.isnan() & ~largest.isnan()
     least = torch.where(inside, least.clamp(min=bottom if lag is None else -torch.inf), bottom)
     largest = torch.where(inside, largest.clamp(max=top), top)
-    defined, unknown = f.defined(low, high), low.isnan() | high.isnan()
+    defined = f.defined(low, high)
     least, largest = torch.where(defined, least, -torch.inf), torch.where(defined, largest, torch.inf)
     return torch.where(unknown, torch.nan, least), torch.where(unknown, torch.nan, largest)
 
