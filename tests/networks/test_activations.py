@@ -1,6 +1,7 @@
 """Activations: values, slopes and how they bend, against mpmath with 60 digits."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_pieces_bend_as_they_say(name: str) -> None:
             first = math.nextafter(left, right)
             inside = [first, math.nextafter(first, right), *inside, math.nextafter(right, left)]
             slopes = [case.slope(mpf(z)) for z in inside]
-            steps = [b - a for a, b in zip(slopes, slopes[1:], strict=False)]
+            steps = [b - a for a, b in pairwise(slopes)]
             if bend == LINEAR:
                 assert all(step == 0 for step in steps)
             else:
@@ -127,11 +128,9 @@ def test_functions_are_monotone_between_turning_points(name: str) -> None:
     case = CASES[name]
     zero = torch.zeros((), dtype=torch.float64)
     turning = [float(point) for point in case.f.turning_near(zero)]
-    if name in ("sine", "cosine"):
-        edges = turning
-    else:
-        edges = [max(-60.0, case.domain[0]), *turning, min(60.0, case.domain[1])]
-    for left, right in zip(edges, edges[1:], strict=False):
+    ends = max(-60.0, case.domain[0]), min(60.0, case.domain[1])
+    edges = turning if isinstance(case.f, Sine) else [ends[0], *turning, ends[1]]
+    for left, right in pairwise(edges):
         slopes = [case.slope(mpf(z)) for z in torch.linspace(left, right, 203, dtype=torch.float64)[1:-1].tolist()]
         assert all(slope >= 0 for slope in slopes) or all(slope <= 0 for slope in slopes)
     low, high = case.f.limits
