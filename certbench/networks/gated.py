@@ -29,7 +29,7 @@ class Gated(Activation):
 
     def touch(self, slope: Float[Tensor, "..."], piece: int, low: Tensor) -> Float[Tensor, "..."]:
         """Return about the point of a piece where f' is `slope`."""
-        slopes, points = (part.to(slope) for part in _table(self, piece))
+        slopes, points = _table(self, piece, slope.dtype, slope.device)
         place = torch.searchsorted(slopes, slope.contiguous()).clamp(1, len(slopes) - 1)
         below, above = slopes[place - 1], slopes[place]
         share = ((slope - below) / (above - below)).nan_to_num(0.0).clamp(0, 1)
@@ -37,13 +37,13 @@ class Gated(Activation):
 
 
 @lru_cache(maxsize=64)
-def _table(f: Activation, piece: int) -> tuple[Tensor, Tensor]:
+def _table(f: Activation, piece: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return slopes of a piece in increasing order, and their points."""
     left, right = f.joints
     ends = ((left - FAR, left), (left, right), (right, right + FAR))[piece]
     points = torch.linspace(*ends, POINTS, dtype=torch.float64)
     slopes, order = f.slope(points).sort()
-    return slopes, points[order]
+    return slopes.to(device, dtype), points[order].to(device, dtype)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class GeluTanh(Gated):
     from 0 to infinity: f'' has one zero on each side.
     """
 
-    joints = (-1.4185040087908208, 1.4185040087908208)
+    joints = (-1.4185040087908284, 1.4185040087908284)
     turning = (-0.7524614220710163,)
     limits = (-0.1701, math.inf)
 
