@@ -16,7 +16,7 @@ from torch import Tensor
 
 from certbench.networks.activations import Activation
 from certbench.networks.piecewise_linear import RELU
-from certbench.verifiers.bounds.supports import Side, down, tiny, unit, up
+from certbench.verifiers.bounds.supports import Side, after, before, down, tiny, unit, up
 
 
 class Lines(NamedTuple):
@@ -71,27 +71,36 @@ def below(f: Activation, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
 
     All arguments broadcast. The derivative is that of the minimum where it is attained (Danskin's theorem).
     """
-    return _differentiable(*_below(f, low, high, slope.detach(), 1), slope)
+    return _below(f, low, high, slope, 1)
 
 
 def above(f: Activation, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
     """Return offsets of lines of the given slopes above f on [low, high], as `below`."""
-    offset, point = _below(f, low, high, -slope.detach(), -1)
-    return _differentiable(-offset, point, slope)
+    return -_below(f, low, high, -slope, -1)
 
 
-@torch.no_grad()
-def _below(f: Activation, low: Tensor, high: Tensor, slope: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-    """Return the offset of the line below sign f, and about where they touch."""
-    side = Side.of(f, low, high, sign)
-    offset, point = side.offset(slope)
+def _below(f: Activation, low: Tensor, high: Tensor, slope: Tensor, sign: int) -> Tensor:
+    """Return the offset of the line below sign f; its derivative is minus the point where they touch."""
+    with torch.no_grad():
+        side, fixed = Side.of(f, low, high, sign), slope.detach()
+        offset = _offset(side, fixed)
+        if not slope.requires_grad:
+            return offset
+        point = side.lowest(fixed)[0].nan_to_num(0.0, 0.0, 0.0)
+    return offset + (fixed - slope) * point
+
+
+def _offset(side: Side, slope: Tensor) -> Tensor:
+    """Return the offset of the line below one side, from the range of the function where its pieces give none."""
+    f, low, high, sign = side.f, side.low, side.high, side.sign
+    offset = side.offset(slope)
     lost = offset == -torch.inf
     if bool(lost.any()):  # bound f alone
         level = _level(f, low, high, sign)
         most = torch.where(slope == 0, 0.0, torch.maximum(slope * low, slope * high))
         rest = down(level - most - 8 * unit(level) * (level.abs() + most.abs()))
         offset = torch.where(lost & ~rest.isnan(), rest, offset)
-    return (_relu(low, high, slope, sign, offset) if f == RELU else offset), point
+    return _relu(low, high, slope, sign, offset) if f == RELU else offset
 
 
 def _level(f: Activation, low: Tensor, high: Tensor, sign: int) -> Tensor:
@@ -109,11 +118,6 @@ def _relu(low: Tensor, high: Tensor, slope: Tensor, sign: int, offset: Tensor) -
     return torch.where(slope == -line, -exact, offset)
 
 
-def _differentiable(offset: Tensor, point: Tensor, slope: Tensor) -> Tensor:
-    """Return the offset itself, with minus the point where it is attained as its derivative."""
-    return offset + (slope.detach() - slope) * point if slope.requires_grad else offset
-
-
 @torch.no_grad()
 def slopes(f: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return bounds of the slopes of all chords of f on [low, high], which are its derivatives' where it has some.
@@ -125,9 +129,10 @@ def slopes(f: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     edges: list[Tensor | None] = [None, *joints, None]
     for left, right in pairwise(edges):
         # The slope is monotone on a piece; at a kink it is taken just inside.
-        first = low if left is None else torch.maximum(low, up(left).expand_as(low))
-        last = high if right is None else torch.minimum(high, down(right).expand_as(high))
-        meets = first <= last
+        first = low if left is None else torch.maximum(low, after(left).expand_as(low))
+        last = high if right is None else torch.minimum(high, before(right).expand_as(high))
+        meets = torch.ones_like(low, dtype=torch.bool) if left is None else high > left
+        meets = meets if right is None else meets & (low < right)
         for z in (first, last):
             slope = f.slope(z)
             error = torch.where(slope.isinf(), 0.0, f.slope_error(z, slope))
@@ -166,7 +171,7 @@ def parallel(f: Activation, low: Tensor, high: Tensor) -> Lines:
         return Lines(slope, torch.zeros_like(slope), slope, offset)
     lower, upper = Side.of(f, low, high, 1), Side.of(f, low, high, -1)
     slope = lower.sober(lower.chord(*slopes(f, low, high)))
-    below, above = lower.offset(slope)[0], upper.offset(-slope)[0]
+    below, above = lower.offset(slope), upper.offset(-slope)
     lost = below.isinf() | above.isinf()
     return _lines(f, low, high, (slope, below, lost), (-slope, above, lost))
 
