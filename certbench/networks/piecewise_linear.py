@@ -124,7 +124,7 @@ class PiecewiseLinear(Activation):
 
 
 def _along(knot: Tensor, height: Tensor, slope: Tensor, z: Tensor) -> Tensor:
-    """Return height + slope (z - knot); slope z itself where the line goes through 0, and the height where it is flat."""
+    """Return height + slope (z - knot); only slope z where the line goes through 0, and the height where it is flat."""
     through = torch.where(height == slope * knot, slope * z, height + slope * (z - knot))
     return torch.where(slope == 0, height, through)
 

@@ -121,9 +121,9 @@ class Side:
         (left, at_left, _), (right, at_right, _) = self.points[:2]
         for _ in range(STEPS if any(bend != LINEAR for bend in f.bends) else len(f.bends) - 1):
             z, value = self.lowest(chord)
-            before = z <= middle
-            left, at_left = torch.where(before, z, left), torch.where(before, value, at_left)
-            right, at_right = torch.where(before, right, z), torch.where(before, at_right, value)
+            early = z <= middle
+            left, at_left = torch.where(early, z, left), torch.where(early, value, at_left)
+            right, at_right = torch.where(early, right, z), torch.where(early, at_right, value)
             chord = _between((at_right - at_left) / (right - left), least, largest, tangent)
         first, second = self.offset(chord), self.offset(tangent)
         better = tangent * middle + second > chord * middle + first
