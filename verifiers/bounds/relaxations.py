@@ -58,6 +58,7 @@ def chosen(
         return product(low, high, choice.clamp(0, 1))
     least, largest = lines.slopes(function, low, high)
     below, above = (least + part * (largest - least) for part in choice.clamp(0, 1).chunk(2, dim=-1))
+    below, above = (torch.where(slope.isfinite(), slope, 0.0) for slope in (below, above))
     offsets = lines.below(function, low, high, below), lines.above(function, low, high, above)
     return _level(Lines(below, offsets[0], above, offsets[1]))
 
