@@ -180,7 +180,7 @@ def optimise(
     layer = len(network.layers) - 1 if layer is None else layer
     if layer < len(network.hidden):
         bounds = bounds.upto(layer)
-    if layer == 0 or n == 0 or k == 0:
+    if n == 0 or k == 0 or list(network.layers[layer].maps) == [0]:  # there is no line to choose
         none = rows.new_zeros(n, k, 0 if layer == 0 else sum(widths(network, bounds)))
         return evaluate(network, region, bounds, rows, Choice(none, none), layer)
     start = Choice.crown(network, bounds, k) if start is None else start

@@ -21,6 +21,7 @@ from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound
 from certbench.verifiers.complete.tree import Leaf, Tree, TreeOptions
+from tests.support.towers import SHAPES, towers
 
 pytestmark = pytest.mark.machine
 
@@ -115,6 +116,18 @@ def test_l2_radii_agree_with_a_dense_sample(threat: ThreatModel) -> None:
             assert certificate.radius[i] >= closest - 2 * 0.004
     assert set(certificate.outcome) == {Outcome.COMPLETED}
     assert (certificate.radius >= certificate.upper.clamp(max=1e4) * (1 - 1.1e-5)).all()
+
+
+@pytest.mark.parametrize("seed", range(len(SHAPES)))
+def test_towers_side_by_side_have_the_radii_of_mixed_integer_programs(seed: int) -> None:
+    pytest.importorskip("highspy")
+    classifier, x = towers(SHAPES[seed], seed, width=3), points(2, 3, seed)
+    exact = certbench.certify("milp", classifier, x, Linf)
+    certificate = certbench.certify(BranchAndBound(iterations=5, seconds=60), classifier, x, Linf)
+    assert set(exact.outcome) == set(certificate.outcome) == {Outcome.COMPLETED}
+    assert (certificate.radius <= exact.upper * (1 + 1e-9)).all()
+    assert (exact.radius <= certificate.upper * (1 + 1e-9)).all()
+    torch.testing.assert_close(certificate.radius, exact.radius, rtol=2e-4, atol=0)
 
 
 def test_a_convolution_and_no_hidden_layer() -> None:
