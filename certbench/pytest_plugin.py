@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from certbench.comparison.classes import Kind, Tolerance, classify
+from certbench.core.claims import Outcome
 from certbench.files.writing import write
 from certbench.results.rows import refuted
 
@@ -112,11 +113,13 @@ class CertifiedRadii:
                 fingerprints are incomparable.
         """
         values, uppers = _read(radii, upper)
-        finite = [radius for radius in values if math.isfinite(radius)]
+        ends = getattr(radii, "outcome", [None] * len(values))
+        finite = [r for r, end in zip(values, ends, strict=True) if math.isfinite(r) and end is not Outcome.LIMITED]
         benchmark.extra_info["certbench"] = {
             "content": content,
             "radii": [_text(radius) for radius in values],
             "upper": [_text(distance) for distance in uppers],
+            "unbounded": len(values) - len(finite),
             "mean": statistics.fmean(finite) if finite else None,
             "median": statistics.median(finite) if finite else None,
             "certified": sum(radius > 0 for radius in values) / max(len(values), 1),

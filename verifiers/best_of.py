@@ -189,7 +189,7 @@ def _merged(best: Certificate | None, found: Certificate, index: list[int]) -> C
             raise NumericalError(
                 f"members certify different classes: {int(prediction[i])}, {int(found.prediction[row])}"
             )
-        better = found.radius[row] > radius[i] or outcome[i] is not Outcome.COMPLETED
+        better = found.radius[row] > radius[i] or outcome[i] not in (Outcome.COMPLETED, Outcome.LIMITED)
         if better and found.radius[row] >= radius[i]:
             prediction[i], radius[i] = found.prediction[row], found.radius[row]
             outcome[i], evidence[i] = found.outcome[row], found.evidence[row]

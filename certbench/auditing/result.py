@@ -142,7 +142,8 @@ def record(audit: Audit) -> dict[str, Any]:
     base = [
         {**key(pair), "rows": len(rows), "claims": sum(row.radius > 0 for row in rows)}
         | {"refuted": sum(id(row) in bad for row in rows), "radius / upper": ratios(rows)}
-        | {"mean radius": _mean(row.radius for row in rows), "mean upper": _mean(row.upper for row in rows)}
+        | {"mean radius": _mean(row.radius for row in rows if not row.unbounded)}
+        | {"unbounded": sum(row.unbounded for row in rows), "mean upper": _mean(row.upper for row in rows)}
         for pair, rows in _by_pair(audit.rows).items()
     ]
     smoothed = [

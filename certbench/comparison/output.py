@@ -158,10 +158,11 @@ def told_baseline(baseline: Baseline) -> Iterator[str]:
     yield f"{side.name}: {len(side.rows)} rows of {len(side.models)} models"
     yield f"made with {', '.join(f'{name} {version}' for name, version in side.versions.items())}"
     for (certifier, model, norm), group in groupby(side.rows, lambda row: (row.certifier, row.model, row.norm)):
-        radii = [row.radius for row in group]
-        finite = [radius for radius in radii if radius < math.inf]
-        mean = math.fsum(finite) / max(len(finite), 1)
-        yield f"  {certifier} on {model}, L{norm:g}: {len(radii)} inputs, mean radius {mean:.6g}"
+        of_group = list(group)
+        bounded = [row.radius for row in of_group if not row.unbounded]
+        mean, apart = math.fsum(bounded) / max(len(bounded), 1), len(of_group) - len(bounded)
+        said = f"mean radius {mean:.6g}" + (f" ({apart} unbounded, left out)" if apart else "")
+        yield f"  {certifier} on {model}, L{norm:g}: {len(of_group)} inputs, {said}"
     for entry in baseline.history:
         yield f"{entry['date']}  {entry['reason']}  ({entry['changed']})"
 

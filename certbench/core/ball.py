@@ -23,6 +23,28 @@ def box(
     return low, high
 
 
+def farthest(threat: ThreatModel, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return the distance of the domain's farthest point from each input; infinity without a domain.
+
+    It is a number of its input alone, whatever the batch, and correct to the last digit or two. In L0 it is the number
+    of coordinates.
+    """
+    if threat.domain is None:
+        return torch.full_like(x[:, 0], torch.inf)
+    if threat.p == 0:
+        return torch.full_like(x[:, 0], x.shape[1])
+    way = torch.maximum(x - threat.domain[0], threat.domain[1] - x).clamp(min=0)
+    if threat.p == math.inf:
+        return way.amax(dim=1)
+    length = math.fsum if threat.p == 1 else lambda row: math.hypot(*row)  # torch's sums depend on the batch
+    return x.new_tensor([length(row) for row in way.tolist()])
+
+
+def size(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return the size of each input, at least 1: the largest modulus of its entries. Limits of radii scale with it."""
+    return x.abs().amax(dim=1).clamp(min=1.0)
+
+
 def support(
     a: Float[Tensor, "n rows d"],
     p: float,

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.core import ball
 from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier, Regressor
+from certbench.core.evidence import BracketEvidence, DomainEvidence
 from certbench.core.inputs import check_inputs, input_seed
 from certbench.core.memory import out_of_memory
 from certbench.core.options import Spec, build
@@ -43,7 +45,8 @@ def certify(
         throw: whether to raise errors; else failed inputs become rows with radius 0, their outcome and the reason.
 
     Returns:
-        One entry per input, in order.
+        One entry per input, in order. With a domain, no radius exceeds the distance of the domain's farthest point;
+        where more was proved, the evidence says that the whole domain is certified (`DomainEvidence`).
 
     Raises:
         ConfigError: inputs have another shape, lie outside the domain, or are not finite; or the state is another
@@ -74,11 +77,13 @@ def certify(
                 raise
             return Certificate.nothing(len(x), Outcome.FAILED, f"{type(error).__name__}: {error}")
     x = x.to(classifier.device, torch.float64)
-    parts = [_batch(certifier, state, part, seed, throw) for part in torch.split(x, batch_size)]
+    parts = [_batch(certifier, state, part, threat, seed, throw) for part in torch.split(x, batch_size)]
     return Certificate.concatenate(parts)
 
 
-def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: bool) -> Certificate:
+def _batch(
+    certifier: Certifier[Any], state: Any, x: Tensor, threat: ThreatModel, seed: int, throw: bool
+) -> Certificate:
     """Certify one batch, and time it."""
     start = time.perf_counter()
     try:
@@ -88,7 +93,7 @@ def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: b
             if len(x) > 1:
                 half = (len(x) + 1) // 2
                 return Certificate.concatenate(
-                    [_batch(certifier, state, part, seed, throw) for part in (x[:half], x[half:])]
+                    [_batch(certifier, state, part, threat, seed, throw) for part in (x[:half], x[half:])]
                 )
             failed = Certificate.nothing(1, Outcome.OUT_OF_MEMORY, f"out of memory at batch size 1: {error}")
         elif isinstance(error, CertificationError):
@@ -99,4 +104,27 @@ def _batch(certifier: Certifier[Any], state: Any, x: Tensor, seed: int, throw: b
             raise
         certificate = failed
     each = (time.perf_counter() - start) / len(x)
-    return replace(certificate, seconds=torch.full((len(x),), each, dtype=torch.float64))
+    return replace(_within(threat, x, certificate), seconds=torch.full((len(x),), each, dtype=torch.float64))
+
+
+WHOLE = 1e-12
+"""Share by which a radius must exceed the distance of the domain's farthest point before the whole domain counts as
+certified: more than that distance is off by rounding."""
+
+
+def _within(threat: ThreatModel, x: Float[Tensor, "n ..."], certificate: Certificate) -> Certificate:
+    """Cut radii at the farthest point of the domain, whoever proved them; beyond it there is nothing to certify."""
+    if threat.domain is None:
+        return certificate
+    farthest = ball.farthest(threat, x.flatten(1)).to(certificate.radius)
+    evidence, outcome = list(certificate.evidence), list(certificate.outcome)
+    for i in (certificate.radius > farthest).nonzero().flatten().tolist():
+        far = float(farthest[i])
+        bracket = BracketEvidence.read(evidence[i])
+        if bracket is not None:
+            evidence[i] = replace(bracket, bracket=(far, bracket.bracket[1])).to_json()
+        if certificate.radius[i] > far * (1 + WHOLE):
+            evidence[i] = DomainEvidence(farthest=far, more=evidence[i]).to_json()
+            outcome[i] = Outcome.COMPLETED if outcome[i] is Outcome.LIMITED else outcome[i]
+    radius = torch.minimum(certificate.radius, farthest)
+    return replace(certificate, radius=radius, outcome=tuple(outcome), evidence=tuple(evidence))

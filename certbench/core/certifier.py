@@ -12,10 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from certbench.core.certificate import Certificate
-from certbench.core.claims import Guarantee, Subject
+from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import BoundsEvidence, MarginEvidence
-from certbench.core.margins import FLOOR, LIMIT, SLACK, Bounds, MarginState, margin_rows, tangent
+from certbench.core.margins import (
+    FLOOR,
+    LIMIT,
+    NO_MARGIN,
+    SLACK,
+    Bounds,
+    MarginState,
+    clean_margin,
+    margin_rows,
+    tangent,
+)
 from certbench.core.ranges import Options
 from certbench.core.search import Evaluation, Found, RadiusSearch, Start
 from certbench.core.smoothed import SmoothedClassifier
@@ -175,19 +185,30 @@ class MarginCertifier(Certifier[BoundState]):
         logits, scale = state.classifier.logits_and_scale(x)
         label = logits.argmax(dim=1)
         rows = margin_rows(label, state.classifier.num_classes).to(x)
-        found = self.reach(state, x, rows, torch.zeros_like(rows[..., 0]), SLACK * scale, self.start(state, x, label))
+        slack = SLACK * scale
+        found = self.reach(state, x, rows, torch.zeros_like(rows[..., 0]), slack, self.start(state, x, label))
         arithmetic = self.arithmetic(state)
+        level = ~(clean_margin(logits, label) > slack.clamp(min=FLOOR))
+        limited = found.certified >= found.limit
         evidence = [
-            MarginEvidence(bracket=(low, high), evaluations=count, arithmetic=arithmetic, more=more)
-            for low, high, count, more in zip(
+            MarginEvidence(
+                bracket=(low, high),
+                evaluations=count,
+                arithmetic=arithmetic,
+                reason=NO_MARGIN.reason if flat else None,
+                more=more,
+            )
+            for low, high, count, flat, more in zip(
                 found.certified.tolist(),
                 found.refuted.tolist(),
                 found.evaluations.tolist(),
+                level.tolist(),
                 self.evidence(state, label),
                 strict=True,
             )
         ]
-        return Certificate.of(label, found.certified, evidence=evidence)
+        outcome = [Outcome.LIMITED if ended else Outcome.COMPLETED for ended in limited.tolist()]
+        return Certificate.of(label, found.certified, evidence=evidence, outcome=outcome)
 
     @final
     def reach(
@@ -201,6 +222,8 @@ class MarginCertifier(Certifier[BoundState]):
     ) -> Found:
         """Search for the largest radius at which `rows` times the outputs exceed `floor` by `slack`.
 
+        The search has the sizes of the inputs and the farthest points of the domain, whatever `start` says of them.
+
         A radius counts if the bounds over its ball, or a linear function below the outputs over a larger ball, exceed
         the floor there. So nothing rests on monotonicity in eps.
         """
@@ -212,6 +235,7 @@ class MarginCertifier(Certifier[BoundState]):
             crossing = bounds.crossing(state.threat, x[index].flatten(1), floor[index])
             return Evaluation(torch.where(room.isfinite(), room, -torch.inf), crossing)  # NaN never certifies
 
+        start = Start.at(state.threat, x.flatten(1), start.guess, start.tangent)
         outputs = (rows @ state.classifier(x)[..., None]).squeeze(-1)
         found = self.search.run(bound, (outputs - floor).amin(dim=1), start)
         return replace(found, certified=found.certified.clamp(max=LIMIT))

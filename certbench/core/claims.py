@@ -25,6 +25,7 @@ class Outcome(str, Enum):
     """The way in which the computation for one input ended. The radius is valid whatever the outcome."""
 
     COMPLETED = "completed"
+    LIMITED = "limited"  # the search proved the largest radius that it tries; the true one may be larger
     ABSTAINED = "abstained"
     TIMED_OUT = "timed out"
     OUT_OF_MEMORY = "out of memory"
@@ -34,4 +35,4 @@ class Outcome(str, Enum):
     @property
     def answered(self) -> bool:
         """Whether the method came to its own end; the others are not answers and are never cached as such."""
-        return self in (Outcome.COMPLETED, Outcome.ABSTAINED)
+        return self in (Outcome.COMPLETED, Outcome.LIMITED, Outcome.ABSTAINED)

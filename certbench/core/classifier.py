@@ -62,11 +62,16 @@ class Classifier:
     def logits_and_scale(self, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
         """Return logits and, per input, the largest number that any submodule gives on the way to them.
 
-        Numbers that cancel inside the network leave rounding errors behind, in proportion to their size.
+        Numbers that cancel inside the network leave rounding errors behind, in proportion to their size. A last
+        `nn.Linear` carries an error of size 1 to at most the largest row sum of its moduli; if that is below 1, numbers
+        before it count for so much less. So the scale of the logits is no reason to certify nothing.
         """
         largest: list[Tensor] = []
+        last: dict[str, Any] = {}
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if type(module) is nn.Linear:
+                last.update(module=module, output=output)
             if isinstance(output, Tensor) and len(output) == len(x) and output.dim() > 1:
                 largest.append(output.detach().abs().flatten(1).amax(dim=1))
 
@@ -76,7 +81,15 @@ class Classifier:
         finally:
             for hook in hooks:
                 hook.remove()
-        return logits, torch.stack([*largest, logits.abs().amax(dim=1)]).amax(dim=0)
+        inside, outside = torch.stack([*largest, logits.abs().amax(dim=1)]).amax(dim=0), logits.abs().amax(dim=1)
+        if last.get("output") is not logits:
+            return logits, inside
+        linear: nn.Linear = last["module"]
+        gain = float(linear.weight.detach().abs().sum(dim=1).amax())
+        if not gain < 1:
+            return logits, inside
+        offset = 0.0 if linear.bias is None else float(linear.bias.detach().abs().amax())
+        return logits, torch.maximum(inside * gain, outside).clamp(min=offset)
 
     def hidden_code(self) -> str | None:
         """Name the first submodule with hooks or a `forward` of its own, which its type does not show, if any."""

@@ -114,6 +114,17 @@ class BracketEvidence(Evidence):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainEvidence(Evidence):
+    """A certificate of the whole domain: no point of it has another class, however far from the input.
+
+    Attributes:
+        farthest: distance of the domain's farthest point from the input, in units of the input; the radius is this.
+    """
+
+    farthest: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoundsEvidence(Evidence):
     """The method that bounded the neurons of hidden layers.
 
@@ -133,11 +144,13 @@ class MarginEvidence(BracketEvidence):
         arithmetic: `real`, if the claim is about the network in exact arithmetic; else the data type of the float
             program that it is about.
         bounds: as in `BoundsEvidence`, None if there are none.
+        reason: reason why the radius is 0 without any search; None if there was one.
     """
 
     evaluations: int
     arithmetic: str
     bounds: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,7 @@ enclosure: a network that is made for it can still hide larger numbers, inside o
 
 
 NO_MARGIN = ReasonEvidence(reason="the margin at the input itself is zero, within rounding")
-"""Evidence of a complete certifier whose `clean_margin` leaves nothing to certify."""
+"""Evidence of a radius of 0, where `clean_margin` is within `SLACK` and leaves nothing to certify."""
 
 
 def clean_margin(logits: Float[Tensor, "n classes"], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.core import ball
 from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier
 from certbench.core.inputs import check_inputs
@@ -93,6 +94,8 @@ def output_radius(
 ) -> Float[Tensor, " n"]:
     """Return the largest radius found within which every output stays between `low` and `high`; 0 if none is proved.
 
+    With a domain, it is at most the distance of the domain's farthest point.
+
     Both are (n, outputs); bounds that do not matter may be infinite. Other arguments and errors as for `margins`.
     """
     certifier, state, x, _ = _prepared(certifier, classifier, x, threat, 1.0, state)
@@ -106,7 +109,7 @@ def output_radius(
         _, scale = state.classifier.logits_and_scale(inputs)
         rows, unknown = _both(inputs, outputs), torch.full_like(scale, torch.nan)
         found = certifier.reach(state, inputs, rows, floors, SLACK * scale, Start(unknown, unknown))
-        parts.append(found.certified.cpu())
+        parts.append(torch.minimum(found.certified, ball.farthest(threat, inputs.flatten(1))).cpu())
     return torch.cat(parts)
 
 

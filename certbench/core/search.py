@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from certbench.core import ball
 from certbench.core.ranges import Options, PositiveFloat, PositiveInt, RelativeTolerance
+from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 
 
@@ -35,11 +37,33 @@ class Start:
     Attributes:
         guess: a first radius to try, for example from a cheaper method.
         tangent: the crossing as eps goes to 0: the radius at which the tangents of the margins reach zero.
+        size: size of each input, in which radii of the search's options are measured; None: 1. See `ball.size`.
+        farthest: radius that is enough, as nothing of the domain lies beyond; None: infinity. See `ball.farthest`.
     """
 
     guess: Float[Tensor, " n"]
     tangent: Float[Tensor, " n"]
+    size: Float[Tensor, " n"] | None = None
+    farthest: Float[Tensor, " n"] | None = None
 
+    def scaled(self, radius: float) -> Float[Tensor, " n"]:
+        """Return a radius of the search's options in units of the input, for each input."""
+        return torch.full_like(self.tangent, radius) * (1.0 if self.size is None else self.size)
+
+    def enough(self, limit: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return the radius that ends the search: the limit, or one just beyond the domain if that is nearer."""
+        return limit if self.farthest is None else torch.minimum(limit, self.farthest * BEYOND)
+
+    @staticmethod
+    def at(
+        threat: ThreatModel, x: Float[Tensor, "n d"], guess: Float[Tensor, " n"], tangent: Float[Tensor, " n"]
+    ) -> "Start":
+        """Return these guesses for inputs, with their sizes and the ends of their domain."""
+        return Start(guess, tangent, ball.size(x), ball.farthest(threat, x))
+
+
+BEYOND = 1 + 1e-9
+"""Factor from the farthest point of a domain to a radius beyond it, whatever the rounding."""
 
 Bound = Callable[[Int[Tensor, " m"], Float[Tensor, " m"]], Evaluation]
 """A function `bound(index, eps)` that bounds the inputs `index`, each over the ball of its own eps."""
@@ -54,11 +78,13 @@ class Found:
         refuted: the smallest eps above it whose bound was not positive, inf if none was tried. The bound
             failed there; this is no counterexample.
         evaluations: number of bounds computed for this input.
+        limit: largest radius that the search tries; inf if it was asked about given radii.
     """
 
     certified: Float[Tensor, " n"]
     refuted: Float[Tensor, " n"]
     evaluations: Int[Tensor, " n"]
+    limit: Float[Tensor, " n"]
 
 
 class RadiusSearch(Options, ABC):
@@ -101,7 +127,7 @@ class Ladder(RadiusSearch):
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Evaluate each rung for the inputs that passed the one below."""
         del start
-        found = _nothing_yet(clean)
+        found = _nothing_yet(clean, torch.full_like(clean, torch.inf))
         active = clean > 0
         for eps in self.eps:
             index = active.nonzero().squeeze(1)
@@ -120,9 +146,11 @@ class Bisection(RadiusSearch):
     """A search that halves the bracket in log eps until its ends agree to `relative`: the plain reference.
 
     Attributes:
-        start: first radius tried, in units of the input.
+        start: first radius tried, in units of the input's size, which is the largest modulus of its entries, or 1 if
+            that is larger.
         relative: (high - low) / high at which an input is finished.
-        limit: largest radius ever claimed; an input certified there is finished.
+        limit: largest radius ever tried, in the same units. An input certified there is finished; its outcome is
+            `limited`, unless its whole domain is certified.
         evaluations: largest number of bounds per input, the search below a failing start included.
     """
 
@@ -142,21 +170,22 @@ class Bisection(RadiusSearch):
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Bisect with about log2(1 / relative) evaluations, plus those that find the bracket."""
-        del start
-        found = _nothing_yet(clean)
+        limit, first = start.scaled(self.limit).to(clean), start.scaled(self.start).to(clean)
+        enough = start.enough(limit).to(clean)
+        found = _nothing_yet(clean, limit)
         low, high = found.certified, found.refuted
         active = clean > 0
         for step in range(self.evaluations):
             index = active.nonzero().squeeze(1)
             if len(index) == 0:
                 break
-            eps = middle(low[index], high[index]) if step else torch.full_like(clean[index], self.start)
-            eps = eps.clamp(max=self.limit)
+            eps = middle(low[index], high[index]) if step else first[index]
+            eps = torch.minimum(eps, limit[index])
             holds = bound(index, eps).margin > 0
             found.evaluations[index] += 1
             low[index[holds]], high[index[~holds]] = eps[holds], eps[~holds]
             closed = (high[index] - low[index] <= self.relative * high[index]) & high[index].isfinite()
-            active[index[closed | (low[index] >= self.limit)]] = False
+            active[index[closed | (low[index] >= enough[index])]] = False
         return found
 
 
@@ -172,7 +201,9 @@ class Secant(RadiusSearch):
     Attributes:
         relative: an input is finished when (high - low) / high is at most this, or when an evaluation certified its
             eps with a crossing at most this share above it.
-        limit: largest radius ever claimed; an input certified there is finished.
+        limit: largest radius ever tried, in units of the input's size, which is the largest modulus of its entries, or
+            1 if that is larger. An input certified there is finished; its outcome is `limited`, unless its whole domain
+            is certified.
         evaluations: largest number of bounds per input.
     """
 
@@ -186,14 +217,16 @@ class Secant(RadiusSearch):
 
     def run(self, bound: Bound, clean: Float[Tensor, " n"], start: Start) -> Found:
         """Search; each input keeps its own bracket and leaves the batch when it is finished."""
-        found = _nothing_yet(clean)
+        limit = start.scaled(self.limit).to(clean)
+        enough = start.enough(limit).to(clean)
+        found = _nothing_yet(clean, limit)
         low, high = found.certified, found.refuted
         points = _Points(clean, start.tangent.to(clean))
         slow = torch.zeros_like(clean)  # evaluations in a row that did not halve the bracket
-        eps = torch.full_like(clean, 0.1)
+        eps = start.scaled(0.1).to(clean)
         for known in (start.tangent.to(clean) * FIRST, start.guess.to(clean)):
             eps = torch.where((known > 0) & known.isfinite(), known, eps)
-        eps = eps.clamp(max=self.limit)
+        eps = torch.minimum(eps, limit)
         active = clean > 0
         for _ in range(self.evaluations):
             index = active.nonzero().squeeze(1)
@@ -215,7 +248,7 @@ class Secant(RadiusSearch):
             slow[index] = torch.where((upper - lower <= width / 2) & upper.isfinite(), 0.0, slow[index] + 1)
             closed = (upper - lower <= self.relative * upper) & upper.isfinite()
             settled = holds & (crossing <= e * (1 + self.relative))
-            active[index[closed | settled | (lower >= self.limit)]] = False
+            active[index[closed | settled | (lower >= enough[index])]] = False
 
             # Aim a little above the crossing: an evaluation there gives both ends of the bracket.
             proposal = points.crossing(index) * (1 + self.relative / 4)
@@ -225,7 +258,8 @@ class Secant(RadiusSearch):
             proposal = torch.where(upper.isinf(), torch.minimum(proposal, beyond), proposal)
             inside = (proposal > lower * (1 - self.relative)) & (proposal < upper * (1 + self.relative))
             proposal = torch.maximum(torch.minimum(proposal, upper - edge), lower + edge)
-            eps[index] = torch.where(inside & (slow[index] <= 3), proposal, middle(lower, upper)).clamp(max=self.limit)
+            proposal = torch.where(inside & (slow[index] <= 3), proposal, middle(lower, upper))
+            eps[index] = torch.minimum(proposal, limit[index])
         return found
 
 
@@ -317,11 +351,12 @@ def _attainable(search: "Bisection | Secant", radius: float, evaluations: int) -
     return radius / (1 - search.relative) if ended else math.inf
 
 
-def _nothing_yet(clean: Float[Tensor, " n"]) -> Found:
+def _nothing_yet(clean: Float[Tensor, " n"], limit: Float[Tensor, " n"]) -> Found:
     return Found(
         certified=torch.zeros_like(clean),
         refuted=torch.full_like(clean, torch.inf),
         evaluations=torch.zeros(len(clean), dtype=torch.int64, device=clean.device),
+        limit=limit,
     )
 
 

@@ -148,7 +148,7 @@ def scatters(
     norm: str, shown: Iterable[Summary], drawn: Callable[[Summary], Drawn], shapes: Mapping[str, str]
 ) -> list[Scatter]:
     """Draw tightness against cost where counterexamples are known, and mean radius against cost for the rest."""
-    usable = [s for s in shown if s.answered and s.seconds > 0 and s.mean_radius < math.inf]
+    usable = [s for s in shown if s.answered and s.seconds > 0]
     if not usable:
         return []
     low = math.floor(math.log10(min(s.seconds for s in usable)))
@@ -174,7 +174,7 @@ def scatters(
         return Scatter(title, "seconds per input (logarithmic)", y_label, points, x_ticks, y_ticks)
 
     tight = [(s, s.tightness) for s in usable if s.tightness is not None]
-    rest = [(s, s.mean_radius) for s in usable if s.tightness is None]
+    rest = [(s, s.mean_radius) for s in usable if s.tightness is None and s.mean_radius is not None]
     base = [(s, radius) for s, radius in rest if s.subject is Subject.BASE]
     smoothed = [(s, radius) for s, radius in rest if s.subject is Subject.SMOOTHED]
     y_label = f"mean radius ({norm}, input units)"

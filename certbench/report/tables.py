@@ -26,6 +26,10 @@ LEGEND = (
     "none: correct, but nothing proved; wrong: misclassified; prep.: seconds once, not per input."
 )
 
+UNBOUNDED = (
+    "as nothing ended the search before its limit (a constant classifier, say); no mean, median or ACR has them."
+)
+
 ESTIMATES = (
     "Estimates prove nothing: they guess how far the closest counterexample of a correctly classified input lies. "
     "An estimate above the distance at which the attacks found a counterexample is refuted as a bound. capped: as "
@@ -104,11 +108,16 @@ def columns(summaries: Sequence[Summary]) -> list[Column]:
         meaning = f"certified accuracy: correct, with certified radius >= {eps_text(eps)}"
         result.append(Column(group, f"@{eps_text(eps)}", meaning, _certified_accuracy(i)))
     group = "radius, input units"
-    digits = _digits(s.mean_radius for s in summaries)
+    digits = _digits(s.mean_radius or 0.0 for s in summaries)
     result += [
         Column(group, "mean", "mean certified radius", lambda s: _fixed(s.mean_radius, digits)),
         Column(group, "median", "median certified radius", lambda s: _fixed(s.median_radius, digits)),
         Column(group, "ACR", "average certified radius, the mean of radius x correct", lambda s: _fixed(s.acr, digits)),
+    ]
+    if any(s.unbounded for s in summaries):
+        meaning = "inputs whose radius is unbounded; mean, median and ACR are about the others"
+        result.append(Column(group, "unb.", meaning, lambda s: str(s.unbounded)))
+    result += [
         Column(
             group,
             "tight",
@@ -148,6 +157,7 @@ def notes(summaries: Sequence[Summary]) -> list[Note]:
         result.append(Note(NoteKind.CAPTION, SMOOTHED))
     if any(s.guarantee is Guarantee.PROBABILISTIC for s in shown):
         result.append(Note(NoteKind.CAPTION, expected_wrong(shown)))
+    result += [Note(NoteKind.CAPTION, f"{name(s)}: {s.unbounded} unbounded, {UNBOUNDED}") for s in shown if s.unbounded]
     if any(s.failed for s in shown):
         result.append(Note(NoteKind.CAPTION, "Failed inputs count in every denominator, as not certified."))
     for s in shown:
@@ -277,8 +287,10 @@ def _digits(radii: Iterable[float]) -> int:
     return 2 - magnitude if magnitude < -1 else max(0, 3 - max(0, magnitude))
 
 
-def _fixed(radius: float, digits: int) -> str:
-    """Write a radius with that many decimals; a positive radius never looks like 0."""
+def _fixed(radius: float | None, digits: int) -> str:
+    """Write a radius with that many decimals, and no radius as -; a positive radius never looks like 0."""
+    if radius is None:
+        return "-"
     text = f"{radius:.{digits}f}"
     return f"{radius:.0e}" if radius > 0 and float(text) == 0 else text
 

@@ -21,8 +21,9 @@ The accuracy of a step holds from the step before (excluded) to its eps (include
 class Summary:
     """The results of one certifier for one classifier under one threat model.
 
-    Every mean, median and accuracy is over all n inputs: an input that failed or abstained counts
-    with radius 0. An infinite radius (of a constant classifier) makes means infinite.
+    Every accuracy is over all n inputs; so is every mean and median of radii, but for those that are
+    unbounded: no number stands for these, so they are counted apart. An input that failed or abstained
+    counts with radius 0.
 
     Unless the pair is unsupported, `certified`, `uncertified`, `misclassified`, `abstained` and `failed`
     add up to n. A radius that was proved before a failure (a time limit, say) still counts for the
@@ -38,9 +39,10 @@ class Summary:
         n: number of inputs, failed ones included.
         clean_accuracy: share where the certified function predicts the label; abstaining counts as wrong.
         certified_accuracy: `(eps, share that is correct with radius >= eps)`.
-        mean_radius: mean radius of the predicted class, right or wrong.
+        unbounded: number of inputs whose radius is infinite, or the largest that the search tries (`Row.unbounded`).
+        mean_radius: mean radius of the predicted class, right or wrong, of the other inputs; None if there are none.
         median_radius: median of the same radii.
-        acr: average certified radius, the mean of radius x correct.
+        acr: average certified radius, the mean of radius x correct over the same inputs.
         tightness: mean of radius / upper over correct inputs with a counterexample at a distance
             that is finite and not 0; None for smoothed classifiers, and where there is no such input.
         certified: number of inputs answered correctly, with a radius above 0.
@@ -65,9 +67,10 @@ class Summary:
     n: int
     clean_accuracy: float
     certified_accuracy: tuple[tuple[float, float], ...]
-    mean_radius: float
-    median_radius: float
-    acr: float
+    unbounded: int
+    mean_radius: float | None
+    median_radius: float | None
+    acr: float | None
     tightness: float | None
     certified: int
     uncertified: int
@@ -206,7 +209,7 @@ def summarise(rows: Iterable[Row], radii: Mapping[float, Sequence[float]]) -> li
 
 def curve(rows: Sequence[Row]) -> Steps:
     """Return certified accuracy against eps, for the rows of one pair."""
-    return _steps([_radius(row) for row in rows if row.correct], len(rows))
+    return _steps([math.inf if row.whole else _radius(row) for row in rows if row.correct], len(rows))
 
 
 def attack_curve(rows: Iterable[Row]) -> Steps:
@@ -245,7 +248,8 @@ def _summary(rows: Sequence[Row], radii: Sequence[float]) -> Summary:
     never = all(row.outcome is Outcome.UNSUPPORTED for row in rows)
     missing = [] if never else [row for row in rows if not row.outcome.answered]
     outcomes = list(dict.fromkeys(row.outcome for row in missing))
-    every = [_radius(row) for row in rows]
+    bounded = [row for row in rows if not row.unbounded]
+    every = [_radius(row) for row in bounded]
     return Summary(
         norm=first.norm,
         domain=first.domain,
@@ -256,10 +260,11 @@ def _summary(rows: Sequence[Row], radii: Sequence[float]) -> Summary:
         n=n,
         clean_accuracy=sum(row.correct for row in rows) / n,
         certified_accuracy=tuple((eps, sum(row.certified(eps) for row in rows) / n) for eps in radii),
-        mean_radius=math.fsum(every) / n,
-        median_radius=statistics.median(every),
-        acr=math.fsum(radius for row, radius in zip(rows, every, strict=True) if row.correct) / n,
-        tightness=_tightness(rows),
+        unbounded=n - len(bounded),
+        mean_radius=_mean(every),
+        median_radius=statistics.median(every) if every else None,
+        acr=_mean([radius if row.correct else 0.0 for row, radius in zip(bounded, every, strict=True)]),
+        tightness=_tightness(bounded),
         certified=len(certified),
         uncertified=len(correct) - len(certified),
         misclassified=len(answered) - len(correct),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.evidence import (
     BestOfEvidence,
+    DomainEvidence,
     DrawingEvidence,
     NoiseEvidence,
     SplittingEvidence,
@@ -24,8 +25,8 @@ from certbench.results.rows import Row
 if TYPE_CHECKING:
     from certbench.checker.reading import Claim
 
-BESIDE = DrawingEvidence.keys() | BestOfEvidence.keys()
-"""Keys of evidence that no radius depends on: how the draws were made, and what else was tried."""
+BESIDE = DrawingEvidence.keys() | BestOfEvidence.keys() | DomainEvidence.keys()
+"""Keys of evidence that are about no counts: how the draws were made, what else was tried, where the domain ends."""
 
 STEPS = 60
 """Maximum number of Newton steps. A correct bound needs none."""
@@ -68,6 +69,8 @@ def wrong(row: Row, point: Sequence[float] | None = None) -> str | None:
 def largest(row: Row, point: Sequence[float] | None = None) -> float | None:
     """Return the largest radius that a row's counts prove for its selected class, whatever its own bounds are.
 
+    It does not exceed the domain, where the row says that the whole of it is certified.
+
     Returns:
         The radius, exact but for rounding, and 0 if the counts prove nothing; None if the row cannot be
         re-checked (see `wrong`), or the evidence contradicts itself.
@@ -88,7 +91,9 @@ def largest(row: Row, point: Sequence[float] | None = None) -> float | None:
         high = max(counts.SMALLEST, min(1 - high, 1 - low))
         if not high < min(low, counts.HALF):
             return 0.0
-        return max(0.0, float(counts.largest(claim, evidence, low, high)))
+        whole = DomainEvidence.read(row.evidence)
+        end = math.inf if whole is None else whole.farthest
+        return min(max(0.0, float(counts.largest(claim, evidence, low, high))), end)
     except (Refused, Unreadable, StoreError):
         return None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
+from certbench.core.evidence import DomainEvidence
 
 ROUNDING = 1e-9
 """Relative amount by which a radius may exceed a counterexample's distance: rounding of the distance."""
@@ -74,9 +75,25 @@ class Row:
         """
         return self.subject is Subject.BASE and refuted(self.radius, self.upper, self.norm)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the whole domain is certified: the radius is the distance of its farthest point."""
+        return DomainEvidence.read(self.evidence) is not None
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether the radius is no measurement: infinite, or the largest that the search tries.
+
+        Averages leave such rows out and count them apart. Rows of earlier releases are known by their search's limit.
+        """
+        if math.isinf(self.radius) or self.outcome is Outcome.LIMITED:
+            return True
+        search = self.spec.get("search")
+        return isinstance(search, Mapping) and search.get("limit") == self.radius and not self.whole
+
     def certified(self, eps: float) -> bool:
-        """Say whether the input counts for certified accuracy at eps: correct, and radius >= eps."""
-        return self.correct and self.radius >= eps
+        """Say whether the input counts for certified accuracy at eps: correct, and radius >= eps or all certified."""
+        return self.correct and (self.radius >= eps or self.whole)
 
 
 @dataclass(frozen=True)

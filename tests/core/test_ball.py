@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,8 +7,8 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from certbench import L2, ThreatModel
-from certbench.core.ball import box, crossing, fall, support
+from certbench import L0, L1, L2, Linf, ThreatModel
+from certbench.core.ball import box, crossing, fall, farthest, size, support
 
 
 def problem(seed: int, d: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,3 +99,28 @@ def test_rows_whose_squares_are_no_floats_have_a_norm_too(scale: float, domain: 
     threat = ThreatModel(2.0, domain)
     assert fall(a, threat, x, torch.ones(1).double()).item() == pytest.approx(5 * scale, rel=1e-9)
     assert crossing(a, torch.tensor([[scale]], dtype=torch.float64), threat, x).item() == pytest.approx(0.2, rel=1e-9)
+
+
+@pytest.mark.parametrize("threat", [L0, L1, L2, Linf], ids=str)
+def test_the_farthest_point_of_a_domain_is_a_corner(threat: ThreatModel) -> None:
+    inside = threat.within(-0.5, 1.25)
+    x = 1.75 * torch.rand(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
+    x[0] = -0.5
+    corners = torch.tensor(list(itertools.product([-0.5, 1.25], repeat=3)), dtype=torch.float64)
+    for point, found in zip(x, farthest(inside, x), strict=True):
+        true = torch.linalg.vector_norm(corners - point, ord=threat.p, dim=1).max()
+        torch.testing.assert_close(found, true, rtol=1e-15, atol=0)
+    assert farthest(threat, x).tolist() == [math.inf] * 20
+
+
+@pytest.mark.parametrize("threat", [L0, L1, L2, Linf], ids=str)
+def test_the_farthest_point_has_one_distance_in_any_batch(threat: ThreatModel) -> None:
+    x = torch.rand(7, 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = farthest(threat.within(0, 1), x)
+    assert whole.tolist() == [farthest(threat.within(0, 1), row[None]).item() for row in x]
+    assert whole.tolist() == farthest(threat.within(0, 1), x.repeat(3, 1))[7:14].tolist()
+
+
+def test_the_size_of_an_input_is_its_largest_entry_and_at_least_1() -> None:
+    x = torch.tensor([[0.0, 0.5], [-3.0, 2.0], [1e6, 0.0]], dtype=torch.float64)
+    assert size(x).tolist() == [1.0, 3.0, 1e6]

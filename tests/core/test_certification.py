@@ -1,5 +1,6 @@
 """The front door: what it refuses, how it cuts, seeds and times, and what failures become."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -203,6 +204,104 @@ def test_what_cancels_inside_the_network_is_not_certified() -> None:
     classifier = Classifier(torch.nn.Sequential(first, torch.nn.ReLU(), second).double().eval(), (1,), 2)
     certificate = certify("lipschitz", classifier, torch.tensor([[0.99]]), L2)
     assert certificate.radius.item() == 0
+
+
+@dataclass(frozen=True)
+class Far(Certifier[None]):
+    """It claims 5 at every input, a bracket and a search that ended at its limit: in L0, too."""
+
+    guarantee = Guarantee.SOUND
+    norms = frozenset({0.0, 1.0, 2.0, math.inf})
+
+    def prepare(self, classifier: Classifier, threat: ThreatModel) -> None:
+        return None
+
+    def certify(self, state: None, x: Tensor, seeds: Sequence[int]) -> Certificate:
+        evidence = [{"bracket": (5.0, math.inf), "mine": 1}] * len(x)
+        label = torch.zeros(len(x), dtype=torch.int64)
+        return Certificate.of(label, torch.full((len(x),), 5.0), evidence=evidence, outcome=[Outcome.LIMITED] * len(x))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0, math.inf])
+def test_no_radius_exceeds_the_domain_whoever_claims_it(classifier: Classifier, p: float) -> None:
+    threat = ThreatModel(p, (-0.25, 1.0))
+    found = certify(Far(), classifier, X, threat)
+    way = torch.maximum(X + 0.25, 1 - X).double()
+    true = torch.linalg.vector_norm(way, ord=p, dim=1)
+    torch.testing.assert_close(found.radius, true, rtol=1e-15, atol=0)
+    for i, evidence in enumerate(found.evidence):
+        far = found.radius[i].item()
+        assert evidence == {"bracket": [far, math.inf], "mine": 1, "farthest": far}
+    assert set(found.outcome) == {Outcome.COMPLETED}
+    open_ended = certify(Far(), classifier, X, ThreatModel(p))
+    assert open_ended.radius.tolist() == [5.0] * 5 and set(open_ended.outcome) == {Outcome.LIMITED}
+    wide = certify(Far(), classifier, X, ThreatModel(p, (-100, 100)))
+    assert set(wide.outcome) == {Outcome.LIMITED if p else Outcome.COMPLETED}
+    assert ("farthest" in wide.evidence[0]) == (p == 0)
+
+
+def test_radii_of_smoothed_classifiers_end_at_the_domain_too(classifier: Classifier) -> None:
+    wide = {"name": "smoothing", "n": 1000, "noise": {"name": "gaussian", "sigma": 50.0}}
+    module = nn.Linear(3, 2).eval()
+    with torch.no_grad():
+        module.weight.zero_()
+        module.bias.copy_(torch.tensor([1.0, 0.0]))
+    found = certify(wide, Classifier(module, (3,), 2), X, L2.within(0, 1))
+    assert (found.radius <= math.sqrt(3)).all() and all("farthest" in one for one in found.evidence)
+
+
+@pytest.mark.parametrize("name", ["lipschitz", "crown", "alpha-crown", "branch-and-bound", "milp", "best-of"])
+def test_a_constant_classifier_is_unbounded_without_a_domain_and_whole_within_one(name: str) -> None:
+    if name == "milp":
+        pytest.importorskip("highspy")
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval().requires_grad_(False)
+    module[2].weight.zero_()  # type: ignore[operator, union-attr]
+    module[2].bias[:] = torch.tensor([1.0, 0.0])  # type: ignore[index, operator]
+    constant, x = Classifier(module, (3,), 2), torch.tensor([[0.1, 0.5, 0.25], [0.0, 0.0, 1.0]])
+    within = certify(name, constant, x, Linf.within(0, 1))
+    assert within.radius.tolist() == [float(torch.tensor(0.1).neg().double() + 1), 1.0]
+    assert within.outcome == (Outcome.COMPLETED,) * 2 and all("farthest" in one for one in within.evidence)
+    assert certify(name, constant, x, Linf).outcome == (Outcome.LIMITED,) * 2
+
+
+@pytest.mark.parametrize("name", ["lipschitz", "crown", "alpha-crown", "branch-and-bound", "milp"])
+@pytest.mark.parametrize("unit", [2.0**-20, 2.0**20])
+def test_radii_in_other_units_are_the_same_in_those_units(name: str, unit: float) -> None:
+    if name == "milp":
+        pytest.importorskip("highspy")
+        unit = max(unit, 1.0)  # the solver's tolerance is 1e-9, whatever the unit
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval().requires_grad_(False)
+    x, other = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)), copy.deepcopy(base)
+    other[0].weight.div_(unit)  # type: ignore[operator, union-attr]
+    one, two = (certify(name, Classifier(net, (3,), 3), x * u, Linf) for net, u in ((base, 1.0), (other, unit)))
+    assert set(two.outcome) == {Outcome.COMPLETED}
+    torch.testing.assert_close(two.radius / unit, one.radius, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lipschitz", "crown", "branch-and-bound"])
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_radii_do_not_depend_on_the_scale_of_the_logits(name: str, unit: float) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval().requires_grad_(False)
+    x, other = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)), copy.deepcopy(base)
+    other[2].weight.mul_(unit)  # type: ignore[operator, union-attr]
+    other[2].bias.mul_(unit)  # type: ignore[operator, union-attr]
+    one, two = (certify(name, Classifier(net, (3,), 3), x, L2) for net in (base, other))
+    torch.testing.assert_close(two.radius, one.radius, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lipschitz", "crown", "branch-and-bound"])
+def test_a_margin_within_the_allowance_for_rounding_says_so(name: str) -> None:
+    module = nn.Sequential(nn.Linear(2, 2)).double().eval().requires_grad_(False)
+    module[0].weight[:] = torch.eye(2)  # type: ignore[index, operator]
+    module[0].bias.zero_()  # type: ignore[operator, union-attr]
+    x = torch.tensor([[1.0, 1.0 - 1e-12], [1.0, 0.5]], dtype=torch.float64)
+    found = certify(name, Classifier(module, (2,), 2), x, L2)
+    assert found.radius[0] == 0 and "within rounding" in found.evidence[0]["reason"]
+    assert found.radius[1] > 0 and "reason" not in found.evidence[1]
 
 
 def test_the_front_door_loads_no_certifier() -> None:

@@ -142,7 +142,7 @@ WORDS = {
         "iterations": "whole number, at least 1",
         "candidates": "whole number, at least 1",
         "relative": "number, strictly between 0 and 1",
-        "eps": "number, above 0, at most 10000, or null",
+        "eps": "number, above 0, finite, or null",
     },
     "smoothing": {
         "noise": f"one of {', '.join(NOISES)}, integer-gaussian",

@@ -62,6 +62,8 @@ def run(
     crossings: Sequence[Margin] | None = None,
     guess: float = math.nan,
     tangent: float = math.nan,
+    size: float | None = None,
+    farthest: float | None = None,
 ) -> tuple[Found, list[list[tuple[float, float]]]]:
     """What the search found, and of each input what it saw: (eps, margin), in order."""
     seen: list[list[tuple[float, float]]] = [[] for _ in functions]
@@ -76,7 +78,8 @@ def run(
         return Evaluation(margin, torch.tensor(reached, dtype=torch.float64))
 
     checked: Bound = bound
-    known = Start(torch.full_like(clean, guess), torch.full_like(clean, tangent))
+    ends = (None if value is None else torch.full_like(clean, value) for value in (size, farthest))
+    known = Start(torch.full_like(clean, guess), torch.full_like(clean, tangent), *ends)
     return search.run(checked, clean, known), seen
 
 
@@ -184,6 +187,32 @@ def test_a_secant_is_cheaper_where_the_margin_is_smooth(shape: str) -> None:
 def test_a_margin_that_never_falls_is_certified_at_the_limit(kind: type[Bisection | Secant], limit: float) -> None:
     found, _ = run(kind(limit=limit, evaluations=600), [lambda eps: 1.0], ones(1))
     assert (found.certified.item(), found.refuted.item()) == (limit, math.inf)
+
+
+@pytest.mark.parametrize("kind", [Bisection, Secant])
+@pytest.mark.parametrize("shape", [*MONOTONE, "constant"])
+def test_a_search_in_other_units_tries_the_same_radii_in_those_units(
+    kind: type[Bisection | Secant], shape: str
+) -> None:
+    unit = 2.0**20
+    margin = MONOTONE[shape](3.0) if shape != "constant" else lambda eps: 1.0
+    (small, seen), (large, other) = (
+        run(kind(), [lambda eps, u=u: margin(eps / u)], ones(1), size=u) for u in (1.0, unit)
+    )
+    assert large.limit.item() == 1e4 * unit
+    assert large.evaluations.tolist() == small.evaluations.tolist()
+    assert large.certified.item() == pytest.approx(small.certified.item() * unit, rel=1e-12)
+    assert [eps for eps, _ in other[0]] == pytest.approx([eps * unit for eps, _ in seen[0]], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Bisection, Secant])
+def test_a_search_ends_beyond_the_domain(kind: type[Bisection | Secant]) -> None:
+    short, _ = run(kind(), [lambda eps: 1.0], ones(1), farthest=0.7)
+    long, _ = run(kind(), [lambda eps: 1.0], ones(1))
+    assert 0.7 <= short.certified.item() < long.certified.item() == 1e4
+    assert short.evaluations < long.evaluations
+    same, _ = run(kind(), [step(0.6)], ones(1), farthest=0.7)
+    assert same.certified.item() == run(kind(), [step(0.6)], ones(1))[0].certified.item()
 
 
 @pytest.mark.parametrize("kind", [Bisection, Secant])

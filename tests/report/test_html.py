@@ -389,3 +389,13 @@ def test_writing_replaces_whole_files(tmp_path, monkeypatch):
 def test_writing_into_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(StoreError, match=r"nowhere.*report\.html"):
         html.write(tmp_path / "nowhere" / "report.html", "Title", {}, ROWS, RADII)
+
+
+def test_unbounded_rows_are_counted_beside_the_mean():
+    rows = [BASE, replace(BASE, input=1, radius=1e4, outcome=Outcome.LIMITED)]
+    text = tables.markdown(summarise(rows, RADII))
+    assert "| unb. |" in text and "cnn / crown: 1 unbounded" in text and "| 0.400 | 0.400 | 0.400 |" in text
+    assert "unb." not in tables.markdown(summarise([BASE], RADII))
+    alone = tables.markdown(summarise(rows[1:], RADII))
+    assert "| - | - | - |" in alone
+    assert ">unb.</th>" in html.html("title", {}, rows, RADII)

@@ -108,10 +108,38 @@ def test_a_pair_is_unsupported_only_if_every_row_is():
     assert only([replace(never, reason="")]).unsupported is not None
 
 
+UNBOUNDED = [
+    replace(PLAIN, radius=math.inf),
+    replace(PLAIN, radius=3.0, outcome=Outcome.LIMITED),
+    replace(PLAIN, radius=1e4, spec={"search": {"name": "secant", "limit": 1e4}}),  # of an earlier release
+]
+
+
+@pytest.mark.parametrize("row", UNBOUNDED)
+@pytest.mark.parametrize("right", [True, False])
+def test_an_unbounded_radius_is_counted_apart_and_never_averaged(row, right):
+    row = row if right else replace(row, prediction=1)
+    small = replace(PLAIN, radius=0.1, upper=0.4)
+    summary = only([small, replace(row, upper=1e5), replace(PLAIN, radius=0.3, upper=0.6)], 0.2)
+    assert (summary.n, summary.unbounded) == (3, 1)
+    assert summary.mean_radius == summary.acr == summary.median_radius == pytest.approx(0.2)
+    assert summary.tightness == pytest.approx((0.25 + 0.5) / 2)
+    assert summary.certified_accuracy == ((0.2, (1 + right) / 3),)
+    alone = only([row])
+    assert (alone.unbounded, alone.mean_radius, alone.median_radius, alone.acr) == (1, None, None, None)
+
+
+def test_a_whole_domain_is_measured_by_its_farthest_point_and_certified_at_every_eps():
+    whole = replace(PLAIN, radius=0.7, domain=(0.0, 1.0), evidence={"farthest": 0.7})
+    rows = [whole, replace(PLAIN, radius=0.1, domain=(0.0, 1.0))]
+    summary = only(rows, 0.5, 0.9)
+    assert (summary.unbounded, summary.mean_radius) == (0, pytest.approx(0.4))
+    assert summary.certified_accuracy == ((0.5, 0.5), (0.9, 0.5))
+    assert curve(rows) == [(0.0, 1.0), (0.1, 1.0), (math.inf, 0.5)]
+    assert not replace(whole, prediction=1).certified(0.9)
+
+
 def test_infinite_and_undefined_radii():
-    wrong = replace(PLAIN, prediction=1, radius=math.inf)
-    assert only([PLAIN, wrong]).mean_radius == math.inf
-    assert only([PLAIN, wrong]).acr == 0.25  # inf x 0 is not NaN
     assert only([PLAIN, replace(PLAIN, radius=math.inf)], 1e9).certified_accuracy == ((1e9, 0.5),)
     undefined = only([PLAIN, replace(PLAIN, radius=math.nan)], 0.1)
     assert (undefined.mean_radius, undefined.certified_accuracy) == (0.25, ((0.1, 0.5),))

@@ -70,5 +70,5 @@ def crown_radius(
         return Evaluation(torch.where(margin.isfinite(), margin, -torch.inf), crossing)
 
     clean = clean_margin(state.classifier(x), label) - slack
-    start = Start(torch.full_like(slack, guess), tangent(state, x, label))
+    start = Start.at(state.threat, x.flatten(1), torch.full_like(slack, guess), tangent(state, x, label))
     return search.run(bound, clean, start).certified

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,13 +24,13 @@ from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import TreeEvidence
 from certbench.core.margins import NO_MARGIN, SLACK, clean_margin, margin_rows, tangent
-from certbench.core.ranges import BatchSize, PositiveInt, RelativeTolerance, Seconds, between
+from certbench.core.ranges import BatchSize, PositiveFloat, PositiveInt, RelativeTolerance, Seconds
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import NumericalError
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
-from certbench.verifiers.complete.tree import LIMIT, Answer, Tree, TreeOptions, widest
+from certbench.verifiers.complete.tree import Answer, Tree, TreeOptions, widest
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class BranchAndBound(Certifier[NetworkState]):
         relative: (upper - radius) / upper at which an input is finished.
         eps: None to search for the radius; a number to decide this radius alone. Then `radius` is `eps` if it is
             certified; if not, `upper` is at most `eps` and `radius` any radius that was proved.
+
+    Without a domain the search ends at `LIMIT` times the input's size; the outcome then is `limited`.
     """
 
     seconds: Seconds = 60.0
@@ -52,7 +54,7 @@ class BranchAndBound(Certifier[NetworkState]):
     iterations: PositiveInt = 20
     candidates: PositiveInt = 4
     relative: RelativeTolerance = 1e-6
-    eps: Annotated[float, between(0, LIMIT, "right")] | None = None
+    eps: PositiveFloat | None = None
 
     guarantee: ClassVar[Guarantee] = Guarantee.COMPLETE
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
@@ -106,4 +108,7 @@ class BranchAndBound(Certifier[NetworkState]):
         evidence = TreeEvidence(
             bracket=(radius, upper), domains=tree.bounded, splits=tree.splits, open=tree.open, bounds=tree.method
         )
-        return Answer(int(label), radius, upper, Outcome.COMPLETED if done else Outcome.TIMED_OUT, evidence)
+        outcome = Outcome.COMPLETED if done else Outcome.TIMED_OUT
+        if self.eps is None and state.threat.domain is None and tree.limit <= radius < upper:
+            outcome = Outcome.LIMITED
+        return Answer(int(label), radius, upper, outcome, evidence)

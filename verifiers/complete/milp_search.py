@@ -32,7 +32,8 @@ WIDEN = 1e-6
 
 
 FARTHEST = 1e4
-"""Largest radius claimed, if neither a counterexample nor the border of the domain ends the search."""
+"""Largest radius that is searched, in units of the input's size (see `ball.size`), if neither a counterexample nor the
+border of the domain ends the search."""
 
 
 BACK = 39
@@ -93,10 +94,11 @@ class Bracket:
             if min(self.proven) >= eps:
                 self.proven = [eps] * count
             return self.report()
-        farthest_ball = min(widest, FARTHEST)
+        unit = float(ball.size(self.flat))
+        farthest_ball = min(widest, FARTHEST * unit)
         reach = self.upper
         if math.isinf(reach):
-            reach = min(2 * self.crown if self.crown > 0 else 1e-3 * min(widest, 1.0), farthest_ball)
+            reach = min(2 * self.crown if self.crown > 0 else 1e-3 * min(widest, unit), farthest_ball)
         while True:
             self.solve_all(reach)
             if self.stop or self.upper < math.inf:
@@ -107,7 +109,7 @@ class Bracket:
             if reach >= farthest_ball:
                 self.everywhere = True
                 if reach >= widest:
-                    self.proven = [FARTHEST] * count
+                    self.proven = [math.inf] * count
                 break
             reach = min(2 * reach, farthest_ball)
         return self.report()
@@ -129,7 +131,7 @@ class Bracket:
             programs=self.programs,
         )
         if answered and not self.contradicted:
-            return Outcome.COMPLETED, evidence
+            return Outcome.LIMITED if self.everywhere and self.radius < math.inf else Outcome.COMPLETED, evidence
         reason = self.stop or "every program was solved, but the bracket is wider than the tolerance"
         return Outcome.TIMED_OUT if self.stop == TIME else Outcome.FAILED, replace(evidence, reason=reason)
 

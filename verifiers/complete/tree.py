@@ -43,7 +43,7 @@ still open, rounding is the reason: the allowance keeps the radius below the cou
 
 
 LIMIT = 1e4
-"""Largest radius ever claimed."""
+"""Largest radius that is searched without a domain, in units of the input's size (see `ball.size`)."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Answer:
 
 
 def widest(threat: ThreatModel, x: Tensor) -> float:
-    """Return the distance of the farthest point of the domain; without a domain, the largest radius ever claimed."""
+    """Return the distance of the farthest point of the domain; without a domain, the largest radius that is tried."""
     if threat.domain is None:
-        return LIMIT
+        return LIMIT * float(ball.size(x.flatten(1)))
     way = torch.maximum(x - threat.domain[0], threat.domain[1] - x).flatten()
     return float(torch.linalg.vector_norm(way, ord=threat.p)) * (1 + 1e-12)
 
@@ -132,9 +132,11 @@ class Tree:
 
     @property
     def radius(self) -> float:
-        """The radius that is proved: the least over all leaves."""
+        """The radius that is proved: the least over all leaves; infinity if it is the whole domain."""
         least = self.leaves[0].radius if self.leaves else math.inf
-        return LIMIT if self.threat.domain is not None and least >= self.limit else min(least, LIMIT)
+        if least < self.limit:
+            return least
+        return self.limit if self.threat.domain is None else math.inf
 
     @property
     def open(self) -> int:
