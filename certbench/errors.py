@@ -8,10 +8,14 @@
     └── CertificationError     one computation failed; the harness turns it into a row
         ├── SolverError        a solver gave no usable answer
         ├── TimeLimitError     the time limit ended before there was an answer
-        └── NumericalError     a result is NaN, or a bound contradicts itself
+        ├── NumericalError     a result is NaN, or a bound contradicts itself
+        ├── ContradictionError an attack found a counterexample inside a certified radius
+        └── CrashError         a certifier, or a package below it, raised an exception of another kind: a bug
 
 `certbench.certify(..., throw=False)` turns a `CertificationError`, and running out of memory, into rows; nothing else.
 """
+
+import traceback
 
 
 class CertbenchError(Exception):
@@ -56,3 +60,16 @@ class TimeLimitError(CertificationError):
 
 class NumericalError(CertificationError):
     """A result is NaN, or a bound contradicts itself."""
+
+
+class ContradictionError(CertificationError):
+    """An attack found a counterexample inside a certified radius: the certifier or its implementation is wrong."""
+
+
+class CrashError(CertificationError):
+    """A certifier, or a package below it, raised an exception of another kind; `__cause__` is that exception."""
+
+    @property
+    def trace(self) -> str:
+        """The traceback, as text."""
+        return "".join(traceback.format_exception(self))

@@ -64,7 +64,7 @@ def clever(
     Raises:
         ConfigError: inputs have another shape, lie outside the domain or are not finite, or a setting is not positive.
     """
-    check_inputs(classifier, x, threat)
+    x, threat = check_inputs(classifier, x, threat)
     if not (0 < radius < math.inf and batches > 0 and samples > 0):
         raise ConfigError(f"radius {radius}, batches {batches} and samples {samples} must be positive and finite")
     exact, x = classifier.double(), x.to(classifier.device, torch.float64)

@@ -84,7 +84,7 @@ def float_audit(
     """
     if not isinstance(certifier, MarginCertifier):
         raise ConfigError(f"{type(certifier).__name__} bounds no margins; there is nothing to compare")
-    check_inputs(classifier, x, threat)
+    x, threat = check_inputs(classifier, x, threat)
     wanted = (radius > 0) & radius.isfinite()
     if not bool(wanted.any()):
         raise ConfigError("no radius is positive and finite; there is nothing to look at")

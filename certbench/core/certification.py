@@ -1,6 +1,8 @@
 """The front door: it does checks, chunks, seeds, timing and failures, so that backends hold mathematics only."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +15,19 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier, Regressor
-from certbench.core.evidence import BracketEvidence, DomainEvidence
-from certbench.core.inputs import check_inputs, input_seed
+from certbench.core.evidence import BracketEvidence, DomainEvidence, HeadEvidence, TracebackEvidence
+from certbench.core.inputs import Inputs, check_inputs, input_seed
 from certbench.core.memory import out_of_memory
 from certbench.core.options import Spec, build
 from certbench.core.threat import ThreatModel
-from certbench.errors import CertificationError, ConfigError, UnsupportedError
+from certbench.errors import CertbenchError, CertificationError, ConfigError, CrashError, UnsupportedError
 
 
 def certify(
     certifier: Certifier[Any] | Spec,
     classifier: Classifier,
-    x: Float[Tensor, "n ..."],
-    threat: ThreatModel,
+    x: Inputs,
+    threat: ThreatModel | str | float,
     *,
     state: Any = None,
     batch_size: int = 64,
@@ -37,8 +39,8 @@ def certify(
     Args:
         certifier: a certifier, its name, or a mapping with its name and options.
         classifier: the classifier that is certified (or, for smoothing, smoothed and then certified).
-        x: `(n, *input_shape)`, inside the threat model's domain if it has one.
-        threat: the norm, and the domain if there is one.
+        x: `(n, *input_shape)`, a tensor or a NumPy array, inside the threat model's domain if it has one.
+        threat: the norm, and the domain if there is one; `"L2"`, `"inf"` or `2` name a norm without a domain.
         state: the result of `certifier.prepare(classifier, threat)`, to compute it only once.
         batch_size: number of inputs given to the certifier at once. Radii do not depend on it, beyond float64 rounding.
         seed: base of every random draw. The draws for an input depend on it and on the input alone.
@@ -53,58 +55,119 @@ def certify(
             threat model's.
         UnsupportedError: there is no certificate for this pair; the message says why.
         MissingBackendError: an optional package is needed.
-        CertificationError: the computation failed, if `throw`.
+        CertificationError: the computation failed, if `throw`. Exceptions of other kinds become a `CrashError` that
+            names the certifier.
     """
     if not isinstance(certifier, Certifier):
         certifier = build(certifier)
-    check_inputs(classifier, x, threat)
+    x, threat = check_inputs(classifier, x, threat)
     if isinstance(classifier, Regressor):
         raise ConfigError(f"{classifier.name} has no classes; ask for output_bounds or output_radius")
-    reason = certifier.unsupported(classifier, threat)
-    if reason is not None:
-        raise UnsupportedError(reason)
+    refuse(certifier, classifier, threat)
     if getattr(state, "threat", threat) != threat:
         raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be a whole number, at least 1, not {batch_size!r}")
     if len(x) == 0:
         return Certificate.nothing(0, Outcome.COMPLETED, "")
     if state is None:
         try:
-            state = certifier.prepare(classifier, threat)
+            with blamed(certifier):
+                state = certifier.prepare(classifier, threat)
         except CertificationError as error:
             if throw:
                 raise
-            return Certificate.nothing(len(x), Outcome.FAILED, f"{type(error).__name__}: {error}")
+            return _failed(len(x), error)
     x = x.to(classifier.device, torch.float64)
-    parts = [_batch(certifier, state, part, threat, seed, throw) for part in torch.split(x, batch_size)]
+    parts = [_batch(certifier, state, part, classifier, threat, seed, throw) for part in torch.split(x, batch_size)]
     return Certificate.concatenate(parts)
 
 
 def _batch(
-    certifier: Certifier[Any], state: Any, x: Tensor, threat: ThreatModel, seed: int, throw: bool
+    certifier: Certifier[Any],
+    state: Any,
+    x: Tensor,
+    classifier: Classifier,
+    threat: ThreatModel,
+    seed: int,
+    throw: bool,
 ) -> Certificate:
     """Certify one batch, and time it."""
     start = time.perf_counter()
     try:
-        certificate = certifier.certify(state, x, [input_seed(seed, row) for row in x])
+        with blamed(certifier):
+            certificate = certifier.certify(state, x, [input_seed(seed, row) for row in x])
+            _same_length(certificate, x)
     except (CertificationError, MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             if len(x) > 1:
                 half = (len(x) + 1) // 2
                 return Certificate.concatenate(
-                    [_batch(certifier, state, part, threat, seed, throw) for part in (x[:half], x[half:])]
+                    [_batch(certifier, state, part, classifier, threat, seed, throw) for part in (x[:half], x[half:])]
                 )
             failed = Certificate.nothing(1, Outcome.OUT_OF_MEMORY, f"out of memory at batch size 1: {error}")
         elif isinstance(error, CertificationError):
-            failed = Certificate.nothing(len(x), Outcome.FAILED, f"{type(error).__name__}: {error}")
+            failed = _failed(len(x), error)
         else:
             raise
         if throw:
             raise
         certificate = failed
     each = (time.perf_counter() - start) / len(x)
-    return replace(_within(threat, x, certificate), seconds=torch.full((len(x),), each, dtype=torch.float64))
+    certificate = _within(threat, x, certificate)
+    if classifier.dropped:
+        evidence = (HeadEvidence(dropped=classifier.dropped, more=one).to_json() for one in certificate.evidence)
+        certificate = replace(certificate, evidence=tuple(evidence))
+    return replace(certificate, seconds=torch.full((len(x),), each, dtype=torch.float64))
+
+
+def refuse(certifier: Certifier[Any], classifier: Classifier, threat: ThreatModel) -> None:
+    """Refuse a pair that has no certificate.
+
+    Raises:
+        UnsupportedError: there is none; the message says why.
+    """
+    with blamed(certifier):
+        reason = certifier.unsupported(classifier, threat)
+    if reason is None and certifier.rounding_safe and classifier.dropped:
+        reason = f"rounding_safe is about the float program, of which the last {classifier.dropped} was left out"
+    if reason is not None:
+        raise UnsupportedError(reason)
+
+
+@contextmanager
+def blamed(certifier: Certifier[Any]) -> Iterator[None]:
+    """Name the certifier in an exception that is none of ours; those, and running out of memory, pass.
+
+    Raises:
+        CrashError: there was one.
+    """
+    try:
+        yield
+    except CertbenchError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        name = type(certifier).__name__
+        raise CrashError(f"{name} raised {type(error).__name__}: {str(error) or 'no message'} (a bug in it)") from error
+
+
+def _failed(n: int, error: CertificationError) -> Certificate:
+    """Make rows of a failure; those of a bug have the traceback."""
+    nothing = Certificate.nothing(n, Outcome.FAILED, f"{type(error).__name__}: {error}")
+    if not isinstance(error, CrashError):
+        return nothing
+    trace = TracebackEvidence(reason=f"{type(error).__name__}: {error}", traceback=error.trace).to_json()
+    return replace(nothing, evidence=(trace,) * n)
+
+
+def _same_length(certificate: Any, x: Tensor) -> None:
+    """Refuse an answer that is no certificate of these inputs."""
+    if not isinstance(certificate, Certificate):
+        raise TypeError(f"certify returned a {type(certificate).__name__}, not a Certificate")
+    if len(certificate) != len(x):
+        raise ValueError(f"certify returned {len(certificate)} rows for {len(x)} inputs")
 
 
 WHOLE = 1e-12

@@ -2,15 +2,18 @@
 
 import copy
 import hashlib
+import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from certbench.core import fingerprint as prints
+from certbench.core import heads
 from certbench.errors import ConfigError
 
 
@@ -18,11 +21,21 @@ from certbench.errors import ConfigError
 class Classifier:
     """A module that maps a batch of inputs to logits, normalisation inside.
 
+    The number of classes is that of the module's logits, whatever labels are at hand. A module of one logit (after
+    training with `BCEWithLogitsLoss`, say) is a classifier of two classes: the second one where the logit exceeds the
+    threshold.
+
     Attributes:
-        module: `(n, *input_shape) -> (n, num_classes)`, in eval mode.
+        module: `(n, *input_shape) -> (n, num_classes)`, in eval mode. Arguments that select an output or two classes
+            give it a wrapper.
         input_shape: shape of one input, without the batch axis.
-        num_classes: number of logits, at least 2.
+        num_classes: number of logits, at least 2; if 1 is given, it becomes 2.
         name: what tables call it.
+        dropped: the last layer that was left out, as it changes no class in exact arithmetic: `sigmoid` in front of a
+            threshold; else empty. Claims about the float program (`rounding_safe`) then are refused.
+        output: argument only. Place (`0`) or name (`"logits"`) of the logits, if the module returns a tuple, a list, a
+            mapping or an object.
+        threshold: argument only, for one logit: 0, or 0.5 after a sigmoid, if it is not given.
 
     Raises:
         ConfigError: if the module is in training mode, or does not map as declared.
@@ -32,31 +45,40 @@ class Classifier:
     input_shape: tuple[int, ...]
     num_classes: int
     name: str = "classifier"
+    dropped: str = ""
+    output: InitVar[int | str | None] = field(default=None, kw_only=True)
+    threshold: InitVar[float | None] = field(default=None, kw_only=True)
 
     least: ClassVar[int] = 2
-    """Smallest number of outputs that makes sense."""
+    """Smallest number of outputs that can be used as they are."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, output: int | str | None, threshold: float | None) -> None:
         """Check the declaration once, on a batch of two zeros."""
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))
-        if any(module.training for module in self.module.modules()):
-            raise ConfigError(f"{self.name} is in training mode; call module.eval() before you wrap it")
-        if self.num_classes < self.least:
-            raise ConfigError(f"{self.name}: a classifier has at least 2 classes, not {self.num_classes}")
-        try:
-            shape = tuple(self(torch.zeros(2, *self.input_shape)).shape)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"{self.name} does not take a batch of shape (2, *{self.input_shape}): {error}"
-            ) from error
+        object.__setattr__(self, "input_shape", _sizes(self.input_shape, self.name))
+        classes: Any = self.num_classes
+        if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 1:
+            given = "labels" if isinstance(classes, list | tuple | np.ndarray | Tensor) else repr(classes)
+            raise ConfigError(f"{self.name}: num_classes is the number of the module's logits, at least 1, not {given}")
+        module = heads.ready(self.module, self.input_shape, output, self.name)
+        if classes < self.least:
+            module, dropped = heads.two_classes(module, self.input_shape, threshold, self.name)
+            object.__setattr__(self, "dropped", dropped)
+        elif threshold is not None:
+            raise ConfigError(f"{self.name}: a threshold belongs to a classifier of one logit (num_classes=1)")
+        object.__setattr__(self, "num_classes", max(int(classes), self.least))
+        object.__setattr__(self, "module", module)
+        zeros = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
+        with torch.no_grad():
+            shape = tuple(heads.run(module, zeros, self.name).shape)
         if shape != (2, self.num_classes):
-            raise ConfigError(f"{self.name} gives logits of shape {shape} for two inputs, not (2, {self.num_classes})")
+            cure = f"; write num_classes={shape[1]}" if len(shape) == 2 and shape[0] == 2 else ""
+            wanted = f"(2, {self.num_classes})"
+            raise ConfigError(f"{self.name} gives logits of shape {shape} for two inputs, not {wanted}{cure}")
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
         """Compute logits, on the module's device and in its precision."""
-        logits = self.module(x.to(self.device, self.dtype, copy=True))  # a module may work in place
-        assert isinstance(logits, Tensor)
+        logits: Tensor = self.module(x.to(self.device, self.dtype, copy=True))  # a module may work in place
         return logits
 
     def logits_and_scale(self, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
@@ -110,7 +132,11 @@ class Classifier:
 
     def double(self) -> "Classifier":
         """Return a copy in float64, with exactly the same parameters, in which bounds are computed."""
-        return replace(self, module=copy.deepcopy(self.module).double().requires_grad_(False))
+        with torch.no_grad():  # parameters of TorchScript modules have no `requires_grad_` of their module
+            module = copy.deepcopy(self.module).double()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        return replace(self, module=module)
 
     def fingerprint(self) -> str:
         """Return the sha256 of everything that decides the logits: code, settings, parameters.
@@ -133,6 +159,18 @@ class Classifier:
         """Yield parameters, then buffers."""
         yield from self.module.parameters()
         yield from self.module.buffers()
+
+
+def _sizes(shape: Any, name: str) -> tuple[int, ...]:
+    """Read the shape of an input; a number is the length of a vector."""
+    sizes = (shape,) if isinstance(shape, int | np.integer) else shape
+    try:
+        found = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        found = (-1,)
+    if isinstance(sizes, str) or any(size < 1 for size in found):
+        raise ConfigError(f"{name}: input_shape is the shape of one input, for example (3, 32, 32), not {shape!r}")
+    return found
 
 
 @dataclass(frozen=True, eq=False)

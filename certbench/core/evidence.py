@@ -102,6 +102,17 @@ class ReasonEvidence(Evidence):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TracebackEvidence(ReasonEvidence):
+    """An exception that is none of certbench's: a bug in a certifier, or in a package below it.
+
+    Attributes:
+        traceback: Python's traceback, as text.
+    """
+
+    traceback: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BracketEvidence(Evidence):
     """The two radii between which a search ended.
 
@@ -122,6 +133,17 @@ class DomainEvidence(Evidence):
     """
 
     farthest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadEvidence(Evidence):
+    """A last layer that was left out, because it changes no class in exact arithmetic.
+
+    Attributes:
+        dropped: the layer: `sigmoid`.
+    """
+
+    dropped: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,20 @@
 """Inputs: checked once, each with a seed of its own."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
+
+Inputs = Tensor | NDArray[Any] | Sequence[Any]
+"""Inputs as people have them: a tensor, a NumPy array or nested lists, `(n, *input_shape)`."""
 
 
 def input_seed(seed: int, x: Tensor) -> int:
@@ -17,13 +24,51 @@ def input_seed(seed: int, x: Tensor) -> int:
     return int.from_bytes(digest[:16], "little")
 
 
-def check_inputs(classifier: Classifier, x: Tensor, threat: ThreatModel) -> None:
-    """Refuse inputs that no certifier can take.
+def as_tensor(values: Any, what: str = "inputs") -> Tensor:
+    """Return numbers as a tensor: a tensor as it is, a copy of anything else that NumPy takes for an array.
 
     Raises:
-        ConfigError: another shape, NaN or infinity, or outside the threat model's domain.
+        ConfigError: they are no numbers, or complex.
     """
-    if tuple(x.shape[1:]) != classifier.input_shape:
+    if not isinstance(values, Tensor):
+        try:
+            array = np.array(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{what} are no array of numbers ({error}); give a tensor or a NumPy array") from error
+        if array.dtype.kind not in "fiub":
+            raise ConfigError(f"{what} are {array.dtype}, not numbers; give a tensor or a NumPy array of floats")
+        values = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else array.dtype))
+    if values.is_complex():
+        raise ConfigError(f"{what} are complex; give real numbers")
+    tensor: Tensor = values.detach()
+    return tensor
+
+
+def check_classifier(classifier: Any) -> None:
+    """Refuse what is no classifier.
+
+    Raises:
+        ConfigError: it is none; the message says what to write.
+    """
+    if not isinstance(classifier, Classifier):
+        given = type(classifier).__name__
+        raise ConfigError(f"a {given} is no classifier; write Classifier(module, input_shape, num_classes)")
+
+
+def check_inputs(classifier: Classifier, x: Any, threat: Any) -> tuple[Tensor, ThreatModel]:
+    """Return inputs and threat model as certifiers take them, and refuse what no certifier can take.
+
+    Args:
+        classifier: the classifier.
+        x: inputs, see `Inputs`.
+        threat: a threat model, or a norm; see `ThreatModel.of`.
+
+    Raises:
+        ConfigError: no classifier; another shape, NaN or infinity, or outside the threat model's domain; no norm.
+    """
+    check_classifier(classifier)
+    x, threat = as_tensor(x), ThreatModel.of(threat)
+    if tuple(x.shape[1:]) != classifier.input_shape or x.dim() == 0:
         raise ConfigError(
             f"{classifier.name} takes inputs of shape {classifier.input_shape}, these have {tuple(x.shape[1:])}; "
             "the first axis is the batch"
@@ -35,3 +80,4 @@ def check_inputs(classifier: Classifier, x: Tensor, threat: ThreatModel) -> None
             f"inputs lie between {float(x.min()):g} and {float(x.max()):g}, outside the domain {threat.domain}; "
             "rescale them, or leave the domain out"
         )
+    return x, threat

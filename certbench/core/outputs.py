@@ -7,35 +7,37 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
+from certbench.core.certification import blamed, refuse
 from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier
-from certbench.core.inputs import check_inputs
+from certbench.core.inputs import Inputs, as_tensor, check_inputs
 from certbench.core.margins import LIMIT, SLACK, MarginState
 from certbench.core.options import Spec, build
 from certbench.core.search import Start
 from certbench.core.threat import ThreatModel
-from certbench.errors import ConfigError, UnsupportedError
+from certbench.errors import ConfigError
 
 
 def margins(
     certifier: MarginCertifier[Any] | Spec,
     classifier: Classifier,
-    x: Float[Tensor, "n ..."],
-    threat: ThreatModel,
-    eps: float | Tensor,
+    x: Inputs,
+    threat: ThreatModel | str | float,
+    eps: float | Inputs,
     *,
     state: Any = None,
     batch_size: int = 64,
 ) -> Float[Tensor, "n classes"]:
-    """Bound each margin f_c - f_j from below over the ball, c being the classifier's own prediction; 0 for c itself.
+    """Bound each margin f_c - f_j from below over the ball, c being the classifier's own prediction.
 
-    Class j cannot be reached inside the ball where its entry is positive.
+    Class j cannot be reached inside the ball where its entry is positive. The entry of c itself is infinity, so that a
+    row is certified where `(margins > 0).all(dim=1)`, and its least entry is the least margin.
 
     Args:
         certifier: one that bounds margins, its name, or a mapping with its name and options.
         classifier: the classifier.
-        x: `(n, *input_shape)`, inside the domain.
-        threat: the norm, and the domain where one is meant.
+        x: `(n, *input_shape)`, a tensor or a NumPy array, inside the domain.
+        threat: the norm, and the domain where one is meant; see `certify`.
         eps: radius of the ball, one for all or one per input.
         state: result of `certifier.prepare(classifier, threat)`, to pay for it once.
         batch_size: number of inputs at once.
@@ -45,23 +47,24 @@ def margins(
         UnsupportedError: no bound for this pair, with the reason.
         CertificationError: the computation failed.
     """
-    certifier, state, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
+    certifier, state, threat, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
     parts = [torch.zeros(0, classifier.num_classes, dtype=torch.float64)]
     for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
         logits, scale = state.classifier.logits_and_scale(inputs)
         label = logits.argmax(dim=1)
-        lower = certifier.margins(state, inputs, label, r).lower - SLACK * scale[:, None]
+        with blamed(certifier):
+            lower = certifier.margins(state, inputs, label, r).lower - SLACK * scale[:, None]
         own = torch.nn.functional.one_hot(label, classifier.num_classes).bool()
-        parts.append(torch.zeros_like(logits).masked_scatter(~own, _known(lower)).cpu())
+        parts.append(torch.full_like(logits, torch.inf).masked_scatter(~own, _known(lower)).cpu())
     return torch.cat(parts)
 
 
 def output_bounds(
     certifier: MarginCertifier[Any] | Spec,
     classifier: Classifier,
-    x: Float[Tensor, "n ..."],
-    threat: ThreatModel,
-    eps: float | Tensor,
+    x: Inputs,
+    threat: ThreatModel | str | float,
+    eps: float | Inputs,
     *,
     state: Any = None,
     batch_size: int = 64,
@@ -70,12 +73,13 @@ def output_bounds(
 
     Arguments and errors as for `margins`.
     """
-    certifier, state, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
+    certifier, state, threat, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
     outputs = classifier.num_classes
     lows, highs = [torch.zeros(0, outputs, dtype=torch.float64)], [torch.zeros(0, outputs, dtype=torch.float64)]
     for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
         _, scale = state.classifier.logits_and_scale(inputs)
-        lower = _known(certifier.lower(state, inputs, _both(inputs, outputs), r).lower - SLACK * scale[:, None])
+        with blamed(certifier):
+            lower = _known(certifier.lower(state, inputs, _both(inputs, outputs), r).lower - SLACK * scale[:, None])
         lows.append(lower[:, :outputs].cpu())
         highs.append(-lower[:, outputs:].cpu())
     return torch.cat(lows), torch.cat(highs)
@@ -84,10 +88,10 @@ def output_bounds(
 def output_radius(
     certifier: MarginCertifier[Any] | Spec,
     classifier: Classifier,
-    x: Float[Tensor, "n ..."],
-    threat: ThreatModel,
-    low: Tensor,
-    high: Tensor,
+    x: Inputs,
+    threat: ThreatModel | str | float,
+    low: Inputs,
+    high: Inputs,
     *,
     state: Any = None,
     batch_size: int = 64,
@@ -98,7 +102,8 @@ def output_radius(
 
     Both are (n, outputs); bounds that do not matter may be infinite. Other arguments and errors as for `margins`.
     """
-    certifier, state, x, _ = _prepared(certifier, classifier, x, threat, 1.0, state)
+    certifier, state, threat, x, _ = _prepared(certifier, classifier, x, threat, 1.0, state)
+    low, high = (as_tensor(ends, "bounds of outputs").to(x) for ends in (low, high))
     outputs = classifier.num_classes
     if low.shape != (len(x), outputs) or high.shape != (len(x), outputs) or bool((low.isnan() | high.isnan()).any()):
         raise ConfigError(f"low and high must be of shape {(len(x), outputs)}, without NaN")
@@ -108,7 +113,8 @@ def output_radius(
     for inputs, floors in zip(torch.split(x, batch_size), torch.split(floor, batch_size), strict=True):
         _, scale = state.classifier.logits_and_scale(inputs)
         rows, unknown = _both(inputs, outputs), torch.full_like(scale, torch.nan)
-        found = certifier.reach(state, inputs, rows, floors, SLACK * scale, Start(unknown, unknown))
+        with blamed(certifier):
+            found = certifier.reach(state, inputs, rows, floors, SLACK * scale, Start(unknown, unknown))
         parts.append(torch.minimum(found.certified, ball.farthest(threat, inputs.flatten(1))).cpu())
     return torch.cat(parts)
 
@@ -116,26 +122,25 @@ def output_radius(
 def _prepared(
     certifier: MarginCertifier[Any] | Spec,
     classifier: Classifier,
-    x: Tensor,
-    threat: ThreatModel,
-    eps: float | Tensor,
+    x: Inputs,
+    threat: ThreatModel | str | float,
+    eps: float | Inputs,
     state: Any,
-) -> tuple[MarginCertifier[Any], MarginState, Tensor, Tensor]:
+) -> tuple[MarginCertifier[Any], MarginState, ThreatModel, Tensor, Tensor]:
     built = certifier if isinstance(certifier, MarginCertifier) else build(certifier)
     if not isinstance(built, MarginCertifier):
         raise ConfigError(f"{type(built).__name__} does not bound margins over a given ball; choose crown, say")
-    check_inputs(classifier, x, threat)
-    radius = torch.as_tensor(eps, dtype=torch.float64, device=classifier.device)
+    x, threat = check_inputs(classifier, x, threat)
+    radius = as_tensor(eps, "radii").to(classifier.device, torch.float64)
     radius = radius.expand(len(x)) if radius.dim() == 0 else radius
     if radius.shape != (len(x),) or not bool(((radius > 0) & (radius <= LIMIT)).all()):
         raise ConfigError(f"eps must be positive and at most {LIMIT:g}, one number or {len(x)} of them")
-    reason = built.unsupported(classifier, threat)
-    if reason is not None:
-        raise UnsupportedError(reason)
+    refuse(built, classifier, threat)
     if getattr(state, "threat", threat) != threat:
         raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
-    state = built.prepare(classifier, threat) if state is None else state
-    return built, state, x.to(classifier.device, torch.float64), radius
+    with blamed(built):
+        state = built.prepare(classifier, threat) if state is None else state
+    return built, state, threat, x.to(classifier.device, torch.float64), radius
 
 
 def _both(x: Tensor, outputs: int) -> Float[Tensor, "n rows outputs"]:

@@ -10,24 +10,34 @@ import torch
 from torch import nn
 
 from certbench import formats
+from certbench.core import heads
 from certbench.core.classifier import Classifier
 from certbench.core.registry import unknown
 from certbench.errors import ConfigError
 
 
 def load_external(
-    factory: str, weights: str | Path, *, input_shape: tuple[int, ...], num_classes: int, name: str | None = None
+    factory: str,
+    weights: str | Path,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int | None = None,
+    name: str | None = None,
+    output: int | str | None = None,
+    threshold: float | None = None,
 ) -> Classifier:
     """Load a user's own model from a function that makes the module and a file with its parameters.
 
     Args:
         factory: `module:function`. The module is imported as a script in the current directory would import it. This
             directory is put first on `sys.path` and stays there. The function takes no arguments and returns an
-            `nn.Module`.
+            `nn.Module`; one of `torch.jit.script`, the `module()` of an exported program, or with lazy layers will do.
         weights: safetensors file with every parameter and buffer of the module, and no others.
         input_shape: shape of one input, without the batch axis; it must be that of the data.
-        num_classes: number of logits.
+        num_classes: number of logits, 1 for a classifier of two classes with one logit; None: as many as there are.
         name: name in tables; None: the factory.
+        output: which output has the logits, if there are several; see `Classifier`.
+        threshold: threshold of a single logit; see `Classifier`.
 
     Raises:
         ConfigError: any of this does not hold; the message says what, and how to correct it.
@@ -36,12 +46,25 @@ def load_external(
     try:
         with torch.random.fork_rng(devices=[]):
             module = make()
+            if isinstance(module, nn.Module) and heads.is_lazy(module):
+                module(torch.zeros(1, *input_shape))  # it makes the parameters, which the file then fills
     except Exception as error:
         raise ConfigError(f"{factory}() fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise ConfigError(f"{factory}() returns {type(module).__name__}, not a torch.nn.Module")
+        raise ConfigError(f"{factory}() returns {type(module).__name__}, not a torch.nn.Module{_cure(module)}")
     formats.fill(module, Path(weights))
-    return Classifier(module.eval().requires_grad_(False), input_shape, num_classes, name or factory)
+    if not heads.is_exported(module):
+        module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    name = name or factory
+    if num_classes is None:
+        num_classes = heads.logits(module, input_shape, output, name)
+    return Classifier(module, input_shape, num_classes, name, output=output, threshold=threshold)
+
+
+def _cure(made: object) -> str:
+    return "; return program.module()" if isinstance(made, torch.export.ExportedProgram) else ""
 
 
 def _import(factory: str) -> Callable[[], object]:

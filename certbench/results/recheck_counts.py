@@ -15,6 +15,7 @@ from certbench.core.evidence import (
     BestOfEvidence,
     DomainEvidence,
     DrawingEvidence,
+    HeadEvidence,
     NoiseEvidence,
     SplittingEvidence,
     VoteEvidence,
@@ -25,8 +26,9 @@ from certbench.results.rows import Row
 if TYPE_CHECKING:
     from certbench.checker.reading import Claim
 
-BESIDE = DrawingEvidence.keys() | BestOfEvidence.keys() | DomainEvidence.keys()
-"""Keys of evidence that are about no counts: how the draws were made, what else was tried, where the domain ends."""
+BESIDE = DrawingEvidence.keys() | BestOfEvidence.keys() | DomainEvidence.keys() | HeadEvidence.keys()
+"""Keys of evidence that are about no counts: how the draws were made, what else was tried, where the domain ends, and
+which last layer was left out."""
 
 STEPS = 60
 """Maximum number of Newton steps. A correct bound needs none."""

@@ -35,18 +35,32 @@ def load(suite: Suite) -> tuple[Dataset, list[Classifier]]:
 
 def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
     if spec.factory is None:
-        if spec.weights is not None:
-            raise ConfigError(f"model {spec.name!r} has weights but no factory; write factory: module:function")
+        for given in ("weights", "output", "threshold"):
+            if getattr(spec, given) is not None:
+                raise ConfigError(f"model {spec.name!r} has {given} but no factory; write factory: module:function")
         model = zoo.load(spec.name)
-        if model.input_shape != dataset.input_shape or model.num_classes != dataset.num_classes:
-            raise ConfigError(
-                f"model {spec.name!r} takes {model.input_shape} and knows {model.num_classes} classes; "
-                f"{dataset.name} has {dataset.input_shape} and {dataset.num_classes}"
-            )
-        return model
+        if model.input_shape != dataset.input_shape:
+            shapes = f"{model.input_shape}; {dataset.name} has {dataset.input_shape}"
+            raise ConfigError(f"model {spec.name!r} takes {shapes}")
+        return _labelled(model, dataset)
     if spec.weights is None:
         raise ConfigError(f"model {spec.name!r} has a factory but no weights; write weights: file.safetensors")
     external = load_external(
-        spec.factory, spec.weights, input_shape=dataset.input_shape, num_classes=dataset.num_classes
+        spec.factory, spec.weights, input_shape=dataset.input_shape, output=spec.output, threshold=spec.threshold
     )
-    return replace(external, name=spec.name)
+    return _labelled(replace(external, name=spec.name), dataset)
+
+
+def _labelled(model: Classifier, dataset: Dataset) -> Classifier:
+    """Return a model that knows every label of the data; it may know more classes than are there.
+
+    Raises:
+        ConfigError: a label is not among its classes; the message says what to write.
+    """
+    low, high = int(dataset.labels.min()), int(dataset.labels.max())
+    if high < model.num_classes:
+        return model
+    shifted = low >= 1 and high == model.num_classes
+    cure = "they seem to start at 1; store labels - 1" if shifted else "classes are counted from 0"
+    there = f"the labels of {dataset.name} lie in {low}..{high}; {cure}"
+    raise ConfigError(f"model {model.name!r} knows {model.num_classes} classes, {there}")

@@ -13,13 +13,20 @@ import torch
 from certbench.attacks.battery import attack
 from certbench.attacks.clever import clever
 from certbench.core.certificate import Certificate
-from certbench.core.certification import certify
+from certbench.core.certification import blamed, certify, refuse
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier
-from certbench.core.evidence import ReasonEvidence
+from certbench.core.evidence import ReasonEvidence, TracebackEvidence
 from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
-from certbench.errors import CertificationError, ConfigError, MissingBackendError, StoreError, UnsupportedError
+from certbench.errors import (
+    CertificationError,
+    ConfigError,
+    CrashError,
+    MissingBackendError,
+    StoreError,
+    UnsupportedError,
+)
 from certbench.files.writing import writing
 from certbench.results.store import Counterexample, PlannedEstimate, Store, StoredAnswer
 from certbench.runs.events import Watcher
@@ -137,10 +144,9 @@ def certify_inputs(
     start = time.perf_counter()
     limit = suite.settings.limits.seconds
     try:
-        reason = pair.certifier.unsupported(pair.classifier, pair.threat)
-        if reason is not None:
-            raise UnsupportedError(reason)
-        state = pair.certifier.prepare(pair.classifier, pair.threat)
+        refuse(pair.certifier, pair.classifier, pair.threat)
+        with blamed(pair.certifier):
+            state = pair.certifier.prepare(pair.classifier, pair.threat)
         prepared = time.perf_counter() - start
         stop()
 
@@ -154,6 +160,9 @@ def certify_inputs(
                 )  # fmt: skip
 
         for certificate in executor.answers(jobs()):
+            for crash in crashes(certificate):
+                _write_log(folder, name, crash.traceback)
+                watcher.note(f"{name}: {crash.reason}; the traceback is in errors.log")
             put(left[: len(certificate)], certificate)
             left = left[len(certificate) :]
             stop()
@@ -163,6 +172,9 @@ def certify_inputs(
             fail(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {len(left)} inputs left")
     except UnsupportedError as error:
         fail(Outcome.UNSUPPORTED, str(error))
+    except CrashError as error:  # a bug, here or in a backend: this pair is lost, the others are not
+        _write_log(folder, name, error.trace)
+        fail(Outcome.FAILED, f"{error}; the traceback is in errors.log")
     except (MissingBackendError, CertificationError, ConfigError) as error:
         fail(Outcome.FAILED, str(error))
     except StoreError:
@@ -170,16 +182,26 @@ def certify_inputs(
     except Exception as error:
         if out_of_memory(error):
             fail(Outcome.OUT_OF_MEMORY, f"out of memory in the preparation: {error}")
-        else:  # a bug, here or in a backend: this pair is lost, the others are not
+        else:
             _log(folder, name)
             fail(Outcome.FAILED, f"{type(error).__name__}: {error} (a bug; the traceback is in errors.log)")
     return len(todo)
 
 
+def crashes(certificate: Certificate) -> list[TracebackEvidence]:
+    """Return the bugs that a certificate's rows tell of, each once."""
+    found = [TracebackEvidence.read(evidence) for evidence in certificate.evidence]
+    return list({crash.traceback: crash for crash in found if crash is not None}.values())
+
+
 def _log(folder: Path, name: str) -> None:
     """Append the traceback of the current exception to the folder's log."""
+    _write_log(folder, name, traceback.format_exc())
+
+
+def _write_log(folder: Path, name: str, trace: str) -> None:
     with writing(folder / "errors.log"), open(folder / "errors.log", "a", encoding="utf-8") as file:
-        file.write(f"{name}\n{traceback.format_exc()}\n")
+        file.write(f"{name}\n{trace}\n")
 
 
 def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iterator[StoredAnswer]:

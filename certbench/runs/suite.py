@@ -32,11 +32,17 @@ def _as_model(value: object) -> object:
 
 
 class ModelSpec(_Strict):
-    """A model of the zoo by its name, or a user's own by `module:factory` and a safetensors file."""
+    """A model of the zoo by its name, or a user's own by `module:factory` and a safetensors file.
+
+    `output` and `threshold` are those of `Classifier`, for a user's own: which of several outputs has the logits, and
+    the threshold of a single logit.
+    """
 
     name: str
     factory: str | None = None
     weights: str | None = None
+    output: int | str | None = None
+    threshold: Number | None = None
 
 
 class Attacks(_Strict):

@@ -24,7 +24,8 @@ def load(spec: str, split: str = "test") -> Dataset:
     Args:
         spec: `digits`, `mnist`, or the path of a `.npz` file with an array of inputs (`inputs`, `x` or `images`;
             floats are used as they are, uint8 is divided by 255) and an array of integer class numbers (`labels` or
-            `y`). The class count is the largest label plus one, unless the file has a number `num_classes`.
+            `y`). The class count is the largest label plus one, unless the file has a number `num_classes`; models may
+            know more classes.
         split: `train` or `test` for the digits and MNIST. A file is one split, named `test`.
 
     Raises:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,10 @@ from certbench.core.certification import certify
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
-from certbench.core.inputs import input_seed
+from certbench.core.inputs import as_tensor, check_classifier, input_seed
 from certbench.core.options import build
 from certbench.core.threat import L2, Linf, ThreatModel
-from certbench.errors import ConfigError, NumericalError, SolverError, UnsupportedError
+from certbench.errors import ConfigError, CrashError, NumericalError, SolverError, UnsupportedError
 
 BATCHES: list[int] = []
 
@@ -153,10 +155,83 @@ def test_out_of_memory_at_one_input_is_a_row(classifier: Classifier) -> None:
         certify(Fake(does=starving), classifier, X, L2)
 
 
-@pytest.mark.parametrize("throw", [True, False])
-def test_a_bug_is_never_swallowed(classifier: Classifier, throw: bool) -> None:
-    with pytest.raises(RuntimeError, match="shapes"):
-        certify(Fake(does=bug), classifier, X, L2, throw=throw)
+def test_a_bug_is_never_swallowed(classifier: Classifier) -> None:
+    for certifier in (Fake(does=bug), Fake(prepares=bug)):
+        with pytest.raises(CrashError, match="Fake raised RuntimeError: the shapes do not fit") as caught:
+            certify(certifier, classifier, X, L2)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        rows = certify(certifier, classifier, X, L2, throw=False)
+        assert rows.outcome == (Outcome.FAILED,) * 5 and rows.radius.tolist() == [0.0] * 5
+        for evidence in rows.evidence:
+            assert "Fake raised RuntimeError: the shapes do not fit" in evidence["reason"]
+            assert "in bug" in evidence["traceback"]
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, AssertionError, IndexError, ZeroDivisionError, OSError])
+def test_every_exception_that_is_not_ours_is_blamed_on_its_certifier(
+    classifier: Classifier, kind: type[Exception]
+) -> None:
+    def raises(x: Tensor) -> None:
+        raise kind
+
+    rows = certify(Fake(does=raises), classifier, X, L2, throw=False)
+    assert rows.evidence[0]["reason"] == f"CrashError: Fake raised {kind.__name__}: no message (a bug in it)"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_program_stops_it(classifier: Classifier, kind: type[BaseException]) -> None:
+    def raises(x: Tensor) -> None:
+        raise kind
+
+    with pytest.raises(kind):
+        certify(Fake(does=raises), classifier, X, L2, throw=False)
+
+
+def test_a_bug_of_one_batch_costs_this_batch_alone(classifier: Classifier) -> None:
+    def raises(x: Tensor) -> None:
+        if bool((x[:, 0] == X[2, 0]).any()):
+            raise RuntimeError("the shapes do not fit")
+
+    rows = certify(Fake(does=raises), classifier, X, L2, throw=False, batch_size=1)
+    assert [one is Outcome.FAILED for one in rows.outcome] == [False, False, True, False, False]
+
+
+def test_an_answer_about_other_inputs_is_a_bug(classifier: Classifier) -> None:
+    class Short(Fake):
+        def certify(self, state: str, x: Tensor, seeds: Sequence[int]) -> Certificate:
+            return Certificate.nothing(1, Outcome.ABSTAINED, "")
+
+    with pytest.raises(CrashError, match="returned 1 rows for 5 inputs"):
+        certify(Short(), classifier, X, L2)
+
+
+@pytest.mark.parametrize("threat", ["L2", "l2", "2", 2, 2.0, np.float64(2)])
+def test_a_norm_and_arrays_will_do(classifier: Classifier, threat: Any) -> None:
+    right = certify("lipschitz", classifier, X, L2)
+    for x in (X.numpy(), X.double().numpy(), X.tolist(), X.numpy()[::-1][::-1], X.clone().requires_grad_()):
+        found = certify("lipschitz", classifier, x, threat)
+        assert torch.equal(found.radius, right.radius)
+
+
+def test_what_is_no_classifier_is_refused_with_what_to_write(classifier: Classifier) -> None:
+    with pytest.raises(ConfigError, match=r"a Linear is no classifier; write Classifier\(module, input_shape"):
+        check_classifier(classifier.module)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (None, "object, not numbers"),
+        ([["a", "b"]], "not numbers"),
+        ([[1.0], [1.0, 2.0]], "no array of numbers"),
+        (np.ones((2, 3), dtype=complex), "not numbers"),
+        (torch.ones(2, 3, dtype=torch.complex64), "complex"),
+        (object(), "object, not numbers"),
+    ],
+)
+def test_what_are_no_numbers_is_refused(values: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        as_tensor(values)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 import certbench
-from certbench import UnsupportedError
-from certbench.core.threat import L0
+from certbench import ConfigError, UnsupportedError
+from certbench.core.threat import L0, L2, ThreatModel
 from tests.support.grids import half
 
 
@@ -13,3 +17,32 @@ def test_l0_counts_coordinates_and_has_no_dual() -> None:
         _ = L0.q
     with pytest.raises(UnsupportedError, match="L0 is not offered"):
         certbench.certify("crown", half(4), torch.ones(1, 4), L0)
+
+
+@pytest.mark.parametrize(
+    ("given", "p"),
+    [("L2", 2), ("l_inf", math.inf), ("Linf", math.inf), ("inf", math.inf), ("1", 1), ("L0", 0), (2, 2), (1.0, 1)],
+)
+def test_a_norm_has_many_names(given: Any, p: float) -> None:
+    assert ThreatModel.of(given) == ThreatModel(float(p))
+    assert ThreatModel.of(ThreatModel(2.0, (0.0, 1.0))) == L2.within(0, 1)
+
+
+@pytest.mark.parametrize("given", ["L7", "", "two", 3, -1, math.nan, None, True, [2], object()])
+def test_what_is_no_norm_is_refused_with_what_to_write(given: Any) -> None:
+    with pytest.raises(ConfigError, match="write 1, 2 or inf, or 0") as caught:
+        ThreatModel.of(given)
+    assert caught.value.path == ("p",)
+
+
+@pytest.mark.parametrize("pair", [[0, 1], (0, 1), np.array([0.0, 1.0]), torch.tensor([0.0, 1.0]), range(2)])
+def test_a_domain_is_any_pair_of_numbers(pair: Any) -> None:
+    assert L2.within(pair) == L2.within(0, 1) == ThreatModel(2.0, (0.0, 1.0))
+    assert hash(L2.within(pair)) == hash(L2.within(0, 1))
+
+
+@pytest.mark.parametrize("pair", [[0], (0, 1, 2), 5, "01", ("0", "1"), ([0, 0], [1, 1]), (0, math.nan), (1, 0), (0, 0)])
+def test_what_is_no_domain_is_refused_with_what_to_write(pair: Any) -> None:
+    with pytest.raises(ConfigError, match="write") as caught:
+        L2.within(pair)
+    assert caught.value.path == ("domain",)

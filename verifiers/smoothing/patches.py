@@ -61,7 +61,7 @@ class PatchSmoothing(Options):
             ConfigError: inputs of another shape, or not finite.
             UnsupportedError: the classifier takes no images, images smaller than a band or block, or no NaN.
         """
-        check_inputs(classifier, x, L0)
+        x, _ = check_inputs(classifier, x, L0)
         if len(classifier.input_shape) != 3:
             raise UnsupportedError(f"{classifier.name} takes no images (channels, height, width)")
         if self.size > min(classifier.input_shape[1:] if self.kind == "block" else classifier.input_shape[2:]):

@@ -131,7 +131,7 @@ def smoothed_output_bounds(
     Raises:
         ConfigError: inputs or numbers are impossible.
     """
-    check_inputs(regressor, x, threat)
+    x, threat = check_inputs(regressor, x, threat)
     if threat.p == 0:
         raise UnsupportedError("an L0 ball lies in no L2 ball; the norm is 1, 2 or inf")
     widest = eps
