@@ -9,6 +9,8 @@ from certbench.errors import (
     CertbenchError,
     CertificationError,
     ConfigError,
+    ContradictionError,
+    CrashError,
     MissingBackendError,
     NumericalError,
     SolverError,
@@ -19,13 +21,13 @@ from certbench.errors import (
 from certbench.version import __version__
 
 if TYPE_CHECKING:
+    from certbench.attacks.certified import certify
     from certbench.auditing.audit import audit
     from certbench.checker import check
     from certbench.comparison.baseline import read_baseline
     from certbench.comparison.compare import compare
     from certbench.comparison.update import update_baseline
     from certbench.core.certificate import Certificate
-    from certbench.core.certification import certify
     from certbench.core.certifier import Certifier, MarginCertifier
     from certbench.core.classifier import Classifier, Regressor
     from certbench.core.margins import Bounds, MarginState
@@ -50,7 +52,7 @@ _LAZY = {  # names that are imported when they are first used: most need torch, 
     "recertify_file": "certbench.external.recertify",
     "update_baseline": "certbench.comparison.update",
     "Certificate": "certbench.core.certificate",
-    "certify": "certbench.core.certification",
+    "certify": "certbench.attacks.certified",
     "Bounds": "certbench.core.margins",
     "Certifier": "certbench.core.certifier",
     "MarginCertifier": "certbench.core.certifier",
@@ -97,6 +99,8 @@ __all__ = [
     "Certifier",
     "Classifier",
     "ConfigError",
+    "ContradictionError",
+    "CrashError",
     "Guarantee",
     "L0",
     "L1",

@@ -136,6 +136,19 @@ class DomainEvidence(Evidence):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackEvidence(Evidence):
+    """Attacks that a certificate was held against; they prove nothing.
+
+    Attributes:
+        attack: name of the attack that found the closest counterexample; empty if none did.
+        failed: reasons of attacks that could not be run, by name. None if all could.
+    """
+
+    attack: str
+    failed: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadEvidence(Evidence):
     """A last layer that was left out, because it changes no class in exact arithmetic.
 
