@@ -81,3 +81,16 @@ def check_inputs(classifier: Classifier, x: Any, threat: Any) -> tuple[Tensor, T
             "rescale them, or leave the domain out"
         )
     return x, threat
+
+
+def cure_of_labels(labels: NDArray[Any], n: int) -> str:
+    """Say how labels of another form become one integer per input: one-hot rows, a column, whole floats."""
+    if labels.dtype.kind not in "fiub":
+        return "one integer per input"
+    if labels.ndim == 2 and labels.shape[1] > 1 and (labels.sum(axis=1) == 1).all() and set(labels.flat) <= {0, 1}:
+        return "labels.argmax(axis=1): these are one-hot"
+    if labels.shape == (n, 1):
+        return "labels[:, 0].astype(int): these are a column"
+    if labels.shape == (n,) and (labels == np.floor(labels)).all() and (labels >= 0).all():
+        return "labels.astype(int)"
+    return "one integer per input"

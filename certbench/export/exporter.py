@@ -211,7 +211,7 @@ def export_certificates(
     *,
     certifier: str | None = None,
     model: str | None = None,
-    norm: float | None = None,
+    norm: float | str | None = None,
     inputs: Collection[int] | None = None,
 ) -> Exported:
     """Write the certificates of a run as files that `certbench.check` verifies, each with its evidence.
@@ -235,13 +235,14 @@ def export_certificates(
         StoreError: the run cannot be read, or a file cannot be written.
     """
     opened, folder = reopen.reopen(Path(run)), Path(into)
+    p = None if norm is None else ThreatModel.of(norm).p
     entries = [
         entry
         for entry in opened.entries
         if entry.row.radius > 0
         and certifier in (None, entry.row.certifier, entry.row.spec.get("name"))
         and model in (None, entry.row.model)
-        and norm in (None, entry.row.norm)
+        and p in (None, entry.row.norm)
         and (inputs is None or entry.row.input in inputs)
     ]
     if not entries:

@@ -15,6 +15,7 @@ import torch
 from certbench.core import options, registry
 from certbench.core.certificate import Certificate
 from certbench.core.claims import ABSTAIN
+from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.external.count_files import CountTable, read
 from certbench.verifiers.smoothing.noise.families import NOISES, Noise
@@ -79,7 +80,7 @@ def recertify_file(
     alpha: float | None = None,
     rules: Sequence[str] = (),
     k: int = 1,
-    norm: float = 2.0,
+    norm: float | str = 2.0,
     d: int | None = None,
     noise: str | None = None,
     labels: str = "auto",
@@ -106,7 +107,7 @@ def recertify_file(
         ConfigError: nothing can be certified.
         StoreError: a run cannot be read.
     """
-    tables = []
+    p, tables = ThreatModel.of(norm).p, []
     for counted in read(Path(file), labels):
         std, level = counted.sigma if sigma is None else sigma, counted.alpha if alpha is None else alpha
         if std is None:
@@ -125,14 +126,14 @@ def recertify_file(
                 selection=counted.selection,
                 selected=counted.selected if selected is None else selected,
                 k=k if rule == "top-k" else 1,
-                norm=norm,
+                norm=p,
                 d=d or counted.dimension,
                 draws=counted.draws,
                 noise=family,
             )
             for rule in rules or ("one-vs-rest", "two-class", *(("top-k",) if k > 1 else ()))
         }
-        tables.append(RecertifiedTable(counted, certificates, norm, std, level, family))
+        tables.append(RecertifiedTable(counted, certificates, p, std, level, family))
     return tables
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from certbench.core.inputs import cure_of_labels
 from certbench.errors import ConfigError
 from certbench.models.data.base import Dataset
 
@@ -34,7 +35,7 @@ def read_npz(path: Path) -> Dataset:
     if inputs.ndim < 2 or inputs.size == 0:
         raise ConfigError(f"{path}: inputs have shape {inputs.shape}; store (n, ...), with n at least 1")
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        cure = _cure(labels, len(inputs))
+        cure = cure_of_labels(labels, len(inputs))
         raise ConfigError(f"{path}: labels are {labels.dtype} of shape {labels.shape}; store {cure}")
     labels = labels.astype(np.int64)
     if len(inputs) != len(labels):
@@ -50,19 +51,6 @@ def read_npz(path: Path) -> Dataset:
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ConfigError(f"{path}: labels lie in {labels.min()}..{labels.max()}, not in 0..{num_classes - 1}")
     return Dataset(path.stem, torch.from_numpy(inputs), torch.from_numpy(labels), num_classes)
-
-
-def _cure(labels: NDArray[Any], n: int) -> str:
-    """Say how labels of another form become one integer per input."""
-    if labels.dtype.kind not in "fiub":
-        return "one integer per input"
-    if labels.ndim == 2 and labels.shape[1] > 1 and (labels.sum(axis=1) == 1).all() and set(labels.flat) <= {0, 1}:
-        return "labels.argmax(axis=1): these are one-hot"
-    if labels.shape == (n, 1):
-        return "labels[:, 0].astype(int): these are a column"
-    if labels.ndim == 1 and (labels == np.floor(labels)).all():
-        return "labels.astype(int)"
-    return "one integer per input"
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

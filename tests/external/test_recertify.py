@@ -60,6 +60,28 @@ def test_top_k_is_the_pure_function_of_its_bounds() -> None:
     assert (one <= more).all() and one[1] == 0 < more[1]
 
 
+@pytest.mark.parametrize(("name", "p"), [("L1", 1.0), ("2", 2.0), ("inf", math.inf), ("Linf", math.inf)])
+def test_a_norm_may_have_its_name(name: str, p: float) -> None:
+    named, plain = (recertify(COUNTS, sigma=0.5, norm=norm, d=16) for norm in (name, p))
+    assert torch.equal(named.radius, plain.radius)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([1, 2, 3], "they seem to start at 1, so give labels - 1"),
+        (np.eye(3), "labels.argmax.axis=1.: these are one-hot"),
+        (np.array([[0], [1], [2]]), "labels.:, 0..astype.int.: these are a column"),
+        (np.array([0.0, 1.0, 2.0]), "give labels.astype.int."),
+        (["a", "b", "c"], "give one integer per input"),
+    ],
+)
+def test_labels_of_another_form_are_refused_with_what_to_give(labels: object, words: str) -> None:
+    counts = [[90, 5, 5], [3, 95, 2], [1, 1, 98]]
+    with pytest.raises(ConfigError, match=words):
+        recertify(counts, sigma=0.5, labels=labels, selected="label")  # type: ignore[arg-type]
+
+
 def test_norms_and_other_noises() -> None:
     two = recertify(COUNTS, sigma=0.5).radius
     assert torch.equal(recertify(COUNTS, sigma=0.5, norm=1.0).radius, two)

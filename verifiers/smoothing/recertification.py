@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike
 from certbench.core.certificate import Certificate
 from certbench.core.claims import ABSTAIN
 from certbench.core.evidence import RecertifiedEvidence
+from certbench.core.inputs import cure_of_labels
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.confidence import binomial, top_k
@@ -34,7 +36,7 @@ def recertify(
     selection: ArrayLike | None = None,
     selected: str | ArrayLike | None = None,
     k: int = 1,
-    norm: float = 2.0,
+    norm: float | str = 2.0,
     d: int | None = None,
     draws: ArrayLike | None = None,
     noise: Noise | None = None,
@@ -83,18 +85,19 @@ def recertify(
     """
     votes = _whole(counts, "counts", 2)
     n, classes = votes.shape
+    p = ThreatModel.of(norm).p
     total = votes.sum(axis=1) if draws is None else _whole(draws, "draws", 1)
     if classes < 2 or total.shape != (n,) or bool((total < votes.sum(axis=1)).any()) or bool((total < 1).any()):
         raise ConfigError("counts need at least two classes, at least one draw, and at least as many draws as votes")
-    _check_numbers(sigma, alpha, rule, k, norm, d, noise)
+    _check_numbers(sigma, alpha, rule, k, p, d, noise)
     chosen, how = _selected(votes, labels, selection, selected)
     predictions, radii, evidence = [], [], []
     for row, top, trials in zip(votes.tolist(), chosen, total.tolist(), strict=True):
         claim = _claim(row, top, trials, alpha, rule, k, sigma, how == "reused")
         radius = claim.radius
         if noise is not None:
-            radius = noise.radius(claim.p_lower, claim.p_upper, norm, d or 0) if claim.tested else 0.0
-        elif norm == math.inf and math.isfinite(radius):
+            radius = noise.radius(claim.p_lower, claim.p_upper, p, d or 0) if claim.tested else 0.0
+        elif p == math.inf and math.isfinite(radius):
             radius *= math.nextafter(1 / math.sqrt(d or math.nan), 0)
         predictions.append(top if radius > 0 else ABSTAIN)
         radii.append(radius)
@@ -153,7 +156,11 @@ def _selected(
     if isinstance(selected, str):
         if labels is None:
             raise ConfigError("give labels to certify the true label", ("labels",))
-        given, how = _whole(labels, "labels", 1), "label"
+        array = np.asarray(labels)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            form = f"labels are {array.dtype} of shape {array.shape}"
+            raise ConfigError(f"{form}; give {cure_of_labels(array, n)}", ("labels",))
+        given, how = _whole(array, "labels", 1), "label"
     elif selected is not None:
         given, how = _whole(selected, "selected", 1), "given"
     elif selection is not None:
@@ -164,15 +171,20 @@ def _selected(
     else:
         return votes.argmax(axis=1).tolist(), "reused"
     if given.shape != (n,) or bool((given >= classes).any()):
-        raise ConfigError(f"{how}: one class below {classes} is needed for each of {n} inputs", ("selected",))
+        shifted = given.shape == (n,) and given.min() == 1 and given.max() == classes
+        cure = "; they seem to start at 1, so give labels - 1" if shifted else ""
+        raise ConfigError(f"{how}: one class below {classes} is needed for each of {n} inputs{cure}", ("selected",))
     return given.tolist(), how
 
 
 def _check_numbers(
     sigma: float, alpha: float, rule: str, k: int, norm: float, d: int | None, noise: Noise | None
 ) -> None:
-    if ThreatModel(norm).p == 0:
+    if norm == 0:
         raise ConfigError("additive noise certifies no L0 radius; the norm is 1, 2 or inf", ("norm",))
+    for name, value in (("sigma", sigma), ("alpha", alpha)):
+        if isinstance(value, bool | str) or not isinstance(value, Real):
+            raise ConfigError(f"{name} must be a number, not {value!r}", (name,))
     if not 0 < sigma < math.inf:
         raise ConfigError(f"sigma must be positive and finite, not {sigma}", ("sigma",))
     if not 0 < alpha < 1:
