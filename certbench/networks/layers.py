@@ -295,7 +295,9 @@ class _Fold:
             found = self.apply(sources[0], node)
         elif isinstance(node, Product):
             if self.relus:
-                raise UnsupportedError(f"{node.origin}: a product of two values that depend on the input is no ReLU network")
+                raise UnsupportedError(
+                    f"{node.origin}: a product of two values that depend on the input is no ReLU network"
+                )
             found = self.activate(_stacked(sources), Bilinear(), node.origin)
         else:
             found = _Terms.source(0, node.size, self.device)
@@ -313,7 +315,9 @@ class _Fold:
         if not self.relus or function == RELU:
             return self.activate(terms, function, node.origin)
         if not isinstance(function, PiecewiseLinear):
-            raise UnsupportedError(f"{node.origin}: {function.name} is not piecewise linear, so this is no ReLU network")
+            raise UnsupportedError(
+                f"{node.origin}: {function.name} is not piecewise linear, so this is no ReLU network"
+            )
         self.rewritten = True
         size = len(terms.bias)
         knots, slopes, start = (part.to(terms.bias) for part in (function.knots, function.slopes, function.start))

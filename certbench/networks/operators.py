@@ -9,7 +9,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import scipy.sparse
@@ -237,9 +236,7 @@ def _picked(build: Builder, result: Tensor, moving: Sequence[tuple[Moving, int]]
     return build.total(found, *rest) if rest else found
 
 
-def _pad(
-    build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any
-) -> Any:
+def _pad(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
     value, pads, fill = args[0], args[1], args[2] if len(args) > 2 else options.get("value", 0.0)
     constant = torch.full((1,), float(fill or 0.0), dtype=torch.float64, device=build.device)
 
@@ -316,7 +313,9 @@ def _matrix_product(build: Builder, args: tuple[Any, ...], options: dict[str, An
     weight = first[None] if first.dim() == 1 else first
     inner = 1 if len(second.shape) == 1 else second.shape[-1]
     blocks = weight.reshape(-1, *weight.shape[-2:])
-    return build.affine(second, _along(blocks, second.numel() // (blocks.shape[0] * blocks.shape[2] * inner), inner), shape)
+    return build.affine(
+        second, _along(blocks, second.numel() // (blocks.shape[0] * blocks.shape[2] * inner), inner), shape
+    )
 
 
 def _along(blocks: Tensor, outer: int, inner: int) -> Map:
@@ -369,7 +368,9 @@ def _convolution(build: Builder, args: tuple[Any, ...], options: dict[str, Any],
         part: Map = Transposed(Convolution(weight, after, before, *strides, groups))
     else:
         part = Convolution(weight, before, after, *strides, groups)
-    return build.affine(value, part, shape, None if bias is None else bias.view(-1, *[1] * axes).expand(after).flatten())
+    return build.affine(
+        value, part, shape, None if bias is None else bias.view(-1, *[1] * axes).expand(after).flatten()
+    )
 
 
 # Normalisation
@@ -493,14 +494,18 @@ def _minimum(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
 
 def _maximum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
     """Return the largest entries along an axis and no places, or the largest entry of all."""
-    return [_maximum(build, args, options, shape[0]), None] if isinstance(shape, list) else _maximum(
-        build, args, options, shape
+    return (
+        [_maximum(build, args, options, shape[0]), None]
+        if isinstance(shape, list)
+        else _maximum(build, args, options, shape)
     )
 
 
 def _minimum_along(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
-    return [_minimum(build, args, options, shape[0]), None] if isinstance(shape, list) else _minimum(
-        build, args, options, shape
+    return (
+        [_minimum(build, args, options, shape[0]), None]
+        if isinstance(shape, list)
+        else _minimum(build, args, options, shape)
     )
 
 
@@ -573,6 +578,7 @@ def _sliding(
     device: torch.device,
 ) -> Tensor:
     """Return the windows of a pooling. A place outside the map is replaced by one of the window inside."""
+
     def taps(axis: int) -> Tensor:
         n, outputs = value.shape[2 + axis], shape[2 + axis]
         first = torch.arange(outputs, device=device) * stride[axis] - padding[axis]
@@ -706,7 +712,9 @@ def _power(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape
     value, exponent = args
     if isinstance(exponent, Moving):
         if isinstance(value, Moving) or isinstance(value, Tensor) or not value > 0:
-            raise UnsupportedError("has no rule for powers whose exponent depends on the input, but of a positive number")
+            raise UnsupportedError(
+                "has no rule for powers whose exponent depends on the input, but of a positive number"
+            )
         return build.apply(curves.Exp(), build.scale(exponent, math.log(value)))
     if isinstance(exponent, Tensor):
         raise UnsupportedError("has no rule for an exponent that is a tensor")
@@ -974,7 +982,9 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
         zeros = torch.zeros(args[0].shape, dtype=torch.float64, device=build.device)
         return target(zeros, *args[1:], **options)
     if name in JUMPING:
-        raise UnsupportedError(f"{name} jumps, or compares what depends on the input; smoothing can certify such modules")
+        raise UnsupportedError(
+            f"{name} jumps, or compares what depends on the input; smoothing can certify such modules"
+        )
     raise UnsupportedError(f"{name} is not known here; smoothing can certify such modules")
 
 

@@ -44,7 +44,9 @@ def read(classifier: Classifier) -> Graph:
         key = f"{double.fingerprint()} {classifier.dtype}"
     except ConfigError:  # a setting cannot be read, so nothing is shared
         return _read(classifier, double)[1]
-    if key not in _READ or not _agree(_READ[key][0], double):  # code that the fingerprint does not cover may have changed
+    if key not in _READ or not _agree(
+        _READ[key][0], double
+    ):  # code that the fingerprint does not cover may have changed
         _READ[key] = _read(classifier, double)
         while len(_READ) > KEPT:
             _READ.pop(next(iter(_READ)))

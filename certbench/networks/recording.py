@@ -17,7 +17,7 @@ from traceback import extract_tb
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx

@@ -16,9 +16,9 @@ from certbench.attacks.battery import attack
 from certbench.core.margins import margin_rows
 from certbench.testing import inputs, network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.lines import upper_line
 from certbench.verifiers.bounds.optimise import optimise
 from certbench.verifiers.bounds.region import Region
-from certbench.verifiers.bounds.lines import upper_line
 from certbench.verifiers.bounds.state import NetworkState
 
 pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("solvers")]

@@ -10,8 +10,8 @@ from certbench.core.margins import margin_rows
 from certbench.networks.layers import Network
 from certbench.testing import inputs, network
 from certbench.verifiers.bounds.backward import backward
-from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.lines import upper_line
+from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]

@@ -20,8 +20,8 @@ from certbench.errors import NumericalError
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.intervals import Walk, interval_bounds
 from certbench.verifiers.bounds.lines import Lines
-from certbench.verifiers.bounds.relaxations import chosen, undecided
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
+from certbench.verifiers.bounds.relaxations import chosen, undecided
 
 ENTRIES = 2**20
 """Largest number of coefficients that are held at once for one layer of features: 8 MB in float64. That fits a
@@ -65,8 +65,10 @@ def backward(
         if at == 0:
             return Linear(coefficients[0].expand(len(rows), -1, -1), constant)
         h, at = coefficients.pop(at), at - 1
-        z, offsets = through(bounds.lines(network, at), h) if slopes is None else through(
-            chosen(network.activation(at), bounds.lower[at], bounds.upper[at], slopes[at]), h
+        z, offsets = (
+            through(bounds.lines(network, at), h)
+            if slopes is None
+            else through(chosen(network.activation(at), bounds.lower[at], bounds.upper[at], slopes[at]), h)
         )
         constant = constant + offsets
         if multipliers is not None:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from certbench.networks.layers import Network
 from certbench.networks.maps import Map
-from certbench.verifiers.bounds.relaxations import image
 from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.relaxations import image
 
 
 def interval_bounds(network: Network, region: Region) -> LayerBounds:

@@ -18,9 +18,8 @@ from certbench.core.ball import steepest
 from certbench.networks.layers import Bilinear, Network
 from certbench.networks.piecewise_linear import RELU
 from certbench.verifiers.bounds.backward import backward, through
-from certbench.verifiers.bounds.lines import Lines
+from certbench.verifiers.bounds.lines import Lines, lower_slope, upper_line
 from certbench.verifiers.bounds.region import LayerBounds, Region
-from certbench.verifiers.bounds.lines import lower_slope, upper_line
 from certbench.verifiers.bounds.relaxations import chosen, numbers, undecided
 
 RATE = 0.25, 0.5
@@ -80,8 +79,11 @@ def ends(bounds: LayerBounds) -> list[tuple[Tensor, Tensor]]:
 
 def widths(network: Network, bounds: LayerBounds) -> list[int]:
     """Return the number of alphas of each hidden layer with bounds: one for a ReLU; for another function, or for a
-    product, two for each output."""
-    pure = [network.activation(i) == RELU or isinstance(network.activation(i), Bilinear) for i in range(len(bounds.lower))]
+    product, two for each output.
+    """
+    pure = [
+        network.activation(i) == RELU or isinstance(network.activation(i), Bilinear) for i in range(len(bounds.lower))
+    ]
     return [low.shape[1] * (1 if one else 2) for low, one in zip(bounds.lower, pure, strict=True)]
 
 

@@ -18,8 +18,8 @@ from certbench.core import ball
 from certbench.errors import MissingBackendError, SolverError
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
-from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.lines import lower_slope
+from certbench.verifiers.bounds.region import LayerBounds, Region
 
 if TYPE_CHECKING:
     import highspy

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward
+from certbench.verifiers.bounds.lines import lower_slope, upper_line
 from certbench.verifiers.bounds.optimise import optimise
 from certbench.verifiers.bounds.region import LayerBounds, Region
-from certbench.verifiers.bounds.lines import lower_slope, upper_line
 
 
 @dataclass(frozen=True, eq=False)

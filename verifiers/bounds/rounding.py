@@ -79,9 +79,7 @@ def program_error(
 
 
 @torch.no_grad()
-def bound_errors(
-    network: Network, region: Region, dtype: torch.dtype = torch.float64
-) -> list[Float[Tensor, "n _"]]:
+def bound_errors(network: Network, region: Region, dtype: torch.dtype = torch.float64) -> list[Float[Tensor, "n _"]]:
     r"""Bound the rounding error of a linear bound of each layer's outputs, computed by `backward` in float64.
 
     The bound is a sum of products along paths of the network with slopes in [0, 1], of constants and of intercepts no

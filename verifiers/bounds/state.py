@@ -11,8 +11,8 @@ from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, MarginState, clean_margin, margin_rows, tangent
 from certbench.core.search import Evaluation, RadiusSearch, Start
 from certbench.core.threat import ThreatModel
-from certbench.networks.reading import logits_of, network, relu_network
 from certbench.networks.layers import Network
+from certbench.networks.reading import logits_of, network, relu_network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.region import Region
 

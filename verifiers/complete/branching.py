@@ -9,9 +9,9 @@ from torch import Tensor
 
 from certbench.core.ball import steepest
 from certbench.networks.layers import Network
+from certbench.verifiers.bounds.lines import upper_line
 from certbench.verifiers.bounds.optimise import Choice, coefficients, evaluate, flat
 from certbench.verifiers.bounds.region import LayerBounds, Region
-from certbench.verifiers.bounds.lines import upper_line
 
 
 @torch.no_grad()

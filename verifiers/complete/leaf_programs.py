@@ -20,8 +20,8 @@ from torch import Tensor
 
 from certbench.core.threat import ThreatModel
 from certbench.networks.layers import Network
-from certbench.verifiers.bounds.optimise import Choice, signs
 from certbench.verifiers.bounds.lines import upper_line
+from certbench.verifiers.bounds.optimise import Choice, signs
 
 ENTRIES = 400_000
 """Largest number of entries, of all maps together, for which these programs are worth their time. A judgement."""

@@ -33,8 +33,8 @@ from certbench.core.margins import Bounds
 from certbench.core.ranges import one_of
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
-from certbench.networks.maps import Map
 from certbench.networks.layers import Network
+from certbench.networks.maps import Map
 from certbench.verifiers.bounds.backward import ENTRIES
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState

@@ -22,8 +22,8 @@ from certbench.core import ball
 from certbench.core.claims import Guarantee
 from certbench.core.ranges import PositiveInt
 from certbench.core.search import RadiusSearch, Secant
-from certbench.networks.maps import Dense, Map
 from certbench.networks.layers import Network
+from certbench.networks.maps import Dense, Map
 from certbench.verifiers.bounds.backward import ENTRIES
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors

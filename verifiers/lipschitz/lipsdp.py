@@ -24,9 +24,9 @@ from certbench.core.classifier import Classifier, Regressor
 from certbench.core.ranges import NonNegativeInt, one_of
 from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import UnsupportedError
+from certbench.networks.layers import Network
 from certbench.networks.maps import Dense
 from certbench.networks.reading import relu_network
-from certbench.networks.layers import Network
 from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzState, proved_norms
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, product_bound, prove, start
 from certbench.verifiers.lipschitz.multipliers.search import check, find_multipliers

@@ -26,8 +26,8 @@ from certbench.core.ranges import one_of
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import NumericalError
-from certbench.networks.reading import relu_network
 from certbench.networks.layers import Network
+from certbench.networks.reading import relu_network
 from certbench.numerics.spectral import spectral
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import Region

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import certbench
 from certbench import L1, L2, Classifier, Linf, Outcome, ThreatModel, UnsupportedError
 from certbench.core.search import Ladder, Secant
-from certbench.networks.reading import relu_network
 from certbench.networks.layers import Network
+from certbench.networks.reading import relu_network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.programs import PlanetModel, Program, tightened
 from certbench.verifiers.bounds.region import Region

@@ -12,8 +12,8 @@ import certbench
 from certbench import L1, L2, Certificate, Classifier, Linf, ThreatModel
 from certbench.core.margins import margin_rows
 from certbench.core.search import Ladder
-from certbench.networks.maps import Dense
 from certbench.networks.layers import Layer, Network
+from certbench.networks.maps import Dense
 from certbench.testing import inputs, sample_ball
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState

@@ -22,8 +22,8 @@ from certbench.core.margins import Bounds, MarginState, margin_rows
 from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import MissingBackendError, NumericalError, UnsupportedError
-from certbench.networks.reading import relu_network
 from certbench.networks.layers import Network
+from certbench.networks.reading import relu_network
 from certbench.verifiers.linear.lirpa.nodes import first_layer, refuse_branches, refuse_known_wrong
 from certbench.verifiers.linear.lirpa.perturbation import perturbation
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
