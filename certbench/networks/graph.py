@@ -1,7 +1,7 @@
 """Graphs of networks: what a module computes, as affine maps, elementwise functions, products and sums.
 
 A value is a flat vector in float64, of one input. So a view is no node at all, and slices, permutations, concatenations
-and padding are affine maps. `operators` makes these nodes from torch's operators; `reading` makes a graph of a classifier.
+and padding are affine maps. `operators` makes nodes of torch's operators; `reading` makes a graph of a classifier.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 r"""Networks in the form that relaxations need: $z_i = b_i + \sum_j W_{ij} h_j$, $h_0 = x$, $h_j = f_j(z_j)$.
 
-Everything affine between two activations is folded into the maps $W_{ij}$, so residual sums and any order of layers have
-the same form. Small maps are matrices; convolutions on large maps stay convolutions. In a ReLU network all $f_j$ are
-$\max(z, 0)$.
+Everything affine between two activations is folded into the maps $W_{ij}$, so residual sums and any order of layers
+have the same form. Small maps are matrices; convolutions on large maps stay convolutions. In a ReLU network all $f_j$
+are $\max(z, 0)$.
 """
 
 import warnings
@@ -296,7 +296,7 @@ class _Fold:
         elif isinstance(node, Product):
             if self.relus:
                 raise UnsupportedError(
-                    f"{node.origin}: a product of two values that depend on the input is no ReLU network"
+                    f"{node.origin}: two values that depend on the input are multiplied, so this is no ReLU network"
                 )
             found = self.activate(_stacked(sources), Bilinear(), node.origin)
         else:

@@ -1,4 +1,4 @@
-"""The reader of networks: one graph of affine maps and functions for every classifier, which all others are made from."""
+"""The reader of networks: it makes one graph of affine maps and functions, from which all else is made."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,8 @@ from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.graph import Graph, pruned
 from certbench.networks.layers import Network, layered
 from certbench.networks.module import GraphModule
-from certbench.networks.operators import EXACT, Builder, Moving, keeps_order, known, packet, write
+from certbench.networks.operators import EXACT, keeps_order, known, packet, write
+from certbench.networks.operators.builder import Builder, Moving
 from certbench.networks.recording import place, record
 
 KEPT = 4
@@ -92,7 +93,7 @@ def relu_network(classifier: Classifier) -> Network:
 
 
 def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
-    """Record a classifier in float64, and compare what is read with the module; return it whole and without its head."""
+    """Record a classifier in float64, and compare it with the module; return the graph whole, and without its head."""
     if not all(bool(tensor.isfinite().all()) for tensor in double.tensors()):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
     try:
@@ -116,6 +117,10 @@ def _written(double: Classifier, places: bool = False) -> tuple[Graph, Graph]:
     values: dict[fx.Node, Any] = {}
     own = {tensor.data_ptr() for tensor in double.tensors()}
     computed = False
+
+    def at_hand(part: Any) -> Any:
+        return values.get(part, part) if isinstance(part, fx.Node) else part
+
     for node in recorded.graph.nodes:
         if node.op == "placeholder":
             values[node] = build.input
@@ -124,7 +129,7 @@ def _written(double: Classifier, places: bool = False) -> tuple[Graph, Graph]:
             computed |= _is_real(constant) and constant.data_ptr() not in own
             values[node] = constant.detach().to(torch.float64) if _is_real(constant) else constant
         elif node.op == "output":
-            last = node.args[0]
+            last: Any = node.args[0]
             if not isinstance(last, fx.Node) or not isinstance(values[last], Moving):
                 raise UnsupportedError(f"the output of {double.name} does not depend on its input, or is no tensor")
             whole = Graph(pruned(build.nodes, values[last].node), None, computed)
@@ -134,7 +139,7 @@ def _written(double: Classifier, places: bool = False) -> tuple[Graph, Graph]:
             return whole, Graph(pruned(build.nodes, values[last].node), head, computed)
         else:
             build.origin = place(node) or str(packet(node.target))
-            args, options = map_aggregate((node.args, node.kwargs), lambda part: values.get(part, part))
+            args, options = map_aggregate((node.args, node.kwargs), at_hand)
             try:
                 if _moves((args, options)):
                     values[node] = write(build, node.target, args, options, _shape(node))
@@ -154,7 +159,7 @@ def _written(double: Classifier, places: bool = False) -> tuple[Graph, Graph]:
 def _without_head(last: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.Node, str | None]:
     """Return the node before the functions at the end that keep the order of the classes, and their names."""
     names: list[str] = []
-    while (before := last.args[0] if last.args else None) in values and keeps_order(last.target, last.args, values):
+    while last.args and isinstance(before := last.args[0], fx.Node) and keeps_order(last.target, last.args, values):
         names.insert(0, packet(last.target).__name__.strip("_"))
         last = before
     return last, " of ".join(reversed(names)) or None
@@ -178,7 +183,8 @@ def _constant(node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> 
     """Compute what does not depend on the input."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise UnsupportedError("draws random numbers; smoothing is the way to certify a randomised classifier")
-    return node.target(*args, **options)
+    target: Any = node.target
+    return target(*args, **options)
 
 
 def _shape(node: fx.Node) -> Any:
@@ -204,7 +210,8 @@ def _rounds_numbers(classifier: Classifier, double: Classifier) -> bool:
     )
     if not close:
         raise UnsupportedError(
-            f"{double.name} computes with other numbers in float64 than in {classifier.dtype}: its code asks for the dtype"
+            f"{double.name} computes with other numbers in float64 than in {classifier.dtype}: its code asks for the "
+            "dtype, or a normalisation without eps does"
         )
     return True
 

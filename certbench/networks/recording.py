@@ -1,10 +1,10 @@
 """Recording of what a module does to one input, as a graph of aten operators.
 
-`make_fx` of torch runs the module on one input without numbers (a fake tensor) and records the operators. We take it and
-not `torch.export`, which finds the same graph: it is some fifty times as fast (10 ms for a small network), it runs
-scripted modules, hooks and parametrizations too, and it names the line of the user's code. `torch.fx.symbolic_trace` sees
-Python's calls alone, knows no shapes, and stops at `x.view(x.size(0), -1)`. Writing in place is made explicit by
-`functionalize`.
+`make_fx` of torch runs the module on one input without numbers (a fake tensor) and records the operators. We take it
+and not `torch.export`, which finds the same graph: it is some fifty times as fast (10 ms for a small network), it runs
+scripted modules, hooks and parametrizations too, and it can name the line of the user's code. `torch.fx.symbolic_trace`
+sees Python's calls alone, knows no shapes, and stops at `x.view(x.size(0), -1)`. `functionalize` makes writing in place
+explicit.
 """
 
 import copy
@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -60,7 +60,7 @@ def record(classifier: Classifier, known: Callable[[Any], bool], places: bool = 
 
 
 def _recorded(
-    module: nn.Module, classifier: Classifier, known: Callable[[Any], bool], places: bool, mode: str
+    module: nn.Module, classifier: Classifier, known: Callable[[Any], bool], places: bool, mode: Literal["fake", "real"]
 ) -> fx.GraphModule:
     """Record a module on one input that has no numbers ("fake") or zeros ("real")."""
     x = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
@@ -103,7 +103,8 @@ def _why(error: Exception) -> str:
 @cache
 def _decompositions() -> dict[Any, Any]:
     """Return how torch writes operators as simpler ones."""
-    return dict(core_aten_decompositions().items())
+    table: Any = core_aten_decompositions()
+    return dict(table.items())
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

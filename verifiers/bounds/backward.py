@@ -1,11 +1,11 @@
 r"""Linear relaxations of networks, backwards: one engine for Fast-Lin, CROWN, alpha-CROWN, LP duals and splits.
 
 Every activation has a line below it and a line above it on [l, u]; `lines` proves them. For a ReLU with l < 0 < u they
-are $\alpha z \leq \max(z, 0) \leq u (z - l) / (u - l)$ for every $\alpha \in [0, 1]$. Put into $c \cdot f$ layer by layer,
-they give a linear function of the input that lies below it (Weng et al., 2018; Zhang et al., 2018). For fixed l and u the
-best of all $\alpha$ is the LP relaxation's dual (Salman et al., 2019), so that any approximate dual solution of a solver
-becomes a bound here, in float64, whatever the solver's accuracy. A split $s z \geq 0$ enters with a multiplier
-$\beta \geq 0$ (Wang et al., 2021).
+are $\alpha z \leq \max(z, 0) \leq u (z - l) / (u - l)$ for every $\alpha \in [0, 1]$. Put into $c \cdot f$ layer by
+layer, they give a linear function of the input that lies below it (Weng et al., 2018; Zhang et al., 2018). For fixed l
+and u the best of all $\alpha$ is the LP relaxation's dual (Salman et al., 2019), so that any approximate dual solution
+of a solver becomes a bound here, in float64, whatever the solver's accuracy. A split $s z \geq 0$ enters with a
+multiplier $\beta \geq 0$ (Wang et al., 2021).
 """
 
 import math
@@ -46,8 +46,8 @@ def backward(
         rows: linear functions of that layer's outputs.
         layer: its index in `network.layers`.
         bounds: bounds of the hidden layers before it.
-        slopes: by hidden layer, numbers in [0, 1] that choose the lines, broadcast to (n, k, _): for a ReLU the slope of
-            the line below, clamped into [0, 1]; for others see `lines.chosen`. None: the lines of `bounds`.
+        slopes: by hidden layer, numbers in [0, 1] that choose the lines, broadcast to (n, k, _): for a ReLU the slope
+            of the line below, clamped into [0, 1]; for others see `lines.chosen`. None: the lines of `bounds`.
         multipliers: by hidden layer, numbers that are added to the coefficients of the pre-activations, broadcast to
             (n, k, size). They are sound only where a split fixes the sign of z, so that the term m z is at most 0.
     """
@@ -146,7 +146,8 @@ def _layer_bounds(
         start = start.tightened(known, method)
     if method == "ibp":
         return start
-    lower, upper, drawn = [*start.lower], [*start.upper], {}
+    lower, upper = [*start.lower], [*start.upper]
+    drawn: dict[int, Lines] = {}
     walk = Walk(network, region) if network.activations else None
     for i, layer in enumerate(network.hidden):
         if walk is not None:  # from the bounds so far, which are sharper than those that `start` rests on

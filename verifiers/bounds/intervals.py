@@ -14,7 +14,7 @@ def interval_bounds(network: Network, region: Region) -> LayerBounds:
     """Bound all hidden layers by interval arithmetic (IBP), from the box around each ball."""
     walk = Walk(network, region)
     lower, upper = [], []
-    for i in range(len(network.hidden)):
+    for _ in network.hidden:
         low, high = walk.step()
         lower.append(low)
         upper.append(high)

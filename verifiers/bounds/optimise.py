@@ -1,8 +1,9 @@
 r"""Optimised linear bounds: slopes alpha (Xu et al., 2021) and split multipliers beta (Wang et al., 2021).
 
-The bound of `backward` depends, piecewise smoothly, on the numbers $\alpha \in [0, 1]$ that choose the lines around the
-activations, and on the multipliers $\beta \geq 0$ of ReLUs whose sign is known. Adam climbs it, in float32; what comes back is evaluated anew in float64
-at the best point that was seen. Any point is sound, so nothing rests on how well it climbed.
+The bound of `backward` depends, piecewise smoothly, on the numbers $\alpha \in [0, 1]$ that choose the lines around
+activations, and on the multipliers $\beta \geq 0$ of ReLUs whose sign is known. Adam climbs it, in float32; what comes
+back is evaluated anew in float64 at the best point that was seen. Any point is sound, so nothing rests on how well it
+climbed.
 """
 
 import math
@@ -78,13 +79,10 @@ def ends(bounds: LayerBounds) -> list[tuple[Tensor, Tensor]]:
 
 
 def widths(network: Network, bounds: LayerBounds) -> list[int]:
-    """Return the number of alphas of each hidden layer with bounds: one for a ReLU; for another function, or for a
-    product, two for each output.
-    """
-    pure = [
-        network.activation(i) == RELU or isinstance(network.activation(i), Bilinear) for i in range(len(bounds.lower))
-    ]
-    return [low.shape[1] * (1 if one else 2) for low, one in zip(bounds.lower, pure, strict=True)]
+    """Return the number of alphas of each hidden layer with bounds: one for a ReLU, two for each output of others."""
+    functions = [network.activation(i) for i in range(len(bounds.lower))]
+    single = [function == RELU or isinstance(function, Bilinear) for function in functions]
+    return [low.shape[1] * (1 if one else 2) for low, one in zip(bounds.lower, single, strict=True)]
 
 
 def known_signs(network: Network, bounds: LayerBounds, n: int = 1) -> Float[Tensor, "n neurons"]:
@@ -217,23 +215,25 @@ def optimised_bounds(
     fast = network.to(torch.float32) if fast is None else fast
     lower, upper = [*bounds.lower], [*bounds.upper]
     for i in range(1, len(lower)):
+        if i in network.copied:
+            continue
         so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), "alpha-crown")
         open_ = undecided(network.activation(i), lower[i], upper[i])
         order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(open_.sum(dim=1).max())]
         size = max(1, entries // (2 * max(len(region), 1) * sum(end.shape[1] for end in lower[:i])))
-        for chosen in torch.split(order, size, dim=1):  # its own neurons of each input; some of the last are stable
-            rows = torch.zeros(len(region), 2 * chosen.shape[1], network.layers[i].outputs).to(region.x)
-            rows[:, : chosen.shape[1]].scatter_(2, chosen[..., None], 1.0)
-            rows[:, chosen.shape[1] :].scatter_(2, chosen[..., None], -1.0)
-            ends = optimise(network, region, so_far, rows, iterations=iterations, layer=i, fast=fast).lower
-            ends = ends.nan_to_num(-math.inf)
+        for some in torch.split(order, size, dim=1):  # its own neurons of each input; some of the last are stable
+            rows = torch.zeros(len(region), 2 * some.shape[1], network.layers[i].outputs).to(region.x)
+            rows[:, : some.shape[1]].scatter_(2, some[..., None], 1.0)
+            rows[:, some.shape[1] :].scatter_(2, some[..., None], -1.0)
+            found = optimise(network, region, so_far, rows, iterations=iterations, layer=i, fast=fast).lower
+            found = found.nan_to_num(-math.inf)
             if errors is not None:
-                ends = ends - torch.cat([errors[i].gather(1, chosen)] * 2, dim=1)
-            low, high = ends[:, : chosen.shape[1]], -ends[:, chosen.shape[1] :]
-            before = lower[i].gather(1, chosen), upper[i].gather(1, chosen)
-            counts = open_.gather(1, chosen)
-            lower[i] = lower[i].scatter(1, chosen, torch.where(counts, torch.maximum(before[0], low), before[0]))
-            upper[i] = upper[i].scatter(1, chosen, torch.where(counts, torch.minimum(before[1], high), before[1]))
+                found = found - torch.cat([errors[i].gather(1, some)] * 2, dim=1)
+            low, high = found[:, : some.shape[1]], -found[:, some.shape[1] :]
+            before = lower[i].gather(1, some), upper[i].gather(1, some)
+            counts = open_.gather(1, some)
+            lower[i] = lower[i].scatter(1, some, torch.where(counts, torch.maximum(before[0], low), before[0]))
+            upper[i] = upper[i].scatter(1, some, torch.where(counts, torch.minimum(before[1], high), before[1]))
     return LayerBounds(tuple(lower), tuple(upper), "alpha-crown")
 
 
@@ -361,7 +361,8 @@ class _Climber:
                 below = torch.where(frame["mask"][at], slopes[at], frame["active"][at])
                 lines = Lines(below, None, slope, offset)
             else:
-                lines = chosen(self.network.activation(at), *frame["ends"][at], slopes[at])
+                low, high = frame["ends"][at]
+                lines = chosen(self.network.activation(at), low, high, slopes[at])
             z, moved = through(lines, h)
             constant = constant + moved
             if extra is not None:

@@ -38,7 +38,8 @@ def around(
 
 def picked(found: Lines, index: Tensor | slice) -> Lines:
     """Select the lines of some of the inputs."""
-    return Lines(*(None if part is None else part[index] for part in found))
+    lower = None if found.lower_offset is None else found.lower_offset[index]
+    return Lines(found.lower_slope[index], lower, found.upper_slope[index], found.upper_offset[index])
 
 
 def chosen(
@@ -46,9 +47,9 @@ def chosen(
 ) -> Lines:
     """Return lines chosen by numbers that are clamped into [0, 1]; any choice is sound, and NaN bounds give NaN.
 
-    For a ReLU there is one number for each entry, the slope of the line below. For other functions there are two halves,
-    for the lines below and above: the slope, from the function's least on the interval, 0, to its largest, 1. For a
-    product they mix McCormick's planes.
+    For a ReLU there is one number for each entry, the slope of the line below. For other functions there are two
+    halves, for the lines below and above: the slope, from the function's least on the interval, 0, to its largest, 1.
+    For a product they mix McCormick's planes.
     """
     low, high = low[:, None], high[:, None]
     if function == RELU:
@@ -110,14 +111,17 @@ def _times(x: Tensor, y: Tensor) -> Tensor:
 
 def _level(found: Lines) -> Lines:
     """Make lines with an infinite offset or slope constant, and infinite: other slopes would make NaN of them."""
-    parts = []
-    for slope, offset, end in ((*found[:2], -torch.inf), (*found[2:], torch.inf)):
+    assert found.lower_offset is not None
+    parts: list[Tensor] = []
+    for slope, offset, end in (
+        (found.lower_slope, found.lower_offset, -torch.inf),
+        (found.upper_slope, found.upper_offset, torch.inf),
+    ):
         copies = slope.shape[-1] // offset.shape[-1]
-        lost = (~slope.isfinite() & ~slope.isnan()).unflatten(-1, (copies, -1)).any(dim=-2) | offset.isinf()
+        lost = torch.stack(slope.isinf().chunk(copies, dim=-1)).any(dim=0) | offset.isinf()
         if bool(lost.any()):
-            unknown = offset.isnan()
-            offset = torch.where(lost & ~unknown, end, offset)
-            slope = torch.where(torch.cat([lost & ~unknown] * copies, dim=-1), 0.0, slope)
+            lost = lost & ~offset.isnan()
+            offset, slope = torch.where(lost, end, offset), torch.where(torch.cat([lost] * copies, dim=-1), 0.0, slope)
         parts += [slope, offset]
     return Lines(*parts)
 
