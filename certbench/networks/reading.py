@@ -14,8 +14,8 @@ from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.graph import Graph, pruned
 from certbench.networks.layers import Network, layered
 from certbench.networks.module import GraphModule
-from certbench.networks.operators import EXACT, keeps_order, known, packet, write
-from certbench.networks.operators.builder import Builder, Moving
+from certbench.networks.operators import EXACT, keeps_order, known, write
+from certbench.networks.operators.builder import Builder, Moving, packet
 from certbench.networks.recording import place, record
 
 KEPT = 4

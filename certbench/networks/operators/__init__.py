@@ -14,7 +14,7 @@ import torch
 
 from certbench.errors import UnsupportedError
 from certbench.networks.operators import arithmetic, functions, normalisation, pooling
-from certbench.networks.operators.builder import Builder, Moving, Rule, aten, rearranged
+from certbench.networks.operators.builder import Builder, Moving, Rule, aten, packet, rearranged
 from certbench.networks.operators.functions import FUNCTIONS
 from certbench.networks.operators.pooling import CHANNELWISE, linear
 
@@ -64,11 +64,6 @@ EXACT = REARRANGING | SHAPES | {
     *(name for name, rule in RULES.items() if rule in arithmetic.KEEPING),
 }  # fmt: skip
 """Operators that make no rounding errors."""
-
-
-def packet(target: Any) -> Any:
-    """Return an operator without its overload, as the tables name it."""
-    return getattr(target, "overloadpacket", target)
 
 
 def known(target: Any) -> bool:

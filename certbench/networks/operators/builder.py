@@ -22,6 +22,11 @@ aten: Any = torch.ops.aten
 Shape = tuple[int, ...]
 
 
+def packet(target: Any) -> Any:
+    """Return an operator without its overload, as the tables name it."""
+    return getattr(target, "overloadpacket", target)
+
+
 @dataclass(frozen=True)
 class Moving:
     """A tensor that depends on the input: a node of the graph, in a shape. The first axis is the batch's, of one."""

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from certbench.networks.image_maps import Convolution
-from certbench.networks.operators import packet
-from certbench.networks.operators.builder import Builder, Moving, Rule, Shape, aten
+from certbench.networks.operators.builder import Builder, Moving, Rule, Shape, aten, packet
 from certbench.networks.probing import linear_map
 
 
