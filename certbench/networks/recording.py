@@ -91,10 +91,11 @@ def _recorded(
 
 def _why(error: Exception) -> str:
     """Say in which line of the user's code an error arose, and what it was unless it is torch's own."""
-    lines = [frame for frame in extract_tb(error.__traceback__) if INSIDE not in frame.filename]
-    own = [frame for frame in lines if Path(frame.filename) != Path(__file__)]
+    own = [frame for frame in extract_tb(error.__traceback__) if _is_own(frame.filename)]
     where = f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}: " if own else ""
     text = str(error).partition("\n")[0]
+    if "non-functional tensor" in text:
+        return f"{where}its code writes what depends on the input into a constant"
     if type(error).__module__.startswith("torch") or "tracing" in text:
         return f"{where}its code asks for the values of its input, which differ from one input to the next"
     return f"{where}{type(error).__name__}: {text}"
@@ -119,11 +120,16 @@ def place(node: fx.Node) -> str:
     lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
     found = ""
     for at, line in enumerate(lines):
-        if line.startswith("File ") and INSIDE not in line:
+        if line.startswith("File ") and _is_own(line.split('"')[1]):
             file, number = line.split('"')[1], line.split("line ")[1].split(",")[0]
             code = lines[at + 1] if at + 1 < len(lines) and not lines[at + 1].startswith("File ") else ""
             found = f"{Path(file).name}:{number}: {code}"
     return ", ".join(part for part in (layer, found) if part)
+
+
+def _is_own(file: str) -> bool:
+    """Say whether a file is a user's: neither torch's, nor this one, nor one that checks the types of arguments."""
+    return not any(part in file for part in (INSIDE, __file__, "jaxtyping", "beartype"))
 
 
 def _writes(node: fx.Node) -> bool:

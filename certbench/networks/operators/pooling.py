@@ -82,18 +82,24 @@ def _all_multiplied(build: Builder, args: tuple[Any, ...], options: dict[str, An
 
 def _max_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
     """Find the window of each output by running the pooling's own geometry on places, axis by axis."""
-    value, kernel = args[0], args[1]
-    axes = len(shape[0]) - 2
+    axes = len(args[1])
+    value, after = _image(args[0].shape, axes), _image(shape[0], axes)
+    value = args[0].view(value)
 
     def option(at: int, default: Any) -> list[int]:
         given = args[at] if len(args) > at else default
         given = [given] if isinstance(given, int) else list(given)
         return given * axes if len(given) == 1 else given
 
-    kernel = option(1, kernel)
+    kernel = option(1, args[1])
     stride, padding, dilation = option(2, []) or kernel, option(3, 0), option(4, 1)
-    windows = _sliding(value, shape[0], kernel, stride, padding, dilation, build.device)
+    windows = _sliding(value, after, kernel, stride, padding, dilation, build.device)
     return [build.largest(value, windows, shape[0]), None]
+
+
+def _image(shape: Shape, axes: int) -> Shape:
+    """Return a shape as one sample, channels, and so many axes. Without channels, torch takes the batch for them."""
+    return (1, math.prod(shape[:-axes]), *shape[-axes:])
 
 
 def _sliding(
@@ -127,14 +133,15 @@ def _pooled(value: Moving, taps: Sequence[Tensor], device: torch.device) -> Tens
 
 
 def _adaptive_max_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> list[Any]:
-    value, out = args[0], shape[0]
+    axes = len(args[1])
+    value, out = args[0].view(_image(args[0].shape, axes)), _image(shape[0], axes)
     taps = []
     for n, outputs in zip(value.shape[2:], out[2:], strict=True):
         at = torch.arange(outputs, device=build.device)
         first, end = at * n // outputs, (at * n + n + outputs - 1) // outputs
         members = first + torch.arange(int((end - first).max()), device=build.device)[:, None]
         taps.append(torch.minimum(members, end - 1))
-    return [build.largest(value, _pooled(value, taps, build.device), out), None]
+    return [build.largest(value, _pooled(value, taps, build.device), shape[0]), None]
 
 
 def _average_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
@@ -143,7 +150,7 @@ def _average_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any]
     kernel, stride, padding = ([*part] * (2 if len(part) == 1 else 1) for part in (kernel, stride or kernel, padding))
     if ceil or divisor is not None or (any(padding) and not count_padding):  # unequal weights
         return linear(build, aten.avg_pool2d.default, args, options, shape)
-    before, after = value.shape[1:], tuple(shape[1:])
+    before, after = _image(value.shape, 2)[1:], _image(shape, 2)[1:]
     weight = torch.full((before[0], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64, device=build.device)
     part = Convolution(weight, before, after, tuple(stride), tuple(padding), groups=before[0])
     return build.affine(value, part, shape)
@@ -153,13 +160,14 @@ def linear(build: Builder, operation: Any, args: tuple[Any, ...], options: dict[
     """Write an operator that is linear in its first argument as a matrix."""
     value, name = args[0], packet(operation)
     if name in CHANNELWISE:
-        channels = math.prod(value.shape[:2])
+        axes = 1 if name.__name__.endswith("1d") else 3 if name.__name__.endswith("3d") else 2
+        (_, channels, *before), (_, _, *after) = _image(value.shape, axes), _image(shape, axes)
 
         def one(h: Tensor) -> Tensor:
             found: Tensor = operation(h[None, None], *args[1:], **options)[0, 0]
             return found
 
-        part = linear_map(one, value.shape[2:], tuple(shape[2:]), value.numel() // channels, channels, build.device)
+        part = linear_map(one, (*before,), (*after,), math.prod(before), channels, build.device)
         return build.affine(value, part, shape)
 
     def run(h: Tensor) -> Tensor:
