@@ -21,6 +21,7 @@ from certbench.cli import (
     report,
     run,
     show,
+    show_network,
     train,
     validate,
 )
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command("list")(listing.list_)
 app.command()(show.show)
+app.command("show-network")(show_network.show_network)
 app.command()(validate.validate)
 app.command()(report.report)
 app.command()(recertify.recertify)

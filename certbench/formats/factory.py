@@ -18,7 +18,7 @@ from certbench.errors import ConfigError
 
 def load_external(
     factory: str,
-    weights: str | Path,
+    weights: str | Path | None,
     *,
     input_shape: tuple[int, ...],
     num_classes: int | None = None,
@@ -32,7 +32,8 @@ def load_external(
         factory: `module:function`. The module is imported as a script in the current directory would import it. This
             directory is put first on `sys.path` and stays there. The function takes no arguments and returns an
             `nn.Module`; one of `torch.jit.script`, the `module()` of an exported program, or with lazy layers will do.
-        weights: safetensors file with every parameter and buffer of the module, and no others.
+        weights: safetensors file with every parameter and buffer of the module, and no others; None: they stay as the
+            function makes them.
         input_shape: shape of one input, without the batch axis; it must be that of the data.
         num_classes: number of logits, 1 for a classifier of two classes with one logit; None: as many as there are.
         name: name in tables; None: the factory.
@@ -52,7 +53,8 @@ def load_external(
         raise ConfigError(f"{factory}() fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{factory}() returns {type(module).__name__}, not a torch.nn.Module{_cure(module)}")
-    formats.fill(module, Path(weights))
+    if weights is not None:
+        formats.fill(module, Path(weights))
     if not heads.is_exported(module):
         module.eval()
     for parameter in module.parameters():

@@ -192,6 +192,11 @@ class Power(Activation):
 
     exponent: float
 
+    @property
+    def name(self) -> str:
+        """Return the power, for messages."""
+        return f"z^{self.exponent:g}"
+
     def __post_init__(self) -> None:
         """Check the exponent.
 

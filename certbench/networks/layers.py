@@ -28,6 +28,10 @@ UNDERFLOW = 2.0**-125
 """Allowance for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
 
 
+OTHERS = "`certbench show-network` lists the certifiers that can bound it"
+"""Advice for who meets a refusal."""
+
+
 @dataclass(frozen=True)
 class Bilinear:
     """The product of the two halves of a vector, entry by entry: the activation of a layer with 2 m outputs."""
@@ -296,7 +300,7 @@ class _Fold:
         elif isinstance(node, Product):
             if self.relus:
                 raise UnsupportedError(
-                    f"{node.origin}: two values that depend on the input are multiplied, so this is no ReLU network"
+                    f"{node.origin}: two values that depend on the input are multiplied, so this is no ReLU network; {OTHERS}"
                 )
             found = self.activate(_stacked(sources), Bilinear(), node.origin)
         else:
@@ -316,7 +320,7 @@ class _Fold:
             return self.activate(terms, function, node.origin)
         if not isinstance(function, PiecewiseLinear):
             raise UnsupportedError(
-                f"{node.origin}: {function.name} is not piecewise linear, so this is no ReLU network"
+                f"{node.origin}: {function.name} is not piecewise linear, so this is no ReLU network; {OTHERS}"
             )
         self.rewritten = True
         size = len(terms.bias)
