@@ -22,7 +22,7 @@ from certbench.networks.graph import Affine, Elementwise, Graph, Product, Sum
 from certbench.networks.maps import DENSE_LIMIT, Chain, Dense, Map, Scale
 from certbench.networks.maps import Sum as SumOfMaps
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
-from certbench.networks.structured_maps import Select
+from certbench.networks.structured_maps import Select, Sparse
 
 UNDERFLOW = 2.0**-125
 """Allowance for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
@@ -30,6 +30,10 @@ UNDERFLOW = 2.0**-125
 
 OTHERS = "`certbench show-network` lists the certifiers that can bound it"
 """Advice for who meets a refusal."""
+
+
+WIDE = 2048
+"""Number of entries from which on intervals bound a layer that is much wider than its sources. A judgement: time."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,9 @@ class Network:
         layers: `layers[i]` gives the pre-activations of hidden layer i; the last one gives the outputs.
         inputs: number of entries of an input.
         activations: the activation after each hidden layer; empty: ReLU everywhere.
-        copied: hidden layers whose every entry is an entry of a source. Intervals bound them as well as can be.
-        bounded: hidden layers with the identity after them whose bounds are used, by layers that copy them.
+        copied: hidden layers that intervals bound, from bounds of their sources: every entry is an entry of a source,
+            so that nothing is lost; or the layer is much wider than its sources (the differences of a large softmax).
+        bounded: hidden layers with the identity after them whose bounds are used so.
         unfollowed: why the rounding errors of the program cannot be bounded from these layers; None: they can.
         head: the module's last function, if it was left out because it keeps the order of the classes.
         origins: where each hidden layer's activation comes from, for messages.
@@ -267,6 +272,9 @@ class _Fold:
         self.users = Counter(source for node in graph.nodes for source in node.sources)
         self.factors = {self.original(at) for n in graph.nodes if isinstance(n, Product) for at in n.sources}
         self.bounded: set[int] = set()
+        self.copied: set[int] = set()
+        self.wide = {node.sources[0] for node in graph.nodes if isinstance(node, Elementwise) and self.widens(node)}
+        self.factors |= {self.original(graph.nodes[at].sources[0]) for at in self.wide}
         self.values: list[_Terms] = []
 
     def activate(self, terms: _Terms, function: Activation | Bilinear, origin: str) -> _Terms:
@@ -285,6 +293,12 @@ class _Fold:
             node = self.graph.nodes[at]
         return at
 
+    def widens(self, node: Elementwise) -> bool:
+        """Say whether a function is applied to many more entries than they are made from, by a sparse map."""
+        before = self.graph.nodes[node.sources[0]]
+        made = isinstance(before, Affine) and isinstance(before.map, Sparse)
+        return made and before.size > WIDE and before.size > 4 * self.graph.nodes[before.sources[0]].size
+
     def follow(self, at: int) -> None:
         """Find the terms of one node."""
         node = self.graph.nodes[at]
@@ -296,12 +310,13 @@ class _Fold:
             for other in sources[1:]:
                 found = found.plus(other)
         elif isinstance(node, Elementwise):
+            if node.sources[0] in self.wide and not self.relus:
+                self.copied.add(len(self.layers))
             found = self.apply(sources[0], node)
         elif isinstance(node, Product):
             if self.relus:
-                raise UnsupportedError(
-                    f"{node.origin}: two values that depend on the input are multiplied, so this is no ReLU network; {OTHERS}"
-                )
+                reason = "two values that depend on the input are multiplied, so this is no ReLU network"
+                raise UnsupportedError(f"{node.origin}: {reason}; {OTHERS}")
             found = self.activate(_stacked(sources), Bilinear(), node.origin)
         else:
             found = _Terms.source(0, node.size, self.device)
@@ -346,7 +361,7 @@ class _Fold:
             tuple(terms.layer() for terms in (*self.layers, self.values[-1])),
             self.graph.inputs,
             () if pure else tuple(self.activations),
-            frozenset() if pure else frozenset(i for i, terms in enumerate(self.layers) if terms.is_copy()),
+            frozenset() if pure else frozenset(i for i, t in enumerate(self.layers) if i in self.copied or t.is_copy()),
             frozenset(self.bounded),
             reason,
             self.graph.head,
