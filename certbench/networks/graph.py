@@ -8,11 +8,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from certbench.networks.activations import Activation
 from certbench.networks.maps import Map
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A function that several nodes compute together; some bounds are tighter for all of it than node by node.
+
+    Attributes:
+        sources: places of the nodes that it is a function of.
+    """
+
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Larger(Block):
+    """The larger one of two values, entry by entry."""
+
+
+@dataclass(frozen=True, eq=False)
+class Largest(Block):
+    """The largest entry of each window of a value.
+
+    Attributes:
+        windows: places of the members of each window; a place may stand in one more than once.
+    """
+
+    windows: Int64[Tensor, "members size"]
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Block):
+    """The softmax of each row of a value.
+
+    Attributes:
+        row: number of entries of a row.
+        log: whether its logarithm is taken.
+    """
+
+    row: int
+    log: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised(Block):
+    r"""Each row u of a value as $u / \sqrt{\|u\|_2^2 / n + \epsilon}$.
+
+    Attributes:
+        row: number n of entries of a row.
+        eps: the number under the root; not negative.
+    """
+
+    row: int
+    eps: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +76,13 @@ class Node:
         sources: places of the earlier nodes that it is computed from.
         size: number of entries.
         origin: the layer and the line of the user's code, or the operator where these are not known.
+        block: what this node and some before it compute together, if that is known.
     """
 
     sources: tuple[int, ...]
     size: int
     origin: str
+    block: Block | None = field(default=None, kw_only=True)
 
     def value(self, *sources: Float[Tensor, "n _"]) -> Float[Tensor, "n size"]:
         """Compute the node's value from its sources'."""
@@ -140,4 +195,11 @@ def pruned(nodes: Sequence[Node], last: int) -> tuple[Node, ...]:
             needed.update(nodes[at].sources)
     order = sorted(needed)
     places = {old: new for new, old in enumerate(order)}
-    return tuple(replace(nodes[old], sources=tuple(places[s] for s in nodes[old].sources)) for old in order)
+
+    def moved(node: Node) -> Node:
+        block = node.block
+        if block is not None:
+            block = replace(block, sources=tuple(places[source] for source in block.sources))
+        return replace(node, sources=tuple(places[source] for source in node.sources), block=block)
+
+    return tuple(moved(nodes[old]) for old in order)

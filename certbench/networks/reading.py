@@ -116,7 +116,7 @@ def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
     return whole, graph
 
 
-def _written(double: Classifier, places: bool = False) -> tuple[Graph, Graph]:
+def _written(double: Classifier, places: bool = True) -> tuple[Graph, Graph]:
     """Record a module, and write it as a graph, operator by operator; return it whole, and without its head."""
     recorded = record(double, known, places)
     build = Builder(double.input_shape, double.device)

@@ -78,8 +78,10 @@ class PowerIteration(GlobalLipschitz):
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({2.0})
 
-    def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
-        first, last = classifier.module
+    def constants(
+        self, classifier: Classifier, threat: ThreatModel
+    ) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
+        first, last = classifier.double().module
         step = torch.randn(D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         step = first.weight.mT @ (first.weight @ step)
         norm = (first.weight @ (step / step.norm())).norm()

@@ -11,7 +11,7 @@ relu(x) - relu(0.9 x - 10) it gives 0.1; the slope at x = 1 is 1.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier, Regressor
 from certbench.core.ranges import NonNegativeInt, one_of
 from certbench.core.search import RadiusSearch, Secant
+from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
 from certbench.networks.layers import Network
 from certbench.networks.maps import Dense
@@ -31,6 +32,7 @@ from certbench.verifiers.lipschitz.margin import GlobalLipschitz, LipschitzState
 from certbench.verifiers.lipschitz.multipliers.certificate import Multipliers, product_bound, prove, start
 from certbench.verifiers.lipschitz.multipliers.search import check, find_multipliers
 from certbench.verifiers.lipschitz.operator_norms import spectral_norm
+from certbench.verifiers.lipschitz.propagation import on_cpu
 
 SIDE = {"eclipse": 6000, "lipsdp": 2500}
 """Largest number of neurons that two neighbouring layers may have together. Judgements."""
@@ -51,7 +53,7 @@ class DenseChain:
     @staticmethod
     def read(classifier: Classifier, side: int) -> "DenseChain":
         """Read a classifier, on the CPU."""
-        return DenseChain.of(relu_network(replace(classifier, module=classifier.double().module.cpu())), side)
+        return DenseChain.of(relu_network(on_cpu(classifier)), side)
 
     @staticmethod
     def of(network: Network, side: int) -> "DenseChain":
@@ -166,8 +168,11 @@ class Eclipse(GlobalLipschitz):
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
 
     @torch.no_grad()
-    def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
+    def constants(
+        self, classifier: Classifier, threat: ThreatModel
+    ) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
         """Prove the constants of all pairs by the same multipliers."""
+        p = threat.p
         chain, outputs = DenseChain.read(classifier, SIDE["eclipse"]), classifier.num_classes
         rows = chain.rows(*torch.triu_indices(outputs + 1, outputs + 1, 1))
         values = product_bound(chain.weights, rows, p)
@@ -216,13 +221,16 @@ class LipSDP(GlobalLipschitz):
     repeatable = False
 
     @torch.no_grad()
-    def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
+    def constants(
+        self, classifier: Classifier, threat: ThreatModel
+    ) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
         """Prove the constants that matter by the best multipliers, the others by shared ones.
 
         Raises:
             UnsupportedError: skip connections, or layers that are too wide.
             MissingBackendError: cvxpy or the solver is missing.
         """
+        p = threat.p
         chain, outputs = DenseChain.read(classifier, SIDE["lipsdp"]), classifier.num_classes
         if self.multipliers == "pair":
             check(self.solver, chain.weights, p)

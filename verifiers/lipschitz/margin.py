@@ -3,12 +3,13 @@ r"""Margins over a global Lipschitz constant per pair of classes (Leino et al., 
 If $K_{cj}$ bounds the Lipschitz constant of $f_c - f_j$ from the p-norm, class c is predicted wherever
 $\|\delta\|_p < \min_{j \neq c} (f_c - f_j)(x) / K_{cj}$. The constants follow the module's graph from the input to
 the logits, in the p-norm and in the 2-norm side by side. Each layer starts from the one that gives the smaller bound.
+Constants hold between any two points of the threat model's domain, which is convex; without one, in all of R^d.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, final
 
@@ -27,13 +28,13 @@ from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import NumericalError
 from certbench.networks.layers import Network
-from certbench.networks.reading import relu_network
+from certbench.networks.reading import logits_of, relu_network
 from certbench.numerics.spectral import spectral
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.rounding import bound_errors, program_error
 from certbench.verifiers.lipschitz.operator_norms import column_scales
-from certbench.verifiers.lipschitz.propagation import constants_of
+from certbench.verifiers.lipschitz.propagation import constants_of, on_cpu
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class LipschitzState(MarginState):
 
 
 class GlobalLipschitz(MarginCertifier[LipschitzState]):
-    """A certifier with one constant per pair of classes that holds in all of R^d; a radius is a quotient.
+    """A certifier with one constant per pair of classes that holds for all inputs; a radius is a quotient.
 
     Subclasses have the options `rounding_safe`, whether the float program's errors are counted (for ReLU networks), and
     `search`.
@@ -66,8 +67,13 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
     rounding_safe: bool
 
     @abstractmethod
-    def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
+    def constants(
+        self, classifier: Classifier, threat: ThreatModel
+    ) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
         """Return the table of `LipschitzState` and its facts for a classifier in float64; "proof" is kept apart.
+
+        The constants hold between any two inputs of the threat model's domain. They are those of the logits: a last
+        function that keeps the order of the classes is left out.
 
         Raises:
             UnsupportedError: a layer has no bound here; the message names it.
@@ -77,9 +83,9 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
     @final
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> LipschitzState:
         """Bound the constants, once per classifier."""
-        exact = classifier.double()
+        exact = logits_of(classifier)
         network = relu_network(classifier) if self.rounding_safe else None
-        constants, facts = self.constants(exact, threat.p)
+        constants, facts = self.constants(classifier, threat)
         if bool(constants.isnan().any()):
             raise NumericalError("a Lipschitz constant is NaN")
         facts = dict(facts)
@@ -139,8 +145,10 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
 class LayerwiseLipschitz(GlobalLipschitz):
     """Margins over a global Lipschitz constant per pair of classes (Leino et al., 2021; Tsuzuku et al., 2018).
 
-    Claims concern the real-arithmetic network with exactly the classifier's parameters, in all of R^d. Constants
-    are proved in float64, margins have the rounding allowance `SLACK`. Layers without a bound are refused.
+    Claims concern the real-arithmetic network with exactly the classifier's parameters. Constants are proved in float64,
+    margins have the rounding allowance `SLACK`. A function that is not piecewise linear counts with its steepest slope
+    over a proved range of its argument, for all inputs of the domain; so does each factor of a product with its size.
+    Where such a range is infinite a constant may be, too: then the radius is 0, and the evidence says why ("reason").
 
     Attributes:
         rule: how the layers' norms become a constant of a pair of classes. "pairwise": the product for all layers but
@@ -158,7 +166,7 @@ class LayerwiseLipschitz(GlobalLipschitz):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def dominates(self, other: Certifier[Any]) -> str | None:
         r"""Return the theorem that orders the rules: each constant of the better rule is at most that of the other.
@@ -191,10 +199,11 @@ class LayerwiseLipschitz(GlobalLipschitz):
         least = self.rule == "pairwise" and other.rule in ("pairwise", "tsuzuku", "centred", "naive")
         return "a pair's own constant is at most one made for all pairs" if least else None
 
-    def constants(self, classifier: Classifier, p: float) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
-        """Trace the module and carry constants from the input to the logits."""
-        constants, layers = constants_of(replace(classifier, module=classifier.double().module.cpu()), p, self.rule)
-        return constants, {"layers": layers}
+    def constants(
+        self, classifier: Classifier, threat: ThreatModel
+    ) -> tuple[Float[Tensor, "rows rows"], Mapping[str, Any]]:
+        """Read the module and carry constants from the input to the logits."""
+        return constants_of(classifier, threat.p, self.rule, threat.domain)
 
     def witness(
         self, state: LipschitzState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]
@@ -216,7 +225,7 @@ def proved_norms(state: LipschitzState) -> dict[str, Any]:
     Raises:
         UnsupportedError: the classifier is no chain of affine layers and ReLUs.
     """
-    network = relu_network(replace(state.classifier, module=state.classifier.double().module.cpu()))
+    network = relu_network(on_cpu(state.classifier))
     matrices = [part.matrix() for part in network.chain()[:-1]]
     scaled = []
     if state.threat.p == math.inf:

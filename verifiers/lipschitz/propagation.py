@@ -1,25 +1,44 @@
-"""Constants carried through a network, layer by layer: they bound how far outputs move when inputs do."""
+"""Constants carried through a graph, node by node: they bound how far outputs move when inputs do."""
 
+import copy
 import math
-import operator
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from certbench.core.classifier import Classifier
 from certbench.errors import NumericalError, UnsupportedError
-from certbench.networks.maps import Dense, Scale
-from certbench.networks.tracing import asks_shape, overwrites, refuse_hidden_writes, trace
+from certbench.networks.curves import Softplus
+from certbench.networks.graph import (
+    Affine,
+    Elementwise,
+    Graph,
+    Input,
+    Larger,
+    Largest,
+    Node,
+    Normalised,
+    Product,
+    Softmax,
+    Sum,
+)
+from certbench.networks.maps import Dense, Map, Scale
+from certbench.networks.piecewise_linear import PiecewiseLinear
+from certbench.networks.reading import read
+from certbench.networks.structured_maps import Select
 from certbench.numerics.rounding import (
     LARGEST,
+    TINY,
     TOO_LARGE,
     dual,
+    gamma,
     lengths,
     longest,
     outward,
@@ -27,26 +46,35 @@ from certbench.numerics.rounding import (
     products,
     total,
 )
-from certbench.verifiers.lipschitz.folding import compose, linear
-from certbench.verifiers.lipschitz.layer_rules import CALLS, LINEAR, SLOPES, WINDOWS
+from certbench.verifiers.bounds.lines import slopes
+from certbench.verifiers.lipschitz.folding import added, bounded, compose, linear
 from certbench.verifiers.lipschitz.operator_norms import Normed, identity_norm, norm, row_norm, spread
+from certbench.verifiers.lipschitz.ranges import Ranges
 
 CHORDS = 2**24
 """Largest number of entries of a table of chords; larger tables are not followed. A judgement: 128 MB."""
 
+JUMP = 20.0
+"""Smallest threshold of a softplus whose jump there is ignored. torch's default; the jump is 2e-9 / beta."""
+
 
 @torch.no_grad()
 def constants_of(
-    classifier: Classifier, p: float, rule: str = "best"
-) -> tuple[Float[Tensor, "rows rows"], dict[str, dict[str, float]]]:
-    """Return Lipschitz constants from the p-norm, as in `LipschitzState`, and the norms of the linear layers.
+    classifier: Classifier, p: float, rule: str = "best", domain: tuple[float, float] | None = None
+) -> tuple[Float[Tensor, "rows rows"], dict[str, Any]]:
+    """Return Lipschitz constants from the p-norm, as in `LipschitzState`, and the facts behind them.
+
+    The facts are the norms of the linear layers ("layers"), and why constants are infinite, if they are ("reason").
 
     Raises:
-        UnsupportedError: the module cannot be traced, or a layer has no bound here.
+        UnsupportedError: the reader does not know the module, or a layer has no bound here.
         NumericalError: a parameter is NaN or infinite.
     """
-    propagation = propagated(classifier, p)
-    return propagation.pairs(classifier.num_classes, rule), propagation.norms
+    propagation = propagated(classifier, p, domain)
+    facts: dict[str, Any] = {"layers": propagation.norms}
+    if propagation.unbounded is not None:
+        facts["reason"] = propagation.unbounded
+    return propagation.pairs(classifier.num_classes, rule), facts
 
 
 @torch.no_grad()
@@ -54,44 +82,22 @@ def feature_constants(features: Classifier, p: float) -> dict[float, float]:
     """Return Lipschitz constants of a map to flat features, from the p-norm to the 1-norm, the 2-norm and the inf-norm.
 
     Raises:
-        UnsupportedError: the module cannot be traced, or a layer has no bound here.
-        NumericalError: a parameter is NaN or infinite.
+        UnsupportedError, NumericalError: as `constants_of`.
     """
     propagation = propagated(features, p)
     return {r: propagation.constant(r, features.num_classes) for r in (1.0, 2.0, math.inf)}
 
 
-def propagated(classifier: Classifier, p: float) -> "_Propagation":
-    """Carry constants through a classifier, in float64 on the CPU."""
-    graph = trace(classifier)
-    x = torch.rand(2, *classifier.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    propagation = _Propagation(graph, p)
-    try:
-        traced = propagation.run(x.clone())
-    except (UnsupportedError, NumericalError):
-        raise
-    except Exception as error:  # a layer may raise any error for an unexpected shape
-        raise UnsupportedError(f"{classifier.name}: {str(error).partition(chr(10))[0]}") from error
-    if not same_logits(traced, classifier.module(x.clone())):
-        raise UnsupportedError(
-            f"the trace of {classifier.name} computes other logits than its module; does it add in place to a tensor "
-            "that is used again?"
-        )
-    refuse_hidden_writes(classifier, graph, x)
-    return propagation
+def propagated(classifier: Classifier, p: float, domain: tuple[float, float] | None = None) -> "_Propagation":
+    """Carry constants through the graph of a classifier, in float64 on the CPU."""
+    return _Propagation(read(on_cpu(classifier)), p, domain)
 
 
-def same_logits(traced: Any, logits: Float[Tensor, "n classes"]) -> bool:
-    """Say whether a trace computes a module's logits.
-
-    They are compared without what all classes share, as that hides differences.
-    """
-    if not isinstance(traced, Tensor) or traced.shape != logits.shape:
-        return False
-    if not bool(logits.isfinite().all()):
-        return torch.equal(traced.isfinite(), logits.isfinite())
-    spread = (logits - logits.mean(dim=1, keepdim=True)).abs().max()
-    return bool((traced - logits).abs().max() <= 1e-9 * spread + 1e-13 * logits.abs().max())
+def on_cpu(classifier: Classifier) -> Classifier:
+    """Return a classifier on the CPU, where norms are proved."""
+    if classifier.device.type == "cpu":
+        return classifier
+    return replace(classifier, module=copy.deepcopy(classifier.module).cpu())
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +105,8 @@ class _Movement:
     """A bound of how far a value of the graph can move. The value is the linear `map` (None: the identity) of a base.
 
     Attributes:
-        constants: r -> Lipschitz constant of the base from the input's p-norm to the r-norm.
+        constants: r -> Lipschitz constant of the base from the input's p-norm to the r-norm. Values with the same
+            object here have the same base.
         chords: if every input i moves by t_i, the base moves entry by entry by at most the sum of t_i `chords[i]`:
             moduli of weights multiplied along each path. None where the table would be too large.
         map: the linear part of the layers since the base, composed.
@@ -107,141 +114,87 @@ class _Movement:
     """
 
     constants: Mapping[float, float]
-    chords: Float[Tensor, "d ..."] | None
+    chords: Float[Tensor, "d size"] | None
     map: Normed | None = None
     names: tuple[str, ...] = ()
 
 
-class _Propagation(fx.Interpreter):
-    """An interpreter that runs the graph on a batch of two, for the shapes, and moves the bounds along."""
+class _Propagation:
+    """Moves the bounds from the input of a graph to its output."""
 
-    def __init__(self, graph: fx.GraphModule, p: float) -> None:
-        """Start before the first node."""
-        super().__init__(graph)
-        self.p = p
-        self.movements: dict[fx.Node, _Movement] = {}
-        self.aliases: set[fx.Node] = set()
+    def __init__(self, graph: Graph, p: float, domain: tuple[float, float] | None) -> None:
+        """Follow all nodes that the output needs."""
+        self.graph, self.p = graph, p
+        self.ranges = Ranges(graph, domain)
         self.norms: dict[str, dict[str, float]] = {}
-        self.logits: _Movement | None = None
+        self.unbounded: str | None = None
         self.gain = 1.0
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Compute the value of a node; if it moves with the input, its movement goes into `movements`."""
-        result = super().run_node(n)
-        moves = any(source in self.movements for source in n.all_input_nodes)
-        if n.op == "placeholder" and not self.movements:
-            self.movements[n] = self.start(result[0])
-        elif n.op == "output":
-            self.logits = self.movements.get(n.args[0]) if isinstance(n.args[0], fx.Node) else None
-        elif moves and not asks_shape(n):
+        self.movements: dict[int, _Movement] = {}
+        users = _users(graph)
+        for at in sorted(users):
+            node = graph.nodes[at]
             try:
-                movement = self.follow(n, result)
+                self.movements[at] = self.follow(node)
             except UnsupportedError as error:
-                raise UnsupportedError(f"{self.describe(n)} {error}") from error
-            if movement is None:
-                raise UnsupportedError(f"{self.describe(n)} has no bound here")
-            self.movements[n] = movement
-        return result
+                raise UnsupportedError(f"{node.origin} {error}") from error
+            for source in _sources(node):  # tables of chords are large
+                users[source] -= 1
+                if not users[source]:
+                    del self.movements[source]
+        self.outputs = self.movements[len(graph.nodes) - 1]
 
-    def describe(self, n: fx.Node) -> str:
-        """Name a node for an error message."""
-        if n.op == "call_module":
-            return f"{n.target} ({type(self.fetch_attr(str(n.target))).__name__})"
-        return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", repr(n.target))
+    def follow(self, node: Node) -> _Movement:
+        """Apply the rule of one node."""
+        before = [self.movements[source] for source in _sources(node)]
+        match node.block:
+            case Larger():
+                return self.larger(*before)
+            case Largest():
+                return self.largest(before[0], node.block.windows)
+            case Softmax():
+                return self.softmax(before[0], node.block)
+            case Normalised():
+                return self.normalised(before[0], node, node.block)
+        match node:
+            case Input():
+                return self.start(node.size)
+            case Affine():
+                return before[0] if node.map is None else self.apply(before[0], node.map, _name(node))
+            case Sum():
+                return self.combine(before, self.are_apart(node))
+            case Product():
+                return self.multiply(before, node)
+            case Elementwise():
+                return self.stretch(before[0], self.steepness(node), node)
+        raise UnsupportedError("has no bound here")
 
-    def start(self, x: Float[Tensor, "..."]) -> _Movement:
+    def start(self, d: int) -> _Movement:
         """Make the movement of the input itself."""
-        d = x.numel()
-        chords = torch.eye(d, dtype=torch.float64).reshape(d, *x.shape) if d * d <= CHORDS else None
+        chords = torch.eye(d, dtype=torch.float64) if d * d <= CHORDS else None
         return _Movement({r: identity_norm(self.p, r, d) for r in (self.p, 2.0)}, chords)
 
-    def follow(self, n: fx.Node, result: Any) -> _Movement | None:
-        """Apply the rule of one node; return None where there is none."""
-        args, options = self.fetch_args_kwargs_from_env(n)
-        if not isinstance(result, Tensor) or result.dtype != torch.float64 or result.dim() < 2 or len(result) != 2:
-            return None  # the rules know features of two inputs
-        shape = tuple(result.shape[1:])
-        layer: Any = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if layer is None and n.target in _ARITHMETIC and len(args) == 2 and not options:
-            return self.combine(n, args, shape)
-        moving = [arg for arg in (*n.args, *n.kwargs.values()) if isinstance(arg, fx.Node) and arg in self.movements]
-        if moving != list(n.args[:1]):
-            return None
-        before, size = self.movements[moving[0]], tuple(args[0].shape[1:])
-        if n.target is functional.linear:
-            if len(size) != 1:
-                raise UnsupportedError(f"is applied along the last axis of features of shape {size}; flatten first")
-            return self.apply(before, linear(options.get("weight", *args[1:2])), n.name)
-        if layer is None and n.target in _VIEWS:
-            layer = nn.Identity()
-        elif layer is None and n.target in CALLS:
-            layer = CALLS[n.target](*args[1:], **options)
-        kind = type_before_parametrizations(layer)
-        if kind in _UNMOVED:
-            self.aliases.add(n)
-            return self.view(before, shape)
-        if kind in LINEAR:
-            return self.apply(
-                before, LINEAR[kind](layer, size, shape), str(n.target) if n.op == "call_module" else n.name
-            )
-        if getattr(layer, "inplace", False):
-            self.overwrite(n)
-        if kind in SLOPES:
-            slope = SLOPES[kind](layer)
-            return self.stretch(before, lambda r: slope, lambda chords: slope * chords)
-        if kind in WINDOWS:
-            count = WINDOWS[kind](layer, size, shape)
-            return self.stretch(before, lambda r: identity_norm(math.inf, r, count), layer)
-        return None
+    def without_bound(self, node: Node, why: str) -> _Movement:
+        """Make the movement of a value that may move any distance, and note the reason."""
+        self.unbounded = self.unbounded or f"{node.origin}: {why}"
+        return _Movement(dict.fromkeys((self.p, 2.0), math.inf), None)
 
-    def combine(self, n: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> _Movement | None:
-        """Move a sum, difference, product or quotient, with a constant or of two values that move."""
-        operation = _ARITHMETIC[n.target]
-        terms = [self.movements.get(arg) if isinstance(arg, fx.Node) else None for arg in n.args]
-        if any(term and tuple(arg.shape[1:]) != shape for term, arg in zip(terms, args, strict=True)):
-            raise UnsupportedError("repeats a value to fit another shape")
-        if n.target in _OVERWRITING:
-            self.overwrite(n)
-        first, second = terms
-        if first and second and operation in "+-":
-            a, b = self.settle(first), self.settle(second)
-            chords = None if a.chords is None or b.chords is None else outward(a.chords + b.chords, 1)
-            return _Movement({r: total(a.constants[r], b.constants[r]) for r in a.constants}, chords)
-        moving = first or second
-        if moving is None or operation in "+-":
-            return moving
-        if second and (first or operation == "/"):
-            raise UnsupportedError("has no bound here where both factors, or the divisor, move with the input")
-        scale = torch.as_tensor(args[1] if first else args[0], dtype=torch.float64).expand(2, *shape)
-        if not torch.equal(scale[0], scale[1]):
-            raise UnsupportedError("scales the inputs of a batch differently")
-        diagonal = Scale(scale[0]) if operation == "*" else Scale(1 / scale[0], entry_roundings=1)
-        return self.apply(moving, diagonal, n.name)
+    def grow(self, factor: float) -> None:
+        """Count by what one layer may enlarge underflow.
 
-    def overwrite(self, n: fx.Node) -> None:
-        """Refuse to change a value in place that something else reads, too."""
-        self.aliases.add(n)
-        if overwrites(n, self.aliases):
-            raise UnsupportedError("changes in place a value that is used again")
-
-    def view(self, before: _Movement, shape: tuple[int, ...]) -> _Movement:
-        """Give the same numbers another shape."""
-        if isinstance(before.map, Dense):
-            return replace(before, map=replace(before.map, features=shape))
-        if isinstance(before.map, Scale):
-            return replace(before, map=replace(before.map, diagonal=before.map.diagonal.reshape(shape)))
-        settled = self.settle(before)
-        chords = None if settled.chords is None else settled.chords.reshape(-1, *shape)
-        return replace(settled, chords=chords)
-
-    def apply(self, before: _Movement, layer: Normed, name: str) -> _Movement:
-        """Apply a linear layer, composed with those before it if that is cheap."""
-        self.gain *= max(1.0, row_norm(layer, 1.0))
+        Raises:
+            UnsupportedError: it could change a margin.
+        """
+        self.gain *= max(1.0, factor)
         if not self.gain < LARGEST:
             raise UnsupportedError(TOO_LARGE)
-        joint = layer if before.map is None else compose(layer, before.map)
+
+    def apply(self, before: _Movement, layer: Map, name: str) -> _Movement:
+        """Apply a linear layer, composed with those before it if that is cheap."""
+        part = bounded(layer)
+        self.grow(row_norm(part, 1.0))
+        joint = part if before.map is None else compose(part, before.map)
         if joint is None:
-            before, joint = self.settle(before), layer
+            before, joint = self.settle(before), part
         return replace(before, map=joint, names=(*before.names, name))
 
     def settle(self, before: _Movement) -> _Movement:
@@ -258,31 +211,152 @@ class _Propagation(fx.Interpreter):
         }
         if before.chords is None or len(before.chords) * before.map.outputs > CHORDS:
             return _Movement(constants, None)
-        chords = spread(before.map, before.chords)
+        chords = spread(before.map, before.chords).flatten(1)
         return _Movement({r: min(bound, self.reach(chords, r)) for r, bound in constants.items()}, chords)
 
-    def stretch(
-        self, before: _Movement, factor: Callable[[float], float], pool: Callable[[Tensor], Tensor]
-    ) -> _Movement:
-        """Apply a nonlinear layer that is `factor(r)`-Lipschitz in the r-norm; `pool` is its effect on chords."""
-        settled = self.settle(before)
-        chords = None if settled.chords is None else outward(pool(settled.chords), 1)
-        return _Movement({r: product(bound, factor(r)) for r, bound in settled.constants.items()}, chords)
+    def combine(self, values: Sequence[_Movement], apart: bool = False) -> _Movement:
+        """Move a sum; `apart` says that no entry is moved by two of the values."""
+        if all(value.constants is values[0].constants for value in values):
+            joint = added([value.map for value in values])
+            if joint is not None:
+                names = tuple(dict.fromkeys(name for value in values for name in value.names))
+                return replace(values[0], map=joint, names=names)
+        settled = [self.settle(value) for value in values]
+        chords = settled[0].chords
+        for value in settled[1:]:
+            chords = None if chords is None or value.chords is None else outward(chords + value.chords, 1)
+        constants = {r: _total([value.constants[r] for value in settled], r if apart else 1.0) for r in (self.p, 2.0)}
+        return _Movement(constants, chords)
 
-    def reach(self, chords: Float[Tensor, "d ..."], r: float) -> float:
+    def are_apart(self, node: Sum) -> bool:
+        """Say whether a sum only puts values side by side."""
+        parts = [self.graph.nodes[source] for source in node.sources]
+        taken = torch.zeros(node.size, dtype=torch.int64)
+        for part in parts:
+            if not isinstance(part, Affine) or not isinstance(part.map, Select):
+                return False
+            taken += part.map.index >= 0
+        return bool((taken <= 1).all())
+
+    def multiply(self, before: Sequence[_Movement], node: Product) -> _Movement:
+        """Move a product: a b - a' b' = a (b - b') + b' (a - a')."""
+        moduli = [torch.maximum(-low, high) for low, high in map(self.ranges.of, node.sources)]
+        if not all(bool(part.isfinite().all()) for part in moduli):
+            return self.without_bound(node, "a factor of a product has no bound; a domain of the inputs may give one")
+        first, second = before
+        name = _name(node)
+        return self.combine(
+            [
+                self.apply(first, Scale(moduli[1].clamp(min=0)), name),
+                self.apply(second, Scale(moduli[0].clamp(min=0)), name),
+            ]
+        )
+
+    def steepness(self, node: Elementwise) -> Float[Tensor, " size"]:
+        """Return the largest modulus of the slope of a function, entry by entry, over the range of its argument.
+
+        That of a piecewise linear function is taken over the whole line: so the constants of ReLU networks are those
+        of their weights.
+        """
+        function = node.function
+        if isinstance(function, Softplus) and function.threshold < JUMP:
+            raise UnsupportedError(
+                f"jumps at its threshold {function.threshold:g}; write a threshold of at least {JUMP:g}"
+            )
+        if isinstance(function, PiecewiseLinear):
+            high = torch.full((node.size,), math.inf, dtype=torch.float64)
+            least, most = slopes(function, -high, high)
+        else:
+            least, most = slopes(function, *self.ranges.of(node.sources[0]))
+        return torch.nan_to_num(torch.maximum(-least, most), math.inf, math.inf).clamp(min=0)
+
+    def stretch(self, before: _Movement, steep: Float[Tensor, " size"], node: Elementwise) -> _Movement:
+        """Apply a function whose slopes have these moduli at most."""
+        factor = float(steep.max())
+        if factor == math.inf:
+            return self.without_bound(
+                node, f"the slope of {node.function.name} has no bound; a domain of the inputs may give one"
+            )
+        self.grow(factor)
+        settled = self.settle(before)
+        if bool((steep == factor).all()):
+            return _scaled(settled, lambda r: factor, lambda chords: factor * chords)
+        return _Movement(dict(settled.constants), settled.chords, Scale(steep), (_name(node),))
+
+    def larger(self, first: _Movement, second: _Movement) -> _Movement:
+        """Move the larger one of two values."""
+        a, b = self.settle(first), self.settle(second)
+        chords = None if a.chords is None or b.chords is None else torch.maximum(a.chords, b.chords)
+        return _Movement({r: _total([a.constants[r], b.constants[r]], r) for r in a.constants}, chords)
+
+    def largest(self, before: _Movement, windows: Tensor) -> _Movement:
+        r"""Move the largest entries of windows.
+
+        If m windows share one entry, the constant in the r-norm is $m^{1/r}$: a maximum moves no further than the entry
+        of its window that moves most, and an impulse moves m maxima as far.
+        """
+        outputs = torch.arange(windows.shape[1]).expand_as(windows)
+        pairs = torch.stack([windows.flatten(), outputs.flatten()]).unique(dim=1)
+        count = int(pairs[0].bincount().max())
+
+        def pool(chords: Tensor) -> Tensor:
+            most = chords[:, windows[0]]
+            for members in windows[1:]:
+                most = torch.maximum(most, chords[:, members])
+            return most
+
+        return _scaled(self.settle(before), lambda r: identity_norm(math.inf, r, count), pool)
+
+    def softmax(self, before: _Movement, block: Softmax) -> _Movement:
+        r"""Move a softmax, or its logarithm.
+
+        The Jacobian of s is $\operatorname{diag}(s) - s s^T$: sums of moduli in a row or column are
+        $2 s_i (1 - s_i) \leq 1/2$, entries at most 1/4. That of log s is $I - 1 s^T$, a projection, whose norm
+        $\|1\| \|s\|$ is that of $1 s^T$; its rows have sums of moduli of at most 2, its columns of max(1, n - 1).
+        """
+        n = block.row
+        whole = {1.0: max(1.0, n - 1.0), 2.0: identity_norm(math.inf, 2.0, n), math.inf: 2.0}
+        return _scaled(
+            self.settle(before),
+            lambda r: whole[r] if block.log else 0.5,
+            lambda chords: (1.0 if block.log else 0.25) * _row_sums(chords, n),
+        )
+
+    def normalised(self, before: _Movement, node: Node, block: Normalised) -> _Movement:
+        r"""Move rows over the root of their mean of squares plus $\epsilon$.
+
+        With $g = (\|u\|^2 / n + \epsilon)^{-1/2}$ and $\theta = g^2 \|u\|^2 / n \leq 1$ the Jacobian is
+        $g (I - \theta \hat u \hat u^T)$: symmetric, with eigenvalues in [0, g]. Its entries are at most g, and g / 2
+        besides the diagonal. With $a = |\hat u_i|$ the sum of moduli of row i is at most
+        $g \max(1, 1 - a^2 + a \sqrt{(n - 1)(1 - a^2)}) \leq g (1 + \sqrt n) / 2$.
+        """
+        low, high = (end.view(-1, block.row) for end in self.ranges.of(block.sources[0]))
+        squares = torch.maximum(low, -high).clamp(min=0).square().mean(dim=1)
+        least = (squares + block.eps) * (1 - gamma(block.row + 8)) - TINY
+        rates = least.clamp(min=0).rsqrt() * (1 + gamma(8))
+        factor = float(rates.max())
+        if not math.isfinite(factor):
+            return self.without_bound(node, "rows are divided by their length, which may be 0")
+        self.grow(factor * block.row)
+        mixed = product(factor, identity_norm(math.inf, 2.0, block.row) / 2 + 0.5)
+        by = rates.repeat_interleave(block.row)
+        return _scaled(
+            self.settle(before),
+            lambda r: factor if r == 2 else mixed,
+            lambda chords: by * (0.5 * chords + 0.5 * _row_sums(chords, block.row)),
+        )
+
+    def reach(self, chords: Float[Tensor, "d size"], r: float) -> float:
         """Return the norm of a table of chords from p to r (for p = r = 2 infinite, since the layers' are smaller)."""
-        table = chords.flatten(1)
         if self.p == 1:
-            return longest(table, r)
-        return longest(lengths(table.T, 1.0)[None], r) if self.p == math.inf else math.inf
+            return longest(chords, r)
+        return longest(lengths(chords.T, 1.0)[None], r) if self.p == math.inf else math.inf
 
     def constant(self, r: float, size: int) -> float:
         """Return the constant of all outputs together, `size` of them, from p to r."""
-        if self.logits is None:
-            raise UnsupportedError("the features do not depend on the input, or come with other values")
-        if self.logits.map is None:
-            return min(product(bound, identity_norm(s, r, size)) for s, bound in self.logits.constants.items())
-        return min(product(bound, norm(self.logits.map, s, r)) for s, bound in self.logits.constants.items())
+        if self.outputs.map is None:
+            return min(product(bound, identity_norm(s, r, size)) for s, bound in self.outputs.constants.items())
+        return min(product(bound, norm(self.outputs.map, s, r)) for s, bound in self.outputs.constants.items())
 
     def pairs(self, classes: int, rule: str) -> Float[Tensor, "rows rows"]:
         r"""Return constants of f_c - f_j by a rule of `LayerwiseLipschitz`; the last index stands for the function 0.
@@ -290,9 +364,7 @@ class _Propagation(fx.Interpreter):
         With constants $L_r$ and chords C of the base, and w the rows of the last affine layers (or of the identity):
         $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$.
         """
-        if self.logits is None:
-            raise UnsupportedError("the logits do not depend on the input, or come with other values")
-        last = self.logits
+        last = self.outputs
         if not isinstance(last.map, Dense):
             last = self.apply(self.settle(last), linear(torch.eye(classes, dtype=torch.float64)), "logits")
         assert isinstance(last.map, Dense)
@@ -302,11 +374,13 @@ class _Propagation(fx.Interpreter):
             alone, whole = self.whole(last, last.map, rule)
             constants[:], constants[:-1, -1], constants[-1, :-1] = whole, alone, alone
         else:
-            chords = None if last.chords is None or rule == "pairwise" else last.chords.flatten(1).T
+            chords = None if last.chords is None or rule == "pairwise" else last.chords.T
             if chords is not None and (classes + 1) ** 2 * chords.numel() > CHORDS**1.5:
                 chords = None
             if chords is None and rule == "absolute":
-                raise UnsupportedError("the moduli along all paths are too many for the rule 'absolute'")
+                if self.unbounded is None:
+                    raise UnsupportedError("the moduli along all paths are too many for the rule 'absolute'")
+                return constants.fill_(math.inf).fill_diagonal_(0.0)
             for c in range(classes + 1):
                 rows = (padded[0][c] - padded[0]).abs() + (padded[1][c] + padded[1])
                 bounds = [products(lengths(rows, dual(r)), bound) for r, bound in last.constants.items()]
@@ -339,24 +413,45 @@ class _Propagation(fx.Interpreter):
         return alone, product(alone, math.nextafter(math.sqrt(2), 2))
 
 
-_VIEWS: frozenset[Any] = frozenset(
-    (torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze", "contiguous")
-)
+def _sources(node: Node) -> tuple[int, ...]:
+    """Return the nodes from which a node's movement follows."""
+    return node.sources if node.block is None else node.block.sources
 
 
-_UNMOVED = frozenset((nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout))
+def _users(graph: Graph) -> Counter[int]:
+    """Count for each node that the output's movement needs how many others need it; the output counts as one."""
+    users = Counter({len(graph.nodes) - 1: 1, 0: 1})
+    for at in range(len(graph.nodes) - 1, -1, -1):
+        if at in users:
+            users.update(_sources(graph.nodes[at]))
+    return users
 
 
-_OVERWRITING = frozenset((operator.iadd, operator.isub, operator.imul, operator.itruediv))
+def _name(node: Node) -> str:
+    """Name a node for evidence: by its layer, or by what it does."""
+    layer = re.match(r"([\w.]+) \(", node.origin)
+    return layer[1] if layer else node.describe().partition(" ")[0]
 
 
-_ARITHMETIC: Mapping[Any, str] = {
-    target: sign
-    for sign, targets in {
-        "+": (operator.add, operator.iadd, torch.add, "add"),
-        "-": (operator.sub, operator.isub, torch.sub, "sub"),
-        "*": (operator.mul, operator.imul, torch.mul, "mul"),
-        "/": (operator.truediv, operator.itruediv, torch.div, "div"),
-    }.items()
-    for target in targets
-}
+def _scaled(settled: _Movement, factor: Callable[[float], float], move: Callable[[Tensor], Tensor]) -> _Movement:
+    """Apply a function that is `factor(r)`-Lipschitz in the r-norm; `move` is its effect on chords."""
+    chords = None if settled.chords is None else outward(move(settled.chords), 4)
+    return _Movement({r: product(bound, factor(r)) for r, bound in settled.constants.items()}, chords)
+
+
+def _row_sums(chords: Float[Tensor, "d size"], row: int) -> Float[Tensor, "d size"]:
+    """Return for each entry the sum of its row, rounded up."""
+    rows = chords.view(len(chords), -1, row)
+    return outward(rows.sum(dim=2, keepdim=True), row).expand_as(rows).flatten(1)
+
+
+def _total(constants: Sequence[float], r: float) -> float:
+    """Return the r-norm of several constants, rounded up."""
+    if math.inf in constants:
+        return math.inf
+    if r == 1:
+        found = constants[0]
+        for other in constants[1:]:
+            found = total(found, other)
+        return found
+    return longest(torch.tensor([constants], dtype=torch.float64), r)

@@ -55,7 +55,7 @@ def _divided(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
     if not isinstance(second, Moving):
         value = build.expand(first, shape)
         flat = build.flat(second, shape)
-        return build.affine(value, Scale(torch.ones_like(flat) / flat), shape)
+        return build.affine(value, Scale(torch.ones_like(flat) / flat, entry_roundings=1), shape)
     inverse = build.expand(build.apply(curves.power(-1.0), second), shape)
     if isinstance(first, Moving):
         return build.product(build.expand(first, shape), inverse)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import scipy.sparse
@@ -12,7 +12,7 @@ from torch import Tensor
 from certbench.networks import curves, s_shaped
 from certbench.networks import piecewise_linear as pieces
 from certbench.networks.activations import Activation
-from certbench.networks.graph import Affine, Elementwise, Input, Node, Product, Sum
+from certbench.networks.graph import Affine, Block, Elementwise, Input, Larger, Largest, Node, Product, Sum
 from certbench.networks.maps import Map, Scale
 from certbench.networks.structured_maps import Select, Sparse
 
@@ -136,9 +136,16 @@ class Builder:
         rounded = int(not float(values).is_integer()) if isinstance(values, float) else 0
         return Sparse.of(matrix, None, rounded, self.device)
 
+    def marked(self, value: Moving, block: Block) -> Moving:
+        """Note what the last node computes together with some before it."""
+        if value.node == len(self.nodes) - 1:
+            self.nodes[-1] = replace(self.nodes[-1], block=block)
+        return value
+
     def larger(self, first: Moving, second: Moving) -> Moving:
         """Return the larger of two values, entry by entry: a + max(b - a, 0)."""
-        return self.total(first, self.apply(pieces.RELU, self.difference(second, first)))
+        found = self.total(first, self.apply(pieces.RELU, self.difference(second, first)))
+        return self.marked(found, Larger((first.node, second.node)))
 
     def largest(self, value: Moving, windows: Tensor, shape: Sequence[int]) -> Moving:
         """Return the largest entry of each window: `windows` (members, outputs) holds places in the value.
@@ -149,8 +156,10 @@ class Builder:
         if isinstance(node, Elementwise) and increasing(node.function):
             before = Moving(node.sources[0], value.shape)
             return self.apply(node.function, self.largest(before, windows, shape))
+        if len(windows) == 1:
+            return self.select(value, windows, shape)
         count = math.prod(shape)
-        moved = self.select(value, windows, windows.shape)
+        block, moved = Largest((value.node,), windows), self.select(value, windows, windows.shape)
         while len(windows) > 1:
             half = len(windows) // 2
             windows = torch.arange(len(windows) * count, device=self.device).view(len(windows), count)
@@ -162,7 +171,7 @@ class Builder:
                 moved = self.joined([joint, rest], (half + 1, count))
             else:
                 windows, moved = windows[:half], joint
-        return moved.view(shape)
+        return self.marked(moved.view(shape), block)
 
     def joined(self, values: Sequence[Moving], shape: Sequence[int]) -> Moving:
         """Put flat values one behind the other."""

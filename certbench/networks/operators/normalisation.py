@@ -9,6 +9,7 @@ import torch
 from certbench.errors import UnsupportedError
 from certbench.networks import curves, s_shaped
 from certbench.networks import piecewise_linear as pieces
+from certbench.networks.graph import Normalised, Softmax
 from certbench.networks.maps import Scale
 from certbench.networks.operators.arithmetic import along
 from certbench.networks.operators.builder import FULL, Builder, Moving, Rule, Shape, aten
@@ -44,15 +45,17 @@ def _standardised(build: Builder, value: Moving, rows: int, eps: float) -> Movin
     else:
         minus = torch.full((1, 1, size), -1 / size, dtype=torch.float64, device=build.device)
         apart = build.total(value, build.expand(build.affine(value, along(minus, rows, 1), (rows, 1)), (rows, size)))
-    return build.product(apart, _inverse_length(build, apart, rows, size, eps))
+    return _shortened(build, apart.view((rows, size)), eps)
 
 
-def _inverse_length(build: Builder, value: Moving, rows: int, size: int, eps: float) -> Moving:
-    """Return 1 / sqrt(mean of squares + eps) of each row, repeated along it."""
+def _shortened(build: Builder, value: Moving, eps: float) -> Moving:
+    """Divide each row by the root of its mean of squares plus eps."""
+    rows, size = value.shape
     squares = build.apply(curves.power(2.0), value)
     mean = torch.full((1, 1, size), 1 / size, dtype=torch.float64, device=build.device)
     energy = build.affine(squares, along(mean, rows, 1), (rows, 1), build.flat(eps, (rows, 1)))
-    return build.expand(build.apply(curves.power(-0.5), energy), (rows, size))
+    inverse = build.expand(build.apply(curves.power(-0.5), energy), (rows, size))
+    return build.marked(build.product(value, inverse), Normalised((value.node,), size, eps))
 
 
 def _scaled_channels(build: Builder, value: Moving, weight: Any, bias: Any, shape: Shape) -> Moving:
@@ -84,7 +87,7 @@ def _rms_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sh
     rows = value.numel() // size
     flat = value.view((rows, size))
     eps = torch.finfo(torch.float64).eps if eps is None else eps
-    found = build.product(flat, _inverse_length(build, flat, rows, size, eps)).view(shape[0])
+    found = _shortened(build, flat, eps).view(shape[0])
     return [found if weight is None else build.scale(found, weight), None]
 
 
@@ -103,6 +106,7 @@ def _softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
             build.apply(curves.Exp(), apart), along(ones, rows * n, 1), (rows, n), build.flat(1.0, (rows, n))
         )
         found = build.scale(build.apply(curves.Log(), sums), -1.0) if log else build.apply(curves.power(-1.0), sums)
+        build.marked(found, Softmax((last.node,), n, log))
     found = found.view(last.shape)
     return build.select(found, build.places(found).movedim(-1, axis), shape)
 

@@ -152,7 +152,7 @@ def _average_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any]
         return linear(build, aten.avg_pool2d.default, args, options, shape)
     before, after = _image(value.shape, 2)[1:], _image(shape, 2)[1:]
     weight = torch.full((before[0], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64, device=build.device)
-    part = Convolution(weight, before, after, tuple(stride), tuple(padding), groups=before[0])
+    part = Convolution(weight, before, after, tuple(stride), tuple(padding), groups=before[0], entry_roundings=1)
     return build.affine(value, part, shape)
 
 
