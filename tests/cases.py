@@ -11,7 +11,7 @@ FINE = {"search": {"name": "secant", "relative": 1e-8}}
 
 def lirpa(name: str, **options: Any) -> Case:
     """A margin certifier through auto-LiRPA."""
-    return Case({"name": name, **options}, FINE, backend="lirpa", batch=1e-3)
+    return Case({"name": name, "engine": "auto-lirpa", **options}, FINE, backend="lirpa", batch=1e-3)
 
 
 def own(name: str, **options: Any) -> Case:
@@ -25,26 +25,20 @@ PROGRAM: dict[str, Any] = {
     "attacked": frozenset({"mlp", "residual"}),
     "backend": "solvers",
 }
+ALPHA = {"name": "alpha-crown", "engine": "auto-lirpa"}
 SAFE = {"name": "alpha-crown", "rounding_safe": True}
 
 CASES = [
     Case({"name": "lipschitz"}, FINE),
     Case({"name": "lipschitz", "rounding_safe": True}, FINE, tight=frozenset()),
-    lirpa("ibp"),
-    lirpa("crown-ibp"),
-    lirpa("forward"),
-    lirpa("forward-backward"),
-    lirpa("fast-lin"),
-    own("crown"),
-    Case({"name": "ibp", "rounding_safe": True}, FINE, tight=frozenset(), backend="lirpa", batch=1e-3),
+    *(own(name) for name in ("ibp", "crown-ibp", "fast-lin", "crown")),
+    *(lirpa(name) for name in ("ibp", "crown-ibp", "fast-lin", "crown", "forward", "forward-backward")),
+    Case({"name": "ibp", "rounding_safe": True}, FINE, tight=frozenset(), batch=1e-3),
     Case({"name": "crown", "rounding_safe": True}, FINE, tight=frozenset(), batch=1e-3),
-    lirpa("crown-lirpa"),
     Case({"name": "alpha-crown", "iterations": 3}, FINE, batch=1e-3, rounding=1e-4, scaling=1e-2),
     Case({"name": "alpha-crown", "iterations": 3, "layers": 2}, FINE, batch=1e-3, rounding=1e-4, scaling=1e-2),
-    Case({"name": "alpha-crown-lirpa", "iterations": 3}, FINE, backend="lirpa", batch=1e-3, scaling=1e-2),
-    Case(
-        {"name": "alpha-crown-lirpa", "iterations": 3, "layers": True}, FINE, backend="lirpa", batch=1e-3, scaling=1e-2
-    ),
+    Case({**ALPHA, "iterations": 3}, FINE, backend="lirpa", batch=1e-3, scaling=1e-2),
+    Case({**ALPHA, "iterations": 3, "layers": 1}, FINE, backend="lirpa", batch=1e-3, scaling=1e-2),
     Case({**SAFE, "iterations": 1}, FINE, tight=frozenset(), batch=1e-3, rounding=1e-4, scaling=1e-2),
     own("wong-kolter"),
     own("deepz"),

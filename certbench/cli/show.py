@@ -27,7 +27,7 @@ def show(
         found = read(Path(thing))
         print_table(found.manifest, found.rows, found.estimates)
         raise typer.Exit(print_verdict(found.rows, known_issues(known)))
-    if thing in registry.table():
+    if thing in registry.table() or thing in registry.FORMER:
         _show_certifier(thing)
     elif thing in cards():
         out.print(cards()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from certbench.core.certificate import Certificate
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.classifier import Classifier
-from certbench.core.evidence import BoundsEvidence, MarginEvidence
+from certbench.core.evidence import BoundsEvidence, HeadEvidence, MarginEvidence
 from certbench.core.margins import (
     FLOOR,
     LIMIT,
@@ -190,6 +190,9 @@ class MarginCertifier(Certifier[BoundState]):
         arithmetic = self.arithmetic(state)
         level = ~(clean_margin(logits, label) > slack.clamp(min=FLOOR))
         limited = found.certified >= found.limit
+        rest = self.evidence(state, label)
+        if state.head is not None:
+            rest = [HeadEvidence(dropped=state.head, more=more).to_json() for more in rest]
         evidence = [
             MarginEvidence(
                 bracket=(low, high),
@@ -203,7 +206,7 @@ class MarginCertifier(Certifier[BoundState]):
                 found.refuted.tolist(),
                 found.evaluations.tolist(),
                 level.tolist(),
-                self.evidence(state, label),
+                rest,
                 strict=True,
             )
         ]

@@ -153,10 +153,21 @@ class HeadEvidence(Evidence):
     """A last layer that was left out, because it changes no class in exact arithmetic.
 
     Attributes:
-        dropped: the layer: `sigmoid`.
+        dropped: the layer: `sigmoid`, `softmax`, or several: `softmax of mul`.
     """
 
     dropped: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineEvidence(Evidence):
+    """What computed the bounds, where there is a choice.
+
+    Attributes:
+        engine: `own` or `auto-lirpa`.
+    """
+
+    engine: str
 
 
 @dataclass(frozen=True, kw_only=True)

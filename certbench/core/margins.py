@@ -19,6 +19,11 @@ class MarginState:
     classifier: Classifier
     threat: ThreatModel
 
+    @property
+    def head(self) -> str | None:
+        """The module's last function, if it was left out because it keeps the order of the classes."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Bounds:

@@ -87,8 +87,11 @@ def describe_options(cls: Any) -> list[tuple[str, str, str]]:
 
 def _named(spec: object, path: Path) -> tuple[str, dict[str, Any]]:
     if isinstance(spec, str):
-        return spec, {}
+        spec = {"name": spec}
     if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        now = registry.FORMER.get(spec["name"])
+        if now is not None:  # their `layers` was true or false
+            spec = {key: int(value) if isinstance(value, bool) else value for key, value in spec.items()} | dict(now)
         return spec["name"], {str(key): value for key, value in spec.items() if key != "name"}
     raise ConfigError("write a name, or a mapping with a `name` and options", path)
 

@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -12,6 +13,12 @@ from certbench.errors import ConfigError, MissingBackendError
 
 GROUP = "certbench.verifiers"
 """Entry-point group: each entry leads to a dict like `certbench.verifiers.TABLE`."""
+
+FORMER: Mapping[str, Mapping[str, Any]] = {
+    "crown-lirpa": {"name": "crown", "engine": "auto-lirpa"},
+    "alpha-crown-lirpa": {"name": "alpha-crown", "engine": "auto-lirpa"},
+}
+"""Former names of certifiers, as suites and stored runs have them, and what they mean now."""
 
 
 @cache
@@ -34,12 +41,13 @@ def table() -> dict[str, str]:
 
 
 def find(name: str) -> type[Any]:
-    """Return the certifier class of that name; this imports its module.
+    """Return the certifier class of that name, or of that former name; this imports its module.
 
     Raises:
         ConfigError: no certifier has this name, or its line in the table leads nowhere.
         MissingBackendError: its package is not installed.
     """
+    name = FORMER.get(name, {}).get("name", name)
     if name not in table():
         raise ConfigError(unknown("certifier", name, table()), ("name",))
     module, _, attribute = table()[name].partition(":")

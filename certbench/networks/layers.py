@@ -235,7 +235,7 @@ class _Terms:
         )
 
 
-def layered(graph: Graph, relus: bool = False) -> Network:
+def layered(graph: Graph, relus: bool = False, others: bool = False) -> Network:
     """Fold a graph into affine layers with an activation after each.
 
     A value that is read more than once and is costly to compute becomes a layer of its own, with the identity after it;
@@ -244,13 +244,14 @@ def layered(graph: Graph, relus: bool = False) -> Network:
     Args:
         graph: the graph.
         relus: whether to write continuous piecewise linear functions as sums of ReLUs, and refuse all others.
+        others: whether to keep those others.
 
     Raises:
-        UnsupportedError: `relus`, and a function is not piecewise linear; the message names it.
+        UnsupportedError: `relus` without `others`, and a function is not piecewise linear; the message names it.
     """
-    key = ("layers", relus)
+    key = ("layers", relus, others)
     if key not in graph.folds:
-        fold = _Fold(graph, relus)
+        fold = _Fold(graph, relus, others)
         for at in range(len(graph.nodes)):
             fold.follow(at)
         graph.folds[key] = fold.network()
@@ -261,8 +262,8 @@ def layered(graph: Graph, relus: bool = False) -> Network:
 class _Fold:
     """The layers so far, and the terms of each value."""
 
-    def __init__(self, graph: Graph, relus: bool) -> None:
-        self.graph, self.relus = graph, relus
+    def __init__(self, graph: Graph, relus: bool, others: bool) -> None:
+        self.graph, self.relus, self.others = graph, relus, others
         maps = [node.map for node in graph.nodes if isinstance(node, Affine) and node.map is not None]
         self.device = maps[0].device if maps else torch.device("cpu")
         self.layers: list[_Terms] = []
@@ -314,7 +315,7 @@ class _Fold:
                 self.copied.add(len(self.layers))
             found = self.apply(sources[0], node)
         elif isinstance(node, Product):
-            if self.relus:
+            if self.relus and not self.others:
                 reason = "two values that depend on the input are multiplied, so this is no ReLU network"
                 raise UnsupportedError(f"{node.origin}: {reason}; {OTHERS}")
             found = self.activate(_stacked(sources), Bilinear(), node.origin)
@@ -334,6 +335,8 @@ class _Fold:
         if not self.relus or function == RELU:
             return self.activate(terms, function, node.origin)
         if not isinstance(function, PiecewiseLinear):
+            if self.others:
+                return self.activate(terms, function, node.origin)
             raise UnsupportedError(
                 f"{node.origin}: {function.name} is not piecewise linear, so this is no ReLU network; {OTHERS}"
             )

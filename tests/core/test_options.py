@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from certbench.verifiers.linear.crown import AlphaCrown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from certbench.core.search import SEARCHES, Bisection, Ladder, RadiusSearch, Sec
 from certbench.errors import ConfigError, MissingBackendError
 from certbench.files.numbers import number, whole
 from certbench.verifiers.linear.crown import Crown
-from certbench.verifiers.linear.lirpa.certifiers import AlphaCrownLirpa
 from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Noise
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from tests.cases import CASES
@@ -33,7 +33,9 @@ searches = st.one_of(
 )
 certifiers = st.one_of(
     st.builds(Crown, search=searches),
-    st.builds(AlphaCrownLirpa, search=searches, iterations=st.integers(1, 50)),
+    st.builds(
+        AlphaCrown, engine=st.sampled_from(["own", "auto-lirpa"]), search=searches, iterations=st.integers(1, 50)
+    ),
     st.builds(
         Smoothing,
         noise=st.builds(Gaussian, sigma=radii),

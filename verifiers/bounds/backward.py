@@ -112,7 +112,8 @@ def layer_bounds(
     Args:
         network: the network.
         region: the balls.
-        method: "ibp", "crown" (adaptive lower slopes) or "fast-lin" (lower slopes u / (u - l), as Wong and Kolter).
+        method: "ibp", "crown" (adaptive lower slopes; intervals where they are better), or "fast-lin": lower slopes
+            u / (u - l), and in ReLU networks no intervals, as Weng et al. (2018) and Wong and Kolter (2018).
         known: sound bounds that the result is intersected with, for example those of a larger ball.
         entries: the most coefficients held at once; halved while memory runs out.
         errors: largest effect of rounding on a bound, by layer; each bound is widened by it before it is used.
@@ -141,7 +142,8 @@ def _layer_bounds(
     entries: int,
     errors: Sequence[Tensor] | None,
 ) -> LayerBounds:
-    start = interval_bounds(network, region).widened(errors)
+    alone = method == "fast-lin" and not network.activations  # without intervals, as in the papers
+    start = _unbounded(network, region) if alone else interval_bounds(network, region).widened(errors)
     if known is not None:
         start = start.tightened(known, method)
     if method == "ibp":
@@ -153,7 +155,7 @@ def _layer_bounds(
         if walk is not None:  # from the bounds so far, which are sharper than those that `start` rests on
             low, high = walk.step()
             lower[i], upper[i] = torch.maximum(lower[i], low), torch.minimum(upper[i], high)
-        exact = region.threat.p == math.inf and list(layer.maps) == [0]  # intervals are exact over a box
+        exact = region.threat.p == math.inf and list(layer.maps) == [0] and not alone  # intervals are, over a box
         if not exact and i not in network.copied:
             open_ = undecided(network.activation(i), lower[i], upper[i]) | (i in network.bounded)
             so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method, drawn)
@@ -168,6 +170,12 @@ def _layer_bounds(
     if not all(bool((~end.isnan()).all()) for end in (*lower, *upper)):
         raise NumericalError("a layer's bounds are NaN")
     return LayerBounds(tuple(lower), tuple(upper), method, drawn)
+
+
+def _unbounded(network: Network, region: Region) -> LayerBounds:
+    """Return bounds that say nothing."""
+    lower = tuple(layer.bias.new_full((len(region), layer.outputs), -torch.inf) for layer in network.hidden)
+    return LayerBounds(lower, tuple(-low for low in lower), "fast-lin")
 
 
 def _both_ends(

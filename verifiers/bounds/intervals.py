@@ -1,9 +1,12 @@
 """Interval bounds."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.core import ball
 from certbench.networks.layers import Network
 from certbench.networks.maps import Map
 from certbench.verifiers.bounds.region import LayerBounds, Region
@@ -20,6 +23,57 @@ def interval_bounds(network: Network, region: Region) -> LayerBounds:
         upper.append(high)
         walk.done(low, high)
     return LayerBounds(tuple(lower), tuple(upper), "ibp")
+
+
+ROWS = 2**22
+"""Largest number of coefficients of first layers that are held at once: 32 MB in float64."""
+
+
+@torch.no_grad()
+def first_layers(
+    network: Network, region: Region
+) -> dict[int, tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]]:
+    """Bound the hidden layers that read the input alone over the balls themselves, not over their boxes.
+
+    Over a box, intervals are exact, and there is nothing to do.
+
+    Returns:
+        Lower and upper bounds, by hidden layer.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    threat, n = region.threat, len(region)
+    for i, layer in enumerate(network.hidden):
+        if threat.p == math.inf or list(layer.maps) != [0]:
+            continue
+        part, low, high = layer.maps[0], [], []
+        centre = part.forward(region.x) + layer.bias
+        copies = 1 if threat.domain is None else n
+        eye = torch.eye(layer.outputs, dtype=centre.dtype, device=centre.device)
+        for some in torch.split(eye, max(1, ROWS // max(1, copies * part.inputs))):
+            a = part.transpose(some)[None]
+            if threat.domain is None:
+                drop = rise = region.eps[:, None] * ball.length(a, threat.q)
+            else:
+                a = a.expand(n, -1, -1)
+                drop = ball.fall(a, threat, region.x, region.eps)
+                rise = ball.fall(-a, threat, region.x, region.eps)
+            low.append(drop)
+            high.append(rise)
+        found[i] = centre - torch.cat(low, dim=1), centre + torch.cat(high, dim=1)
+    return found
+
+
+@torch.no_grad()
+def ball_intervals(network: Network, region: Region) -> tuple[LayerBounds, "Walk"]:
+    """Bound all hidden layers by interval arithmetic, first layers over the balls; return the walk's end, too."""
+    first, walk = first_layers(network, region), Walk(network, region)
+    lower, upper = [], []
+    for i in range(len(network.hidden)):
+        low, high = first[i] if i in first else walk.step()
+        lower.append(low)
+        upper.append(high)
+        walk.done(low, high)
+    return LayerBounds(tuple(lower), tuple(upper), "ibp"), walk
 
 
 class Walk:
@@ -46,29 +100,21 @@ class Walk:
         self.centres.append(middle[0])
         self.radii.append(middle[1])
 
-
-@torch.no_grad()
-def intervals(network: Network, region: Region) -> LayerBounds:
-    """Bound all hidden layers over one ball by intervals; first layers are bounded over the ball itself."""
-    box, lower, upper = region.box(), [], []
-    lows, highs = [box[0]], [box[1]]
-    for i, layer in enumerate(network.hidden):
-        if list(layer.maps) == [0]:
-            a, b = layer.maps[0].matrix()[None], layer.bias[None]
-            low, high = region.minimum(a, b), -region.minimum(-a, -b)
-        else:
-            low = layer.bias.expand(1, -1)
-            high = low
-            for source, part in layer.maps.items():
-                middle, half = _middle(lows[source], highs[source])
-                centre, radius = part.forward(middle), _spread(part.absolute(), half)
-                low, high = low + centre - radius, high + centre + radius
-        lower.append(low)
-        upper.append(high)
-        below, above = image(network.activation(i), low, high)
-        lows.append(below)
-        highs.append(above)
-    return LayerBounds(tuple(lower), tuple(upper), "ibp")
+    def end(self, rows: Float[Tensor, "n k outputs"], region: Region) -> Float[Tensor, "n k"]:
+        """Bound `rows` times the outputs from below; the last layer is merged with the rows."""
+        layer = self.network.layers[-1]
+        lower = rows @ layer.bias
+        for source, part in layer.maps.items():
+            a = part.transpose(rows.flatten(0, 1)).view(*rows.shape[:2], part.inputs)
+            if source == 0:
+                lower = lower + region.minimum(a, torch.zeros_like(lower))
+                continue
+            centre, radius = self.centres[source][..., None], self.radii[source][..., None]
+            infinite = radius.isinf()
+            fall = (a.abs() @ torch.where(infinite, 0.0, radius)).squeeze(-1)
+            lost = (a.abs() @ infinite.to(a)).squeeze(-1) > 0
+            lower = lower + (a @ centre).squeeze(-1) - torch.where(lost, torch.inf, fall)
+        return lower
 
 
 def _middle(low: Float[Tensor, "n m"], high: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:

@@ -27,6 +27,11 @@ class NetworkState(MarginState):
     network: Network
     program: torch.dtype = torch.float32
 
+    @property
+    def head(self) -> str | None:
+        """The module's last function, if the network leaves it out."""
+        return self.network.head
+
     @staticmethod
     def of(classifier: Classifier, threat: ThreatModel, relus: bool = True) -> "NetworkState":
         """Read the network; `relus` says whether it must be a ReLU network.

@@ -1,11 +1,10 @@
-"""CROWN (Zhang et al., 2018) and alpha-CROWN (Xu et al., 2021) for ReLU networks, on our own engine.
+"""CROWN (Zhang et al., 2018) and alpha-CROWN (Xu et al., 2021).
 
-For other activations there are `crown-lirpa` and `alpha-crown-lirpa`, through auto-LiRPA. Here slopes are optimised in
-float32, and the result is evaluated in float64. alpha-CROWN's radius search starts at CROWN's radius. A layer's bounds
-are optimised before those of the next layer, so nothing of a layer is kept once it is bounded.
+On our own engine slopes are optimised in float32, and the result is evaluated in float64. alpha-CROWN's radius search
+starts at CROWN's radius. A layer's bounds are optimised before those of the next layer, so nothing of a layer is kept
+once it is bounded.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,13 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certbench.core.certifier import MarginCertifier
-from certbench.core.claims import Guarantee
-from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, margin_rows, tangent
-from certbench.core.ranges import NonNegativeInt, PositiveInt
+from certbench.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from certbench.core.search import RadiusSearch, Secant, Start
-from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
 from certbench.verifiers.bounds.backward import ENTRIES, backward, layer_bounds
 from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
@@ -28,11 +23,14 @@ from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, sufficie
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors, evaluation_error
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
+from certbench.verifiers.linear.engines import Engined
+from certbench.verifiers.linear.lirpa.graph import Lirpa, LirpaState
+from certbench.verifiers.linear.lirpa.optimised import Optimised
 
 
 @dataclass(frozen=True)
-class Crown(MarginCertifier[NetworkState]):
-    """CROWN (Zhang et al., 2018), for ReLU networks: linear bounds of every layer, adaptive lower slopes.
+class Crown(Engined):
+    """CROWN (Zhang et al., 2018): linear bounds of every layer, adaptive lower slopes.
 
     Intermediate bounds are CROWN's or intervals, whichever are better.
 
@@ -46,8 +44,6 @@ class Crown(MarginCertifier[NetworkState]):
     entries: PositiveInt = ENTRIES
     search: RadiusSearch = field(default_factory=Secant)
 
-    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
-    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     version: ClassVar[int] = 2
 
     def intermediate(self) -> str:
@@ -58,11 +54,11 @@ class Crown(MarginCertifier[NetworkState]):
         """Return the float program's arithmetic, if its errors are counted."""
         return str(state.program) if self.rounding_safe else "real"
 
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
-        """Read the network."""
-        return NetworkState.of(classifier, threat, relus=False)
+    def lirpa(self) -> Lirpa:
+        """Bound intermediate layers by CROWN and by intervals, too."""
+        return Lirpa(sharpened=True)
 
-    def lower(
+    def own(
         self,
         state: NetworkState,
         x: Float[Tensor, "n ..."],
@@ -88,12 +84,14 @@ class Crown(MarginCertifier[NetworkState]):
 
 
 @dataclass(frozen=True)
-class AlphaCrown(MarginCertifier[NetworkState]):
-    """alpha-CROWN (Xu et al., 2021), for ReLU networks: linear bounds with optimised lower slopes.
+class AlphaCrown(Engined):
+    """alpha-CROWN (Xu et al., 2021): linear bounds with optimised slopes.
 
     Attributes:
         iterations: steps of Adam on the slopes below the margins.
         layers: steps of Adam on the slopes below each neuron whose sign is open; 0 leaves CROWN's intermediate bounds.
+            auto-LiRPA optimises them together with the slopes below the margins, whatever the number is.
+        learning_rate: learning rate of these steps, for auto-LiRPA.
         rounding_safe: whether every bound is widened by an a-priori bound of its own rounding errors and of those that
             the float program itself makes, so that the claim is about what the program computes; see `bounds.rounding`.
         entries: largest number of coefficients held at once, 8 bytes each; halved while memory runs out.
@@ -101,12 +99,11 @@ class AlphaCrown(MarginCertifier[NetworkState]):
 
     iterations: PositiveInt = 20
     layers: NonNegativeInt = 0
+    learning_rate: PositiveFloat = 0.1
     rounding_safe: bool = False
     entries: PositiveInt = ENTRIES
     search: RadiusSearch = field(default_factory=Secant)
 
-    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
-    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
     version: ClassVar[int] = 2
     repeatable = False
 
@@ -118,16 +115,18 @@ class AlphaCrown(MarginCertifier[NetworkState]):
         """Return the float program's arithmetic, if its errors are counted."""
         return str(state.program) if self.rounding_safe else "real"
 
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
-        """Read the network."""
-        return NetworkState.of(classifier, threat, relus=False)
+    def lirpa(self) -> Lirpa:
+        """Optimise by auto-LiRPA's own steps."""
+        return Optimised.of(self.iterations, self.learning_rate, self.layers > 0)
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
-        """Start a little above the radius that CROWN's slopes certify."""
+        """Start a little above the radius that CROWN's slopes certify, on our own engine."""
+        if isinstance(state, LirpaState):
+            return super().start(state, x, label)
         crown = crown_radius(state, x, label, x.new_zeros(len(x)), Secant(relative=1e-2))
         return Start(1.02 * crown, tangent(state, x, label))
 
-    def lower(
+    def own(
         self,
         state: NetworkState,
         x: Float[Tensor, "n ..."],

@@ -1,106 +1,108 @@
-"""auto-LiRPA's graph of a network, the ball over which it is bounded, and the networks that are refused."""
+"""auto-LiRPA's graph of a network, the ball over which it is bounded, and the networks that are refused.
+
+The package adds one eps per input; L1 and L2 balls cut by the input domain; bounds of first layers over these balls;
+and checks that the graph is the network that was asked about. It does not use auto-LiRPA's own handling of L1 and L2,
+because its interval arithmetic forgets the ball at the first addition (0.3: bounds of width zero).
+"""
 
 import copy
 import inspect
 import logging
 import math
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from certbench.core.certifier import MarginCertifier
-from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
-from certbench.core.margins import Bounds, MarginState, margin_rows
+from certbench.core.margins import Bounds, margin_rows
 from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import MissingBackendError, NumericalError, UnsupportedError
-from certbench.networks.layers import Network
-from certbench.networks.reading import relu_network
-from certbench.verifiers.linear.lirpa.nodes import first_layer, refuse_branches, refuse_known_wrong
+from certbench.networks.layers import layered
+from certbench.networks.reading import logits_of, read, relu_network
+from certbench.verifiers.bounds.intervals import first_layers
+from certbench.verifiers.bounds.region import Region
+from certbench.verifiers.bounds.state import NetworkState
+from certbench.verifiers.linear.lirpa import functions
 from certbench.verifiers.linear.lirpa.perturbation import perturbation
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
-from certbench.verifiers.linear.lirpa.rewriting import as_expected, dense_layers
+from certbench.verifiers.linear.lirpa.writing import Written
+
+FUNCTIONS = ("BoundRelu", "BoundTanh", "BoundSigmoid", "BoundFunction")
+"""Nodes of auto-LiRPA's graph that stand for activations."""
 
 
 @dataclass(frozen=True, eq=False)
-class LirpaState(MarginState):
-    """The network as auto-LiRPA sees it.
+class LirpaState(NetworkState):
+    """The network as auto-LiRPA sees it. `network` is what the module was written from.
 
     Attributes:
-        module: the network in float64, with small affine layers written as dense ones.
+        module: the network, written for auto-LiRPA.
         mode: how auto-LiRPA stores the bounds of convolutions.
         bounded: auto-LiRPA's graph of it.
-        first: for L1 and L2, the nodes that depend affinely on the input and feed a nonlinear node, each with the dual
-            norm of every output's row: node = row . x + const, so the ball moves it by eps ||row||_q.
-        affine: whether the logits themselves are affine in the input.
-        program: precision of the classifier as it was given.
+        names: by hidden layer, the name of the node whose value it is; None: the identity comes after it.
     """
 
-    module: nn.Module
-    mode: str
-    bounded: Any
-    first: dict[str, Float[Tensor, "..."]]
-    affine: bool
-    program: torch.dtype
+    module: nn.Module = field(kw_only=True)
+    mode: str = field(kw_only=True)
+    bounded: Any = field(kw_only=True)
+    names: tuple[str | None, ...] = field(kw_only=True)
 
-    @cached_property
-    def network(self) -> Network:
-        """The network as our own engine sees it, for its rounding errors.
-
-        Raises:
-            UnsupportedError: it is no ReLU network.
-        """
-        return relu_network(self.classifier)
+    @property
+    def affine(self) -> bool:
+        """Whether the outputs are affine in the input."""
+        return not any(self.names)
 
 
-class Lirpa(MarginCertifier[LirpaState]):
-    """The part that the certifiers of this package share: one graph, one perturbation set, one call per bound."""
+@dataclass(frozen=True)
+class Lirpa:
+    """A method of auto-LiRPA: one graph, one perturbation set, one call per bound.
 
-    guarantee = Guarantee.SOUND
-    norms = frozenset({1.0, 2.0, math.inf})
-    linear: ClassVar[bool] = True
-    """Whether the last quantity that is bounded over the ball is the linear function below the margins."""
+    Attributes:
+        method: auto-LiRPA's name of the method.
+        relus: whether the network must be a ReLU network.
+        linear: whether the last quantity that is bounded over the ball is the linear function below the margins.
+        sharpened: whether bounds of hidden layers are intersected with intervals, as our own CROWN's are.
+        options: options for auto-LiRPA's graph.
+    """
 
-    @abstractmethod
-    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k classes"]) -> Float[Tensor, "n k"]:
-        """Return lower bounds of `rows` times the logits; `inside` is the batch with its perturbation set."""
-
-    def error(
-        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
-    ) -> Float[Tensor, "n k"]:
-        """Return the amount that is taken off the bounds for rounding; 0, unless a method counts rounding errors."""
-        del self, state, x, eps
-        return torch.zeros_like(rows[..., 0])
-
-    def bound_options(self) -> dict[str, Any]:
-        """Return options for auto-LiRPA's graph."""
-        return {}
+    method: str = "CROWN"
+    relus: bool = False
+    linear: bool = True
+    sharpened: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> LirpaState:
-        """Convert the network, and refuse it unless the conversion computes its logits and a bound comes out."""
-        hidden = classifier.hidden_code()
-        if hidden is not None:
-            raise UnsupportedError(f"{hidden}, which auto-LiRPA's trace may freeze")
-        double = classifier.double()
-        refuse_branches(double)
-        module = dense_layers(as_expected(double.module), double.input_shape)
+        """Write the network for auto-LiRPA; refuse it unless the graph computes its outputs and a bound comes out.
+
+        Raises:
+            UnsupportedError: the network cannot be read, written or bounded.
+            MissingBackendError: auto-LiRPA is not installed.
+        """
+        network = relu_network(classifier) if self.relus else layered(read(classifier), relus=True, others=True)
+        module = Written(network).eval()
+        double = logits_of(classifier)
         patches = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
         for mode in ("patches", "matrix") if patches else ("matrix",):  # patches is faster, but knows fewer layers
             try:
                 with quiet() as said:
                     bounded = self.graph(module, classifier, mode)
-                    refuse_known_wrong(bounded)
-                    self.refuse(bounded)
-                    first, affine = first_layer(bounded, classifier.input_shape, threat)
-                    state = LirpaState(double, threat, module, mode, bounded, first, affine, classifier.dtype)
+                    names = iter(_names(bounded))
+                    state = LirpaState(
+                        double,
+                        threat,
+                        network,
+                        classifier.dtype,
+                        module=module,
+                        mode=mode,
+                        bounded=bounded,
+                        names=tuple(None if isinstance(part, nn.Identity) else next(names) for part in module.after),
+                    )
                     self._rehearse(state)
                 return state
             except (UnsupportedError, MissingBackendError):
@@ -118,13 +120,9 @@ class Lirpa(MarginCertifier[LirpaState]):
         with torch.random.fork_rng(devices=[]):
             module = copy.deepcopy(state.module).float()
             bounded = self.graph(module, state.classifier, state.mode)
-        first = {name: norms.float() for name, norms in state.first.items()}
         classifier = replace(state.classifier, module=copy.deepcopy(state.classifier.module).float())
-        return replace(state, classifier=classifier, module=module, bounded=bounded, first=first)
-
-    def refuse(self, bounded: Any) -> None:
-        """Raise `UnsupportedError` for a graph that auto-LiRPA can bound, but not in the way that this method needs."""
-        del bounded
+        network = state.network.to(torch.float32)
+        return replace(state, classifier=classifier, network=network, module=module, bounded=bounded)
 
     def graph(self, module: nn.Module, classifier: Classifier, mode: str) -> Any:
         """Make auto-LiRPA's graph of the module; `mode` is how it stores the bounds of convolutions.
@@ -134,21 +132,24 @@ class Lirpa(MarginCertifier[LirpaState]):
         """
         dtype = next((part.dtype for part in module.parameters()), torch.float64)
         example = torch.zeros(1, *classifier.input_shape, dtype=dtype, device=classifier.device)
-        options = {"conv_mode": mode, "sparse_intermediate_bounds": False, "verbosity": 0, **self.bound_options()}
-        with precision_of(dtype):
-            graph = auto_lirpa().BoundedModule(module, example, bound_opts=options, device=classifier.device)
+        options = {"conv_mode": mode, "sparse_intermediate_bounds": False, "verbosity": 0, **self.options}
+        known = {"bound_opts": options, "device": classifier.device, "custom_ops": functions.operators()}
+        with precision_of(dtype), functions.traced():
+            graph = auto_lirpa().BoundedModule(module, example, **known)
         graph.eval()
         return graph
 
+    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k outputs"]) -> Float[Tensor, "n k"]:
+        """Return lower bounds of `rows` times the outputs; `inside` is the batch with its perturbation set."""
+        known = None if self.method.startswith("forward") else first_bounds(state, inside)
+        reference = _intervals(state, inside) if self.sharpened else None
+        return backward(state, inside, rows, self.method, known, reference)
+
+    @torch.no_grad()
     def lower(
         self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
     ) -> Bounds:
         """Return auto-LiRPA's lower bounds, with the linear functions of the input whose minima they are."""
-        return self._bounds(state, x, rows, eps).less(self.error(state, x, rows, eps))
-
-    def _bounds(
-        self, state: LirpaState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
-    ) -> Bounds:
         inside = auto_lirpa().BoundedTensor(x, perturbation(state.threat, x, eps))
         with precision_of(x.dtype):
             # An affine network needs no relaxation, and backward propagation bounds it exactly.
@@ -182,18 +183,25 @@ class Lirpa(MarginCertifier[LirpaState]):
         scale = _spread(logits).max().clamp(min=1e-30)
         if not bool((torch.cat([state.classifier(row[None]) for row in x]) - logits).abs().max() <= 1e-8 * scale):
             raise UnsupportedError(f"{state.classifier.name} gives an input other logits alone than in a batch")
+        hidden = [*state.network.preactivations(x.flatten(1))[:-1], logits]
         with torch.no_grad():
-            error = (state.bounded(x) - logits).abs().max()
-        if not bool(error <= 1e-8 * scale):
-            raise UnsupportedError(f"auto-LiRPA's graph of this network computes other logits (by {float(error):.1e})")
+            for name, value in zip((*state.names, state.bounded.final_name), hidden, strict=True):
+                if name is not None:
+                    found = state.bounded(x, final_node_name=name).flatten(1)
+                    size = scale if value is logits else value.abs().max().clamp(min=1e-30)
+                    error = (found - value).abs().max() if found.shape == value.shape else math.inf
+                    if not bool(error <= 1e-8 * size):
+                        raise UnsupportedError(
+                            f"auto-LiRPA's graph of this network computes other values (by {float(error):.1e})"
+                        )
         rows = _questions(logits)
-        tiny = self._bounds(state, x, rows, x.new_full((2,), 1e-9)).lower
+        tiny = self.lower(state, x, rows, x.new_full((2,), 1e-9)).lower
         gap = (tiny - (rows @ logits[..., None]).squeeze(-1)).abs().max()
         if not bool(gap <= 1e-4 * scale):
             raise NumericalError(f"over a tiny ball its bound is off the margin by {float(gap):.1e}")
         for radii in ([0.01, 0.1], [0.5, 1.0]):
             eps = torch.tensor(radii, dtype=x.dtype, device=x.device)
-            bound = self._bounds(state, x, rows, eps).lower
+            bound = self.lower(state, x, rows, eps).lower
             step = torch.randn(2, 128, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
             step = step.sign() if state.threat.p == math.inf else step
             step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
@@ -208,24 +216,26 @@ class Lirpa(MarginCertifier[LirpaState]):
 def backward(
     state: LirpaState,
     inside: Any,
-    rows: Float[Tensor, "n k classes"],
+    rows: Float[Tensor, "n k outputs"],
     method: str = "CROWN",
-    layers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    known: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    reference: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> Float[Tensor, "n k"]:
-    """Return auto-LiRPA's lower bounds of `rows` times the logits, by the method of that name.
+    """Return auto-LiRPA's lower bounds of `rows` times the outputs, by the method of that name.
 
     Args:
         state: the network.
         inside: the batch with its perturbation set.
         rows: linear functions to bound, one matrix per input.
         method: auto-LiRPA's name of the method.
-        layers: bounds of intermediate nodes that are known already.
+        known: bounds of intermediate nodes that are known already.
+        reference: bounds of intermediate nodes with which its own are intersected.
     """
-    if not method.startswith("forward"):  # it bounds the first layers over the ball by itself
-        layers = {**_first_bounds(state, inside), **(layers or {})}
-    with torch.set_grad_enabled(torch.is_grad_enabled() and method == "CROWN-Optimized"):
-        known = {_layers_argument(state.bounded): layers or None}
-        lower, _ = state.bounded.compute_bounds(x=(inside,), C=rows, method=method, bound_upper=False, **known)
+    with torch.set_grad_enabled(method == "CROWN-Optimized"):
+        options: dict[str, Any] = {_layers_argument(state.bounded): known or None}
+        if reference:
+            options["reference_bounds"] = reference
+        lower, _ = state.bounded.compute_bounds(x=(inside,), C=rows, method=method, bound_upper=False, **options)
     assert isinstance(lower, Tensor)
     return lower.detach()
 
@@ -236,19 +246,33 @@ def _layers_argument(bounded: Any) -> str:
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
 
 
-@torch.no_grad()
-def _first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Bound the nodes in `state.first` by the ball, and by the box where the domain cuts it."""
-    bounds = {}
-    for name, rows in state.first.items():
-        centre = state.bounded(inside, final_node_name=name)
-        reach = rows * inside.ptb.radii.view(-1, *[1] * (centre.dim() - 1))
-        low, high = centre - reach, centre + reach
-        if state.threat.domain is not None:
-            boxed = state.bounded.compute_bounds(x=(inside,), method="IBP", final_node_name=name)
-            low, high = torch.maximum(low, boxed[0]), torch.minimum(high, boxed[1])
-        bounds[name] = (low, high)
-    return bounds
+def _names(bounded: Any) -> list[str]:
+    """List the inputs of the functions, in the order of the trace, which is that of the layers."""
+    return [node.inputs[0].name for node in bounded._modules.values() if type(node).__name__ in FUNCTIONS]
+
+
+def first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Bound the layers that read the input alone over the ball, cut by the domain."""
+    region = Region(state.threat, inside.detach().flatten(1).as_subclass(Tensor), inside.ptb.radii)
+    found = {}
+    for i, ends in first_layers(state.network, region).items():
+        name = state.names[i]
+        if name is not None:
+            shape = state.bounded[name].output_shape[1:]
+            found[name] = (ends[0].view(-1, *shape), ends[1].view(-1, *shape))
+    return found
+
+
+def _intervals(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Bound all hidden layers by auto-LiRPA's intervals, from the box around the ball."""
+    state.bounded.compute_bounds(x=(inside,), method="IBP")
+    return layer_bounds(state)
+
+
+def layer_bounds(state: LirpaState) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the bounds of the hidden layers that the last computation used."""
+    nodes = [state.bounded[name] for name in state.names if name is not None]
+    return {node.name: (node.lower.detach(), node.upper.detach()) for node in nodes}
 
 
 def _questions(logits: Float[Tensor, "n outputs"]) -> Float[Tensor, "n k outputs"]:

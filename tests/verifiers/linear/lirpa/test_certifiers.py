@@ -5,6 +5,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from certbench.verifiers.linear.lirpa.certifiers import IBP, AlphaCrownLirpa, CrownLirpa, FastLin
+from certbench.verifiers.linear.lirpa.rewriting import as_expected
 from torch import Tensor, nn
 
 import certbench
@@ -13,9 +15,7 @@ from certbench.core.margins import clean_margin
 from certbench.models import data, zoo
 from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.linear.lirpa import release_0_3
-from certbench.verifiers.linear.lirpa.certifiers import IBP, AlphaCrownLirpa, CrownLirpa, FastLin
 from certbench.verifiers.linear.lirpa.graph import Lirpa
-from certbench.verifiers.linear.lirpa.rewriting import as_expected
 
 pytestmark = pytest.mark.usefixtures("lirpa")
 ALL = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
