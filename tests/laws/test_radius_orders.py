@@ -101,7 +101,8 @@ def test_no_network_was_found_on_which_a_lipschitz_rule_falls_short(classes: int
             state = LayerwiseLipschitz(rule, safe).prepare(classifier, threat)
             for search in (Secant(), rng.choice(SEARCHES)):
                 certifier = LayerwiseLipschitz(rule, safe, search)
-                found.append((certifier, certifier.certify(state, x, [0] * len(x))))
+                # As the rows of a run: beyond the domain searches end anywhere, and the front door cuts them off there.
+                found.append((certifier, certbench.certify(certifier, classifier, x, threat, state=state)))
         for great, better in found:
             for small, other in found:
                 if great is not small and great.dominates(small):
@@ -190,8 +191,8 @@ def test_better_slopes_may_give_smaller_radii(name: str) -> None:
     better = options.build({"name": name, "search": {"name": "bisection", "start": 0.3}})
     assert float(certbench.certify(better, classifier, x, threat).radius) < 0.3 < 0.7 < crown <= exact * (1 + 1e-6)
     assert better.dominates(Crown()) is None
-    for eps in (0.1, 0.25, 0.35, 0.5):  # of two classes; the margin over its own is 0
-        bounds = [float(certbench.margins(one, classifier, x, threat, eps).sum()) for one in (name, "crown")]
+    for eps in (0.1, 0.25, 0.35, 0.5):
+        bounds = [float(certbench.margins(one, classifier, x, threat, eps).min()) for one in (name, "crown")]
         assert bounds[0] >= bounds[1] - 1e-9 * 1e4
         assert (bounds[1] > 0) == (eps not in (0.25, 0.35))
 
