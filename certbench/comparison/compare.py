@@ -323,6 +323,8 @@ def _meaning(old: Row, new: Row) -> tuple[Kind, str] | None:
 def _exact(old: Row, new: Row, tolerance: Tolerance) -> tuple[Kind, str]:
     if new.guarantee is Guarantee.PROBABILISTIC and not same_draws(old, new):
         return Kind.INCOMPARABLE, "the draws differ, and the evidence has no counts to test"
+    if new.whole and old.radius > new.radius and new.outcome.answered:
+        return Kind.SAME, "the whole domain is certified; the old radius reached beyond it"
     kind = classify(old.radius, new.radius, tolerance)
     if new.outcome.answered and not old.outcome.answered and kind in (Kind.SAME, Kind.NOISE, Kind.TIGHTER):
         return Kind.GAINED, f"{old.outcome.value} became {new.outcome.value}"

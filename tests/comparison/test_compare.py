@@ -48,6 +48,12 @@ def test_radii_of_the_same_question(old: float, new: float, wanted: Kind) -> Non
     assert kind(row(old), row(new)) is wanted
 
 
+def test_a_radius_that_now_ends_at_the_domain_is_not_looser() -> None:
+    old, new = row(1e4, domain=(0.0, 1.0)), row(0.7, domain=(0.0, 1.0))
+    assert kind(old, replace(new, evidence={"farthest": 0.7})) is Kind.SAME
+    assert kind(old, new) is Kind.LOOSER
+
+
 def test_a_counterexample_of_either_run_refutes_in_any_class() -> None:
     assert classify(0.5, 0.5, upper=0.4) is Kind.UNSOUND
     assert kind(row(0.5), row(0.5, upper=0.4)) is Kind.UNSOUND
