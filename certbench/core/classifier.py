@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from certbench.core import fingerprint as prints
 from certbench.core import heads
@@ -88,6 +89,8 @@ class Classifier:
         `nn.Linear` carries an error of size 1 to at most the largest row sum of its moduli; if that is below 1, numbers
         before it count for so much less. So the scale of the logits is no reason to certify nothing.
         """
+        if any(isinstance(part, torch.jit.ScriptModule | fx.GraphModule) for part in self.module.modules()):
+            return self._logits_and_largest(x)
         largest: list[Tensor] = []
         last: dict[str, Any] = {}
 
@@ -112,6 +115,18 @@ class Classifier:
             return logits, inside
         offset = 0.0 if linear.bias is None else float(linear.bias.detach().abs().amax())
         return logits, torch.maximum(inside * gain, outside).clamp(min=offset)
+
+    def _logits_and_largest(self, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
+        """Return logits and, per input, the largest result of any operation: for code that shows no submodules.
+
+        Inputs are run one by one, twice each as some code takes no batch of one: nothing depends on the others.
+        """
+        logits, largest = self(x), []
+        for i in range(len(x)):
+            with _Largest() as seen:
+                self(x[[i, i]])
+            largest.append(torch.maximum(seen.found.to(logits), logits[i].abs().amax()))
+        return logits, torch.stack(largest) if largest else logits.new_zeros(0)
 
     def hidden_code(self) -> str | None:
         """Name the first submodule with hooks or a `forward` of its own, which its type does not show, if any."""
@@ -159,6 +174,21 @@ class Classifier:
         """Yield parameters, then buffers."""
         yield from self.module.parameters()
         yield from self.module.buffers()
+
+
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the largest modulus among the results of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = torch.zeros((), dtype=torch.float64)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(part, Tensor) and part.is_floating_point() and part.numel():
+                self.found = torch.maximum(self.found, part.detach().abs().amax().to(self.found))
+        return result
 
 
 def _sizes(shape: Any, name: str) -> tuple[int, ...]:

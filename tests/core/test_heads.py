@@ -210,3 +210,26 @@ def test_a_scripted_module_is_sampled() -> None:
         classifier = Classifier(made, (3,), 2)
         torch.testing.assert_close(classifier.double()(points()).float(), module(points().float()))
         assert len(certbench.certify({"name": "smoothing", "n": 100}, classifier, points(), L2)) == 4
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+@pytest.mark.parametrize("kind", ["script", "trace", "export"])
+def test_numbers_inside_code_without_submodules_count_for_the_scale_of_rounding(kind: str) -> None:
+    """A bias of -1e6 in front of a ReLU is no logit, but what it rounds away may be one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval().requires_grad_(False)
+    module[0].bias[1] = -1e6  # type: ignore[index, operator]
+    made = {
+        "script": lambda: torch.jit.script(module),
+        "trace": lambda: torch.jit.trace(module, torch.zeros(2, 3, dtype=torch.float64)),
+        "export": lambda: torch.export.export(
+            module, (torch.zeros(2, 3, dtype=torch.float64),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        ).module(),
+    }[kind]()
+    classifier = Classifier(made, (3,), 2)
+    logits, scale = classifier.logits_and_scale(points())
+    plain, least = Classifier(module, (3,), 2).logits_and_scale(points())
+    torch.testing.assert_close(logits, plain)
+    assert (scale >= least).all() and (least > 1e5).all()
+    assert scale.tolist() == [classifier.logits_and_scale(point[None])[1].item() for point in points()]
