@@ -97,7 +97,10 @@ def _why(error: Exception) -> str:
     if "non-functional tensor" in text:
         return f"{where}its code writes what depends on the input into a constant"
     if type(error).__module__.startswith("torch") or "tracing" in text:
-        return f"{where}its code asks for the values of its input, which differ from one input to the next"
+        return (
+            f"{where}its code asks for the values of its input, which differ from one input to the next, or for "
+            "numbers that it computes from its buffers"
+        )
     return f"{where}{type(error).__name__}: {text}"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from certbench.verifiers.linear.crown import AlphaCrown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ from certbench.core.options import build, choose, describe, label, versions
 from certbench.core.search import SEARCHES, Bisection, Ladder, RadiusSearch, Secant
 from certbench.errors import ConfigError, MissingBackendError
 from certbench.files.numbers import number, whole
-from certbench.verifiers.linear.crown import Crown
+from certbench.verifiers.linear.crown import AlphaCrown, Crown
 from certbench.verifiers.smoothing.noise.families import NOISES, Gaussian, Noise
 from certbench.verifiers.smoothing.smoothing import Smoothing
 from tests.cases import CASES

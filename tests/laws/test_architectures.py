@@ -1,4 +1,4 @@
-"""Architectures that people bring: each is bounded soundly by every certifier, or refused for a reason that is known."""
+"""Architectures that people bring: each is bounded soundly by every certifier, or refused for a known reason."""
 
 import warnings
 
