@@ -95,5 +95,6 @@ def test_nothing_to_look_at_is_said() -> None:
 
 @pytest.mark.usefixtures("lirpa")
 def test_auto_lirpas_graph_is_made_anew_in_float32() -> None:
-    audit = float_audit(build("ibp"), network("mlp"), inputs(8), Linf, certified("ibp"))
+    certifier = build({"name": "ibp", "engine": "auto-lirpa"})
+    audit = float_audit(certifier, network("mlp"), inputs(8), Linf, certified("ibp"))
     assert audit.exceed > 0 and 1e-9 < audit.single < 1e-4

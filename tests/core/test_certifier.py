@@ -56,7 +56,7 @@ def test_ours_stay_within_the_interface(name: str) -> None:
 def test_those_that_hang_on_an_optimiser_a_solver_or_the_time_are_not_repeatable() -> None:
     left = {name for name in registry.table() if not build(name).repeatable}
     assert left == {
-        "alpha-crown", "alpha-crown-lirpa", "lp", "sdp", "lipsdp", "milp", "branch-and-bound",
+        "alpha-crown", "lp", "sdp", "lipsdp", "milp", "branch-and-bound",
     }  # fmt: skip
     assert not build({"name": "best-of", "of": ["lipschitz", "alpha-crown"]}).repeatable
     assert build("best-of").repeatable

@@ -27,7 +27,7 @@ def affine() -> tuple[Regressor, Tensor, Tensor]:
     return Regressor(module.eval(), (1, 4, 4), 2), double.weight.detach(), double.bias.detach()  # type: ignore[return-value]
 
 
-@pytest.fixture(params=[*OURS, "crown-lirpa", "ibp"])
+@pytest.fixture(params=[*OURS, "crown-lirpa", "forward"])
 def certifier(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name not in OURS:

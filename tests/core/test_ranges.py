@@ -174,9 +174,10 @@ WORDS = {
     "alpha-crown": {
         "iterations": "whole number, at least 1",
         "layers": "whole number, at least 0",
+        "learning_rate": "number, above 0, finite",
+        "engine": "one of auto, own, auto-lirpa",
         "entries": "whole number, at least 1",
     },
-    "alpha-crown-lirpa": {"learning_rate": "number, above 0, finite", "layers": "true or false"},
     "crown": {
         "search": "one of secant, bisection, ladder",
         "secant.relative": "number, strictly between 0 and 1",

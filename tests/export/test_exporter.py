@@ -12,17 +12,18 @@ import safetensors.torch
 
 from certbench import Classifier, ThreatModel, build
 from certbench.checker import check, check_file
+from certbench.core.options import Spec
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.exit_codes import ExitCode
 from certbench.export.exporter import export_certificates
 from certbench.runs import run, suite
 from tests.support.exporting import THREATS, exported, inputs, network
 
-OWN = ["crown", "wong-kolter", "alpha-crown", "lp"]
-LIRPA = ["ibp", "crown-ibp", "fast-lin", "crown-lirpa"]
+OWN = ["crown", "wong-kolter", "alpha-crown", "lp", "ibp", "crown-ibp", "fast-lin"]
+ENGINED = ["ibp", "crown-ibp", "fast-lin", "crown"]
 
 
-def agree(folder: Path, name: str, classifier: Classifier, threat: ThreatModel, n: int) -> int:
+def agree(folder: Path, name: Spec, classifier: Classifier, threat: ThreatModel, n: int) -> int:
     count = 0
     for path, radius, stored in exported(folder, name, classifier, threat, inputs(classifier, n)):
         verdict = check_file(path)
@@ -50,18 +51,19 @@ def test_agrees_with_the_linear_program(tmp_path: Path, threat: ThreatModel) -> 
     assert sum(agree(tmp_path, "lp", network(kind), threat, 1) for kind in ("mlp", "residual")) == 2
 
 
-@pytest.mark.parametrize("name", LIRPA)
+@pytest.mark.parametrize("engine", ["own", "auto-lirpa"])
+@pytest.mark.parametrize("name", ENGINED)
 @pytest.mark.usefixtures("lirpa")
-def test_agrees_with_auto_lirpa(tmp_path: Path, name: str) -> None:
-    assert agree(tmp_path, name, network("mlp"), THREATS[2], 1) == 1
-    assert agree(tmp_path, name, network("mlp"), THREATS[-1], 2) == 2
+def test_agrees_with_either_engine(tmp_path: Path, name: str, engine: str) -> None:
+    spec = {"name": name, "engine": engine}
+    assert agree(tmp_path, spec, network("mlp"), THREATS[2], 1) == 1
+    assert agree(tmp_path, spec, network("mlp"), THREATS[-1], 2) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*OWN, *(name for name in LIRPA if name != "crown-lirpa")])
-@pytest.mark.usefixtures("lirpa", "solvers")
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.usefixtures("solvers")
 def test_agrees_on_a_thousand(tmp_path: Path, name: str) -> None:
-    """Not so of auto-LiRPA's CROWN: a few of its radii are larger, by 0.5 %, than its slopes prove here."""
     threats = [threat for threat in THREATS if threat.p in build(name).norms]
     kinds = ("mlp", "residual") if name == "lp" else ("mlp", "cnn", "residual")
     each = math.ceil(1000 / len(threats) / len(kinds))

@@ -78,7 +78,7 @@ def test_certifiers_that_look_inside_refuse_with_a_reason(name: str) -> None:
         certbench.certify(name, classifier, points(2, 0.5), L2)
 
 
-@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown-lirpa"])
+@pytest.mark.parametrize("name", ["forward", "forward-backward", "crown-lirpa"])
 def test_auto_lirpa_refuses_too_and_takes_no_answer_for_a_constant(name: str, lirpa: ModuleType) -> None:
     classifier = black_box.labels(sign, (4,), 2, version=next(fresh))
     with pytest.raises(UnsupportedError, match="is a black box"):

@@ -56,7 +56,7 @@ def test_the_dual_network_verifies_what_fast_lin_does(bundle: ModuleType) -> Non
     assert int(verified("wong-kolter", classifier, x[:1000], y[:1000], 0.1, domain=False).sum()) == 933
 
 
-@pytest.mark.parametrize(("certifier", "known"), [("ibp", 0), ("fast-lin", 467), ("crown", 471), ("crown-lirpa", 471)])
+@pytest.mark.parametrize(("certifier", "known"), [("ibp", 0), ("fast-lin", 467), ("crown", 471)])
 def test_no_certificate_contradicts_an_exact_solver(
     bundle: ModuleType, lirpa: ModuleType, certifier: str, known: int
 ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from certbench import Classifier, ThreatModel, build, certify, describe
 from certbench.core.claims import Outcome
+from certbench.core.options import Spec, label
 from certbench.export.exporter import Exporter
 from certbench.results.rows import Row
 
@@ -74,7 +75,7 @@ def network(kind: str, seed: int = 0) -> Classifier:
 
 
 def exported(
-    folder: Path, name: str, classifier: Classifier, threat: ThreatModel, x: Tensor
+    folder: Path, name: Spec, classifier: Classifier, threat: ThreatModel, x: Tensor
 ) -> Iterator[tuple[Path, float, float]]:
     """The files of the inputs with a radius: path, radius claimed there, radius of the certifier."""
     certifier, exporter = build(name), Exporter(classifier, folder)
@@ -83,7 +84,7 @@ def exported(
     for i in range(len(x)):
         if found.radius[i] > 0:
             row = Row(
-                *(classifier.name, name, certifier.guarantee, certifier.subject, threat.p, i, 0),
+                *(classifier.name, label(certifier), certifier.guarantee, certifier.subject, threat.p, i, 0),
                 *(int(found.prediction[i]), float(found.radius[i]), Outcome.COMPLETED),
                 domain=threat.domain,
                 spec=describe(certifier),

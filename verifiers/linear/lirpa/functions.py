@@ -4,6 +4,7 @@ Release 0.3 lacks many of them, and some of its lines are wrong (LeakyReLU with 
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -62,9 +63,10 @@ class _Traced(torch.autograd.Function):
 
 @contextmanager
 def traced() -> Iterator[None]:
-    """Forget the functions of the module that was traced before."""
+    """Forget the functions of the module that was traced before; a trace's warnings of fixed sizes are no news."""
     _Traced.places = []
-    yield
+    with warnings.catch_warnings(action="ignore"):
+        yield
     _Traced.places = []
 
 
@@ -143,5 +145,8 @@ def operators() -> dict[str, type[Any]]:
 
 def _value(function: Function, z: Tensor) -> Tensor:
     """Apply a function to values of any shape; its parameters may have an entry per neuron of the flat value."""
+    if isinstance(function, Bilinear):  # its type cannot be checked in a trace, where sizes are tensors
+        first, second = z.flatten(1).chunk(2, dim=-1)
+        return first * second
     found = function.value(z.flatten(1))
     return found if z.dim() == 2 else found.view(z.shape)
