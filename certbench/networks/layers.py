@@ -42,7 +42,7 @@ class Bilinear:
 
     name: str = "product"
 
-    def value(self, z: Float[Tensor, "... 2m"]) -> Float[Tensor, "... m"]:
+    def value(self, z: Float[Tensor, "... both"]) -> Float[Tensor, "... half"]:
         """Multiply the halves."""
         first, second = z.chunk(2, dim=-1)
         return first * second

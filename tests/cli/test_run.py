@@ -126,7 +126,7 @@ def test_a_missing_backend_fails_its_rows_until_it_is_mended(
             if name == "auto_LiRPA":
                 raise ModuleNotFoundError(f"No module named {name!r}")
 
-    write(certifiers=["lipschitz", "ibp"])
+    write(certifiers=["lipschitz", {"name": "ibp", "engine": "auto-lirpa"}])
     with monkeypatch.context() as missing:
         missing.delitem(sys.modules, "auto_LiRPA")
         missing.setattr(sys, "meta_path", [Hide(), *sys.meta_path])

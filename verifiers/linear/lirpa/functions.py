@@ -145,8 +145,5 @@ def operators() -> dict[str, type[Any]]:
 
 def _value(function: Function, z: Tensor) -> Tensor:
     """Apply a function to values of any shape; its parameters may have an entry per neuron of the flat value."""
-    if isinstance(function, Bilinear):  # its type cannot be checked in a trace, where sizes are tensors
-        first, second = z.flatten(1).chunk(2, dim=-1)
-        return first * second
     found = function.value(z.flatten(1))
-    return found if z.dim() == 2 else found.view(z.shape)
+    return found if z.dim() == 2 or isinstance(function, Bilinear) else found.view(z.shape)
