@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from certbench.core.classifier import Classifier
 from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
+from certbench.networks.recording import is_recording
 
 Function = Callable[[NDArray[np.float32]], Any]
 
@@ -102,15 +103,14 @@ class BlackBox(nn.Module):
         self.query = query
         self.num_classes = num_classes
 
-    def forward(self, x: Tensor | fx.Proxy) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return one-hot labels, or scores.
 
         Raises:
-            UnsupportedError: the module is traced, or a gradient is wanted.
+            UnsupportedError: the module is recorded, or a gradient is wanted.
             CertificationError: the function failed.
         """
-        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if isinstance(x, fx.Proxy) or traced or (torch.is_grad_enabled() and x.requires_grad):
+        if is_recording() or (torch.is_grad_enabled() and x.requires_grad):
             raise UnsupportedError(f"{self.query.name} is a black box: it answers queries, and shows no layers")
         if len(x) == 0:
             return torch.zeros(0, self.num_classes, device=x.device)

@@ -16,7 +16,7 @@ from tests.support.users import architectures
 SIDE = 8
 """Pixels along an image here. The full sizes are in the table of `docs/architectures.md`."""
 
-LARGE = frozenset({"ResNet-18", "VGG-11", "vision transformer"})
+LARGE = frozenset({"ResNet-18", "VGG-11", "vision transformer", "LSTM"})
 """Networks for which CROWN takes minutes; intervals inside, and one pass backwards, take seconds."""
 
 ROWS = architectures(SIDE)
@@ -34,7 +34,7 @@ def made(name: str) -> Classifier:
     return Classifier(module, shape, outputs, name)
 
 
-def inputs(name: str, count: int = 2) -> Tensor:
+def inputs(name: str, count: int = 1) -> Tensor:
     """Draw inputs in [0, 1]."""
     shape = ROWS[name][1]
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
