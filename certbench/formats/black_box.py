@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from certbench.core.classifier import Classifier
 from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
-from certbench.networks.recording import is_recording
 
 Function = Callable[[NDArray[np.float32]], Any]
 
@@ -98,6 +97,9 @@ class _Query:
 class BlackBox(nn.Module):
     """The module that asks the function. It has no layers that could be read."""
 
+    opaque = "is a black box: it answers queries, and shows no layers"
+    """Reason why a reader of networks refuses it."""
+
     def __init__(self, query: _Query, num_classes: int) -> None:
         super().__init__()
         self.query = query
@@ -107,11 +109,12 @@ class BlackBox(nn.Module):
         """Return one-hot labels, or scores.
 
         Raises:
-            UnsupportedError: the module is recorded, or a gradient is wanted.
+            UnsupportedError: the module is traced, or a gradient is wanted.
             CertificationError: the function failed.
         """
-        if is_recording() or (torch.is_grad_enabled() and x.requires_grad):
-            raise UnsupportedError(f"{self.query.name} is a black box: it answers queries, and shows no layers")
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if traced or (torch.is_grad_enabled() and x.requires_grad):
+            raise UnsupportedError(f"{self.query.name} {self.opaque}")
         if len(x) == 0:
             return torch.zeros(0, self.num_classes, device=x.device)
         array = x.detach().to("cpu", torch.float32).contiguous().numpy()

@@ -11,7 +11,6 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from traceback import extract_tb
@@ -31,14 +30,6 @@ INSIDE = str(Path(torch.__file__).parent)
 """Folder of torch: lines of code in it are not the user's."""
 
 
-_RECORDING: ContextVar[bool] = ContextVar("recording", default=False)
-
-
-def is_recording() -> bool:
-    """Say whether a module is run to be recorded, so that it can refuse if it has no layers to show."""
-    return _RECORDING.get()
-
-
 @torch.no_grad()
 def record(classifier: Classifier, known: Callable[[Any], bool], places: bool = False) -> fx.GraphModule:
     """Record the operators that a classifier's module applies to a batch of one input.
@@ -51,6 +42,9 @@ def record(classifier: Classifier, known: Callable[[Any], bool], places: bool = 
     Raises:
         UnsupportedError: the module's code depends on the values of its input, or cannot be recorded.
     """
+    for part in classifier.module.modules():
+        if hasattr(part, "opaque"):
+            raise UnsupportedError(f"{classifier.name} {part.opaque}")
     try:
         graph = _recorded(unwrapped(classifier.module), classifier, known, places, "fake")
     except UnsupportedError:
@@ -93,8 +87,6 @@ def _recorded(
         if places:
             stack.enter_context(traceback.preserve_node_meta())
             stack.enter_context(_layers(module))
-        token = _RECORDING.set(True)
-        stack.callback(_RECORDING.reset, token)
         with _NoNumbers():
             graph = made(module)
         if any(_writes(node) for node in graph.graph.nodes):  # of operators that are written as several, as an LSTM
