@@ -30,6 +30,7 @@ from certbench.export import network_file
 from certbench.export.proof import LEAST, relaxation
 from certbench.files.json_text import plain
 from certbench.files.writing import write
+from certbench.networks.reading import logits_of
 from certbench.results.rows import Row
 from certbench.runs import reopen
 from certbench.verifiers.bounds.proof import RelaxationProof
@@ -66,7 +67,7 @@ class Exporter:
         path = self.folder / f"network-{digest[:16]}.json"
         write(path, content, create_folder=True)
         network = read(path, digest)
-        double = self.classifier.double()
+        double = logits_of(self.classifier)
         generator = torch.Generator().manual_seed(0)
         for size in (0.1, 1.0, 10.0):
             x = size * torch.randn(1, *double.input_shape, generator=generator, dtype=torch.float64)

@@ -43,6 +43,19 @@ class Largest(Block):
 
 
 @dataclass(frozen=True, eq=False)
+class Steep(Block):
+    """A function of each entry whose slopes have bounds.
+
+    Attributes:
+        least: lower bound of the slopes.
+        most: upper bound of the slopes.
+    """
+
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, eq=False)
 class Softmax(Block):
     """The softmax of each row of a value.
 

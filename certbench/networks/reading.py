@@ -14,7 +14,7 @@ from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.graph import Graph, pruned
 from certbench.networks.layers import Network, layered
 from certbench.networks.module import GraphModule
-from certbench.networks.operators import EXACT, keeps_order, known, write
+from certbench.networks.operators import EXACT, evaluate, keeps_order, known, write
 from certbench.networks.operators.builder import Builder, Moving, packet
 from certbench.networks.recording import place, record
 
@@ -189,8 +189,7 @@ def _constant(node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> 
     """Compute what does not depend on the input."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise UnsupportedError("draws random numbers; smoothing is the way to certify a randomised classifier")
-    target: Any = node.target
-    return target(*args, **options)
+    return evaluate(node.target, args, options)
 
 
 def _shape(node: fx.Node) -> Any:
@@ -251,7 +250,7 @@ def _agree(graph: Graph, double: Classifier) -> bool:
     x = _probes(double, 1)[: FEW if sum(node.size for node in graph.nodes) > LARGE else None]
     values = graph.values(x.flatten(1))
     ours, largest = values[-1], torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
-    for value in values[1:]:
+    for value in values:
         largest = torch.maximum(largest, value.abs().amax(dim=1, keepdim=True))
     parts = []
     for some in (slice(0, 1), slice(1, 3), slice(3, 6), slice(0, None)):

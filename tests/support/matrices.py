@@ -4,9 +4,11 @@ import itertools
 import math
 
 import torch
+from torch import nn
 
+from certbench.core.classifier import Regressor
 from certbench.numerics.rounding import dual
-from certbench.verifiers.lipschitz import layer_rules
+from certbench.verifiers.lipschitz.propagation import propagated
 
 P = (1.0, 2.0, math.inf)
 GENERATOR = torch.Generator()
@@ -29,8 +31,10 @@ EXACT = [(s, r) for s, r in itertools.product(P, P) if s == 1 or r == math.inf o
 
 
 def layer_map(layer, size):
-    """The linear map of a layer in eval mode, and its matrix by finite differences of unit vectors."""
+    """The linear map of a layer in eval mode, as it is bounded, and its matrix by differences of unit vectors."""
     layer = layer.double().eval().requires_grad_(False)
     eye = torch.eye(math.prod(size), dtype=torch.float64).reshape(-1, *size)
-    out = layer(eye) - layer(torch.zeros_like(eye))
-    return layer_rules.LINEAR[type(layer)](layer, size, tuple(out.shape[1:])), out.flatten(1).T
+    out = (layer(eye) - layer(torch.zeros_like(eye))).flatten(1)
+    propagation = propagated(Regressor(nn.Sequential(layer, nn.Flatten()).eval(), size, out.shape[1], "layer"), 2.0)
+    assert propagation.norms == {}  # all of it is one map
+    return propagation.outputs.map, out.T

@@ -45,6 +45,7 @@ class LipschitzState(MarginState):
         constants: `constants[c, j]` bounds the Lipschitz constant of f_c - f_j; the last row and column stand for the
             function 0, so that `constants[c, -1]` bounds that of f_c alone. Symmetric.
         facts: facts that re-check the constants.
+        given: the classifier as it was given, with a last function that keeps the order of the classes.
         network: the network that bounds the float program's errors, if those are counted.
         program: precision in which the user runs the classifier.
         proof: multipliers that prove the constants, if some do.
@@ -52,6 +53,7 @@ class LipschitzState(MarginState):
 
     constants: Float[Tensor, "rows rows"]
     facts: Mapping[str, Any]
+    given: Classifier
     network: Network | None = None
     program: torch.dtype = torch.float32
     proof: Any = None
@@ -90,7 +92,8 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
             raise NumericalError("a Lipschitz constant is NaN")
         facts = dict(facts)
         proof = facts.pop("proof", None)
-        return LipschitzState(exact, threat, constants.to(exact.device), facts, network, classifier.dtype, proof)
+        device = exact.device
+        return LipschitzState(exact, threat, constants.to(device), facts, classifier, network, classifier.dtype, proof)
 
     @final
     def start(self, state: LipschitzState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
@@ -145,10 +148,10 @@ class GlobalLipschitz(MarginCertifier[LipschitzState]):
 class LayerwiseLipschitz(GlobalLipschitz):
     """Margins over a global Lipschitz constant per pair of classes (Leino et al., 2021; Tsuzuku et al., 2018).
 
-    Claims concern the real-arithmetic network with exactly the classifier's parameters. Constants are proved in float64,
-    margins have the rounding allowance `SLACK`. A function that is not piecewise linear counts with its steepest slope
-    over a proved range of its argument, for all inputs of the domain; so does each factor of a product with its size.
-    Where such a range is infinite a constant may be, too: then the radius is 0, and the evidence says why ("reason").
+    Claims concern the real-arithmetic network with exactly the classifier's parameters. Constants are proved in
+    float64, margins have the rounding allowance `SLACK`. A function that is not piecewise linear counts with its
+    steepest slope over a proved range of its argument, for all inputs of the domain; so does each factor of a product
+    with its size. Where such a range is infinite a constant may be, too: then the radius is 0, and the evidence says why ("reason").
 
     Attributes:
         rule: how the layers' norms become a constant of a pair of classes. "pairwise": the product for all layers but
@@ -225,7 +228,7 @@ def proved_norms(state: LipschitzState) -> dict[str, Any]:
     Raises:
         UnsupportedError: the classifier is no chain of affine layers and ReLUs.
     """
-    network = relu_network(on_cpu(state.classifier))
+    network = relu_network(on_cpu(state.given))
     matrices = [part.matrix() for part in network.chain()[:-1]]
     scaled = []
     if state.threat.p == math.inf:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +27,7 @@ from certbench.networks.graph import (
     Normalised,
     Product,
     Softmax,
+    Steep,
     Sum,
 )
 from certbench.networks.maps import Dense, Map, Scale
@@ -151,6 +152,9 @@ class _Propagation:
                 return self.larger(*before)
             case Largest():
                 return self.largest(before[0], node.block.windows)
+            case Steep():
+                steep = max(abs(node.block.least), abs(node.block.most))
+                return self.stretch(before[0], torch.full((node.size,), steep, dtype=torch.float64), node)
             case Softmax():
                 return self.softmax(before[0], node.block)
             case Normalised():
@@ -270,12 +274,12 @@ class _Propagation:
             least, most = slopes(function, *self.ranges.of(node.sources[0]))
         return torch.nan_to_num(torch.maximum(-least, most), math.inf, math.inf).clamp(min=0)
 
-    def stretch(self, before: _Movement, steep: Float[Tensor, " size"], node: Elementwise) -> _Movement:
+    def stretch(self, before: _Movement, steep: Float[Tensor, " size"], node: Node) -> _Movement:
         """Apply a function whose slopes have these moduli at most."""
         factor = float(steep.max())
         if factor == math.inf:
             return self.without_bound(
-                node, f"the slope of {node.function.name} has no bound; a domain of the inputs may give one"
+                node, f"the slope of {node.describe()} has no bound; a domain of the inputs may give one"
             )
         self.grow(factor)
         settled = self.settle(before)
@@ -295,9 +299,7 @@ class _Propagation:
         If m windows share one entry, the constant in the r-norm is $m^{1/r}$: a maximum moves no further than the entry
         of its window that moves most, and an impulse moves m maxima as far.
         """
-        outputs = torch.arange(windows.shape[1]).expand_as(windows)
-        pairs = torch.stack([windows.flatten(), outputs.flatten()]).unique(dim=1)
-        count = int(pairs[0].bincount().max())
+        count = sharing(windows)
 
         def pool(chords: Tensor) -> Tensor:
             most = chords[:, windows[0]]
@@ -411,6 +413,13 @@ class _Propagation:
             assert isinstance(centred, Dense)
             return alone, product(constant(centred, 2.0), math.nextafter(math.sqrt(2), 2))
         return alone, product(alone, math.nextafter(math.sqrt(2), 2))
+
+
+def sharing(windows: Int64[Tensor, "members n"]) -> int:
+    """Return the largest number of windows that share one entry."""
+    outputs = torch.arange(windows.shape[1]).expand_as(windows)
+    pairs = torch.stack([windows.flatten(), outputs.flatten()]).unique(dim=1)
+    return int(pairs[0].bincount().max())
 
 
 def _sources(node: Node) -> tuple[int, ...]:

@@ -167,7 +167,9 @@ def entries(part: Map, sign: int) -> Map:
         case Sparse():
             weight = part.weight
             values = cut(weight.values())
-            cropped = torch.sparse_csr_tensor(weight.crow_indices(), weight.col_indices(), values, weight.shape)
+            cropped = torch.sparse_csr_tensor(
+                weight.crow_indices(), weight.col_indices(), values, weight.shape, check_invariants=True
+            )
             return replace(part, weight=cropped)
         case Separable():
             return replace(part, channels=replace(part.channels, diagonal=cut(part.channels.diagonal)))

@@ -66,6 +66,24 @@ EXACT = REARRANGING | SHAPES | {
 """Operators that make no rounding errors."""
 
 
+POOLS: Mapping[Any, int] = {
+    aten.avg_pool1d: 1, aten.avg_pool2d: 2, aten.avg_pool3d: 3, aten._adaptive_avg_pool2d: 2,
+    aten._adaptive_avg_pool3d: 3, aten.max_pool2d_with_indices: 2, aten.max_pool3d_with_indices: 3,
+    aten.adaptive_max_pool2d: 2, aten.adaptive_max_pool3d: 3,
+}  # fmt: skip
+"""Number of axes of the images that an operator pools; an axis of channels must stand before them."""
+
+
+EMPTY = frozenset({aten.empty, aten.empty_like, aten.new_empty})
+"""Operators that make a tensor whose numbers are filled in later; until then they may be anything."""
+
+
+def evaluate(target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Run an operator on constants; numbers that it leaves open are 0."""
+    found = target(*args, **options)
+    return torch.zeros_like(found) if packet(target) in EMPTY else found
+
+
 def known(target: Any) -> bool:
     """Say whether the tables know an operator."""
     name = packet(target)
@@ -79,6 +97,8 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
         UnsupportedError: no table knows it, or its rule does not know its options.
     """
     name = packet(target)
+    if name in POOLS and len(args[0].shape) != POOLS[name] + 2:
+        raise UnsupportedError(f"pools features of shape {args[0].shape[1:]} without channels; add an axis for these")
     if name in RULES:
         return RULES[name](build, args, options, shape)
     if name in FUNCTIONS:
@@ -89,7 +109,7 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
         return linear(build, target, args, options, shape)
     if name in SHAPES:
         zeros = torch.zeros(args[0].shape, dtype=torch.float64, device=build.device)
-        return target(zeros, *args[1:], **options)
+        return evaluate(target, (zeros, *args[1:]), options)
     if name in JUMPING:
         raise UnsupportedError(
             f"{name} jumps, or compares what depends on the input; smoothing can certify such modules"

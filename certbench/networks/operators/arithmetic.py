@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from certbench.errors import UnsupportedError
-from certbench.networks import curves
-from certbench.networks.graph import Affine
+from certbench.networks import curves, s_shaped
+from certbench.networks import piecewise_linear as pieces
+from certbench.networks.graph import Affine, Elementwise, Steep
 from certbench.networks.image_maps import Convolution
 from certbench.networks.maps import Dense, Map, Scale
 from certbench.networks.operators.builder import Builder, Moving, Rule, Shape, aten, rearranged
@@ -26,7 +27,10 @@ def _added(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape
         if not isinstance(second, Moving):
             return build.shift(first, factor * build.flat(second, shape))
         second = build.expand(second, shape)
-        return build.total(first, second if factor == 1 else build.scale(second, factor))
+        found = build.total(first, second if factor == 1 else build.scale(second, factor))
+        node = build.nodes[second.node]
+        shrinks = isinstance(node, Elementwise) and isinstance(node.function, s_shaped.Tanh) and factor == -1
+        return build.marked(found, Steep(node.sources, 0.0, 1.0)) if shrinks and node.sources == (first.node,) else found
     second = build.expand(second, shape)
     if factor == 1:
         return build.shift(second, first)
@@ -56,10 +60,22 @@ def _divided(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
         value = build.expand(first, shape)
         flat = build.flat(second, shape)
         return build.affine(value, Scale(torch.ones_like(flat) / flat, entry_roundings=1), shape)
+    if isinstance(first, Moving) and _is_softsign(build, first, second):
+        return build.apply(s_shaped.Softsign(), first)
     inverse = build.expand(build.apply(curves.power(-1.0), second), shape)
     if isinstance(first, Moving):
         return build.product(build.expand(first, shape), inverse)
     return build.scale(inverse, first)
+
+
+def _is_softsign(build: Builder, first: Moving, second: Moving) -> bool:
+    """Say whether the second value is 1 plus the modulus of the first."""
+    shift = build.nodes[second.node]
+    if first.shape != second.shape or not isinstance(shift, Affine) or shift.map is not None or shift.bias is None:
+        return False
+    modulus = build.nodes[shift.sources[0]]
+    is_modulus = isinstance(modulus, Elementwise) and modulus.function is pieces.ABS
+    return is_modulus and modulus.sources == (first.node,) and bool((shift.bias == 1).all())
 
 
 def _negated(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
