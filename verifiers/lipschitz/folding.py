@@ -94,8 +94,8 @@ def compose(outer: Normed, inner: Normed) -> Normed | None:
         case Select(), Select():
             return outer.after(inner)
         case Select(), Dense() if outer.outputs * inner.inputs <= DENSE:
-            rows = Dense(*(outer.forward(part.T).T for part in (inner.weight, inner.moduli)), outer.shape)
-            return replace(rows, entry_roundings=inner.entry_roundings)
+            weight, magnitude = (outer.forward(part.T).T for part in (inner.weight, inner.moduli))
+            return Dense(weight, magnitude, outer.shape, inner.entry_roundings)
         case Dense(), Select() if outer.outputs * inner.inputs <= DENSE:
             weight, magnitude = (inner.transpose(part) for part in (outer.weight, outer.moduli))
             return Dense(weight, magnitude, outer.shape, outer.entry_roundings + inner.transposed_roundings)
@@ -141,7 +141,7 @@ def _padding(part: Convolution, before: Select) -> Convolution | None:
     sizes, places = [], []
     for axis, first in enumerate(start):
         line = grid[0][tuple(slice(None) if i == axis else at for i, at in enumerate(start))]
-        size = len(line[line >= 0].unique())
+        size = len(torch.unique(line[line >= 0]))
         at = torch.arange(len(line)) - first
         sizes.append(size)
         places.append(torch.where((at >= 0) & (at < size), at, -1) if zeros else at.remainder(size))

@@ -151,7 +151,8 @@ class LayerwiseLipschitz(GlobalLipschitz):
     Claims concern the real-arithmetic network with exactly the classifier's parameters. Constants are proved in
     float64, margins have the rounding allowance `SLACK`. A function that is not piecewise linear counts with its
     steepest slope over a proved range of its argument, for all inputs of the domain; so does each factor of a product
-    with its size. Where such a range is infinite a constant may be, too: then the radius is 0, and the evidence says why ("reason").
+    with its size. Where such a range is infinite a constant may be, too: then the radius is 0, and the evidence says
+    why ("reason").
 
     Attributes:
         rule: how the layers' norms become a constant of a pair of classes. "pairwise": the product for all layers but

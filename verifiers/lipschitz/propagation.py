@@ -418,7 +418,7 @@ class _Propagation:
 def sharing(windows: Int64[Tensor, "members n"]) -> int:
     """Return the largest number of windows that share one entry."""
     outputs = torch.arange(windows.shape[1]).expand_as(windows)
-    pairs = torch.stack([windows.flatten(), outputs.flatten()]).unique(dim=1)
+    pairs = torch.unique(torch.stack([windows.flatten(), outputs.flatten()]), dim=1)
     return int(pairs[0].bincount().max())
 
 
