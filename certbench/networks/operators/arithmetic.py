@@ -30,7 +30,9 @@ def _added(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape
         found = build.total(first, second if factor == 1 else build.scale(second, factor))
         node = build.nodes[second.node]
         shrinks = isinstance(node, Elementwise) and isinstance(node.function, s_shaped.Tanh) and factor == -1
-        return build.marked(found, Steep(node.sources, 0.0, 1.0)) if shrinks and node.sources == (first.node,) else found
+        return (
+            build.marked(found, Steep(node.sources, 0.0, 1.0)) if shrinks and node.sources == (first.node,) else found
+        )
     second = build.expand(second, shape)
     if factor == 1:
         return build.shift(second, first)
