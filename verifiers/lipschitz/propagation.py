@@ -194,12 +194,30 @@ class _Propagation:
 
     def apply(self, before: _Movement, layer: Map, name: str) -> _Movement:
         """Apply a linear layer, composed with those before it if that is cheap."""
-        part = bounded(layer)
+        part = self.once((layer,), lambda: bounded(layer))
+        assert part is not None
         self.grow(row_norm(part, 1.0))
-        joint = part if before.map is None else compose(part, before.map)
+        joint: Normed | None = part
+        if before.map is not None:
+            inner = before.map
+            joint = self.once((part, inner), lambda: compose(part, inner))
         if joint is None:
             before, joint = self.settle(before), part
         return replace(before, map=joint, names=(*before.names, name))
+
+    def once(self, parts: tuple[Map, ...], make: Callable[[], Normed | None]) -> Normed | None:
+        """Make a map of other ones. What comes of the graph's own maps is kept, so that norms are found once."""
+        kept: dict[tuple[Map, ...], Normed | None] = self.graph.folds.setdefault("composed", {})
+        own: set[Map | None] = self.graph.folds.setdefault("own maps", set())
+        if not own:
+            own.update(node.map for node in self.graph.nodes if isinstance(node, Affine))
+        if parts not in kept:
+            found = make()
+            if not own.issuperset(parts):
+                return found
+            kept[parts] = found
+            own.add(found)
+        return kept[parts]
 
     def settle(self, before: _Movement) -> _Movement:
         """Make the value itself the base: pay for the norm of its map."""
@@ -356,6 +374,8 @@ class _Propagation:
 
     def constant(self, r: float, size: int) -> float:
         """Return the constant of all outputs together, `size` of them, from p to r."""
+        if self.unbounded is not None:
+            return math.inf
         if self.outputs.map is None:
             return min(product(bound, identity_norm(s, r, size)) for s, bound in self.outputs.constants.items())
         return min(product(bound, norm(self.outputs.map, s, r)) for s, bound in self.outputs.constants.items())
@@ -364,8 +384,11 @@ class _Propagation:
         r"""Return constants of f_c - f_j by a rule of `LayerwiseLipschitz`; the last index stands for the function 0.
 
         With constants $L_r$ and chords C of the base, and w the rows of the last affine layers (or of the identity):
-        $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$.
+        $L_r \|w_c - w_j\|_{r^*}$ and $\||w_c - w_j| C\|_{p^*}$. Where some value of the graph has no constant all are
+        infinite, also if its weights are 0: it may be undefined somewhere.
         """
+        if self.unbounded is not None:
+            return torch.full((classes + 1, classes + 1), math.inf, dtype=torch.float64).fill_diagonal_(0.0)
         last = self.outputs
         if not isinstance(last.map, Dense):
             last = self.apply(self.settle(last), linear(torch.eye(classes, dtype=torch.float64)), "logits")
@@ -380,9 +403,7 @@ class _Propagation:
             if chords is not None and (classes + 1) ** 2 * chords.numel() > CHORDS**1.5:
                 chords = None
             if chords is None and rule == "absolute":
-                if self.unbounded is None:
-                    raise UnsupportedError("the moduli along all paths are too many for the rule 'absolute'")
-                return constants.fill_(math.inf).fill_diagonal_(0.0)
+                raise UnsupportedError("the moduli along all paths are too many for the rule 'absolute'")
             for c in range(classes + 1):
                 rows = (padded[0][c] - padded[0]).abs() + (padded[1][c] + padded[1])
                 bounds = [products(lengths(rows, dual(r)), bound) for r, bound in last.constants.items()]

@@ -314,6 +314,21 @@ def test_without_a_domain_some_constants_are_infinite_and_the_evidence_says_why(
             assert bool((found.radius > 0).all()) and "reason" not in found.evidence[0]
 
 
+def test_what_may_be_undefined_certifies_nothing_even_times_zero():
+    last = nn.Linear(6, 4)
+    last.weight.data.zero_()
+    last.bias.data[:] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    found = certbench.certify("lipschitz", wrap(DividesBy(), last), torch.ones(1, 6), ThreatModel(2.0))
+    assert found.radius.tolist() == [0.0]
+
+
+def test_steepness_counts_neuron_by_neuron():
+    layer = nn.PReLU(4, init=1.0)
+    layer.weight.data[:] = torch.tensor([1.0, 3.0, 1.0, 1.0])
+    constants = prepare(wrap(layer, Same(), shape=(4,)), 2.0).constants
+    assert constants[0, -1] == pytest.approx(1) and constants[1, -1] == pytest.approx(3)
+
+
 @pytest.mark.parametrize("p", P)
 @pytest.mark.parametrize("layer", [Square(), DividesBy(), Cosine(), Exponential(), nn.Sigmoid(), nn.LayerNorm(6)])
 def test_constants_on_a_domain_hold_there_and_are_no_larger(layer, p):
