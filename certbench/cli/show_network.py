@@ -37,7 +37,7 @@ def show_network(
         sizes = tuple(_size(part) for part in shape.split(","))
         classifier = load_external(model, weights, input_shape=sizes)
     try:
-        graph = read(classifier, places=True)
+        graph = read(classifier)
     except UnsupportedError as error:
         out.print(f"The network cannot be read: {error}", markup=False, soft_wrap=True)
     else:

@@ -31,29 +31,22 @@ _READ: dict[str, tuple[Graph, Graph]] = {}
 
 
 @torch.no_grad()
-def read(classifier: Classifier, places: bool = False) -> Graph:
+def read(classifier: Classifier) -> Graph:
     """Read what a classifier computes, in float64. Equal content gives the same object, so work is shared.
 
     The graph is compared with the module on random inputs, one at a time and in batches.
-
-    Args:
-        classifier: the classifier.
-        places: whether each node says which layer and line it comes from. This takes longer, and shares nothing.
 
     Raises:
         UnsupportedError: the module has an operator that is not known here; the message names the layer and the line.
         NumericalError: a parameter is NaN or infinite.
     """
     double = classifier.double()
-    if places:
-        return _written(double, places)[1]
     try:
         key = f"{double.fingerprint()} {classifier.dtype}"
     except ConfigError:  # a setting cannot be read, so nothing is shared
         return _read(classifier, double)[1]
-    if key not in _READ or not _agree(
-        _READ[key][0], double
-    ):  # code that the fingerprint does not cover may have changed
+    known_before = _READ.get(key)
+    if known_before is None or not _agree(known_before[0], double):  # code outside the fingerprint may have changed
         _READ[key] = _read(classifier, double)
         while len(_READ) > KEPT:
             _READ.pop(next(iter(_READ)))
@@ -90,22 +83,14 @@ def relu_network(classifier: Classifier) -> Network:
         UnsupportedError: the module is no ReLU network; the message names the layer.
         NumericalError: a parameter is NaN or infinite.
     """
-    graph = read(classifier)
-    try:
-        return layered(graph, relus=True)
-    except UnsupportedError:
-        layered(_written(classifier.double(), places=True)[1], relus=True)  # so that the message says where
-        raise
+    return layered(read(classifier), relus=True)
 
 
 def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
     """Record a classifier in float64, and compare it with the module; return the graph whole, and without its head."""
     if not all(bool(tensor.isfinite().all()) for tensor in double.tensors()):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
-    try:
-        whole, graph = _written(double)
-    except UnsupportedError:
-        whole, graph = _written(double, places=True)  # anew, so that the message says where
+    whole, graph = _written(double)
     if classifier.dtype != torch.float64:
         graph = replace(graph, computed=graph.computed or _rounds_numbers(classifier, double))
     if not _agree(whole, double):
@@ -116,9 +101,9 @@ def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
     return whole, graph
 
 
-def _written(double: Classifier, places: bool = True) -> tuple[Graph, Graph]:
+def _written(double: Classifier) -> tuple[Graph, Graph]:
     """Record a module, and write it as a graph, operator by operator; return it whole, and without its head."""
-    recorded = record(double, known, places)
+    recorded = record(double, known, places=True)
     build = Builder(double.input_shape, double.device)
     values: dict[fx.Node, Any] = {}
     own = {tensor.data_ptr() for tensor in double.tensors()}
