@@ -49,7 +49,7 @@ def page(answers: dict[str, dict[str, str | None]], names: Sequence[str], side: 
         "# Which certifiers bound which architectures",
         "",
         f"`python -m benchmarks.architectures` wrote this page. Images have {side} x {side} pixels, weights are",
-        "random, the norm is Linf, and certifiers have their default options. A number stands for the reason of a refusal.",
+        "random, the norm is Linf, certifiers have their default options. A number stands for the reason of a refusal.",
         "",
         "| architecture | " + " | ".join(kept) + " |",
         "| --- |" + " --- |" * len(kept),
