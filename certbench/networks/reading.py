@@ -123,6 +123,7 @@ def _written(double: Classifier) -> tuple[Graph, Graph]:
             last: Any = node.args[0]
             if not isinstance(last, fx.Node) or not isinstance(values[last], Moving):
                 raise UnsupportedError(f"the output of {double.name} does not depend on its input, or is no tensor")
+            computed |= build.computed
             whole = Graph(pruned(build.nodes, values[last].node), None, computed)
             if isinstance(double, Regressor):
                 return whole, whole

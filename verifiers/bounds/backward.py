@@ -154,6 +154,8 @@ def _layer_bounds(
     for i, layer in enumerate(network.hidden):
         if walk is not None:  # from the bounds so far, which are sharper than those that `start` rests on
             low, high = walk.step()
+            if errors is not None:
+                low, high = low - errors[i], high + errors[i]
             lower[i], upper[i] = torch.maximum(lower[i], low), torch.minimum(upper[i], high)
         exact = region.threat.p == math.inf and list(layer.maps) == [0] and not alone  # intervals are, over a box
         if not exact and i not in network.copied:

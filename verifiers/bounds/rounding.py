@@ -95,8 +95,9 @@ def bound_errors(network: Network, region: Region, dtype: torch.dtype = torch.fl
         for source, path in layer.paths.items():
             magnitude = magnitude + path.forward(magnitudes[source])
         magnitudes.append(magnitude)
-        # Backwards the sums run over outputs, whose number stands beside that of a layer's own sums.
-        steps += layer.roundings + layer.outputs + 16
+        # Backwards the sums run over the outputs of the layer, and of each map on the way to them.
+        behind = max((part.transposed_roundings for part in layer.paths.values()), default=0)
+        steps += layer.roundings + max(layer.outputs, behind) + 16
         found.append(4 * (i + 2) * _checked(steps, _unit(dtype)) * magnitude)
     return found
 

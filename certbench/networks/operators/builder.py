@@ -48,11 +48,17 @@ FULL = 64
 
 
 class Builder:
-    """The nodes so far. `origin` is what the next ones are said to come from."""
+    """The nodes so far.
+
+    Attributes:
+        origin: what the next ones are said to come from.
+        computed: whether the program computes numbers of its own, as weights of interpolation, with unknown rounding.
+    """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.nodes: list[Node] = [Input((), math.prod(shape), "input")]
         self.origin = ""
+        self.computed = False
         self.device = device
         self.input = Moving(0, (1, *shape))
 

@@ -159,6 +159,7 @@ def _average_pool(build: Builder, args: tuple[Any, ...], options: dict[str, Any]
 def linear(build: Builder, operation: Any, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
     """Write an operator that is linear in its first argument as a matrix."""
     value, name = args[0], packet(operation)
+    build.computed |= "upsample" in name.__name__
     if name in CHANNELWISE:
         axes = 1 if name.__name__.endswith("1d") else 3 if name.__name__.endswith("3d") else 2
         (_, channels, *before), (_, _, *after) = _image(value.shape, axes), _image(shape, axes)
