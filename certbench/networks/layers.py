@@ -5,6 +5,7 @@ have the same form. Small maps are matrices; convolutions on large maps stay con
 are $\max(z, 0)$.
 """
 
+import math
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -23,6 +24,7 @@ from certbench.networks.maps import DENSE_LIMIT, Chain, Dense, Map, Scale
 from certbench.networks.maps import Sum as SumOfMaps
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
 from certbench.networks.structured_maps import Select, Sparse
+from certbench.numerics.rounding import LARGEST, TOO_LARGE
 
 UNDERFLOW = 2.0**-125
 """Allowance for underflow in the height of every layer: times one rounding of float32 it is the smallest float32."""
@@ -351,7 +353,11 @@ class _Fold:
         return found
 
     def network(self) -> Network:
-        """Return the network; the value of the last node gives the outputs."""
+        """Return the network; the value of the last node gives the outputs.
+
+        Raises:
+            UnsupportedError: underflow could change a margin.
+        """
         pure = all(function == RELU for function in self.activations)
         reason = None
         if self.graph.computed:
@@ -360,8 +366,11 @@ class _Fold:
             reason = f"the rounding errors of {self.graph.head}, the last function of the module, are not followed"
         elif self.rewritten or any(function not in (RELU, IDENTITY) for function in self.activations):
             reason = "the rounding errors of functions other than ReLU are not followed"
+        layers = tuple(terms.layer() for terms in (*self.layers, self.values[-1]))
+        if not math.prod(max(1.0, _gain(part)) for layer in layers for part in layer.paths.values()) < LARGEST:
+            raise UnsupportedError(TOO_LARGE)
         return Network(
-            tuple(terms.layer() for terms in (*self.layers, self.values[-1])),
+            layers,
             self.graph.inputs,
             () if pure else tuple(self.activations),
             frozenset() if pure else frozenset(i for i, t in enumerate(self.layers) if i in self.copied or t.is_copy()),
@@ -370,6 +379,16 @@ class _Fold:
             self.graph.head,
             tuple(self.origins),
         )
+
+
+def _gain(path: Map) -> float:
+    """Return the largest sum of a row of moduli; for a chain the product of those of its maps, each at least 1."""
+    if isinstance(path, Chain):
+        return math.prod(max(1.0, _gain(part)) for part in path.maps)
+    if isinstance(path, SumOfMaps):
+        return sum(_gain(part) for part in path.maps)
+    ones = torch.ones(1, path.inputs, dtype=torch.float64, device=path.device)
+    return float(path.forward(ones).max())
 
 
 def _stacked(values: Sequence[_Terms]) -> _Terms:
