@@ -88,7 +88,7 @@ def _recorded(
             stack.enter_context(traceback.preserve_node_meta())
             stack.enter_context(_layers(module))
         with _NoNumbers():
-            graph = made(module)
+            graph = made(lambda z: module(z.clone()))  # it may write into its input
         if any(_writes(node) for node in graph.graph.nodes):  # of operators that are written as several, as an LSTM
             graph = made(fx.Interpreter(graph).run)
     return graph

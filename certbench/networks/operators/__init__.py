@@ -66,14 +66,6 @@ EXACT = REARRANGING | SHAPES | {
 """Operators that make no rounding errors."""
 
 
-POOLS: Mapping[Any, int] = {
-    aten.avg_pool1d: 1, aten.avg_pool2d: 2, aten.avg_pool3d: 3, aten._adaptive_avg_pool2d: 2,
-    aten._adaptive_avg_pool3d: 3, aten.max_pool2d_with_indices: 2, aten.max_pool3d_with_indices: 3,
-    aten.adaptive_max_pool2d: 2, aten.adaptive_max_pool3d: 3,
-}  # fmt: skip
-"""Number of axes of the images that an operator pools; an axis of channels must stand before them."""
-
-
 EMPTY = frozenset({aten.empty, aten.empty_like, aten.new_empty})
 """Operators that make a tensor whose numbers are filled in later; until then they may be anything."""
 
@@ -97,8 +89,6 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
         UnsupportedError: no table knows it, or its rule does not know its options.
     """
     name = packet(target)
-    if name in POOLS and len(args[0].shape) != POOLS[name] + 2:
-        raise UnsupportedError(f"pools features of shape {args[0].shape[1:]} without channels; add an axis for these")
     if name in RULES:
         return RULES[name](build, args, options, shape)
     if name in FUNCTIONS:

@@ -419,14 +419,19 @@ class AlongTheLastAxis(nn.Module):
         return self.last(torch.flatten(torch.relu(functional.linear(x, self.weight)), 1))
 
 
+@pytest.mark.parametrize("p", P)
 @pytest.mark.parametrize(
     "pool", [nn.MaxPool2d(3, 1), nn.AdaptiveMaxPool2d(4), nn.AvgPool2d(3), nn.AdaptiveAvgPool2d(4)]
 )
-def test_pooling_of_images_without_channels_is_refused(pool):
-    """Torch pools both axes; taking the first one for channels gave a radius of .333 where .12 is refuted."""
-    features = pool(torch.zeros(1, 6, 6)).numel()
-    with pytest.raises(UnsupportedError, match="without channels"):
-        prepare(Classifier(nn.Sequential(pool, nn.Flatten(), nn.Linear(features, 2)).eval(), (6, 6), 2), 1.0)
+def test_pooling_of_images_without_channels_pools_both_axes(pool, p):
+    """Taking the first axis for channels gave a radius of .333 where .12 is refuted."""
+    last = nn.Linear(pool(torch.zeros(1, 6, 6)).numel(), 4, bias=False)
+    last.weight.data[:] = torch.tensor([[1.0], [0.0], [0.0], [-1.0]])
+    found = float(prepare(wrap(pool, nn.Flatten(), last, shape=(6, 6)), p).constants[0, 3])
+    whole = torch.ones(36, dtype=torch.float64)
+    for delta in (whole, functional.one_hot(torch.tensor(14), 36).to(whole)):
+        moved = 2 * float(pool(delta.view(1, 6, 6)).sum())
+        assert moved / float(delta.norm(p)) <= found * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("p", P)
