@@ -93,4 +93,5 @@ class _Writer:
         """Add a product with a number for each entry, and a bias."""
         size = len(weight)
         shift = None if bias is None else written(np.array(bias.expand(size).cpu().numpy()))
-        return self.add("scale", [at], {"weight": written(np.array(weight)), "bias": shift})
+        factor = weight.cpu().numpy() if isinstance(weight, Tensor) else weight
+        return self.add("scale", [at], {"weight": written(factor), "bias": shift})
