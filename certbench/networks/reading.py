@@ -90,9 +90,10 @@ def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
     """Record a classifier in float64, and compare it with the module; return the graph whole, and without its head."""
     if not all(bool(tensor.isfinite().all()) for tensor in double.tensors()):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
-    whole, graph = _written(double)
+    recorded = record(double, known, places=True)
+    whole, graph = _written(double, recorded)
     if classifier.dtype != torch.float64:
-        graph = replace(graph, computed=graph.computed or _rounds_numbers(classifier, double))
+        graph = replace(graph, computed=graph.computed or _rounds_numbers(classifier, recorded))
     if not _agree(whole, double):
         raise UnsupportedError(
             f"{double.name}, read as a graph, computes other outputs than the module does: its code may depend on the "
@@ -101,9 +102,8 @@ def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
     return whole, graph
 
 
-def _written(double: Classifier) -> tuple[Graph, Graph]:
-    """Record a module, and write it as a graph, operator by operator; return it whole, and without its head."""
-    recorded = record(double, known, places=True)
+def _written(double: Classifier, recorded: fx.GraphModule) -> tuple[Graph, Graph]:
+    """Write a recorded module as a graph, operator by operator; return it whole, and without its head."""
     build = Builder(double.input_shape, double.device)
     values: dict[fx.Node, Any] = {}
     own = {tensor.data_ptr() for tensor in double.tensors()}
@@ -186,13 +186,13 @@ def _shape(node: fx.Node) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _rounds_numbers(classifier: Classifier, double: Classifier) -> bool:
-    """Say whether numbers in the code differ between the module and its copy in float64, by rounding.
+def _rounds_numbers(classifier: Classifier, double: fx.GraphModule) -> bool:
+    """Say whether numbers in the code differ between the module and its recorded copy in float64, by rounding.
 
     Raises:
         UnsupportedError: they differ by more.
     """
-    ours, theirs = _literals(record(double, known)), _literals(record(classifier, known))
+    ours, theirs = _literals(double), _literals(record(classifier, known))
     if ours == theirs:
         return False
     close = len(ours) == len(theirs) and all(
@@ -201,7 +201,7 @@ def _rounds_numbers(classifier: Classifier, double: Classifier) -> bool:
     )
     if not close:
         raise UnsupportedError(
-            f"{double.name} computes with other numbers in float64 than in {classifier.dtype}: its code asks for the "
+            f"{classifier.name} computes with other numbers in float64 than in {classifier.dtype}: its code asks for the "
             "dtype, or a normalisation without eps does"
         )
     return True
