@@ -201,8 +201,8 @@ def _rounds_numbers(classifier: Classifier, double: fx.GraphModule) -> bool:
     )
     if not close:
         raise UnsupportedError(
-            f"{classifier.name} computes with other numbers in float64 than in {classifier.dtype}: its code asks for the "
-            "dtype, or a normalisation without eps does"
+            f"{classifier.name} computes with other numbers in float64 than in {classifier.dtype}: its code asks for "
+            "the dtype, or a normalisation without eps does"
         )
     return True
 
