@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ from certbench.models.data import Dataset
 from certbench.models.recipes import base
 from certbench.models.recipes.base import Objective
 from certbench.models.training import Recipe
-from certbench.networks import reading
-from certbench.networks.maps import Scale
+from certbench.networks import operators
+from certbench.networks.curves import Exp
+from certbench.networks.operators.builder import Builder, Moving
 from certbench.report import tables
 from certbench.results.metrics import summarise
 from certbench.verifiers.smoothing.noise import NOISES, Noise
@@ -59,21 +61,26 @@ def test_a_noise_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < float(radius) <= 0.2  # the distance of the boundary
 
 
+class Sinh(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sinh(x)
+
+
 def test_a_layer_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.CELU(), nn.Linear(4, 2)).eval()
+    module = nn.Sequential(nn.Linear(3, 4), Sinh(), nn.Linear(4, 2)).eval()
     classifier, x = Classifier(module, (3,), 2), torch.ones(1, 3, dtype=torch.float64)
-    with pytest.raises(certbench.UnsupportedError, match="CELU"):
+    with pytest.raises(certbench.UnsupportedError, match="sinh"):
         certbench.certify("crown", classifier, x, L2)
 
-    def identity(layer: nn.CELU, before: tuple[int, ...], after: tuple[int, ...]) -> reading.Rule:
-        return Scale(torch.ones(before, dtype=torch.float64).flatten()), None, None  # what CELU is behind a ReLU
+    def sinh(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+        del options, shape
+        up, down = build.apply(Exp(), args[0]), build.apply(Exp(), build.scale(args[0], -1.0))
+        return build.scale(build.difference(up, down), 0.5)
 
-    monkeypatch.setattr(reading, "RULES", {**reading.RULES, nn.CELU: identity})
-    plain = Classifier(nn.Sequential(module[0], module[1], module[3]).eval(), (3,), 2)
-    assert torch.equal(
-        certbench.certify("crown", classifier, x, L2).radius, certbench.certify("crown", plain, x, L2).radius
-    )
+    monkeypatch.setattr(operators, "RULES", {**operators.RULES, torch.ops.aten.sinh: sinh})
+    certificate = certbench.certify("crown", classifier, x, L2, attack=True)
+    assert (certificate.radius > 0.01).all()
 
 
 def net() -> nn.Module:
