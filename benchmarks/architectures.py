@@ -1,4 +1,4 @@
-"""Which certifiers bound which architectures: `python -m benchmarks.architectures > docs/architectures.md`."""
+"""Write the table of architectures and certifiers: `python -m benchmarks.architectures > docs/architectures.md`."""
 
 import sys
 import warnings

@@ -9,7 +9,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.core.certification import blamed, refuse
 from certbench.core.certifier import MarginCertifier
-from certbench.core.classifier import Classifier
+from certbench.core.classifier import Classifier, Regressor
 from certbench.core.inputs import Inputs, as_tensor, check_inputs
 from certbench.core.margins import LIMIT, SLACK, MarginState
 from certbench.core.options import Spec, build
@@ -30,8 +30,10 @@ def margins(
 ) -> Float[Tensor, "n classes"]:
     """Bound each margin f_c - f_j from below over the ball, c being the classifier's own prediction.
 
-    Class j cannot be reached inside the ball where its entry is positive. The entry of c itself is infinity, so that a
-    row is certified where `(margins > 0).all(dim=1)`, and its least entry is the least margin.
+    f are the logits. Where the module ends with a softmax, or another function that keeps the order of the classes,
+    they are the numbers before it. Class j cannot be reached inside the ball where its entry is positive. The entry of
+    c itself is infinity, so that a row is certified where `(margins > 0).all(dim=1)`, and its least entry is the least
+    margin.
 
     Args:
         certifier: one that bounds margins, its name, or a mapping with its name and options.
@@ -69,10 +71,12 @@ def output_bounds(
     state: Any = None,
     batch_size: int = 64,
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs"]]:
-    """Bound every output over the ball from both sides, of a `Regressor` or of a classifier's logits.
+    """Bound every output over the ball from both sides, of a `Regressor` or of a classifier's module.
 
-    Arguments and errors as for `margins`.
+    The outputs are those of `classifier(x)`: after a softmax, if the module ends with one. Arguments and errors as for
+    `margins`.
     """
+    classifier = _regressor(classifier)
     certifier, state, threat, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
     outputs = classifier.num_classes
     lows, highs = [torch.zeros(0, outputs, dtype=torch.float64)], [torch.zeros(0, outputs, dtype=torch.float64)]
@@ -100,8 +104,10 @@ def output_radius(
 
     With a domain, it is at most the distance of the domain's farthest point.
 
-    Both are (n, outputs); bounds that do not matter may be infinite. Other arguments and errors as for `margins`.
+    Both are (n, outputs); bounds that do not matter may be infinite. Outputs are those of `output_bounds`; other
+    arguments and errors as for `margins`.
     """
+    classifier = _regressor(classifier)
     certifier, state, threat, x, _ = _prepared(certifier, classifier, x, threat, 1.0, state)
     low, high = (as_tensor(ends, "bounds of outputs").to(x) for ends in (low, high))
     outputs = classifier.num_classes
@@ -138,9 +144,20 @@ def _prepared(
     refuse(built, classifier, threat)
     if getattr(state, "threat", threat) != threat:
         raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
+    if state is not None and isinstance(classifier, Regressor) and len(x):
+        ours, theirs = (one(x[:1]).double() for one in (classifier.double(), state.classifier))
+        if not torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9):
+            raise ConfigError("the state was prepared for logits, without the module's last function; leave state out")
     with blamed(built):
         state = built.prepare(classifier, threat) if state is None else state
     return built, state, threat, x.to(classifier.device, torch.float64), radius
+
+
+def _regressor(classifier: Classifier) -> Regressor:
+    """Return the module with its outputs as they are; a classifier's logits may lack its last function."""
+    if isinstance(classifier, Regressor):
+        return classifier
+    return Regressor(classifier.module, classifier.input_shape, classifier.num_classes, classifier.name)
 
 
 def _both(x: Tensor, outputs: int) -> Float[Tensor, "n rows outputs"]:

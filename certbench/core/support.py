@@ -1,4 +1,4 @@
-"""Which certifiers can bound a classifier, and why the others cannot."""
+"""Find out which certifiers can bound a classifier, and why the others cannot."""
 
 import time
 from collections.abc import Iterator

@@ -30,10 +30,11 @@ from certbench.export import network_file
 from certbench.export.proof import LEAST, relaxation
 from certbench.files.json_text import plain
 from certbench.files.writing import write
-from certbench.networks.reading import logits_of
+from certbench.networks.reading import logits_of, relu_network
 from certbench.results.rows import Row
 from certbench.runs import reopen
 from certbench.verifiers.bounds.proof import RelaxationProof
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.version import __version__
 
 REGIONS = (1.0, 1.001, 1.01, 1.05, 0.9999, LEAST)
@@ -118,6 +119,8 @@ class Exporter:
             return
         if not isinstance(certifier, MarginCertifier):
             raise UnsupportedError(f"{row.certifier} has no evidence that certbench check can verify")
+        if isinstance(state, NetworkState) and state.network.activations:  # the file has ReLUs alone
+            state = replace(state, network=relu_network(self.classifier))
         for factor in LOWER:  # a solver that runs again may miss what it found in the search
             lowered = replace(claim, radius=claim.radius * factor)
             at = torch.tensor([lowered.radius], dtype=torch.float64)

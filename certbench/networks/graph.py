@@ -185,7 +185,7 @@ class Graph:
     head: str | None = None
     computed: bool = False
     folds: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What was made of the graph before, so that work is shared."""
+    """Folds that were made of the graph before, so that work is shared."""
 
     @property
     def inputs(self) -> int:

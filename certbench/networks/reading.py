@@ -11,8 +11,9 @@ from torch.fx.node import map_aggregate
 
 from certbench.core.classifier import Classifier, Regressor
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
+from certbench.networks.folding import layered
 from certbench.networks.graph import Graph, pruned
-from certbench.networks.layers import Network, layered
+from certbench.networks.layers import Network
 from certbench.networks.module import GraphModule
 from certbench.networks.operators import EXACT, evaluate, keeps_order, known, write
 from certbench.networks.operators.builder import Builder, Moving, packet
@@ -42,7 +43,8 @@ def read(classifier: Classifier) -> Graph:
     """
     double = classifier.double()
     try:
-        key = f"{double.fingerprint()} {classifier.dtype}"
+        # A regressor keeps the last function that a classifier's graph leaves out.
+        key = f"{double.fingerprint()} {classifier.dtype} {classifier.device} {isinstance(classifier, Regressor)}"
     except ConfigError:  # a setting cannot be read, so nothing is shared
         return _read(classifier, double)[1]
     known_before = _READ.get(key)
@@ -53,16 +55,21 @@ def read(classifier: Classifier) -> Graph:
     return _READ[key][1]
 
 
-def logits_of(classifier: Classifier) -> Classifier:
+def logits_of(classifier: Classifier, steps: bool = False) -> Classifier:
     """Return a classifier in float64, without the last function of its module where that is left out of the graph.
 
     A last softmax, or one increasing function of every logit, leaves the order of the classes alone, and radii too.
+
+    Args:
+        classifier: the classifier.
+        steps: whether the module is the graph's in any case. Each value is that of a submodule then, so that the
+            allowance for rounding, which looks at these, sees the large ones.
 
     Raises:
         UnsupportedError, NumericalError: as `read`.
     """
     graph = read(classifier)
-    if graph.head is None:
+    if graph.head is None and not steps:
         return classifier.double()
     return replace(classifier, module=GraphModule(graph).to(classifier.device).eval())
 

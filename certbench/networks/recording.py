@@ -7,14 +7,13 @@ sees Python's calls alone, knows no shapes, and stops at `x.view(x.size(0), -1)`
 explicit.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -43,20 +42,14 @@ def record(classifier: Classifier, known: Callable[[Any], bool], places: bool = 
         UnsupportedError: the module's code depends on the values of its input, or cannot be recorded.
     """
     for part in classifier.module.modules():
-        if hasattr(part, "opaque"):
+        if isinstance(getattr(part, "opaque", None), str):
             raise UnsupportedError(f"{classifier.name} {part.opaque}")
     try:
-        graph = _recorded(unwrapped(classifier.module), classifier, known, places, "fake")
+        graph = _recorded(unwrapped(classifier.module), classifier, known, places)
     except UnsupportedError:
         raise
-    except Exception:  # numbers of parameters may be asked for; these are at hand only when it runs for real
-        try:
-            module = copy.deepcopy(unwrapped(classifier.module))  # it may write into its buffers
-            graph = _recorded(module, classifier, known, places, "real")
-        except UnsupportedError:
-            raise
-        except Exception as error:  # a forward may raise anything when its input has no numbers
-            raise UnsupportedError(f"{classifier.name} cannot be recorded: {_why(error)}") from error
+    except Exception as error:  # a forward may raise anything when its input has no numbers
+        raise UnsupportedError(f"{classifier.name} cannot be recorded: {_why(error)}") from error
     for node in graph.graph.nodes:
         if _writes(node):
             raise UnsupportedError(f"{classifier.name} writes into its own buffers when it runs: {node.target}")
@@ -64,10 +57,8 @@ def record(classifier: Classifier, known: Callable[[Any], bool], places: bool = 
     return graph
 
 
-def _recorded(
-    module: nn.Module, classifier: Classifier, known: Callable[[Any], bool], places: bool, mode: Literal["fake", "real"]
-) -> fx.GraphModule:
-    """Record a module on one input that has no numbers ("fake") or zeros ("real")."""
+def _recorded(module: nn.Module, classifier: Classifier, known: Callable[[Any], bool], places: bool) -> fx.GraphModule:
+    """Record a module on one input that has no numbers, so that none of them can decide what is recorded."""
     x = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
     simpler = {op: rule for op, rule in _decompositions().items() if not known(op)}
 
@@ -75,7 +66,7 @@ def _recorded(
         found: fx.GraphModule = make_fx(
             torch.func.functionalize(run, remove="mutations_and_views"),
             decomposition_table=simpler,
-            tracing_mode=mode,
+            tracing_mode="fake",
             _allow_non_fake_inputs=True,
             record_stack_traces=places,
         )(x)
@@ -118,7 +109,7 @@ def _decompositions() -> dict[Any, Any]:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module inside a compiled one."""
-    inner = getattr(module, "_orig_mod", None)
+    inner = getattr(module, "_orig_mod", None) if type(module).__name__ == "OptimizedModule" else None
     return inner if isinstance(inner, nn.Module) else module
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import certbench
-from certbench import L1, L2, ConfigError, Linf, Regressor, ThreatModel, UnsupportedError
+from certbench import L1, L2, Classifier, ConfigError, Linf, Regressor, ThreatModel, UnsupportedError
 from certbench.testing import inputs, network, sample_ball
 
 OURS = ["alpha-crown", "crown", "lipschitz", "jacobian-zonotope"]
@@ -125,3 +125,22 @@ def test_what_cannot_be_asked_is_refused_with_the_reason() -> None:
     with pytest.raises(UnsupportedError):
         tanh = Regressor(nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.Tanh()).eval(), (1, 4, 4), 2)
         certbench.output_bounds("deepz", tanh, x, L2, 0.1)
+
+
+def test_bounds_of_outputs_are_behind_a_last_softmax_and_margins_before_it() -> None:
+    """The same module as a classifier and as a regressor, in either order: the two share no graph."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 4, dtype=torch.float64)
+    points = x[:, None] + 0.05 * (2 * torch.rand(2, 500, 4, dtype=torch.float64) - 1)
+    for first in (Classifier, Regressor):
+        module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(1)).eval().requires_grad_(False)
+        nets = {kind: kind(module, (4,), 3) for kind in (Classifier, Regressor)}
+        for net in (nets.pop(first), *nets.values()):
+            certbench.margins("crown", Classifier(module, (4,), 3), x, Linf, 0.05)  # reads the graph without its end
+            for name in ("crown", "ibp", "lipschitz"):
+                low, high = certbench.output_bounds(name, net, x, Linf, 0.05)
+                outputs = net.double()(points.view(-1, 4)).view(2, 500, 3)
+                assert (outputs >= low[:, None]).all() and (outputs <= high[:, None]).all()
+        state = certbench.build("crown").prepare(Classifier(module, (4,), 3), Linf)
+        with pytest.raises(ConfigError, match="leave state out"):
+            certbench.output_bounds("crown", Classifier(module, (4,), 3), x, Linf, 0.05, state=state)

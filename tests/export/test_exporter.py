@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
+from torch import nn
 
 from certbench import Classifier, ThreatModel, build
 from certbench.checker import check, check_file
@@ -49,6 +51,18 @@ def test_agrees_with_optimised_slopes(tmp_path: Path, kind: str) -> None:
 @pytest.mark.usefixtures("solvers")
 def test_agrees_with_the_linear_program(tmp_path: Path, threat: ThreatModel) -> None:
     assert sum(agree(tmp_path, "lp", network(kind), threat, 1) for kind in ("mlp", "residual")) == 2
+
+
+@pytest.mark.parametrize("name", ["crown", "alpha-crown", "ibp", "crown-ibp"])
+def test_piecewise_linear_functions_are_proved_as_sums_of_relus(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    leaky = nn.LeakyReLU(0.1)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), leaky, nn.Linear(8, 8), leaky, nn.Linear(8, 4)).eval()
+    paths = list(exported(tmp_path, name, Classifier(module, (1, 4, 4), 4), THREATS[-1], inputs(network("mlp"), 2)))
+    assert len(paths) == 2
+    for path, radius, stored in paths:
+        assert check_file(path).accepted
+        assert 0 < radius <= stored
 
 
 @pytest.mark.parametrize("engine", ["own", "auto-lirpa"])

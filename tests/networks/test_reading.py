@@ -92,6 +92,13 @@ READ: dict[str, Callable[[], nn.Module]] = {
     "max": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3)),
     "leaky": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.LeakyReLU(), nn.Linear(4, 3)),
     "clamp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.ReLU6(), nn.Linear(4, 3)),
+    "a slope per channel, then max pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.PReLU(3, init=0.3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 3)
+    ),
+    "constant functions": lambda: Forward(
+        lambda m, x: m[1](m[0](x.flatten(1)) ** 0 + m[0](x.flatten(1)).clamp(1, 0)) + m[2](x.flatten(1)),
+        *(nn.Linear(72, 4), nn.Linear(4, 3), nn.Linear(72, 3)),
+    ),
     "repeated to fit": lambda: Forward(
         lambda m, x: m[0](x.flatten(1)) + m[1](x.flatten(1)), nn.Linear(72, 3), nn.Linear(72, 1)
     ),

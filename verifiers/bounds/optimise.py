@@ -4,6 +4,8 @@ The bound of `backward` depends, piecewise smoothly, on the numbers $\alpha \in 
 activations, and on the multipliers $\beta \geq 0$ of ReLUs whose sign is known. Adam climbs it, in float32; what comes
 back is evaluated anew in float64 at the best point that was seen. Any point is sound, so nothing rests on how well it
 climbed.
+
+The file is long because the choice, its bound and the climb share one layout of the numbers.
 """
 
 import math

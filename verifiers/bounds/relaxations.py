@@ -135,5 +135,7 @@ def undecided(
     if function == RELU:
         return (low < 0) & (high > 0)
     if isinstance(function, PiecewiseLinear):
+        if len(function.knots) == 0:
+            return torch.zeros_like(low, dtype=torch.bool)
         return torch.stack([(low < knot) & (high > knot) for knot in function.knots.to(low)]).any(dim=0)
     return high > low

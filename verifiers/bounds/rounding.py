@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import NumericalError
-from certbench.networks.layers import UNDERFLOW, Network
+from certbench.networks.folding import UNDERFLOW
+from certbench.networks.layers import Network
 from certbench.networks.piecewise_linear import RELU
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region

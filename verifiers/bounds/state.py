@@ -39,8 +39,9 @@ class NetworkState(MarginState):
         Raises:
             UnsupportedError: it is no such network; the message names the layer.
         """
-        read = relu_network if relus else network
-        return NetworkState(logits_of(classifier), threat, read(classifier), classifier.dtype)
+        read = relu_network(classifier) if relus else network(classifier)
+        exact = logits_of(classifier, steps=bool(read.activations))
+        return NetworkState(exact, threat, read, classifier.dtype)
 
 
 def crown_bounds(

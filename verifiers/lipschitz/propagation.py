@@ -1,4 +1,7 @@
-"""Constants carried through a graph, node by node: they bound how far outputs move when inputs do."""
+"""Constants carried through a graph, node by node: they bound how far outputs move when inputs do.
+
+The file is long because the rules of all kinds of nodes are methods of one class, which share its tables.
+"""
 
 import copy
 import math

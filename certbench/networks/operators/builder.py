@@ -190,7 +190,7 @@ class Builder:
 def increasing(function: Activation) -> bool:
     """Say whether a function is known to be nowhere decreasing."""
     if isinstance(function, pieces.PiecewiseLinear):
-        return bool((function.slopes >= 0).all())
+        return function.slopes.dim() == 1 and bool((function.slopes >= 0).all())  # the same for all entries
     rising = (s_shaped.SShaped, curves.Elu, curves.Softplus, curves.LogSigmoid, curves.Exp, curves.Log)
     return isinstance(function, rising)
 

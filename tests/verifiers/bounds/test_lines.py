@@ -1,4 +1,7 @@
-"""Lines around activations: sound at every point, exactly; tight; the ReLU's own; planes around products."""
+"""Lines around activations: sound at every point, exactly; tight; the ReLU's own; planes around products.
+
+The file is long because one exact check serves all functions.
+"""
 
 import math
 

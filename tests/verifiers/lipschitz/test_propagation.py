@@ -1,3 +1,5 @@
+"""Constants of graphs hold for every kind of node. The file is long because one table of layers serves all laws."""
+
 import itertools
 import math
 import random

@@ -23,7 +23,7 @@ from certbench.core.margins import Bounds, margin_rows
 from certbench.core.memory import out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import MissingBackendError, NumericalError, UnsupportedError
-from certbench.networks.layers import layered
+from certbench.networks.folding import layered
 from certbench.networks.reading import logits_of, read, relu_network
 from certbench.verifiers.bounds.intervals import first_layers
 from certbench.verifiers.bounds.region import Region
