@@ -57,8 +57,9 @@ def test_agrees_with_the_linear_program(tmp_path: Path, threat: ThreatModel) -> 
 def test_piecewise_linear_functions_are_proved_as_sums_of_relus(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     leaky = nn.LeakyReLU(0.1)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), leaky, nn.Linear(8, 8), leaky, nn.Linear(8, 4)).eval()
-    paths = list(exported(tmp_path, name, Classifier(module, (1, 4, 4), 4), THREATS[-1], inputs(network("mlp"), 2)))
+    module = nn.Sequential(nn.Linear(5, 8), leaky, nn.Linear(8, 8), leaky, nn.Linear(8, 3)).eval()
+    classifier = Classifier(module, (5,), 3)
+    paths = list(exported(tmp_path, name, classifier, THREATS[-1], inputs(classifier, 2)))
     assert len(paths) == 2
     for path, radius, stored in paths:
         assert check_file(path).accepted

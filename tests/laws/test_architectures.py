@@ -14,7 +14,7 @@ from certbench.networks.reading import read
 from tests.support.users import architectures
 
 SIDE = 8
-"""Pixels along an image here. The full sizes are in the table of `docs/architectures.md`."""
+"""Pixels along an image here. `python -m benchmarks.architectures` writes a table of the full sizes."""
 
 LARGE = frozenset({"ResNet-18", "VGG-11"})
 """Networks for which all this takes minutes."""
