@@ -11,7 +11,7 @@ import certbench
 from certbench import L1, L2, Classifier, Linf, MarginCertifier, ThreatModel, UnsupportedError
 from certbench.core.margins import clean_margin, margin_rows
 from certbench.models import data, zoo
-from certbench.networks import layers, reading
+from certbench.networks import folding, reading
 from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.linear.crown import AlphaCrown, Crown
 from certbench.verifiers.linear.engines import Engined
@@ -97,8 +97,8 @@ def test_convolutions_and_matrices_are_bounded_alike(threat: ThreatModel, monkey
     """Convolutions stay what they are where their matrices are large."""
     x, eps = inputs(3), torch.tensor([0.01, 0.05, 0.1], dtype=torch.float64)
     found, kinds = [], []
-    for limit in (layers.DENSE_LIMIT, 10):
-        monkeypatch.setattr(layers, "DENSE_LIMIT", limit)
+    for limit in (folding.DENSE_LIMIT, 10):
+        monkeypatch.setattr(folding, "DENSE_LIMIT", limit)
         classifier = network("cnn")
         reading._READ.clear()
         for certifier in (Crown(engine="auto-lirpa"), IBP(engine="auto-lirpa"), ForwardBackward()):
