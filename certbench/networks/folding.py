@@ -11,8 +11,8 @@ from torch import Tensor
 
 from certbench.errors import UnsupportedError
 from certbench.networks.activations import Activation
-from certbench.networks.graph import Affine, Elementwise, Graph, Product, Sum
-from certbench.networks.layers import Bilinear, Layer, Network
+from certbench.networks.graph import Affine, Elementwise, Graph, Larger, Largest, Product, Sum
+from certbench.networks.layers import Bilinear, Layer, Network, Peak
 from certbench.networks.maps import DENSE_LIMIT, Chain, Dense, Map, Scale
 from certbench.networks.maps import Sum as SumOfMaps
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
@@ -95,7 +95,7 @@ def layered(graph: Graph, relus: bool = False, others: bool = False) -> Network:
     """Fold a graph into affine layers with an activation after each.
 
     A value that is read more than once and is costly to compute becomes a layer of its own, with the identity after it;
-    so does a factor of a product.
+    so do a factor of a product, and a maximum.
 
     Args:
         graph: the graph.
@@ -130,6 +130,7 @@ class _Fold:
         self.factors = {self.original(at) for n in graph.nodes if isinstance(n, Product) for at in n.sources}
         self.bounded: set[int] = set()
         self.copied: set[int] = set()
+        self.peaks: dict[int, tuple[_Terms, Tensor]] = {}
         self.wide = {node.sources[0] for node in graph.nodes if isinstance(node, Elementwise) and self.widens(node)}
         self.factors |= {self.original(graph.nodes[at].sources[0]) for at in self.wide}
         self.values: list[_Terms] = []
@@ -177,13 +178,29 @@ class _Fold:
             found = self.activate(_stacked(sources), Bilinear(), node.origin)
         else:
             found = _Terms.source(0, node.size, self.device)
-        if isinstance(node, Affine | Sum) and not self.relus:
+        if isinstance(node.block, Larger | Largest) and not self.relus:
+            self.peaks[len(self.layers)] = self.members(node.block)
+            found = self.activate(found, IDENTITY, node.origin)
+        elif isinstance(node, Affine | Sum) and not self.relus:
             if at in self.factors:  # so that each factor is bounded once, however often it is repeated
                 self.bounded.add(len(self.layers))
                 found = self.activate(found, IDENTITY, node.origin)
             elif self.users[at] > 1 and not found.is_cheap():
                 found = self.activate(found, IDENTITY, node.origin)
         self.values.append(found)
+
+    def members(self, block: Larger | Largest) -> tuple[_Terms, Tensor]:
+        """Return a value, and the places of those of its entries whose largest ones a block finds."""
+        values = [self.values[source] for source in block.sources]
+        if isinstance(block, Largest):
+            return values[0], block.windows
+        size = len(values[0].bias)
+        return _stacked(values), torch.arange(2 * size, device=self.device).view(2, size)
+
+    def is_copied(self, layer: int) -> bool:
+        """Say whether intervals bound a layer; entries of a maximum, of which there are no other bounds, are no copies."""
+        terms = self.layers[layer]
+        return layer in self.copied or (terms.is_copy() and not any(at - 1 in self.peaks for at in terms.chains))
 
     def apply(self, terms: _Terms, node: Elementwise) -> _Terms:
         """Apply a function, or the ReLUs that it is made of."""
@@ -228,11 +245,12 @@ class _Fold:
             layers,
             self.graph.inputs,
             () if pure else tuple(self.activations),
-            frozenset() if pure else frozenset(i for i, t in enumerate(self.layers) if i in self.copied or t.is_copy()),
+            frozenset() if pure else frozenset(i for i in range(len(self.layers)) if self.is_copied(i)),
             frozenset(self.bounded),
             reason,
             self.graph.head,
             tuple(self.origins),
+            {i: Peak(terms.layer(), windows) for i, (terms, windows) in self.peaks.items()},
         )
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from certbench.errors import UnsupportedError
@@ -60,10 +60,32 @@ class Layer:
         """Number of outputs."""
         return len(self.bias)
 
+    def to(self, dtype: torch.dtype) -> "Layer":
+        """Convert the layer to another precision."""
+        return Layer(
+            {source: part.to(dtype) for source, part in self.maps.items()},
+            self.bias.to(dtype),
+            {source: part.to(dtype) for source, part in self.paths.items()},
+            self.height.to(dtype),
+        )
+
     @property
     def roundings(self) -> int:
         """Maximum number of roundings of one output from the sources on, the bias included."""
         return max((part.roundings for part in self.paths.values()), default=0) + len(self.paths) + 4
+
+
+@dataclass(frozen=True, eq=False)
+class Peak:
+    """A layer whose outputs are the largest entries of windows of another affine layer, which intervals may use.
+
+    Attributes:
+        layer: the other layer.
+        windows: places of the members of each window.
+    """
+
+    layer: Layer
+    windows: Int64[Tensor, "members size"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +102,7 @@ class Network:
         unfollowed: why the rounding errors of the program cannot be bounded from these layers; None: they can.
         head: the module's last function, if it was left out because it keeps the order of the classes.
         origins: where each hidden layer's activation comes from, for messages.
+        peaks: hidden layers that are maxima, with the identity after them.
     """
 
     layers: tuple[Layer, ...]
@@ -90,6 +113,7 @@ class Network:
     unfollowed: str | None = None
     head: str | None = None
     origins: tuple[str, ...] = ()
+    peaks: Mapping[int, Peak] = field(default_factory=dict)
     shared: "OrderedDict[Hashable, Any]" = field(default_factory=OrderedDict, repr=False)
     """Intermediate bounds that were computed last, so that they are not computed twice; see `verifiers.bounds`."""
 
@@ -146,14 +170,6 @@ class Network:
 
     def to(self, dtype: torch.dtype) -> "Network":
         """Convert the network to another precision: for searching, never for bounds."""
-        layers = tuple(
-            replace(
-                layer,
-                maps={source: part.to(dtype) for source, part in layer.maps.items()},
-                bias=layer.bias.to(dtype),
-                paths={source: part.to(dtype) for source, part in layer.paths.items()},
-                height=layer.height.to(dtype),
-            )
-            for layer in self.layers
-        )
-        return replace(self, layers=layers, shared=OrderedDict())
+        layers = tuple(layer.to(dtype) for layer in self.layers)
+        peaks = {i: replace(peak, layer=peak.layer.to(dtype)) for i, peak in self.peaks.items()}
+        return replace(self, layers=layers, peaks=peaks, shared=OrderedDict())

@@ -18,6 +18,7 @@ from torch import Tensor
 from certbench.core.memory import out_of_memory
 from certbench.errors import NumericalError
 from certbench.networks.layers import Network
+from certbench.networks.piecewise_linear import IDENTITY
 from certbench.verifiers.bounds.intervals import Walk, interval_bounds
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
@@ -65,12 +66,16 @@ def backward(
         if at == 0:
             return Linear(coefficients[0].expand(len(rows), -1, -1), constant)
         h, at = coefficients.pop(at), at - 1
-        z, offsets = (
-            through(bounds.lines(network, at), h)
-            if slopes is None
-            else through(chosen(network.activation(at), bounds.lower[at], bounds.upper[at], slopes[at]), h)
-        )
-        constant = constant + offsets
+        function = network.activation(at)
+        if function == IDENTITY:
+            z = h
+        else:
+            z, offsets = (
+                through(bounds.lines(network, at), h)
+                if slopes is None
+                else through(chosen(function, bounds.lower[at], bounds.upper[at], slopes[at]), h)
+            )
+            constant = constant + offsets
         if multipliers is not None:
             z = z + multipliers[at]
 

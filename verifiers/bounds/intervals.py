@@ -1,13 +1,14 @@
 """Interval bounds."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
-from certbench.networks.layers import Network
+from certbench.networks.layers import Layer, Network
 from certbench.networks.maps import Map
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.relaxations import image
@@ -87,11 +88,23 @@ class Walk:
     def step(self) -> tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]:
         """Bound the next layer."""
         i = len(self.centres) - 1
-        centre = self.network.layers[i].bias.expand(self.count, -1)
+        low, high = self._affine(self.network.layers[i], self.network.absolute[i])
+        peak = self.network.peaks.get(i)
+        if peak is None:
+            return low, high
+        moduli = {source: part.absolute() for source, part in peak.layer.maps.items()}
+        least, most = (end[:, peak.windows].amax(dim=1) for end in self._affine(peak.layer, moduli))
+        return torch.maximum(low, least), torch.minimum(high, most)
+
+    def _affine(
+        self, layer: Layer, moduli: Mapping[int, Map]
+    ) -> tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]:
+        """Bound an affine layer."""
+        centre = layer.bias.expand(self.count, -1)
         radius = torch.zeros_like(centre)
-        for source, part in self.network.layers[i].maps.items():
+        for source, part in layer.maps.items():
             centre = centre + part.forward(self.centres[source])
-            radius = radius + _spread(self.network.absolute[i][source], self.radii[source])
+            radius = radius + _spread(moduli[source], self.radii[source])
         return centre - radius, centre + radius
 
     def done(self, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]) -> None:
