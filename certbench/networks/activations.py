@@ -63,6 +63,13 @@ class Activation(ABC):
         """
         raise NotImplementedError(f"{self.name} has no piece that bends")
 
+    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."], sign: int) -> Tensor | None:
+        """Return about the slope of the line below sign f on [low, high] with the largest integral; None: not known.
+
+        A bad one costs tightness alone. Where there is none, the result may be any number or NaN.
+        """
+        return None
+
     def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Bound the error of `value`, the computed f(z), in float64."""
         return (16 * UNIT) * value.abs() + TINY

@@ -198,7 +198,7 @@ class _Fold:
         return _stacked(values), torch.arange(2 * size, device=self.device).view(2, size)
 
     def is_copied(self, layer: int) -> bool:
-        """Say whether intervals bound a layer; entries of a maximum, of which there are no other bounds, are no copies."""
+        """Say whether intervals bound a layer. Entries of a maximum do not count as copies: nothing else bounds it."""
         terms = self.layers[layer]
         return layer in self.copied or (terms.is_copy() and not any(at - 1 in self.peaks for at in terms.chains))
 
@@ -283,6 +283,11 @@ def _stacked(values: Sequence[_Terms]) -> _Terms:
 def _folded(chains: tuple[tuple[Map, ...], ...], bias: Tensor) -> Map:
     """Make one map of a sum of chains: a matrix where that is small."""
     whole = _whole(chains, bias)
+    if all(chains) and all(isinstance(part, Select) for chain in chains for part in chain):
+        places = torch.arange(1, whole.inputs + 1, dtype=bias.dtype, device=bias.device)
+        counts, found = whole.forward(torch.stack([torch.ones_like(places), places]))
+        if bool((counts <= 1).all()):
+            return Select(found.long() - 1, whole.inputs)
     if not isinstance(whole, Dense) and whole.inputs * whole.outputs <= DENSE_LIMIT:
         if whole.inputs**2 > 4 * DENSE_LIMIT and whole.outputs < whole.inputs:  # by rows: fewer vectors on the way
             eye = torch.eye(whole.outputs, dtype=bias.dtype, device=bias.device)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import scipy.sparse
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from certbench.numerics.rounding import TINY, gamma
@@ -70,6 +70,11 @@ class Map(ABC):
     @abstractmethod
     def to(self, dtype: torch.dtype) -> "Map":
         """Return the map in another precision: for searching, never for bounds."""
+
+    def rows(self, index: Int64[Tensor, " m"]) -> Float[Tensor, "m inputs"]:
+        """Return some of the rows."""
+        one = torch.zeros(len(index), self.outputs, dtype=torch.float64, device=self.device)
+        return self.transpose(one.scatter_(1, index[:, None], 1.0))
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
         """Return all entries as one matrix."""
@@ -169,6 +174,10 @@ class Dense(Map):
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
         """Multiply each row by the transposed matrix."""
         return a @ self.weight
+
+    def rows(self, index: Int64[Tensor, " m"]) -> Float[Tensor, "m inputs"]:
+        """Return some of the rows."""
+        return self.weight[index]
 
     def absolute(self) -> "Dense":
         """Return |W|."""

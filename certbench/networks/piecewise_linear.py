@@ -94,6 +94,17 @@ class PiecewiseLinear(Activation):
         """Return f'(z), at a knot that of its left."""
         return self._anchors(z)[2].expand_as(z)
 
+    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."], sign: int) -> Tensor | None:
+        """Return a chord's slope, or one of a function's that is convex; not known for more than one knot."""
+        if len(self.knots) > 1:
+            return None
+        slopes = sign * self.slopes.to(low)
+        if len(self.knots) == 0:
+            return slopes[0].expand_as(low + high)
+        inside = torch.where(low + high > 2 * self.knots[0].to(low), slopes[1], slopes[0])
+        chord = sign * (self.value(high) - self.value(low)) / (high - low)
+        return torch.where((slopes[1] >= slopes[0]) | ~(high > low), inside, chord)
+
     def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Bound the error of `value`; it is 0 where z itself, -z or the value at the first knot is returned."""
         knot, height, slope = self._anchors(z)

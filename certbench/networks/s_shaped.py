@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from certbench.networks.activations import CONCAVE, CONVEX, Activation
 from certbench.numerics.rounding import TINY, UNIT
+
+FARTHEST = 1e6
+"""Largest end of an interval for which a tangent's point is tabulated; beyond it that of this end is used."""
 
 
 class SShaped(Activation):
@@ -26,6 +30,28 @@ class SShaped(Activation):
     def distance(self, slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return about the |z| where f' is `slope`."""
         raise NotImplementedError
+
+    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."], sign: int) -> Tensor | None:
+        """Return the slope of a tangent, of a chord, or of the tangent that meets f again at the right end.
+
+        That tangent touches f left of 0; where it does is interpolated in a table. Below -f it is the same, turned.
+        """
+        if sign < 0:
+            turned = self.supporting(-high, -low, 1)
+            assert turned is not None
+            return -turned
+        middle = low / 2 + high / 2
+        touch = torch.where(high > 0, -self._table(high), high)
+        start = torch.maximum(low, touch)
+        chord = (self.value(high) - self.value(start)) / (high - start)
+        return torch.where((middle < touch) | ~chord.isfinite(), self.slope(middle), chord)
+
+    def _table(self, end: Tensor) -> Tensor:
+        """Return about the |z| of the point whose tangent meets f again at `end` > 0."""
+        table = _touching(self).to(end)
+        at = end.clamp(min=0, max=FARTHEST).log1p() * ((len(table) - 1) / math.log1p(FARTHEST))
+        left = at.nan_to_num(0.0).long().clamp(max=len(table) - 2)
+        return torch.lerp(table[left], table[left + 1], at - left)
 
 
 @dataclass(frozen=True)
@@ -122,6 +148,18 @@ class Softsign(SShaped):
     def distance(self, slope: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return about the |z| where f' is `slope`."""
         return (slope.rsqrt() - 1).clamp(min=0)
+
+
+@cache
+def _touching(f: SShaped) -> Tensor:
+    """Tabulate, over log(1 + u), the |t| where f'(t) (u - t) = f(u) - f(t), which rises with t < 0, by bisection."""
+    u = torch.linspace(0, math.log1p(FARTHEST), 4097, dtype=torch.float64).expm1()
+    low, high = -2 * (1 + u), torch.zeros_like(u)
+    for _ in range(80):
+        t = (low + high) / 2
+        above = f.slope(t) * (u - t) > f.value(u) - f.value(t)
+        low, high = torch.where(above, low, t), torch.where(above, t, high)
+    return -high
 
 
 def _arcosh(reciprocal: Tensor) -> Tensor:

@@ -64,6 +64,18 @@ class Select(Map):
         holes = self.index < 0
         return holes if bool(holes.any()) else None
 
+    @cached_property
+    def _repeated(self) -> tuple[Tensor, Tensor] | None:
+        """Return the outputs in the order of the inputs that they are, and these inputs, if all are so equally often.
+
+        Sums are some ten times as fast then as with `index_add`.
+        """
+        used = self.counts.nonzero().flatten()
+        if not len(used) or not bool((self.counts[used] == self.counts[used[0]]).all()):
+            return None
+        order = self.index.argsort(stable=True)
+        return order[int((self.index < 0).sum()) :], used
+
     def forward(self, h: Float[Tensor, "m inputs"]) -> Float[Tensor, "m outputs"]:
         """Pick the inputs."""
         if self._holes is None:
@@ -72,6 +84,10 @@ class Select(Map):
 
     def transpose(self, a: Float[Tensor, "m outputs"]) -> Float[Tensor, "m inputs"]:
         """Add up what belongs to each input."""
+        if self._repeated is not None:
+            order, used = self._repeated
+            found = a.index_select(1, order).view(len(a), len(used), -1).sum(dim=2)
+            return found if len(used) == self.length else a.new_zeros(len(a), self.length).index_copy(1, used, found)
         index = self.index
         if self._holes is not None:
             index, a = index[~self._holes], a[:, ~self._holes]

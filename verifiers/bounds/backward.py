@@ -17,7 +17,7 @@ from torch import Tensor
 
 from certbench.core.memory import out_of_memory
 from certbench.errors import NumericalError
-from certbench.networks.layers import Network
+from certbench.networks.layers import Layer, Network
 from certbench.networks.piecewise_linear import IDENTITY
 from certbench.verifiers.bounds.intervals import Walk, interval_bounds
 from certbench.verifiers.bounds.lines import Lines
@@ -52,19 +52,32 @@ def backward(
         multipliers: by hidden layer, numbers that are added to the coefficients of the pre-activations, broadcast to
             (n, k, size). They are sound only where a split fixes the sign of z, so that the term m z is at most 0.
     """
-    coefficients: dict[int, Tensor] = {}
-    at: int = layer
     z = rows[:1] if rows.stride(0) == 0 else rows  # the same for all inputs, until their bounds come in
-    constant = torch.zeros(rows.shape[:2], dtype=rows.dtype, device=rows.device)
+    coefficients = _pulled(network.layers[layer], z)
+    constant = torch.zeros(rows.shape[:2], dtype=rows.dtype, device=rows.device) + z @ network.layers[layer].bias
+    return _descended(network, coefficients, constant, bounds, slopes, multipliers)
+
+
+def _pulled(layer: Layer, z: Float[Tensor, "n k size"]) -> dict[int, Float[Tensor, "n k _"]]:
+    """Return the coefficients of each source in linear functions of a layer's outputs."""
+    return {
+        source: step.transpose(z.flatten(0, 1)).view(*z.shape[:2], step.inputs) for source, step in layer.maps.items()
+    }
+
+
+def _descended(
+    network: Network,
+    coefficients: dict[int, Float[Tensor, "_ k _"]],
+    constant: Float[Tensor, "n k"],
+    bounds: LayerBounds,
+    slopes: Sequence[Tensor] | None = None,
+    multipliers: Sequence[Tensor] | None = None,
+) -> Linear:
+    """Replace activations by their lines, from the last source of linear functions down to the input."""
     while True:
-        part = network.layers[at]
-        constant = constant + z @ part.bias
-        for source, step in part.maps.items():
-            pulled = step.transpose(z.flatten(0, 1)).view(*z.shape[:2], step.inputs)
-            coefficients[source] = coefficients[source] + pulled if source in coefficients else pulled
-        at = max(source for source in coefficients)
+        at: int = max(coefficients)
         if at == 0:
-            return Linear(coefficients[0].expand(len(rows), -1, -1), constant)
+            return Linear(coefficients[0].expand(len(constant), -1, -1), constant)
         h, at = coefficients.pop(at), at - 1
         function = network.activation(at)
         if function == IDENTITY:
@@ -78,6 +91,9 @@ def backward(
             constant = constant + offsets
         if multipliers is not None:
             z = z + multipliers[at]
+        constant = constant + z @ network.layers[at].bias
+        for source, pulled in _pulled(network.layers[at], z).items():
+            coefficients[source] = coefficients[source] + pulled if source in coefficients else pulled
 
 
 def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k size"], Float[Tensor, "_ k"]]:
@@ -90,9 +106,10 @@ def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k
     constant = _offsets(up, lines.upper_offset)
     if lines.lower_offset is not None:
         constant = constant + _offsets(down, lines.lower_offset)
-    if lines.lower_slope.shape[-1] == 2 * h.shape[-1]:
-        up, down = torch.cat([up, up], dim=-1), torch.cat([down, down], dim=-1)
-    return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant
+    if lines.lower_slope.shape[-1] == h.shape[-1]:
+        return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant
+    halves = zip(lines.lower_slope.chunk(2, dim=-1), lines.upper_slope.chunk(2, dim=-1), strict=True)
+    return torch.cat([torch.addcmul(down * lower, up, upper) for lower, upper in halves], dim=-1), constant
 
 
 def _offsets(h: Float[Tensor, "_ k m"], offset: Tensor) -> Float[Tensor, "_ k"]:
@@ -235,10 +252,10 @@ def _ends(
     network: Network, region: Region, layer: int, neurons: Tensor, bounds: LayerBounds
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
     """Return lower and upper bounds of the given neurons of each input."""
-    n, k = neurons.shape
-    rows = torch.zeros(n, 2 * k, network.layers[layer].outputs, dtype=region.x.dtype, device=region.x.device)
-    rows[:, :k].scatter_(2, neurons[..., None], 1.0)
-    rows[:, k:].scatter_(2, neurons[..., None], -1.0)
-    linear = backward(network, rows, layer, bounds)
+    k, part = neurons.shape[1], network.layers[layer]
+    coefficients = {source: step.rows(neurons.flatten()).view(*neurons.shape, -1) for source, step in part.maps.items()}
+    both = {source: torch.cat([rows, -rows], dim=1) for source, rows in coefficients.items()}
+    constant = part.bias[neurons]
+    linear = _descended(network, both, torch.cat([constant, -constant], dim=1), bounds)
     ends = region.minimum(linear.a, linear.b)
     return ends[:, :k], -ends[:, k:]

@@ -157,9 +157,14 @@ def tightest(f: Activation, low: Tensor, high: Tensor) -> Lines:
     if f == RELU:
         line = lower_slope(low, high, None)
         return Lines(line, torch.zeros_like(line), *upper_line(low, high))
-    least, largest = slopes(f, low, high)
-    lower = Side.of(f, low, high, 1).tightest(least, largest)
-    upper = Side.of(f, low, high, -1).tightest(-largest, -least)
+    sides = Side.both(f, low, high)
+    supporting = [f.supporting(low, high, side.sign) for side in sides]
+    if all(slope is not None for slope in supporting):
+        sober = [side.sober(slope) for side, slope in zip(sides, supporting, strict=True) if slope is not None]
+        lower, upper = ((slope, side.offset(slope)) for side, slope in zip(sides, sober, strict=True))
+    else:
+        least, largest = slopes(f, low, high)
+        lower, upper = sides[0].tightest(least, largest), sides[1].tightest(-largest, -least)
     return _lines(f, low, high, (*lower, lower[1].isinf()), (*upper, upper[1].isinf()))
 
 
@@ -169,7 +174,7 @@ def parallel(f: Activation, low: Tensor, high: Tensor) -> Lines:
     if f == RELU:
         slope, offset = upper_line(low, high)
         return Lines(slope, torch.zeros_like(slope), slope, offset)
-    lower, upper = Side.of(f, low, high, 1), Side.of(f, low, high, -1)
+    lower, upper = Side.both(f, low, high)
     slope = lower.sober(lower.chord(*slopes(f, low, high)))
     below, above = lower.offset(slope), upper.offset(-slope)
     lost = below.isinf() | above.isinf()

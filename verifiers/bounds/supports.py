@@ -6,6 +6,7 @@ $f(t) - s t + (f'(t) - s) (z - t)$, at an end of the piece, bounds it; the bound
 are lines below -f.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -69,16 +70,26 @@ class Side:
     bounded: bool
 
     @classmethod
-    def of(cls, f: Activation, low: Tensor, high: Tensor, sign: int) -> "Side":
-        """Evaluate f at the ends and joints."""
+    def both(cls, f: Activation, low: Tensor, high: Tensor) -> "tuple[Side, Side]":
+        """Return the sides below f and below -f, whose ends are evaluated once."""
+        shape = (low <= high).shape
+        values = [_value(f, z.expand(shape)) for z in (low, high)]
+        return cls.of(f, low, high, 1, values), cls.of(f, low, high, -1, values)
+
+    @classmethod
+    def of(
+        cls, f: Activation, low: Tensor, high: Tensor, sign: int, values: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> "Side":
+        """Evaluate f at the ends, unless values and their errors are given, and at the joints."""
         shape = (low <= high).shape
         low, high = low.expand(shape), high.expand(shape)
-        points = [_point(f, z, sign) for z in (low, high)]
+        values = [_value(f, z) for z in (low, high)] if values is None else values
+        points = [_point(z, *found, sign) for z, found in zip((low, high), values, strict=True)]
         joints = f.joints_near(low)
         convex = [sign * bend == CONVEX for bend in f.bends]
         for i, joint in enumerate(joints):
             if not (convex[i] or convex[i + 1]):
-                inside, found = (low < joint) & (joint < high), _point(f, joint, sign)
+                inside, found = (low < joint) & (joint < high), _point(joint, *_value(f, joint), sign)
                 points.append(_Point(*(torch.where(inside, a, b) for a, b in zip(found, points[0], strict=True))))
         # Points beyond 1e100 are never touched: products with slopes stay finite.
         far = low.new_tensor(min(1e100, torch.finfo(low.dtype).max ** 0.5))
@@ -197,10 +208,15 @@ class Side:
         return best, best_value
 
 
-def _point(f: Activation, z: Tensor, sign: int) -> _Point:
-    """Return a point; a value of sign f that overflows is replaced by a large one."""
+def _value(f: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f(z), and a bound of its error."""
     value = f.value(z)
-    error, value = f.error(z, value), sign * value
+    return value, f.error(z, value)
+
+
+def _point(z: Tensor, value: Tensor, error: Tensor, sign: int) -> _Point:
+    """Return a point; a value of sign f that overflows is replaced by a large one."""
+    value = sign * value
     above = (value == torch.inf) & z.isfinite()
     return _Point(z, torch.where(above, torch.finfo(z.dtype).max / 4, value), torch.where(above, 0.0, error))
 
