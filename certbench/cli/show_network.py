@@ -13,7 +13,7 @@ from certbench.models.cards import cards
 
 
 def show_network(
-    model: Annotated[str, typer.Argument(help="A model of the zoo by its name, or module:function, which makes one.")],
+    model: Annotated[str, typer.Argument(help="A model of the zoo by its name, a file (.onnx), or module:function, which makes one.")],
     weights: Annotated[
         Path | None, typer.Option(help="File with its parameters. Without it, they are as the function makes them.")
     ] = None,
@@ -25,16 +25,20 @@ def show_network(
     """Show a network as certbench reads it, and which certifiers can bound it, or why not."""
     from certbench.core.support import supports
     from certbench.core.threat import ThreatModel
+    from certbench.formats import is_whole
     from certbench.formats.factory import load_external
+    from certbench.formats.opening import open_model
     from certbench.models import zoo
     from certbench.networks.reading import read
 
+    sizes = None if shape is None else tuple(_size(part) for part in shape.split(","))
     if model in cards():
         classifier = zoo.load(model)
-    elif shape is None:
+    elif is_whole(model):
+        classifier = open_model(model, input_shape=sizes)
+    elif sizes is None:
         raise ConfigError(f"give the shape of one input of {model}, for example --shape 3,32,32")
     else:
-        sizes = tuple(_size(part) for part in shape.split(","))
         classifier = load_external(model, weights, input_shape=sizes)
     try:
         graph = read(classifier)

@@ -6,6 +6,7 @@ from functools import partial
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError
 from certbench.formats.factory import load_external
+from certbench.formats.opening import open_model
 from certbench.models import data, zoo
 from certbench.models.data.base import Dataset
 from certbench.runs.suite import ModelSpec, Suite
@@ -34,6 +35,15 @@ def load(suite: Suite) -> tuple[Dataset, list[Classifier]]:
 
 
 def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
+    if spec.path is not None:
+        for given in ("factory", "weights"):
+            if getattr(spec, given) is not None:
+                raise ConfigError(f"model {spec.name!r} has a path and {given}; a file of a whole model needs no other")
+        given_shape = dataset.input_shape
+        opened = open_model(
+            spec.path, input_shape=given_shape, name=spec.name, output=spec.output, threshold=spec.threshold
+        )
+        return _labelled(opened, dataset)
     if spec.factory is None:
         for given in ("weights", "output", "threshold"):
             if getattr(spec, given) is not None:

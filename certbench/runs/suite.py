@@ -17,6 +17,7 @@ from certbench.errors import ConfigError
 from certbench.files.numbers import Number, Whole, number
 from certbench.files.reading import read_text
 from certbench.files.yaml_lines import Lines, at, read
+from certbench.formats import is_whole
 from certbench.models.cards import cards
 from certbench.runs.shipped import suites
 
@@ -28,17 +29,23 @@ class _Strict(BaseModel):
 
 
 def _as_model(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
+    """Read a model: a name of the zoo, a path, or a mapping, in which the name of a file may stand for that of the model."""
+    if isinstance(value, str):
+        value = {"path": value} if is_whole(value) else {"name": value}
+    if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
+        value = {"name": Path(value["path"]).name.partition(".")[0], **value}
+    return value
 
 
 class ModelSpec(_Strict):
-    """A model of the zoo by its name, or a user's own by `module:factory` and a safetensors file.
+    """A model of the zoo by its name, or a user's own: a file of a whole model (`path`), or a factory and weights.
 
     `output` and `threshold` are those of `Classifier`, for a user's own: which of several outputs has the logits, and
     the threshold of a single logit.
     """
 
     name: str
+    path: str | None = None
     factory: str | None = None
     weights: str | None = None
     output: int | str | None = None
@@ -152,7 +159,7 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
         raise ConfigError(first["msg"].removeprefix("Value error, "), where) from error
 
     for i, model in enumerate(settings.models):
-        if model.factory is None and model.name not in cards():
+        if model.factory is None and model.path is None and model.name not in cards():
             raise ConfigError(registry.unknown("model", model.name, cards()), ("models", i))
     if settings.domain is not None and not all(math.isfinite(end) for end in settings.domain):
         raise ConfigError("a domain has finite ends; leave it out if inputs have no bounds", ("domain",))

@@ -1,0 +1,132 @@
+"""Comparison of a module that was read from an ONNX file with onnxruntime, and of its batches with single inputs."""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certbench.errors import ConfigError
+from certbench.formats.onnx.files import packages
+from certbench.formats.onnx.module import OnnxModule
+
+CLOSE = 1e-5
+"""Largest difference from onnxruntime, as a share of the outputs' size, with which a module is taken."""
+
+AMBIGUOUS = 1e-3
+"""Largest such share where float32 itself is the reason: where our own results in float32 differ as much from float64."""
+
+SCALES = (0.0, 0.1, 1.0, 10.0)
+"""Sizes of the random inputs. Half of those of each size are not negative, as pixels are."""
+
+
+def examples(module: OnnxModule) -> Tensor:
+    """Return random inputs of several sizes."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for scale in SCALES:
+        x = torch.randn(2, *module.input_shape, generator=generator, dtype=torch.float64)
+        found += [x[:1] * scale, x[1:].abs() * scale]
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def runs_in_batches(many: OnnxModule, one: OnnxModule | None) -> str | None:
+    """Say why inputs cannot be run in batches; None if batches of 1, 2, 3 and more give what single inputs give."""
+    many_double = _double(many)
+    x = examples(many)
+    try:
+        singles = _double(one)(x) if one is not None else torch.cat([many_double(part) for part in x.split(1)])
+        for n in (1, 2, 3, len(x)):
+            found = many_double(x[:n])
+            if found.shape != singles[:n].shape:
+                return f"a batch of {n} gives outputs of shape {tuple(found.shape)}"
+            if not torch.allclose(found, singles[:n], rtol=1e-9, atol=1e-9 * _size(singles), equal_nan=True):
+                return f"an input's outputs depend on the others in a batch of {n}"
+    except Exception as error:  # operators may fail on sizes that the file does not foresee
+        return f"a batch of another size fails: {str(error).partition(chr(10))[0]}"
+    return None
+
+
+@torch.no_grad()
+def compare(module: OnnxModule, path: Path, entry: str, output: str, declared: int | None) -> None:
+    """Compare a module with onnxruntime.
+
+    Args:
+        module: the module.
+        path: the file from which it was read.
+        entry: name of the file's input.
+        output: name of the tensor that the module returns.
+        declared: number of inputs for which the file is written; None: any; 0: it has no batch axis.
+
+    Raises:
+        ConfigError: outputs differ by more than `CLOSE`, and rounding in float32 does not explain it.
+    """
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    x = examples(module).to(dtype)
+    theirs = torch.cat([*_theirs(module, path, entry, output, declared, x)]).double()
+    ours, exact = module(x).double(), _double(module)(x.double())
+    if ours.shape != theirs.shape:
+        raise ConfigError(f"{path}: onnxruntime gives outputs of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+    for i in range(len(x)):
+        size = max(_size(theirs[i]), torch.finfo(torch.float32).tiny)
+        apart = _apart(ours[i], theirs[i]) / size
+        if apart <= CLOSE:
+            continue
+        rounding = _apart(ours[i], exact[i]) / size
+        if apart > AMBIGUOUS or min(apart, _apart(exact[i], theirs[i]) / size) > 10 * rounding:
+            raise ConfigError(
+                f"{path}, as it is read here, gives other outputs than onnxruntime: they differ by {apart:.1e} of their "
+                f"size on random inputs (our own rounding is {rounding:.1e}); please report it with the file"
+            )
+
+
+def _theirs(
+    module: OnnxModule, path: Path, entry: str, output: str, declared: int | None, x: Tensor
+) -> Iterator[Tensor]:
+    """Yield onnxruntime's outputs, input by input or in batches of the size that the file wants."""
+    session = _session(path, output)
+    shape = module.input_shape if declared == 0 else (declared or 1, *module.input_shape)
+    for row in x:
+        given = row.expand(declared or 1, *row.shape).reshape(shape).numpy()
+        found = np.asarray(session.run([output], {entry: given})[0])
+        yield torch.from_numpy(found).reshape(declared or 1, -1)[:1]
+
+
+def _session(path: Path, output: str) -> Any:
+    """Open a file in onnxruntime, so that a tensor inside it is an output."""
+    onnx, onnxruntime = packages()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    model = onnx.load_model_from_string(raw)
+    source: Any = str(path) if path.suffix != ".gz" else raw
+    if output not in {part.name for part in model.graph.output}:
+        onnx.load_external_data_for_model(model, str(path.parent))
+        model.graph.output.append(onnx.ValueInfoProto(name=output))
+        source = model.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        text = str(error).partition("\n")[0]
+        raise ConfigError(f"{path} cannot be compared, as onnxruntime refuses it: {text}") from error
+
+
+def _double(module: OnnxModule) -> OnnxModule:
+    import copy
+
+    return copy.deepcopy(module).double()
+
+
+def _size(values: Tensor) -> float:
+    finite = values[values.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    same = (a == b) | (a.isnan() & b.isnan())
+    gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf)
+    return float(gap.max()) if gap.numel() else 0.0

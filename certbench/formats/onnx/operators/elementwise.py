@@ -1,0 +1,222 @@
+"""Functions of each entry, sums, products, comparisons, and changes of type."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.nn import functional
+
+from certbench.errors import UnsupportedError
+from certbench.formats.onnx.operators.base import Operator
+from certbench.formats.onnx.operators.types import TYPES
+
+Any_ = Shaped[Tensor, "..."]
+
+
+def _legacy(first: Any, second: Any, broadcast: int, axis: int | None, opset: int) -> Any:
+    """Return the second operand as operators before version 7 broadcast it: from an axis of the first on."""
+    if opset >= 7 or axis is None or not broadcast or not isinstance(second, Tensor):
+        return second
+    behind = first.dim() - axis % first.dim() - second.dim()
+    return second.reshape(*second.shape, *[1] * behind)
+
+
+def add(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+    """Add."""
+    return a + _legacy(a, b, broadcast, axis, opset)
+
+
+def subtract(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+    """Subtract."""
+    return a - _legacy(a, b, broadcast, axis, opset)
+
+
+def multiply(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+    """Multiply."""
+    return a * _legacy(a, b, broadcast, axis, opset)
+
+
+def divide(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+    """Divide; whole numbers are rounded towards 0."""
+    b = _legacy(a, b, broadcast, axis, opset)
+    whole = all(isinstance(part, int) or (isinstance(part, Tensor) and not part.is_floating_point()) for part in (a, b))
+    if not whole:
+        return a / b
+    return torch.div(torch.as_tensor(a), torch.as_tensor(b), rounding_mode="trunc")
+
+
+def power(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+    """Raise to a power."""
+    b = _legacy(a, b, broadcast, axis, opset)
+    if isinstance(a, Tensor) and not a.is_floating_point() and isinstance(b, float) and b.is_integer():
+        b = int(b)
+    return torch.pow(a, b)
+
+
+def modulo(a: Any, b: Any, fmod: int = 0) -> Any:
+    """Return the remainder, with the sign of the divisor, or of the dividend for fmod."""
+    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+
+
+def largest(*parts: Any) -> Any:
+    """Return the largest of some tensors, entry by entry."""
+    found = parts[0]
+    for part in parts[1:]:
+        found = torch.maximum(*torch.broadcast_tensors(found, part))
+    return found
+
+
+def smallest(*parts: Any) -> Any:
+    """Return the smallest of some tensors, entry by entry."""
+    found = parts[0]
+    for part in parts[1:]:
+        found = torch.minimum(*torch.broadcast_tensors(found, part))
+    return found
+
+
+def total(*parts: Any) -> Any:
+    """Sum some tensors."""
+    found = parts[0]
+    for part in parts[1:]:
+        found = found + part
+    return found
+
+
+def average(*parts: Any) -> Any:
+    """Return the mean of some tensors."""
+    return total(*parts) / len(parts)
+
+
+def clip(x: Any, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Any:
+    """Clip; the bounds are attributes before version 11, and operands from then on."""
+    low, high = (min if low is None else low), (max if high is None else high)
+    if low is None and high is None:
+        return x
+    return torch.clamp(x, low, high)
+
+
+def leaky_relu(x: Any, alpha: float = 0.01) -> Any:
+    """Apply LeakyReLU."""
+    return functional.leaky_relu(x, alpha)
+
+
+def prelu(x: Any, slope: Any) -> Any:
+    """Apply a ReLU with a slope for negative numbers, which is broadcast to the input."""
+    if x.dim() > 1 and slope.numel() in (1, x.shape[1]) and slope.numel() == math.prod(slope.shape[:1]) and (
+        slope.numel() == 1 or slope.dim() == x.dim() - 1
+    ):
+        return functional.prelu(x, slope.reshape(-1))
+    return functional.relu(x) - slope * functional.relu(-x)
+
+
+def elu(x: Any, alpha: float = 1.0) -> Any:
+    """Apply ELU."""
+    return functional.elu(x, alpha)
+
+
+def selu(x: Any, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Any:
+    """Apply SELU, with the constants of the file."""
+    return gamma * functional.elu(x, alpha)
+
+
+def celu(x: Any, alpha: float = 1.0) -> Any:
+    """Apply CELU."""
+    return functional.celu(x, alpha)
+
+
+def hard_sigmoid(x: Any, alpha: float = 0.2, beta: float = 0.5) -> Any:
+    """Apply a piecewise linear sigmoid."""
+    return torch.clamp(alpha * x + beta, 0.0, 1.0)
+
+
+def gelu(x: Any, approximate: str = "none") -> Any:
+    """Apply GELU."""
+    return functional.gelu(x, approximate=approximate)
+
+
+def swish(x: Any, alpha: float = 1.0) -> Any:
+    """Apply x sigmoid(alpha x)."""
+    return functional.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
+
+
+def thresholded_relu(x: Any, alpha: float = 1.0) -> Any:
+    """Return what is above a threshold, and 0 for the rest."""
+    return torch.where(x > alpha, x, torch.zeros_like(x))
+
+
+def shrink(x: Any, bias: float = 0.0, lambd: float = 0.5) -> Any:
+    """Move large numbers towards 0 by a bias, and set small ones to 0."""
+    return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, torch.zeros_like(x)))
+
+
+def cast(x: Any, to: int) -> Any:
+    """Change the type of numbers; one real type counts for another where the input's precision is meant."""
+    if to not in TYPES:
+        raise UnsupportedError(f"the type of numbers with the code {to} is not known here")
+    if TYPES[to].is_floating_point and x.is_floating_point():
+        if TYPES[to] in (torch.float16, torch.bfloat16):
+            raise UnsupportedError("rounds to half precision; convert the network to float32")
+        return x
+    return x.to(TYPES[to])
+
+
+def cast_like(x: Any, like: Any) -> Any:
+    """Change the type of numbers to that of another tensor."""
+    return x if like.is_floating_point() and x.is_floating_point() else x.to(like.dtype)
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """Choose."""
+    return torch.where(condition, a, b)
+
+
+def erf(x: Any) -> Any:
+    """Apply the error function."""
+    return torch.erf(x)
+
+
+PLAIN: dict[str, Any] = {
+    "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Exp": torch.exp, "Log": torch.log,
+    "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg, "Reciprocal": torch.reciprocal, "Sin": torch.sin,
+    "Cos": torch.cos, "Tan": torch.tan, "Erf": torch.erf, "Asin": torch.asin, "Acos": torch.acos, "Atan": torch.atan,
+    "Sinh": torch.sinh, "Cosh": torch.cosh, "Asinh": torch.asinh, "Acosh": torch.acosh, "Atanh": torch.atanh,
+    "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round, "Sign": torch.sign, "Not": torch.logical_not,
+    "Softplus": functional.softplus, "Softsign": functional.softsign, "HardSwish": functional.hardswish,
+    "Mish": functional.mish, "Equal": torch.eq, "Greater": torch.gt, "Less": torch.lt, "GreaterOrEqual": torch.ge,
+    "LessOrEqual": torch.le, "And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor,
+    "IsNaN": torch.isnan,
+}  # fmt: skip
+"""Operators without attributes that are functions of torch."""
+
+TABLE: dict[tuple[str, str], Operator] = {
+    **{("", name): Operator(function, ignored=("consumed_inputs",)) for name, function in PLAIN.items()},
+    ("", "Add"): Operator(add, numbers=True, ignored=("consumed_inputs",)),
+    ("", "Sub"): Operator(subtract, numbers=True, ignored=("consumed_inputs",)),
+    ("", "Mul"): Operator(multiply, numbers=True, ignored=("consumed_inputs",)),
+    ("", "Div"): Operator(divide, numbers=True, ignored=("consumed_inputs",)),
+    ("", "Pow"): Operator(power, numbers=True),
+    ("", "Mod"): Operator(modulo),
+    ("", "Max"): Operator(largest, ignored=("consumed_inputs",)),
+    ("", "Min"): Operator(smallest, ignored=("consumed_inputs",)),
+    ("", "Sum"): Operator(total, ignored=("consumed_inputs",)),
+    ("", "Mean"): Operator(average, ignored=("consumed_inputs",)),
+    ("", "Clip"): Operator(clip, numbers=True, ignored=("consumed_inputs",)),
+    ("", "LeakyRelu"): Operator(leaky_relu, ignored=("consumed_inputs",)),
+    ("", "PRelu"): Operator(prelu, ignored=("consumed_inputs",)),
+    ("", "Elu"): Operator(elu, ignored=("consumed_inputs",)),
+    ("", "Selu"): Operator(selu, ignored=("consumed_inputs",)),
+    ("", "Celu"): Operator(celu),
+    ("", "HardSigmoid"): Operator(hard_sigmoid, ignored=("consumed_inputs",)),
+    ("", "Gelu"): Operator(gelu),
+    ("com.microsoft", "Gelu"): Operator(gelu),
+    ("", "Swish"): Operator(swish),
+    ("com.microsoft", "QuickGelu"): Operator(swish),
+    ("", "ThresholdedRelu"): Operator(thresholded_relu),
+    ("", "Shrink"): Operator(shrink),
+    ("", "Cast"): Operator(cast, ignored=("saturate", "round_mode")),
+    ("", "CastLike"): Operator(cast_like, ignored=("saturate", "round_mode")),
+    ("", "Where"): Operator(where),
+}
+"""Operators of this file, by their domain and name."""
