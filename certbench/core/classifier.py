@@ -89,7 +89,10 @@ class Classifier:
         `nn.Linear` carries an error of size 1 to at most the largest row sum of its moduli; if that is below 1, numbers
         before it count for so much less. So the scale of the logits is no reason to certify nothing.
         """
-        if any(isinstance(part, torch.jit.ScriptModule | fx.GraphModule) for part in self.module.modules()):
+        if any(
+            isinstance(part, torch.jit.ScriptModule | fx.GraphModule) or getattr(part, "one_by_one", False)
+            for part in self.module.modules()
+        ):
             return self._logits_and_largest(x)
         largest: list[Tensor] = []
         last: dict[str, Any] = {}

@@ -60,6 +60,15 @@ def of(module: nn.Module) -> Iterator[bytes]:
 
 
 def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
+    known: dict[tuple[int, bool], bytes] = {}  # what several submodules share is read once
+
+    def read(value: Any, path: str, code: bool = False) -> bytes:
+        if reader is not None or not (inspect.isclass(value) or inspect.isfunction(value)):
+            return (reader or _Reader(path)).content(value)
+        if (id(value), code) not in known:
+            known[id(value), code] = _Reader(path).code(value) if code else _Reader(path).content(value)
+        return known[id(value), code]
+
     for path, part in module.named_modules(remove_duplicate=False):
         if isinstance(part, torch.jit.ScriptModule):
             raise ConfigError(f"{path or 'the module'} is compiled by torch.jit, and its code cannot be read")
@@ -68,7 +77,7 @@ def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
         for kind in kinds:
             yield b":" + _name(kind)
             if not _named(kind):
-                yield (reader or _Reader(path)).code(kind)
+                yield read(kind, path, code=True) if reader is None else reader.code(kind)
         state = {key: value for key, value in vars(part).items() if key not in PLUMBING}
         for key, flags in HOOKS.items():
             if vars(part).get(key):
@@ -77,7 +86,7 @@ def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
             members = [key for key, value in vars(kind).items() if isinstance(value, types.MemberDescriptorType)]
             state |= {key: getattr(part, key) for key in members if not _named(kind) and hasattr(part, key)}
         for key, value in sorted(state.items()):
-            yield key.encode() + (reader or _Reader(f"{path}.{key}".lstrip("."))).content(value)
+            yield key.encode() + read(value, f"{path}.{key}".lstrip("."))
     tensors: list[tuple[str, Tensor]] = [*module.named_parameters(remove_duplicate=False)]
     tensors += module.named_buffers(remove_duplicate=False)
     for path, tensor in tensors:

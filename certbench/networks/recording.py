@@ -28,6 +28,9 @@ from certbench.errors import UnsupportedError
 INSIDE = str(Path(torch.__file__).parent)
 """Folder of torch: lines of code in it are not the user's."""
 
+FORMATS = str(Path(__file__).parents[1] / "formats")
+"""Folder of the formats of files, whose modules run what a file says."""
+
 
 @torch.no_grad()
 def record(classifier: Classifier, known: Callable[[Any], bool], places: bool = False) -> fx.GraphModule:
@@ -127,8 +130,8 @@ def place(node: fx.Node) -> str:
 
 
 def _is_own(file: str) -> bool:
-    """Say whether a file is a user's: neither torch's, nor this one, nor one that checks the types of arguments."""
-    return not any(part in file for part in (INSIDE, __file__, "jaxtyping", "beartype"))
+    """Say whether a file is a user's: neither torch's, nor ours, nor one that checks the types of arguments."""
+    return not any(part in file for part in (INSIDE, __file__, FORMATS, "jaxtyping", "beartype"))
 
 
 def _writes(node: fx.Node) -> bool:

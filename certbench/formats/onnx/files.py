@@ -42,7 +42,7 @@ def content(path: Path) -> bytes:
 
 
 def read(path: Path) -> Any:
-    """Read a model, check it, and write the functions that it defines itself into its graph.
+    """Read a model, and write the functions that it defines itself into its graph.
 
     Raises:
         ConfigError: the file is damaged, or no ONNX file, or its tensors lie in another file that is missing.
@@ -61,11 +61,6 @@ def read(path: Path) -> Any:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as error:
         raise ConfigError(f"{path} keeps its tensors in other files, which must lie beside it: {error}") from error
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:
-        text = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"{path} is no valid ONNX model: {text}") from error
     if len(model.functions):
         import onnx.inliner
 

@@ -5,7 +5,6 @@ shapes then is a constant for each size; whole numbers that grow with the batch 
 """
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from certbench.errors import CertbenchError, ConfigError
-from certbench.formats.onnx.module import Growing, Held, Moved, OnnxModule, Repeated, Step
+from certbench.formats.onnx.module import OnnxModule, Step
 from certbench.formats.onnx.operators import TABLE
 from certbench.formats.onnx.operators.base import Operator
 
@@ -77,6 +76,9 @@ class Walk:
         import onnx
 
         where = f"{node.op_type} (node {node.name or node.output[0]!r}, domain {node.domain or 'ai.onnx'!r})"
+        lost = [name for name in node.input if name and name not in values]
+        if lost:
+            raise ConfigError(f"the ONNX operator {where} takes {lost[0]!r}, which nothing makes before it")
         given = [values[name] if name else None for name in node.input]
         options = {part.name: onnx.helper.get_attribute_value(part) for part in node.attribute}
         if node.op_type == "If" and not node.domain:
@@ -144,7 +146,9 @@ class Walk:
         results = tuple(found) if isinstance(found, tuple | list) else (found,)
         if not moving:
             return results
-        self.calls.append(Call(node.name or node.output[0], operator, tuple(operands), options))
+        title = node.name or node.output[0]
+        title = title if node.op_type.lower() in title.lower() else f"{node.op_type}_{title}"
+        self.calls.append(Call(title, operator, tuple(operands), options))
         return tuple(Value(len(self.calls), at, result) for at, result in enumerate(results))
 
     def _for_batch(self, value: Any, target: Any) -> Any:
@@ -200,37 +204,39 @@ def fused(walks: Sequence[Walk], outputs: Sequence[Value], input_shape: tuple[in
     return OnnxModule(steps, sources, output, input_shape, alone)
 
 
-def _joined(parts: Sequence[Any], sizes: Sequence[int], held: dict[str, Tensor], moved: list[tuple[int, int]]) -> Any:
-    """Return one operand for batches of every size, from those for some sizes."""
+def _joined(
+    parts: Sequence[Any], sizes: Sequence[int], held: dict[str, Tensor], moved: list[tuple[int, int]]
+) -> tuple[Any, ...]:
+    """Return one operand of a step for batches of every size, from those for some sizes."""
     first = parts[0]
     if isinstance(first, Value):
         moved.append((first.step, first.result))
-        return Moved(len(moved) - 1)
+        return ("value", len(moved) - 1)
     if isinstance(first, Tensor):
         name = f"operand_{len(held)}"
         axis = _batch_axis(parts, sizes)
-        if axis is not None:
-            held[name] = first.narrow(axis, 0, 1).clone()
-            if all(torch.equal(part, held[name].expand_as(part)) for part in parts):
-                return Repeated(name, axis)
-            raise ConfigError("a constant differs from one input of a batch to the next")
-        if not all(part.dtype == first.dtype and torch.equal(part, first) for part in parts):
-            raise ConfigError("a constant depends on the size of the batch")
-        held[name] = first
-        return Held(name)
+        held[name] = first if axis is None else first.narrow(axis, 0, 1).clone()
+        same = (part.dtype == first.dtype and (axis is not None or part.shape == first.shape) for part in parts)
+        if not all(same) or not all(_equal(part, held[name].expand_as(part)) for part in parts):
+            raise ConfigError("a constant depends on the size of the batch, or differs between its inputs")
+        return ("held", name) if axis is None else ("repeated", name, axis)
     if isinstance(first, tuple):
         if len({len(part) for part in parts}) > 1:
-            raise ConfigError("a list of numbers has another length in another batch")
-        return tuple(_joined(entries, sizes, held, moved) for entries in zip(*parts, strict=True))
+            raise ConfigError("a list of numbers has another length in a batch of another size")
+        return ("tuple", *(_joined(entries, sizes, held, moved) for entries in zip(*parts, strict=True)))
     if all(part == first for part in parts):
-        return first
+        return ("plain", first)
     if not all(isinstance(part, int) for part in parts):
         raise ConfigError("a number depends on the size of the batch")
     slope = (parts[1] - parts[0]) // (sizes[1] - sizes[0])
-    grown = Growing(parts[0] - slope * sizes[0], slope)
-    if any(grown.of(size) != part for size, part in zip(sizes, parts, strict=True)):
+    base = parts[0] - slope * sizes[0]
+    if any(base + slope * size != part for size, part in zip(sizes, parts, strict=True)):
         raise ConfigError("a number does not grow with the size of the batch")
-    return grown
+    return ("size", base, slope)
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 def _batch_axis(parts: Sequence[Tensor], sizes: Sequence[int]) -> int | None:
@@ -266,8 +272,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, TensorProto):
         return tensor_of(numpy_helper.to_array(value))
     raise ConfigError(f"an attribute of type {type(value).__name__} is not known here")
-
-
-def size_of(shape: Sequence[int]) -> int:
-    """Return the number of entries."""
-    return math.prod(shape)

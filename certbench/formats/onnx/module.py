@@ -1,7 +1,6 @@
 """The module that a graph of an ONNX file becomes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,47 +8,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Growing:
-    """A whole number `base + slope * n` of a batch of n inputs."""
-
-    base: int
-    slope: int
-
-    def of(self, n: int) -> int:
-        """Return the number for a batch of n."""
-        return self.base + self.slope * n
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """A constant whose axis has the length of the batch; all its parts along it are equal, and one is kept."""
-
-    name: str
-    axis: int
-
-
-@dataclass(frozen=True)
-class Held:
-    """A constant tensor of a step, by its name in it."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A value that depends on the input: which of those that are handed to the step."""
-
-    place: int
-
-
 class Step(nn.Module):
-    """One operator of the graph."""
+    """One operator of the graph.
+
+    Its operands are pairs of a word and what belongs to it:
+
+        ("value", i)               the i-th of the values that are handed to the step
+        ("held", name)             a tensor of the step
+        ("repeated", name, axis)   a tensor of the step whose axis is repeated for each input of a batch
+        ("size", base, slope)      the number base + slope * n in a batch of n inputs
+        ("tuple", *parts)          a tuple of such operands
+        ("plain", x)               a number, a text, or None
+    """
 
     def __init__(
-        self, function: Callable[..., Any], operands: Sequence[Any], options: Mapping[str, Any], held: Mapping[str, Any]
+        self,
+        function: Callable[..., Any],
+        operands: Sequence[tuple[Any, ...]],
+        options: Mapping[str, Any],
+        held: Mapping[str, Tensor],
     ) -> None:
-        """Store what is applied to what: `Moved`, `Held`, `Repeated`, numbers, tuples of numbers and `Growing`, None."""
+        """Store what is applied to what; real tensors become parameters, others buffers."""
         super().__init__()
         self.function, self.operands, self.options = function, tuple(operands), dict(options)
         for name, tensor in held.items():
@@ -62,18 +41,21 @@ class Step(nn.Module):
         """Apply the operator in a batch of n inputs."""
         return self.function(*(self.operand(part, n, values) for part in self.operands), **self.options)
 
-    def operand(self, part: Any, n: int, values: Sequence[Tensor]) -> Any:
+    def operand(self, part: tuple[Any, ...], n: int, values: Sequence[Tensor]) -> Any:
         """Return one of the operator's arguments."""
-        if isinstance(part, Moved):
-            return values[part.place]
-        if isinstance(part, Held):
-            return getattr(self, part.name)
-        if isinstance(part, Repeated):
-            kept: Tensor = getattr(self, part.name)
-            return kept.expand([n if axis == part.axis else size for axis, size in enumerate(kept.shape)])
-        if isinstance(part, Growing):
-            return part.of(n)
-        return tuple(self.operand(one, n, values) for one in part) if isinstance(part, tuple) else part
+        match part:
+            case ("value", place):
+                return values[place]
+            case ("held", name):
+                return getattr(self, name)
+            case ("repeated", name, along):
+                kept: Tensor = getattr(self, name)
+                return kept.expand([n if axis == along else size for axis, size in enumerate(kept.shape)])
+            case ("size", base, slope):
+                return base + slope * n
+            case ("tuple", *parts):
+                return tuple(self.operand(one, n, values) for one in parts)
+        return part[1]
 
 
 class OnnxModule(nn.Module):
@@ -81,8 +63,7 @@ class OnnxModule(nn.Module):
 
     Attributes:
         input_shape: shape of one input, as the file has it.
-        taken: shape in which one input is handed to the first step, and `alone` its shape without a batch, if inputs
-            are run one by one.
+        alone: shape in which each input is run alone; None: batches are run at once.
     """
 
     def __init__(
@@ -109,8 +90,8 @@ class OnnxModule(nn.Module):
         self.input_shape, self.alone = input_shape, alone
 
     @property
-    def opaque_steps(self) -> bool:
-        """Whether the steps' results do not show all numbers of a batch, as each input is run alone."""
+    def one_by_one(self) -> bool:
+        """Whether inputs are run one by one, so that hooks do not see the numbers of a whole batch."""
         return self.alone is not None
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n outputs"]:

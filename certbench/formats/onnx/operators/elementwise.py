@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,47 +11,32 @@ from certbench.errors import UnsupportedError
 from certbench.formats.onnx.operators.base import Operator
 from certbench.formats.onnx.operators.types import TYPES
 
-Any_ = Shaped[Tensor, "..."]
-
-
-def _legacy(first: Any, second: Any, broadcast: int, axis: int | None, opset: int) -> Any:
-    """Return the second operand as operators before version 7 broadcast it: from an axis of the first on."""
-    if opset >= 7 or axis is None or not broadcast or not isinstance(second, Tensor):
-        return second
-    behind = first.dim() - axis % first.dim() - second.dim()
-    return second.reshape(*second.shape, *[1] * behind)
-
-
-def add(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+def add(a: Any, b: Any) -> Any:
     """Add."""
-    return a + _legacy(a, b, broadcast, axis, opset)
+    return a + b
 
 
-def subtract(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+def subtract(a: Any, b: Any) -> Any:
     """Subtract."""
-    return a - _legacy(a, b, broadcast, axis, opset)
+    return a - b
 
 
-def multiply(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+def multiply(a: Any, b: Any) -> Any:
     """Multiply."""
-    return a * _legacy(a, b, broadcast, axis, opset)
+    return a * b
 
 
-def divide(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
+def divide(a: Any, b: Any) -> Any:
     """Divide; whole numbers are rounded towards 0."""
-    b = _legacy(a, b, broadcast, axis, opset)
-    whole = all(isinstance(part, int) or (isinstance(part, Tensor) and not part.is_floating_point()) for part in (a, b))
-    if not whole:
+    if any(part.is_floating_point() for part in (a, b) if isinstance(part, Tensor)):
         return a / b
     return torch.div(torch.as_tensor(a), torch.as_tensor(b), rounding_mode="trunc")
 
 
-def power(a: Any, b: Any, opset: int, broadcast: int = 0, axis: int | None = None) -> Any:
-    """Raise to a power."""
-    b = _legacy(a, b, broadcast, axis, opset)
-    if isinstance(a, Tensor) and not a.is_floating_point() and isinstance(b, float) and b.is_integer():
-        b = int(b)
-    return torch.pow(a, b)
+def power(a: Any, b: Any) -> Any:
+    """Raise to a power; the result has the type of the first operand."""
+    found = torch.pow(a, b)
+    return found.to(a.dtype) if isinstance(a, Tensor) else found
 
 
 def modulo(a: Any, b: Any, fmod: int = 0) -> Any:
@@ -170,11 +154,6 @@ def cast_like(x: Any, like: Any) -> Any:
 def where(condition: Any, a: Any, b: Any) -> Any:
     """Choose."""
     return torch.where(condition, a, b)
-
-
-def erf(x: Any) -> Any:
-    """Apply the error function."""
-    return torch.erf(x)
 
 
 PLAIN: dict[str, Any] = {

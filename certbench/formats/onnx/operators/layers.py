@@ -88,17 +88,6 @@ def local_response(
     return functional.local_response_norm(x, size, alpha, beta, bias)
 
 
-def lp_norm(x: Any, *, axis: int = -1, p: int = 2) -> Any:
-    """Divide by the norm along an axis."""
-    return x / torch.linalg.vector_norm(x, p, axis, keepdim=True)
-
-
-def mean_variance(x: Any, *, axes: Any = (0, 2, 3)) -> Any:
-    """Subtract the mean over axes and divide by the standard deviation."""
-    centred = x - x.mean(axes, keepdim=True)
-    return centred / ((centred * centred).mean(axes, keepdim=True).sqrt() + 1e-9)
-
-
 def max_pool(
     x: Any,
     *,
@@ -241,8 +230,6 @@ TABLE: dict[tuple[str, str], Operator] = {
     ("", "LayerNormalization"): Operator(layer_norm),
     ("", "RMSNormalization"): Operator(rms_norm),
     ("", "LRN"): Operator(local_response),
-    ("", "LpNormalization"): Operator(lp_norm),
-    ("", "MeanVarianceNormalization"): Operator(mean_variance),
     ("", "MaxPool"): Operator(max_pool),
     ("", "AveragePool"): Operator(average_pool),
     ("", "GlobalAveragePool"): Operator(global_average),

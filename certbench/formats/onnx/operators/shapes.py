@@ -72,26 +72,23 @@ def split(x: Any, sizes: Any = None, *, results: int, axis: int = 0, split: Any 
     return torch.split(x, [*sizes], axis)
 
 
-def cut(x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None, **old: Any) -> Any:
-    """Slice along some axes."""
-    starts, ends, axes = (old.get(n, v) if v is None else v for n, v in (("starts", starts), ("ends", ends), ("axes", axes)))
+def cut(
+    x: Any, first: Any = None, last: Any = None, along: Any = None, steps: Any = None, *,
+    starts: Any = None, ends: Any = None, axes: Any = None
+) -> Any:
+    """Slice along some axes; before version 10 the numbers are attributes."""
+    starts, ends, axes = starts if first is None else first, ends if last is None else last, axes if along is None else along
     axes = range(len(starts)) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        first, last, stride = slice(start, end, step).indices(x.shape[axis])
-        count = len(range(first, last, stride))
-        if stride > 0:
-            x = x[(slice(None),) * (axis % x.dim()) + (slice(first, max(last, first), stride),)]
-        else:
-            low = first + (count - 1) * stride
-            x = x[(slice(None),) * (axis % x.dim()) + (slice(low, first + 1, -stride),)] if count else x.narrow(axis, 0, 0)
-            x = x.flip(axis)
+        axis = axis % x.dim()
+        kept = range(x.shape[axis])[slice(start, end, step)]
+        if step < 0:
+            kept = kept[::-1]
+        low, high = (kept[0], kept[-1] + 1) if len(kept) else (0, 0)
+        x = x[(slice(None),) * axis + (slice(low, high, abs(step)),)]
+        x = x.flip(axis) if step < 0 else x
     return x
-
-
-def cut_old(x: Any, *, starts: Any, ends: Any, axes: Any = None) -> Any:
-    """Slice, as files before version 10 say it: by attributes."""
-    return cut(x, starts, ends, axes)
 
 
 def gather(x: Any, indices: Any, *, axis: int = 0) -> Any:
@@ -126,35 +123,25 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", 
 
 
 def pad(
-    x: Any, given: Any = None, value: Any = None, axes: Any = None, *, mode: str = "constant", pads: Any = None, **old: Any
-) -> Any:
-    """Pad, or cut where a number is negative."""
-    given = next(part for part in (given, pads, old.get("paddings")) if part is not None)
-    value = next(float(part) for part in (value, old.get("value"), 0.0) if part is not None)
-    axes = range(x.dim()) if axes is None else [axis % x.dim() for axis in axes]
-    before, after, half = [0] * x.dim(), [0] * x.dim(), len(given) // 2
-    for axis, first, last in zip(axes, given[:half], given[half:], strict=True):
-        before[axis], after[axis] = first, last
-    if mode == "constant":
-        return functional.pad(x, around(before, after), value=value)
-    if mode not in PAD_MODES or any(before[:2] + after[:2]) or min(before + after) < 0:
-        raise UnsupportedError(f"padding by {mode!r} is known for the axes of images alone, and by numbers from 0 on")
-    return functional.pad(x, around(before[2:], after[2:]), mode=PAD_MODES[mode])
-
-
-def pad_operator(
     x: Any,
-    given: Any = None,
-    value_given: Any = None,
+    paddings: Any = None,
+    constant: Any = None,
     axes: Any = None,
     *,
     mode: str = "constant",
     pads: Any = None,
-    paddings: Any = None,
-    value: float | None = None,
+    value: float = 0.0,
 ) -> Any:
-    """Pad, with paddings and value as attributes (before version 11) or operands."""
-    return pad(x, given, value_given, axes, mode=mode, pads=pads, paddings=paddings, value=value)
+    """Pad, or cut where a number is negative; before version 11 the numbers are attributes."""
+    given, fill = pads if paddings is None else paddings, value if constant is None else constant
+    before, after, half = [0] * x.dim(), [0] * x.dim(), len(given) // 2
+    for axis, first, last in zip(range(x.dim()) if axes is None else axes, given[:half], given[half:], strict=True):
+        before[axis % x.dim()], after[axis % x.dim()] = first, last
+    if mode == "constant":
+        return functional.pad(x, around(before, after), value=fill)
+    if mode not in PAD_MODES or any(before[:2] + after[:2]) or min(before + after) < 0:
+        raise UnsupportedError(f"padding by {mode!r} is known for the axes of images alone, and by numbers from 0 on")
+    return functional.pad(x, around(before[2:], after[2:]), mode=PAD_MODES[mode])
 
 
 def depth_to_space(x: Any, *, blocksize: int, mode: str = "DCR") -> Any:
@@ -340,7 +327,7 @@ TABLE: dict[tuple[str, str], Operator] = {
     ("", "GatherElements"): Operator(gather_elements),
     ("", "Expand"): Operator(expand, static=(1,)),
     ("", "Tile"): Operator(tile, static=(1, 2)),
-    ("", "Pad"): Operator(pad_operator, static=(1, 2, 3)),
+    ("", "Pad"): Operator(pad, static=(1, 2, 3)),
     ("", "DepthToSpace"): Operator(depth_to_space),
     ("", "SpaceToDepth"): Operator(space_to_depth),
     ("", "Shape"): Operator(shape_of, shape_alone=True),
