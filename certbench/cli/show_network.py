@@ -13,7 +13,9 @@ from certbench.models.cards import cards
 
 
 def show_network(
-    model: Annotated[str, typer.Argument(help="A model of the zoo by its name, a file (.onnx), or module:function, which makes one.")],
+    model: Annotated[
+        str, typer.Argument(help="A model of the zoo by its name, a file (.onnx), or module:function, which makes one.")
+    ],
     weights: Annotated[
         Path | None, typer.Option(help="File with its parameters. Without it, they are as the function makes them.")
     ] = None,

@@ -63,10 +63,12 @@ def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
     known: dict[tuple[int, bool], bytes] = {}  # what several submodules share is read once
 
     def read(value: Any, path: str, code: bool = False) -> bytes:
-        if reader is not None or not (inspect.isclass(value) or inspect.isfunction(value)):
+        """Read any object, or the code of a class alone."""
+        if reader is not None or not isinstance(value, type | types.FunctionType):
             return (reader or _Reader(path)).content(value)
         if (id(value), code) not in known:
-            known[id(value), code] = _Reader(path).code(value) if code else _Reader(path).content(value)
+            fresh: Any = _Reader(path)
+            known[id(value), code] = fresh.code(value) if code else fresh.content(value)
         return known[id(value), code]
 
     for path, part in module.named_modules(remove_duplicate=False):

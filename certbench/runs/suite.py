@@ -29,7 +29,7 @@ class _Strict(BaseModel):
 
 
 def _as_model(value: object) -> object:
-    """Read a model: a name of the zoo, a path, or a mapping, in which the name of a file may stand for that of the model."""
+    """Read a model: a name of the zoo, the path of a file, or a mapping; a file that has no name gets its own."""
     if isinstance(value, str):
         value = {"path": value} if is_whole(value) else {"name": value}
     if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):

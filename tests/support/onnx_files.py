@@ -30,7 +30,7 @@ def write(
     outputs: Sequence[Any] = (),
     functions: Sequence[Any] = (),
 ) -> Path:
-    """Write a file whose input is `x`. A node is (operator, inputs, outputs, attributes), and (.., domain) if it has one."""
+    """Write a file whose input is `x`. A node is (operator, inputs, outputs, attributes), or (.., domain)."""
     onnx = pytest.importorskip("onnx")
     made = []
     for operator, inputs, results, attributes, *domain in nodes:

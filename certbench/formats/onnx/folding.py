@@ -5,7 +5,9 @@ shapes then is a constant for each size; whole numbers that grow with the batch 
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -135,12 +137,14 @@ class Walk:
         for at, part in enumerate(given):
             if at in operator.static and part is not None and not isinstance(part, Tensor | tuple):
                 raise ConfigError(f"its operand {at} depends on the values of the input")
-            if isinstance(part, Tensor) and (at in operator.static or (operator.numbers and part.dim() == 0 and moving)):
+            if isinstance(part, Tensor) and (
+                at in operator.static or (operator.numbers and part.dim() == 0 and moving)
+            ):
                 part = _plain(part.tolist())
             operands.append(part)
-        if node.op_type == "Reshape" and moving:
-            operands[1] = self._for_batch(operands[0], operands[1])
-        with self.fake if moving else torch.no_grad():
+        if moving and self.declared not in (None, self.batch):
+            operands = self._for_batch(node.op_type, operands)
+        with self.fake if moving else torch.no_grad(), _quiet():
             shown = [part.example if isinstance(part, Value) else part for part in operands]
             found = operator.function(*shown, **options)
         results = tuple(found) if isinstance(found, tuple | list) else (found,)
@@ -151,15 +155,21 @@ class Walk:
         self.calls.append(Call(title, operator, tuple(operands), options))
         return tuple(Value(len(self.calls), at, result) for at, result in enumerate(results))
 
-    def _for_batch(self, value: Any, target: Any) -> Any:
-        """Return the target of a reshape for a batch of this size, where the file is written for another one.
+    def _for_batch(self, operator: str, operands: list[Any]) -> list[Any]:
+        """Return operands for a batch of this size, where the file is written for another one, of k inputs.
 
-        What is `(k, ..)` for k inputs and reshaped to `(k, ..)` keeps each input's own entries.
+        What is `(k, ..)` for k inputs and reshaped to `(k, ..)` keeps each input's own entries. A constant `(1, ..)`
+        that is put beside the entries of one input is put beside those of each.
         """
-        whole = isinstance(value, Value) and self.declared is not None and self.declared != self.batch
-        if whole and value.example.dim() and len(value.example) == self.batch and target and target[0] == self.declared:
-            return (self.batch, *target[1:])
-        return target
+        whole = any(isinstance(part, Value) and [*part.example.shape[:1]] == [self.batch] for part in operands)
+        if whole and operator == "Reshape" and operands[1] and operands[1][0] == self.declared:
+            return [operands[0], (self.batch, *operands[1][1:]), *operands[2:]]
+        if whole and operator == "Concat" and self.declared == 1:
+            return [
+                part.expand(self.batch, *part.shape[1:]) if isinstance(part, Tensor) and len(part) == 1 else part
+                for part in operands
+            ]
+        return operands
 
 
 def constants(graph: Any) -> dict[str, Tensor]:
@@ -178,7 +188,9 @@ def tensor_of(array: Any) -> Tensor:
     try:
         return torch.from_numpy(array.copy())
     except TypeError as error:
-        raise ConfigError(f"a tensor of the ONNX file has numbers of type {array.dtype}, which torch cannot hold") from error
+        raise ConfigError(
+            f"a tensor of the ONNX file has numbers of type {array.dtype}, which torch cannot hold"
+        ) from error
 
 
 def fused(walks: Sequence[Walk], outputs: Sequence[Value], input_shape: tuple[int, ...], alone: Any) -> OnnxModule:
@@ -187,7 +199,8 @@ def fused(walks: Sequence[Walk], outputs: Sequence[Value], input_shape: tuple[in
     Raises:
         ConfigError: what they do differs by more than the size of the batch.
     """
-    steps, sources, sizes = {}, [], [walk.batch for walk in walks]
+    steps: dict[str, Step] = {}
+    sources, sizes = [], [walk.batch for walk in walks]
     for calls in zip(*(walk.calls for walk in walks), strict=True):
         first = calls[0]
         if any((call.operator, call.options) != (first.operator, first.options) for call in calls):
@@ -248,6 +261,17 @@ def _batch_axis(parts: Sequence[Tensor], sizes: Sequence[int]) -> int | None:
     if len(differ) != 1:
         return None
     return differ[0] if [shape[differ[0]] for shape in shapes] == [*sizes] else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing that operands do not fit, which is said in an error here."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @cache

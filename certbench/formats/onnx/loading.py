@@ -138,21 +138,21 @@ def _output(model: Any, output: int | str | None, path: Path) -> str:
     if isinstance(output, int):
         if not -len(names) <= output < len(names):
             raise ConfigError(f"{path} has {len(names)} outputs: {', '.join(names)}")
-        output = names[output]
+        return _output(model, str(names[output]), path)
     made = {name: node for node in model.graph.node for name in node.output}
     maps = {name: made[name].input[0] for name in names if name in made and made[name].op_type == "ZipMap"}
-    real = [
-        part.name for part in model.graph.output if part.type.tensor_type.elem_type in FLOATS or part.name in maps
-    ]
+    real = [part.name for part in model.graph.output if part.type.tensor_type.elem_type in FLOATS or part.name in maps]
     if output is None:
         if len(real) != 1:
-            what = f"outputs with real numbers: {', '.join(real)}; say which by output" if real else (
-                f"no output with real numbers, only {', '.join(names)}; export scores or logits, not labels"
+            what = (
+                f"outputs with real numbers: {', '.join(real)}; say which by output"
+                if real
+                else (f"no output with real numbers, only {', '.join(names)}; export scores or logits, not labels")
             )
             raise ConfigError(f"{path} has {what}")
         output = real[0]
     if output not in names:
-        raise ConfigError(f"{path}: " + unknown("output", output, names))
+        raise ConfigError(f"{path}: " + unknown("output", str(output), names))
     if output not in real:
         raise ConfigError(f"{path}: the output {output!r} has no real numbers; export scores or logits, not labels")
     return str(maps.get(output, output))
@@ -172,7 +172,9 @@ def _sizes(
     if 0 in axes:
         axes = [axis or None for axis in axes]
     shape_of_output = [
-        [axis.dim_value for axis in part.type.tensor_type.shape.dim] for part in model.graph.output if part.name == wanted
+        [axis.dim_value for axis in part.type.tensor_type.shape.dim]
+        for part in model.graph.output
+        if part.name == wanted
     ]
     first = shape_of_output[0][:1] if shape_of_output else []
     batch_axis = len(axes) > 1 and (axes[0] in (None, 1) or not first or first == [axes[0]])
@@ -183,8 +185,10 @@ def _sizes(
     rest = axes[1:] if batch_axis else axes
     declared = axes[0] if batch_axis else None
     if None in rest:
-        fits = given is not None and len(given) == len(rest) and all(
-            a in (None, b) for a, b in zip(rest, given, strict=True)
+        fits = (
+            given is not None
+            and len(given) == len(rest)
+            and all(a in (None, b) for a, b in zip(rest, given, strict=True))
         )
         if not fits or given is None:
             shown = ", ".join("?" if axis is None else str(axis) for axis in rest)

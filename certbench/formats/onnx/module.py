@@ -96,18 +96,18 @@ class OnnxModule(nn.Module):
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n outputs"]:
         """Compute the outputs, one flat row per input."""
+        rows = x if len(x) else x.new_zeros(1, *x.shape[1:])  # graphs have no empty batches in mind
         if self.alone is None:
-            return self._run(x.reshape(-1, *self.input_shape)).reshape(len(x), -1)
-        found: Tensor = torch.func.vmap(self._one)(x.reshape(-1, *self.alone))
-        return found
-
-    def _one(self, x: Tensor) -> Tensor:
-        return self._run(x).reshape(-1)
+            found = self._run(rows.reshape(len(rows), *self.input_shape))
+            found = found.flatten(1) if found.dim() > 1 else found.reshape(-1, 1)
+        else:
+            found = torch.cat([self._run(row.reshape(self.alone)).reshape(1, -1) for row in rows])
+        return found if len(x) else found[:0]
 
     def _run(self, x: Tensor) -> Tensor:
         values: list[tuple[Any, ...]] = [(x,)]
         for step, sources in zip(self.steps.values(), self.sources, strict=True):
             found = step(len(x), *(values[at][place] for at, place in sources))
             values.append(tuple(found) if isinstance(found, tuple | list) else (found,))
-        found = values[self.output[0]][self.output[1]]
-        return found
+        result: Tensor = values[self.output[0]][self.output[1]]
+        return result

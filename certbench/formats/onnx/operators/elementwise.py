@@ -1,6 +1,8 @@
 """Functions of each entry, sums, products, comparisons, and changes of type."""
 
+import functools
 import math
+import operator
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional
 from certbench.errors import UnsupportedError
 from certbench.formats.onnx.operators.base import Operator
 from certbench.formats.onnx.operators.types import TYPES
+
 
 def add(a: Any, b: Any) -> Any:
     """Add."""
@@ -46,26 +49,17 @@ def modulo(a: Any, b: Any, fmod: int = 0) -> Any:
 
 def largest(*parts: Any) -> Any:
     """Return the largest of some tensors, entry by entry."""
-    found = parts[0]
-    for part in parts[1:]:
-        found = torch.maximum(*torch.broadcast_tensors(found, part))
-    return found
+    return functools.reduce(torch.maximum, parts)
 
 
 def smallest(*parts: Any) -> Any:
     """Return the smallest of some tensors, entry by entry."""
-    found = parts[0]
-    for part in parts[1:]:
-        found = torch.minimum(*torch.broadcast_tensors(found, part))
-    return found
+    return functools.reduce(torch.minimum, parts)
 
 
 def total(*parts: Any) -> Any:
     """Sum some tensors."""
-    found = parts[0]
-    for part in parts[1:]:
-        found = found + part
-    return found
+    return functools.reduce(operator.add, parts)
 
 
 def average(*parts: Any) -> Any:
@@ -88,8 +82,11 @@ def leaky_relu(x: Any, alpha: float = 0.01) -> Any:
 
 def prelu(x: Any, slope: Any) -> Any:
     """Apply a ReLU with a slope for negative numbers, which is broadcast to the input."""
-    if x.dim() > 1 and slope.numel() in (1, x.shape[1]) and slope.numel() == math.prod(slope.shape[:1]) and (
-        slope.numel() == 1 or slope.dim() == x.dim() - 1
+    if (
+        x.dim() > 1
+        and slope.numel() in (1, x.shape[1])
+        and slope.numel() == math.prod(slope.shape[:1])
+        and (slope.numel() == 1 or slope.dim() == x.dim() - 1)
     ):
         return functional.prelu(x, slope.reshape(-1))
     return functional.relu(x) - slope * functional.relu(-x)

@@ -81,9 +81,7 @@ def rms_norm(x: Any, scale: Any, *, axis: int = -1, epsilon: float = 1e-5, stash
     return functional.rms_norm(x, x.shape[axis:], None, epsilon) * scale
 
 
-def local_response(
-    x: Any, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
-) -> Any:
+def local_response(x: Any, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Any:
     """Divide by the sums of squares of neighbouring channels."""
     return functional.local_response_norm(x, size, alpha, beta, bias)
 
@@ -130,7 +128,10 @@ def average_pool(
         raise UnsupportedError("has dilated windows, which are not known here")
     stride = tuple(strides or (1,) * axes)
     before, after = padded_for(x.shape[2:], kernel_shape, stride, (1,) * axes, pads, auto_pad)
-    kernel, function = tuple(kernel_shape), (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[axes - 1]
+    kernel, function = (
+        tuple(kernel_shape),
+        (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[axes - 1],
+    )
     if before == after and all(2 * n <= k for n, k in zip(before, kernel, strict=True)):
         return function(x, kernel, stride, before, bool(ceil_mode), bool(count_include_pad))
     if ceil_mode:

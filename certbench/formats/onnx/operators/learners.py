@@ -33,10 +33,12 @@ def linear_classifier(
     """Return no labels, and scores of at least three classes, after a softmax or a sigmoid where the file says so."""
     del multi_class
     rows = len(intercepts) if intercepts else len(coefficients) // x.shape[-1]
-    ends = {"NONE": lambda z: z, "SOFTMAX": lambda z: z.softmax(-1), "LOGISTIC": torch.sigmoid}
-    if post_transform not in ends or rows < 2:
+    if post_transform not in ("NONE", "SOFTMAX", "LOGISTIC") or rows < 2:
         raise UnsupportedError(f"{rows} rows with {post_transform!r} behind them are not known here")
-    return None, ends[post_transform](_scores(x, coefficients, intercepts, rows))
+    scores = _scores(x, coefficients, intercepts, rows)
+    if post_transform == "LOGISTIC":
+        scores = scores.sigmoid()
+    return None, scores.softmax(-1) if post_transform == "SOFTMAX" else scores
 
 
 def linear_regressor(
@@ -51,9 +53,7 @@ def linear_regressor(
 TABLE: dict[tuple[str, str], Operator] = {
     ("ml", "Scaler"): Operator(scaler),
     ("ml", "Normalizer"): Operator(normalizer),
-    ("ml", "LinearClassifier"): Operator(
-        linear_classifier, ignored=("classlabels_ints", "classlabels_strings")
-    ),
+    ("ml", "LinearClassifier"): Operator(linear_classifier, ignored=("classlabels_ints", "classlabels_strings")),
     ("ml", "LinearRegressor"): Operator(linear_regressor),
 }
 """Operators of this file, by their domain and name; `ml` stands for `ai.onnx.ml`."""

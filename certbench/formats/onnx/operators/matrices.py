@@ -37,7 +37,12 @@ def einsum(*parts: Any, equation: str) -> Any:
 
 
 def padded_for(
-    sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pads: Any, auto_pad: str
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    pads: Any,
+    auto_pad: str,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return what is padded before and after each axis of an image.
 
@@ -108,9 +113,11 @@ def conv_transpose(
         for n, s, k, d, o in zip(x.shape[2:], stride, weight.shape[2:], dilation, more, strict=True)
     ]
     if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        out = tuple(output_shape)[-axes:] if output_shape is not None else [
-            n * s for n, s in zip(x.shape[2:], stride, strict=True)
-        ]
+        out = (
+            tuple(output_shape)[-axes:]
+            if output_shape is not None
+            else [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
+        )
         over = [max(n - o, 0) for n, o in zip(full, out, strict=True)]
         small, large = tuple(n // 2 for n in over), tuple(n - n // 2 for n in over)
         before, after = (small, large) if auto_pad == "SAME_UPPER" else (large, small)

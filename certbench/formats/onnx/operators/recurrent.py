@@ -36,7 +36,9 @@ def _text(parts: Any) -> Any:
 
 
 def _start(state: Any, x: Any, count: int, hidden_size: int) -> Any:
-    return x.new_zeros(count, x.shape[1], hidden_size) if state is None else state
+    """Return the state before the first step, the same for each input where the file has one."""
+    start = x.new_zeros(count, x.shape[1], hidden_size)
+    return start if state is None else start + state
 
 
 def _steps(found: Any, count: int, hidden_size: int) -> Any:

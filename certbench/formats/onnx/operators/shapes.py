@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -73,11 +74,22 @@ def split(x: Any, sizes: Any = None, *, results: int, axis: int = 0, split: Any 
 
 
 def cut(
-    x: Any, first: Any = None, last: Any = None, along: Any = None, steps: Any = None, *,
-    starts: Any = None, ends: Any = None, axes: Any = None
+    x: Any,
+    first: Any = None,
+    last: Any = None,
+    along: Any = None,
+    steps: Any = None,
+    *,
+    starts: Any = None,
+    ends: Any = None,
+    axes: Any = None,
 ) -> Any:
     """Slice along some axes; before version 10 the numbers are attributes."""
-    starts, ends, axes = starts if first is None else first, ends if last is None else last, axes if along is None else along
+    starts, ends, axes = (
+        starts if first is None else first,
+        ends if last is None else last,
+        axes if along is None else along,
+    )
     axes = range(len(starts)) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -98,7 +110,7 @@ def gather(x: Any, indices: Any, *, axis: int = 0) -> Any:
         return x.select(axis, indices)
     indices = torch.where(indices < 0, indices + x.shape[axis], indices).long()
     found = x.index_select(axis, indices.reshape(-1))
-    return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return found.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def gather_elements(x: Any, indices: Any, *, axis: int = 0) -> Any:
@@ -108,7 +120,7 @@ def gather_elements(x: Any, indices: Any, *, axis: int = 0) -> Any:
 
 def expand(x: Any, shape: Any) -> Any:
     """Broadcast to a shape, in both directions."""
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(shape)))
+    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape)))
 
 
 def tile(x: Any, repeats: Any, axis: Any = None) -> Any:

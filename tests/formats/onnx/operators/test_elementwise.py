@@ -60,9 +60,7 @@ def test_functions_with_attributes(tmp_path: Path, operator: str, attributes: An
         ("PRelu", numbers(3, 4), 17, {}),
     ],
 )
-def test_operators_with_a_constant(
-    tmp_path: Path, operator: str, constant: Any, opset: int, attributes: Any
-) -> None:
+def test_operators_with_a_constant(tmp_path: Path, operator: str, constant: Any, opset: int, attributes: Any) -> None:
     assert single(tmp_path, operator, (3, 4), constant, opset=opset, **attributes).alone is None
 
 

@@ -52,9 +52,9 @@ def test_groups_have_one_scale_each_before_version_21(tmp_path: Path) -> None:
 
 def test_training_is_refused(tmp_path: Path) -> None:
     numbers_of_channels = [numbers(4, seed=i) for i in range(4)]
-    with pytest.raises(ConfigError, match="BatchNormalization.*training mode; export the network in eval mode"):
+    with pytest.raises(ConfigError, match=r"BatchNormalization.*training mode; export the network in eval mode"):
         single(tmp_path, "BatchNormalization", (4,), *numbers_of_channels, training_mode=1, outputs="y,m,v")
-    with pytest.raises(ConfigError, match="Dropout.*training mode"):
+    with pytest.raises(ConfigError, match=r"Dropout.*training mode"):
         single(tmp_path, "Dropout", (4,), np.float32(0.5), np.bool_(True))
     single(tmp_path, "Dropout", (4,), np.float32(0.5), np.bool_(False))
     single(tmp_path, "Dropout", (4,), opset=10, ratio=0.5)
@@ -77,11 +77,21 @@ LARGER = np.float32([1, 1, 2, 2])
     [
         ("Upsample", (LARGER,), 9, {"mode": "nearest"}),
         ("Resize", (LARGER,), 10, {"mode": "nearest"}),
-        ("Resize", (None, LARGER), 17, {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+        (
+            "Resize",
+            (None, LARGER),
+            17,
+            {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        ),
         ("Resize", (None, LARGER), 17, {"mode": "nearest"}),
         ("Resize", (None, LARGER), 17, {"mode": "linear"}),
         ("Resize", (None, np.float32([1, 1, 1.5, 1.5])), 17, {"mode": "linear"}),
-        ("Resize", (None, None, np.int64([1, 2, 7, 5])), 17, {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
+        (
+            "Resize",
+            (None, None, np.int64([1, 2, 7, 5])),
+            17,
+            {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        ),
         ("Resize", (None, LARGER), 17, {"mode": "cubic"}),
         ("Resize", (None, np.float32([2, 2])), 18, {"mode": "nearest", "axes": [2, 3]}),
     ],
@@ -91,5 +101,5 @@ def test_resizing(tmp_path: Path, operator: str, constants: Any, opset: int, att
 
 
 def test_resizing_that_torch_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Resize.*not known here"):
+    with pytest.raises(ConfigError, match=r"Resize.*not known here"):
         single(tmp_path, "Resize", (2, 4, 4), None, LARGER, coordinate_transformation_mode="tf_crop_and_resize")

@@ -39,5 +39,5 @@ def test_a_gru_that_resets_first_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     constants = {"w": numbers(1, 9, 4), "r": numbers(1, 9, 3)}
     path = write(tmp_path / "net.onnx", [("GRU", "x,w,r", "y", {"hidden_size": 3})], (1, 5, 4), constants)
-    with pytest.raises(ConfigError, match="GRU.*linear_before_reset"):
+    with pytest.raises(ConfigError, match=r"GRU.*linear_before_reset"):
         load(path)

@@ -62,5 +62,5 @@ def test_channels_and_blocks(tmp_path: Path, mode: str) -> None:
 def test_a_squeeze(tmp_path: Path) -> None:
     single(tmp_path, "Squeeze", (3, 1, 4), np.int64([2]))
     single(tmp_path, "Squeeze", (3, 1, 4), opset=11, axes=[-2])
-    with pytest.raises(ConfigError, match="Squeeze.*longer than 1"):
+    with pytest.raises(ConfigError, match=r"Squeeze.*longer than 1"):
         single(tmp_path, "Squeeze", (3, 1, 4), np.int64([1]))
