@@ -13,6 +13,7 @@ from certbench.cli import (
     audit,
     audit_log,
     baseline,
+    certify,
     check,
     compare,
     doctor,
@@ -40,6 +41,7 @@ app = typer.Typer(
     epilog=explained(),
 )
 app.command()(run.run)
+app.command()(certify.certify)
 app.command("list")(listing.list_)
 app.command()(show.show)
 app.command("show-network")(show_network.show_network)

@@ -9,12 +9,11 @@ from rich.table import Table
 
 from certbench.cli.console import out
 from certbench.errors import ConfigError, UnsupportedError
-from certbench.models.cards import cards
 
 
 def show_network(
     model: Annotated[
-        str, typer.Argument(help="A model of the zoo by its name, a file (.onnx), or module:function, which makes one.")
+        str, typer.Argument(help="A model of the zoo, a file (.onnx, .pt2), or module:function, which makes one.")
     ],
     weights: Annotated[
         Path | None, typer.Option(help="File with its parameters. Without it, they are as the function makes them.")
@@ -22,26 +21,17 @@ def show_network(
     shape: Annotated[
         str | None, typer.Option(help="Shape of one input, as 3,32,32. A model of the zoo has its own.")
     ] = None,
+    trust: Annotated[bool, typer.Option(help="Allow a pickled module to run its code when it is opened.")] = False,
     norm: Annotated[str, typer.Option(help="Norm for which certifiers are tried: 1, 2 or inf.")] = "inf",
 ) -> None:
     """Show a network as certbench reads it, and which certifiers can bound it, or why not."""
     from certbench.core.support import supports
     from certbench.core.threat import ThreatModel
-    from certbench.formats import is_whole
-    from certbench.formats.factory import load_external
-    from certbench.formats.opening import open_model
-    from certbench.models import zoo
     from certbench.networks.reading import read
+    from certbench.runs.models import open_any
 
-    sizes = None if shape is None else tuple(_size(part) for part in shape.split(","))
-    if model in cards():
-        classifier = zoo.load(model)
-    elif is_whole(model):
-        classifier = open_model(model, input_shape=sizes)
-    elif sizes is None:
-        raise ConfigError(f"give the shape of one input of {model}, for example --shape 3,32,32")
-    else:
-        classifier = load_external(model, weights, input_shape=sizes)
+    sizes = sizes_of(shape)
+    classifier = open_any(model, weights, input_shape=sizes, trust=trust)
     try:
         graph = read(classifier)
     except UnsupportedError as error:
@@ -61,7 +51,15 @@ def show_network(
     out.print(table)
 
 
-def _size(text: str) -> int:
-    if not text.strip().isdigit():
-        raise ConfigError(f"{text!r} is no size; write the shape as whole numbers with commas, for example 3,32,32")
-    return int(text)
+def sizes_of(shape: str | None) -> tuple[int, ...] | None:
+    """Read a shape that is written as `3,32,32`.
+
+    Raises:
+        ConfigError: it is written in another way.
+    """
+    if shape is None:
+        return None
+    parts = [part.strip() for part in shape.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise ConfigError(f"{shape!r} is no shape; write whole numbers with commas, for example 3,32,32")
+    return tuple(int(part) for part in parts)

@@ -21,6 +21,7 @@ def open_model(
     name: str | None = None,
     output: int | str | None = None,
     threshold: float | None = None,
+    trust: bool = False,
 ) -> Classifier:
     """Open a file of a whole model as a classifier.
 
@@ -31,6 +32,7 @@ def open_model(
         name: name in tables; None: the file's, without its suffix.
         output: which output has the logits, if there are several: its name or its place.
         threshold: threshold of a single logit; see `Classifier`.
+        trust: whether a file that runs code when it is opened, as a pickled module does, may do so.
 
     Raises:
         ConfigError: the file is damaged, or holds something else; the message says what.
@@ -43,7 +45,7 @@ def open_model(
     where, _, function = WHOLE[suffix].partition(":")
     module: nn.Module
     shape: tuple[int, ...]
-    found: Any = getattr(importlib.import_module(where), function)(path, input_shape, output)
+    found: Any = getattr(importlib.import_module(where), function)(path, input_shape, output, trust)
     module, shape, output = found
     name = name or path.name.removesuffix(".gz").removesuffix(suffix.removesuffix(".gz"))
     if num_classes is None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import nn
 
 from certbench.errors import ConfigError
 from certbench.formats import CONVERT
+from certbench.formats.checkpoints import refuse_rounding
 
 
 def fill(module: nn.Module, path: Path) -> None:
@@ -21,11 +21,7 @@ def fill(module: nn.Module, path: Path) -> None:
         stored = safetensors.torch.load_file(path)
         own = module.state_dict()
         for key in stored.keys() & own.keys():
-            if torch.promote_types(stored[key].dtype, own[key].dtype) != own[key].dtype:
-                raise ConfigError(
-                    f"{path}: {key} is {stored[key].dtype} and would be rounded to {own[key].dtype}; "
-                    "let the factory make the module in the precision of its weights, for example model.double()"
-                )
+            refuse_rounding(key, stored[key], own[key], path)
         safetensors.torch.load_model(module, path)
     except safetensors.SafetensorError as error:
         raise ConfigError(

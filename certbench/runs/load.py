@@ -5,10 +5,10 @@ from functools import partial
 
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError
-from certbench.formats.factory import load_external
-from certbench.formats.opening import open_model
-from certbench.models import data, zoo
+from certbench.formats import hubs
+from certbench.models import data
 from certbench.models.data.base import Dataset
+from certbench.runs.models import open_any
 from certbench.runs.suite import ModelSpec, Suite
 
 
@@ -35,30 +35,27 @@ def load(suite: Suite) -> tuple[Dataset, list[Classifier]]:
 
 
 def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
-    if spec.path is not None:
-        for given in ("factory", "weights"):
-            if getattr(spec, given) is not None:
-                raise ConfigError(f"model {spec.name!r} has a path and {given}; a file of a whole model needs no other")
-        given_shape = dataset.input_shape
-        opened = open_model(
-            spec.path, input_shape=given_shape, name=spec.name, output=spec.output, threshold=spec.threshold
-        )
-        return _labelled(opened, dataset)
-    if spec.factory is None:
-        for given in ("weights", "output", "threshold"):
+    if spec.path is not None and (spec.factory is not None or spec.weights is not None):
+        raise ConfigError(f"model {spec.name!r} has a path, which is a whole model; leave factory and weights out")
+    if spec.factory is not None and spec.weights is None and hubs.split(spec.factory) is None:
+        raise ConfigError(f"model {spec.name!r} has a factory but no weights; write weights: file.safetensors")
+    if spec.factory is None and spec.path is None:
+        for given in sorted(spec.model_fields_set - {"name"}):
             if getattr(spec, given) is not None:
                 raise ConfigError(f"model {spec.name!r} has {given} but no factory; write factory: module:function")
-        model = zoo.load(spec.name)
-        if model.input_shape != dataset.input_shape:
-            shapes = f"{model.input_shape}; {dataset.name} has {dataset.input_shape}"
-            raise ConfigError(f"model {spec.name!r} takes {shapes}")
-        return _labelled(model, dataset)
-    if spec.weights is None:
-        raise ConfigError(f"model {spec.name!r} has a factory but no weights; write weights: file.safetensors")
-    external = load_external(
-        spec.factory, spec.weights, input_shape=dataset.input_shape, output=spec.output, threshold=spec.threshold
+    model = open_any(
+        spec.path or spec.factory or spec.name,
+        spec.weights,
+        input_shape=dataset.input_shape,
+        output=spec.output,
+        threshold=spec.threshold,
+        trust=spec.trust,
+        download=spec.download,
     )
-    return _labelled(replace(external, name=spec.name), dataset)
+    if model.input_shape != dataset.input_shape:
+        shapes = f"{model.input_shape}; {dataset.name} has {dataset.input_shape}"
+        raise ConfigError(f"model {spec.name!r} takes {shapes}")
+    return _labelled(replace(model, name=spec.name), dataset)
 
 
 def _labelled(model: Classifier, dataset: Dataset) -> Classifier:

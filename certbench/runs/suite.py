@@ -40,14 +40,17 @@ def _as_model(value: object) -> object:
 class ModelSpec(_Strict):
     """A model of the zoo by its name, or a user's own: a file of a whole model (`path`), or a factory and weights.
 
-    `output` and `threshold` are those of `Classifier`, for a user's own: which of several outputs has the logits, and
-    the threshold of a single logit.
+    `trust` allows a file to run code when it is opened, `download` a library to fetch weights. `output` and `threshold`
+    are those of `Classifier`, for a user's own: which of several outputs has the logits, and the threshold of a single
+    logit.
     """
 
     name: str
     path: str | None = None
     factory: str | None = None
     weights: str | None = None
+    trust: bool = False
+    download: bool = False
     output: int | str | None = None
     threshold: Number | None = None
 

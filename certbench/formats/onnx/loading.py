@@ -50,9 +50,10 @@ def load(path: str | Path, *, input_shape: Sequence[int] | None = None, output: 
 
 
 def opened(
-    path: Path, input_shape: Sequence[int] | None, output: int | str | None
+    path: Path, input_shape: Sequence[int] | None, output: int | str | None, trust: bool
 ) -> tuple[OnnxModule, tuple[int, ...], None]:
     """Return the module of a file, and the shape of one input, as `certbench.formats.WHOLE` wants it."""
+    del trust  # an ONNX file has no code of its own
     module = load(path, input_shape=input_shape, output=output)
     return module, module.input_shape if input_shape is None else (*input_shape,), None
 

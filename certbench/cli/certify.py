@@ -1,0 +1,119 @@
+"""The command `certbench certify`."""
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from certbench.cli.console import err, out
+from certbench.cli.show_network import sizes_of
+from certbench.errors import ConfigError, UnsupportedError
+from certbench.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from certbench.core.certificate import Certificate
+
+
+def certify(
+    model: Annotated[str, typer.Argument(help="A model of the zoo, a file (.onnx, .pt2), or module:function.")],
+    data: Annotated[str, typer.Option(help="Data set by its name, or a .npz file.")],
+    norm: Annotated[str, typer.Option(help="Norm of the perturbations: L1, L2 or Linf.")] = "Linf",
+    eps: Annotated[str, typer.Option(help="Radii at which certified inputs are counted, as 2/255,8/255.")] = "",
+    certifier: Annotated[
+        str, typer.Option(help="Certifiers with their usual options, as crown,lipschitz (see `certbench list`).")
+    ] = "alpha-crown",
+    inputs: Annotated[int, typer.Option(help="Number of inputs, from the first on.", min=1)] = 10,
+    domain: Annotated[str, typer.Option(help="Smallest and largest value of an input, as 0,1.")] = "",
+    weights: Annotated[str | None, typer.Option(help="File with the parameters of what module:function makes.")] = None,
+    input_shape: Annotated[str | None, typer.Option(help="Shape of one input, as 3,32,32, if not the data's.")] = None,
+    output: Annotated[str | None, typer.Option(help="Name or place of the output that has the logits.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Threshold of a single logit.")] = None,
+    trust: Annotated[bool, typer.Option(help="Allow a pickled module to run its code when it is opened.")] = False,
+    download: Annotated[bool, typer.Option(help="Allow timm and transformers to download weights.")] = False,
+    attack: Annotated[bool, typer.Option(help="Hold certificates of base classifiers against attacks.")] = False,
+    seed: Annotated[int, typer.Option(help="Base of all random draws.")] = 0,
+) -> None:
+    """Certify the first inputs of a data set, and print a table of radii; nothing is stored."""
+    from certbench.attacks.certified import certify as certified
+    from certbench.core.claims import Subject
+    from certbench.core.options import build
+    from certbench.core.threat import ThreatModel
+    from certbench.models import data as data_sets
+    from certbench.runs.models import open_any
+
+    threat, radii = ThreatModel.of(norm), _numbers(eps)
+    threat = threat if not domain else threat.within(_numbers(domain))
+    names = [part.strip() for part in certifier.split(",")]
+    chosen = [build(name) for name in names]
+    dataset = data_sets.load(data)
+    classifier = open_any(
+        model,
+        weights,
+        input_shape=sizes_of(input_shape) or dataset.input_shape,
+        output=int(output) if output is not None and output.lstrip("-").isdigit() else output,
+        threshold=threshold,
+        trust=trust,
+        download=download,
+    )
+    if math.prod(classifier.input_shape) != math.prod(dataset.input_shape):
+        raise ConfigError(f"{model} takes {classifier.input_shape}; {dataset.name} has {dataset.input_shape}")
+    x = dataset.inputs[:inputs].reshape(-1, *classifier.input_shape).double()
+    labels = dataset.labels[:inputs]
+    predicted = classifier.double()(x).argmax(dim=1).cpu()
+
+    found: dict[str, Certificate] = {}
+    for name, built in zip(names, chosen, strict=True):
+        try:
+            held = attack and built.subject is Subject.BASE
+            found[name] = certified(built, classifier, x, threat, seed=seed, throw=False, attack=held)
+        except UnsupportedError as error:
+            err.print(f"{name}: {error}", markup=False, soft_wrap=True)
+    table = Table("input", "label", "class", *map(escape, found), box=None, pad_edge=False)
+    for i in range(len(x)):
+        cells = (_cell(one, i, int(labels[i])) for one in found.values())
+        table.add_row(str(i), str(int(labels[i])), str(int(predicted[i])), *cells)
+    right = int((predicted == labels).sum())
+    title = f"{classifier.name}, {dataset.name}, {threat}: {right} of {len(x)} inputs are classified correctly"
+    out.print(title, markup=False, soft_wrap=True)
+    out.print(table)
+    for name, one in found.items():
+        out.print(f"{name}: {_summary(one, labels, radii)}", markup=False, soft_wrap=True)
+    complete = len(found) == len(names) and all(o.answered for one in found.values() for o in one.outcome)
+    raise typer.Exit(ExitCode.OK if complete else ExitCode.INCOMPLETE)
+
+
+def _cell(certificate: "Certificate", i: int, label: int) -> str:
+    """Return a radius, in brackets if the class is not the label; and the outcome, if the method did not end."""
+    radius, outcome = f"{float(certificate.radius[i]):.6g}", certificate.outcome[i]
+    shown = radius if int(certificate.prediction[i]) == label else f"({radius})"
+    return shown if outcome.value == "completed" else f"{shown} {outcome.value}"
+
+
+def _summary(certificate: "Certificate", labels: "Tensor", radii: list[float]) -> str:
+    """Return the numbers of inputs certified at some radii, and the mean radius where the class is right."""
+    right = certificate.prediction == labels
+    parts = [
+        f"{int((right & (certificate.radius >= eps)).sum())} of {len(labels)} certified at {eps:g}" for eps in radii
+    ]
+    finite = certificate.radius[right & certificate.radius.isfinite()]
+    return "; ".join([*parts, f"mean radius {float(finite.mean()):.6g}" if len(finite) else "no finite radius"])
+
+
+def _numbers(text: str) -> list[float]:
+    """Read numbers with commas between them, or fractions as 8/255.
+
+    Raises:
+        ConfigError: one of them is no number.
+    """
+    found = []
+    for part in text.split(",") if text else []:
+        over, _, under = part.partition("/")
+        try:
+            found.append(float(over) / (float(under) if under else 1.0))
+        except (ValueError, ZeroDivisionError):
+            raise ConfigError(f"{part!r} is no number; write 0.03 or 8/255") from None
+    return found
