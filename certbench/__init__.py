@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from certbench.external.audit_log import audit_log
     from certbench.external.recertify import recertify_file
     from certbench.formats import black_box
-    from certbench.runs.models import open_any as load
+    from certbench.runs.models import load
     from certbench.verifiers.smoothing import patches, regression
     from certbench.verifiers.smoothing.recertification import recertify
 
@@ -60,7 +60,7 @@ _LAZY = {  # names that are imported when they are first used: most need torch, 
     "MarginState": "certbench.core.margins",
     "Classifier": "certbench.core.classifier",
     "Regressor": "certbench.core.classifier",
-    "load": "certbench.runs.models:open_any",
+    "load": "certbench.runs.models",
     "margins": "certbench.core.outputs",
     "output_bounds": "certbench.core.outputs",
     "output_radius": "certbench.core.outputs",
@@ -87,8 +87,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(_MODULES[name])
     if name not in _LAZY:
         raise AttributeError(f"module 'certbench' has no attribute {name!r}")
-    module, _, attribute = _LAZY[name].partition(":")
-    return getattr(importlib.import_module(module), attribute or name)
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 __all__ = [

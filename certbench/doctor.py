@@ -48,6 +48,7 @@ def examine() -> list[Check]:
         _check("safetensors", _safetensors),
         _check("foolbox", _foolbox),
         _check("auto-LiRPA", _auto_lirpa, INSTALL),
+        _check("onnx", _onnx, 'pip install "certbench[onnx]"'),
         _check("highspy", _highspy, 'pip install "certbench[solvers]"'),
         _check("cvxpy", _cvxpy, 'pip install "certbench[solvers]"'),
         _check("shipped weights", _weights, restore),
@@ -159,6 +160,25 @@ def _auto_lirpa() -> str:
     _expect(0.24 < radius <= 0.25, f"interval bounds give the radius {radius}, not 1/4")
     old = _version("auto-LiRPA") == "0.3"
     return "interval bounds right" + ("; it knows fewer maps than releases from 0.7 on, and needs shims" if old else "")
+
+
+def _onnx() -> str:
+    from tempfile import TemporaryDirectory
+
+    import onnx
+    import torch
+
+    from certbench.formats.onnx.loading import load
+
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", 2]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "relu.onnx")
+        path.write_bytes(model.SerializeToString())
+        found = load(path)(torch.tensor([[-1.0, 2.0]])).tolist()
+    _expect(found == [[0.0, 2.0]], f"ReLU of (-1, 2) gave {found}")
+    return f"a network read as onnxruntime {_version('onnxruntime')} reads it"
 
 
 def _highspy() -> str:

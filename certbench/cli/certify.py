@@ -43,14 +43,14 @@ def certify(
     from certbench.core.options import build
     from certbench.core.threat import ThreatModel
     from certbench.models import data as data_sets
-    from certbench.runs.models import open_any
+    from certbench.runs.models import load
 
     threat, radii = ThreatModel.of(norm), _numbers(eps)
     threat = threat if not domain else threat.within(_numbers(domain))
     names = [part.strip() for part in certifier.split(",")]
     chosen = [build(name) for name in names]
     dataset = data_sets.load(data)
-    classifier = open_any(
+    classifier = load(
         model,
         weights,
         input_shape=sizes_of(input_shape) or dataset.input_shape,

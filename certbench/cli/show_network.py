@@ -28,10 +28,10 @@ def show_network(
     from certbench.core.support import supports
     from certbench.core.threat import ThreatModel
     from certbench.networks.reading import read
-    from certbench.runs.models import open_any
+    from certbench.runs.models import load
 
     sizes = sizes_of(shape)
-    classifier = open_any(model, weights, input_shape=sizes, trust=trust)
+    classifier = load(model, weights, input_shape=sizes, trust=trust)
     try:
         graph = read(classifier)
     except UnsupportedError as error:

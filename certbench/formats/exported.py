@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from certbench.core import heads
 from certbench.errors import ConfigError
 from certbench.formats.one_by_one import for_batches
 
@@ -40,4 +41,5 @@ def opened(
     ):
         raise ConfigError(f"{path} takes inputs of shape {shape}, not {given}")
     one = given or tuple(size for size in shape if size is not None)
-    return for_batches(program.module(), one, str(path)), one, output
+    module = heads.ready(program.module(), one, None, str(path))
+    return for_batches(module, one, str(path)), one, output

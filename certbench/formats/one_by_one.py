@@ -15,7 +15,7 @@ class OneByOne(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.training = module, False  # exported programs refuse to be told so
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """Compute the outputs."""
@@ -43,7 +43,7 @@ def for_batches(module: nn.Module, input_shape: tuple[int, ...], name: str) -> n
     try:
         batches = {n: module(x[:n]) for n in (2, 3)}
     except Exception:  # it was exported for one input, say
-        return OneByOne(module).eval()
+        return OneByOne(module)
     scale = float(torch.cat(singles).abs().max())
     for n, found in batches.items():
         if found.shape[:1] != (n,) or not torch.allclose(found, torch.cat(singles[:n]), rtol=1e-4, atol=1e-4 * scale):

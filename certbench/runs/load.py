@@ -8,7 +8,7 @@ from certbench.errors import ConfigError
 from certbench.formats import hubs
 from certbench.models import data
 from certbench.models.data.base import Dataset
-from certbench.runs.models import open_any
+from certbench.runs.models import load as load_model
 from certbench.runs.suite import ModelSpec, Suite
 
 
@@ -43,7 +43,7 @@ def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
         for given in sorted(spec.model_fields_set - {"name"}):
             if getattr(spec, given) is not None:
                 raise ConfigError(f"model {spec.name!r} has {given} but no factory; write factory: module:function")
-    model = open_any(
+    model = load_model(
         spec.path or spec.factory or spec.name,
         spec.weights,
         input_shape=dataset.input_shape,

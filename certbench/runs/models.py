@@ -13,7 +13,7 @@ from certbench.models import zoo
 from certbench.models.cards import cards
 
 
-def open_any(
+def load(
     given: str | Path,
     weights: str | Path | None = None,
     *,

@@ -1,0 +1,59 @@
+"""The command `certify`: from a model and data to a table of radii."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from certbench.exit_codes import ExitCode
+from tests.cli.conftest import Run
+from tests.support.onnx_files import write
+
+MINE = ("my_plane:linear", "--weights", "plane.safetensors", "--data", "plane.npz")
+
+
+def test_a_linear_network_has_its_closed_form(certbench: Run) -> None:
+    """The radius of a linear network is the smallest margin over the norm of the difference of two rows."""
+    code, out, _ = certbench("certify", *MINE, "--norm", "L2", "--certifier", "crown,lipschitz", "--eps", "1/10,1e6")
+    assert code == 0
+    file = np.load("plane.npz")
+    weight = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    for i, (x, label) in enumerate(zip(file["inputs"], file["labels"], strict=True)):
+        apart = [weight[label] - row for j, row in enumerate(weight) if j != label]
+        radius = min(float(x @ row / np.linalg.norm(row)) for row in apart)
+        row = next(line.split() for line in out.splitlines() if line.split()[:1] == [str(i)])
+        assert row[:3] == [str(i), str(label), str(label)]
+        assert [float(cell) for cell in row[3:]] == pytest.approx([radius] * 2, rel=1e-4)
+    assert "crown: 3 of 3 certified at 0.1; 0 of 3 certified at 1e+06; mean radius" in out
+
+
+def test_files_are_certified_as_the_functions_that_made_them(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    weight = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]], dtype=np.float32)
+    from pathlib import Path
+
+    write(Path("plane.onnx"), [("MatMul", "x,w", "y", {})], (1, 2), {"w": weight})
+    module = nn.Linear(2, 3, bias=False).eval()
+    module.weight.data = torch.from_numpy(weight.T.copy())
+    torch.jit.save(torch.jit.script(module), "plane.pt")
+    _, expected, _ = certbench("certify", *MINE, "--certifier", "crown")
+    for file in ("plane.onnx", "plane.pt"):
+        code, out, _ = certbench("certify", file, "--data", "plane.npz", "--certifier", "crown")
+        assert (code, out.splitlines()[1:]) == (0, expected.splitlines()[1:])
+
+
+def test_refusals_and_mistakes_are_said(certbench: Run) -> None:
+    code, out, err = certbench("certify", *MINE, "--norm", "L1", "--certifier", "crown,milp", "--inputs", "2")
+    assert (code, "crown" in out) == (ExitCode.INCOMPLETE, True) or "milp" in out
+    for words, message in (
+        (["--eps", "two"], "'two' is no number"),
+        (["--input-shape", "2,x"], "is no shape"),
+        (["--input-shape", "3"], "plane"),
+        (["--certifier", "crwn"], "did you mean 'crown'"),
+    ):
+        code, _, err = certbench("certify", *MINE, *words)
+        assert code == ExitCode.USAGE and message in err
+    code, _, err = certbench("certify", "plane.safetensors", "--data", "plane.npz")
+    assert code == ExitCode.USAGE and "it has weights alone: give module:function" in err
+    code, _, err = certbench("certify", "mlp-plan", "--data", "plane.npz")
+    assert code == ExitCode.USAGE and "did you mean 'mlp-plain'" in err
