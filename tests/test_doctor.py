@@ -39,6 +39,7 @@ def test_only_a_broken_part_needs_mending(healthy: dict[str, Check]) -> None:
         ("scikit-learn", "sklearn.datasets", 'pip install "scikit-learn>='),
         ("safetensors", "safetensors.torch", 'pip install "safetensors>='),
         ("foolbox", "foolbox", 'pip install "foolbox>='),
+        ("onnx", "onnxruntime", 'pip install "certbench[onnx]"'),
         ("highspy", "highspy", 'pip install "certbench[solvers]"'),
         ("cvxpy", "cvxpy", 'pip install "certbench[solvers]"'),
         ("auto-LiRPA", "auto_LiRPA", 'pip install "certbench[lirpa]" && pip install --no-deps auto-LiRPA==0.3'),

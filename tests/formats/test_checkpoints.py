@@ -84,7 +84,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: {key: value for key, value in state().items() if key != "1.running_mean"},
         r"missing: 1\.running_mean\. Buffers that the factory sets itself.*persistent=False",
     ),
-    "other names": (lambda: renamed(state()), r"All shapes agree in their order.*rename them \(fc1\.weight -> 0\.weight"),
+    "other names": (
+        lambda: renamed(state()),
+        r"All shapes agree in their order.*rename them \(fc1\.weight -> 0\.weight",
+    ),
     "another shape": (lambda: state() | {"0.bias": torch.zeros(9)}, r"0\.bias has shape \(9,\) in the file, \(3,\)"),
     "finer": (lambda: {key: value.double() for key, value in state().items()}, "would be rounded to torch.float32"),
     "nothing": (lambda: {"epoch": 3}, "holds no state dict"),
@@ -108,7 +111,7 @@ def test_damaged_files_are_refused(tmp_path: Path, share: float) -> None:
     torch.save(state(), tmp_path / "w.pth")
     raw = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "w.pth").write_bytes(raw[: int(share * len(raw))])
-    with pytest.raises(ConfigError, match="cannot be read, or is no file of torch.save"):
+    with pytest.raises(ConfigError, match=r"cannot be read, or is no file of torch\.save"):
         formats.fill(net(), tmp_path / "w.pth")
 
 

@@ -60,7 +60,11 @@ class Mixed(nn.Module):
 BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no program": ("net.pt2", lambda path: path.write_bytes(b"no"), "cannot be read as a program of torch.export"),
     "missing": ("net.pt2", lambda path: None, "there is no file"),
-    "weights": ("net.pt", lambda path: torch.save(net().state_dict(), path), r"weights alone.*factory: module:function"),
+    "weights": (
+        "net.pt",
+        lambda path: torch.save(net().state_dict(), path),
+        r"weights alone.*factory: module:function",
+    ),
     "numbers": ("net.pt", lambda path: torch.save([1, 2], path), "holds a list, not a whole model"),
     "module": ("net.pt", lambda path: torch.save(net(), path), "trust: true"),
     "a batch mixed": (

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +35,7 @@ def convolutions(channels: int, flat: int, padding: int, width: int = 16) -> nn.
 
 
 def perceptron(*sizes: int) -> nn.Sequential:
-    layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+    layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers[:-1])
 
 
@@ -60,9 +60,7 @@ def wong_kolter() -> nn.Module:
 
 
 def sdp_cifar() -> nn.Module:
-    return Scaled(
-        convolutions(3, 2048, 1), [125.3 / 255, 123.0 / 255, 113.9 / 255], [63 / 255, 62.1 / 255, 66.7 / 255]
-    )
+    return Scaled(convolutions(3, 2048, 1), [125.3 / 255, 123.0 / 255, 113.9 / 255], [63 / 255, 62.1 / 255, 66.7 / 255])
 
 
 def oval() -> nn.Module:
@@ -101,5 +99,3 @@ def test_a_published_network_classifies_as_its_manifest_says(name: str, bundle: 
         classifier = certbench.load(f"{__name__}:{make.__name__}", path, input_shape=shape)
     assert classifier.num_classes == 10 and math.prod(classifier.input_shape) == math.prod(shape)
     assert int((classifier(x[:1000]).argmax(1) == labels[:1000]).sum()) == correct
-
-

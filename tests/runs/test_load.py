@@ -111,3 +111,20 @@ def test_models_of_the_zoo_have_their_heads(nets: Nets, option: str) -> None:
     Path("zoo.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"line 5: .*but no factory"):
         load_models(load("zoo.yaml"))
+
+
+def test_a_file_of_a_whole_model_is_a_model_of_a_suite(nets: Nets, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3)).eval()
+    torch.export.save(
+        torch.export.export(module, (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("n")},)), "net.pt2"
+    )
+    np.savez("mine.npz", inputs=np.zeros((3, 4), dtype=np.float32), labels=np.array([0, 1, 1]))
+    for model, name in (("net.pt2", "net"), ("{name: mine, path: net.pt2}", "mine")):
+        Path("mine.yaml").write_text(SUITE.replace("{name: mine, weights: WEIGHTS, MODEL}", model))
+        _, (found,) = load_models(load("mine.yaml"))
+        x = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+        assert found.name == name and torch.allclose(found(x), module(x), atol=1e-6)
+    Path("mine.yaml").write_text(SUITE.replace("MODEL", "path: net.pt2"))
+    with pytest.raises(ConfigError, match="has a path, which is a whole model; leave factory and weights out"):
+        load_models(load("mine.yaml"))

@@ -164,25 +164,15 @@ def _sizes(
 ) -> tuple[tuple[int, ...], bool, int | None]:
     """Return the shape of one input, whether there is a batch axis before it, and for how many inputs the file is."""
     kind = entry.type.tensor_type
-    axes = [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]
+    given = None if given is None else (*given,)
+    axes = [axis.dim_value or None for axis in kind.shape.dim]
     if not kind.HasField("shape"):
         if given is None:
             raise ConfigError(f"{path} does not say the shape of its input; give the shape of one")
         axes = [None, *given]
-    given = None if given is None else (*given,)
-    if 0 in axes:
-        axes = [axis or None for axis in axes]
-    shape_of_output = [
-        [axis.dim_value for axis in part.type.tensor_type.shape.dim]
-        for part in model.graph.output
-        if part.name == wanted
-    ]
-    first = shape_of_output[0][:1] if shape_of_output else []
-    batch_axis = len(axes) > 1 and (axes[0] in (None, 1) or not first or first == [axes[0]])
-    if len(axes) == 1:
-        batch_axis = axes[0] is None
-    if given is not None and given == tuple(axes) and axes[0] != 1:
-        batch_axis = False
+    ends = [part.type.tensor_type.shape.dim for part in model.graph.output if part.name == wanted]
+    first = ends[0][0].dim_value if ends and len(ends[0]) else 0
+    batch_axis = len(axes) > 1 and (axes[0] in (None, 1) or first in (0, axes[0])) and given != tuple(axes)
     rest = axes[1:] if batch_axis else axes
     declared = axes[0] if batch_axis else None
     if None in rest:

@@ -98,8 +98,7 @@ class OnnxModule(nn.Module):
         """Compute the outputs, one flat row per input."""
         rows = x if len(x) else x.new_zeros(1, *x.shape[1:])  # graphs have no empty batches in mind
         if self.alone is None:
-            found = self._run(rows.reshape(len(rows), *self.input_shape))
-            found = found.flatten(1) if found.dim() > 1 else found.reshape(-1, 1)
+            found = self._run(rows.reshape(len(rows), *self.input_shape)).reshape(len(rows), -1)
         else:
             found = torch.cat([self._run(row.reshape(self.alone)).reshape(1, -1) for row in rows])
         return found if len(x) else found[:0]

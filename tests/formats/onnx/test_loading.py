@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from certbench.attacks.certified import certify
 from certbench.core.classifier import Classifier
-from certbench.errors import ConfigError, MissingBackendError
+from certbench.errors import ConfigError, MissingBackendError, UnsupportedError
 from certbench.formats.onnx import files
 from certbench.formats.onnx.loading import load
 from certbench.formats.onnx.operators import TABLE
 from certbench.formats.onnx.operators.base import Operator
+from certbench.networks.reading import read
 from tests.support.onnx_files import Node, numbers, write
 
 onnx = pytest.importorskip("onnx")
@@ -109,6 +111,30 @@ def test_inputs_that_are_run_one_by_one_show_their_large_numbers(tmp_path: Path)
     classifier = Classifier(module, (3,), 3)
     logits, scale = classifier.logits_and_scale(torch.ones(2, 3))
     assert module.alone is not None and logits.abs().max() == 1 and scale.tolist() == [1024, 1024]
+
+
+def test_what_jumps_is_run_and_bounded_by_none(tmp_path: Path) -> None:
+    nodes: list[Node] = [("Cast", "x", "i", {"to": 7}), ("Cast", "i", "y", {"to": 1})]
+    module = load(write(tmp_path / "net.onnx", nodes, ("n", 3)))
+    assert module(torch.tensor([[1.7, -1.7, 0.2]])).tolist() == [[1, -1, 0]]
+    with pytest.raises(UnsupportedError):
+        read(Classifier(module, (3,), 3))
+
+
+def test_a_graph_that_is_read_bounds_what_onnxruntime_computes(tmp_path: Path) -> None:
+    nodes: list[Node] = [
+        ("Conv", "x,k", "c", {"pads": [0, 0, 1, 1], "strides": [2, 2]}),
+        ("LeakyRelu", "c", "r", {"alpha": 0.1}),
+        ("MaxPool", "r", "p", {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
+        ("Reshape", "p,to", "f", {}),
+        LAST,
+    ]
+    constants = {"k": numbers(2, 1, 3, 3), "to": np.int64([1, -1]), "w": numbers(18, 3, seed=1)}
+    path = write(tmp_path / "net.onnx", nodes, (1, 1, 6, 6), constants)
+    classifier = Classifier(load(path), (1, 6, 6), 3)
+    x = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = certify("crown", classifier, x, "L2", attack=True)
+    assert (found.radius > 0).all()
 
 
 def test_an_operator_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,10 @@ def max_pool(
     stride, dilation = tuple(strides or (1,) * axes), tuple(dilations or (1,) * axes)
     before, after = padded_for(x.shape[2:], kernel_shape, stride, dilation, pads, auto_pad)
     if before != after or any(2 * n > k for n, k in zip(before, kernel_shape, strict=True)):
-        x, before = functional.pad(x, around(before, after), value=-math.inf), (0,) * axes
+        # The pixel at the edge is in every window that reaches beyond it, if there are no gaps: it changes no maximum.
+        gaps = max(dilation) > 1
+        wide, kind = around(before, after), "constant" if gaps else "replicate"
+        x, before = functional.pad(x, wide, mode=kind, value=-math.inf if gaps else None), (0,) * axes
     function: Any = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[axes - 1]
     return function(x, tuple(kernel_shape), stride, before, dilation, bool(ceil_mode))
 

@@ -32,7 +32,7 @@ def test_pooling(tmp_path: Path, attributes: Any) -> None:
 def test_pooling_of_everything(tmp_path: Path) -> None:
     single(tmp_path, "GlobalAveragePool", (2, 3, 4))
     single(tmp_path, "GlobalMaxPool", (2, 3, 4))
-    single(tmp_path, "MaxPool", (2, 9), kernel_shape=[3], dilations=[2])
+    single(tmp_path, "MaxPool", (2, 9), kernel_shape=[3], dilations=[2], pads=[0, 1])
 
 
 def test_normalisations(tmp_path: Path) -> None:
