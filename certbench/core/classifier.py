@@ -90,7 +90,7 @@ class Classifier:
         before it count for so much less. So the scale of the logits is no reason to certify nothing.
         """
         if any(
-            isinstance(part, torch.jit.ScriptModule | fx.GraphModule) or getattr(part, "one_by_one", False)
+            isinstance(part, torch.jit.ScriptModule | fx.GraphModule) or getattr(part, "conceals", False)
             for part in self.module.modules()
         ):
             return self._logits_and_largest(x)

@@ -10,8 +10,8 @@ from certbench.errors import ConfigError
 class OneByOne(nn.Module):
     """Runs the inputs of a batch one by one."""
 
-    one_by_one = True
-    """Hooks do not see the numbers of a whole batch."""
+    conceals = True
+    """Whether hooks do not see each input's own numbers."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -52,12 +52,15 @@ class Walk:
         opsets: version of each domain of operators.
         batch: number of inputs.
         declared: number of inputs for which the file is written; None: any.
+        calls: the steps.
+        conceals: whether a result has something else than the inputs of the batch as its first axis.
     """
 
     opsets: Mapping[str, int]
     batch: int
     declared: int | None
     calls: list[Call] = field(default_factory=list)
+    conceals: bool = False
     fake: Any = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
 
     def input(self, shape: Sequence[int], dtype: torch.dtype) -> Value:
@@ -150,6 +153,7 @@ class Walk:
         results = tuple(found) if isinstance(found, tuple | list) else (found,)
         if not moving:
             return results
+        self.conceals |= any(isinstance(part, Tensor) and [*part.shape[:1]] != [self.batch] for part in results)
         title = node.name or node.output[0]
         title = title if node.op_type.lower() in title.lower() else f"{node.op_type}_{title}"
         self.calls.append(Call(title, operator, tuple(operands), options))
@@ -214,7 +218,7 @@ def fused(walks: Sequence[Walk], outputs: Sequence[Value], input_shape: tuple[in
         steps[name] = Step(first.operator.function, operands, first.options, held)
         sources.append((*moved,))
     output = (outputs[0].step, outputs[0].result)
-    return OnnxModule(steps, sources, output, input_shape, alone)
+    return OnnxModule(steps, sources, output, input_shape, alone, any(walk.conceals for walk in walks))
 
 
 def _joined(

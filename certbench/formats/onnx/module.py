@@ -64,6 +64,7 @@ class OnnxModule(nn.Module):
     Attributes:
         input_shape: shape of one input, as the file has it.
         alone: shape in which each input is run alone; None: batches are run at once.
+        conceals: whether hooks do not see each input's own numbers.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class OnnxModule(nn.Module):
         output: tuple[int, int],
         input_shape: tuple[int, ...],
         alone: tuple[int, ...] | None = None,
+        conceals: bool = False,
     ) -> None:
         """Store the steps.
 
@@ -83,16 +85,12 @@ class OnnxModule(nn.Module):
             input_shape: shape of one input.
             alone: shape in which each input is run alone, if the file says something else about batches than to do the
                 same to each input; None: a batch is run at once.
+            conceals: whether a result has something else than the inputs of a batch as its first axis.
         """
         super().__init__()
         self.steps = nn.ModuleDict(steps)
         self.sources, self.output = [*sources], output
-        self.input_shape, self.alone = input_shape, alone
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether inputs are run one by one, so that hooks do not see the numbers of a whole batch."""
-        return self.alone is not None
+        self.input_shape, self.alone, self.conceals = input_shape, alone, conceals or alone is not None
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n outputs"]:
         """Compute the outputs, one flat row per input."""
