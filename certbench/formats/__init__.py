@@ -70,6 +70,11 @@ def suffix_of(path: Path) -> str:
     return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
+def stem_of(path: Path) -> str:
+    """Return the name of a file without the suffix that `suffix_of` returns."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
 def is_whole(path: str | Path) -> bool:
     """Say whether a file's name is that of a format of whole models."""
     return suffix_of(Path(path)) in WHOLE

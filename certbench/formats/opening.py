@@ -10,7 +10,7 @@ from torch import nn
 from certbench.core import heads
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError
-from certbench.formats import WHOLE, suffix_of
+from certbench.formats import WHOLE, stem_of, suffix_of
 
 
 def open_model(
@@ -47,7 +47,7 @@ def open_model(
     shape: tuple[int, ...]
     found: Any = getattr(importlib.import_module(where), function)(path, input_shape, output, trust)
     module, shape, output = found
-    name = name or path.name.removesuffix(".gz").removesuffix(suffix.removesuffix(".gz"))
+    name = name or stem_of(path)
     if num_classes is None:
         num_classes = heads.logits(module, shape, output, name)
     return Classifier(module, shape, num_classes, name, output=output, threshold=threshold)

@@ -17,7 +17,7 @@ from certbench.errors import ConfigError
 from certbench.files.numbers import Number, Whole, number
 from certbench.files.reading import read_text
 from certbench.files.yaml_lines import Lines, at, read
-from certbench.formats import is_whole
+from certbench.formats import is_whole, stem_of
 from certbench.models.cards import cards
 from certbench.runs.shipped import suites
 
@@ -33,7 +33,7 @@ def _as_model(value: object) -> object:
     if isinstance(value, str):
         value = {"path": value} if is_whole(value) else {"name": value}
     if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
-        value = {"name": Path(value["path"]).name.partition(".")[0], **value}
+        value = {"name": stem_of(Path(value["path"])), **value}
     return value
 
 

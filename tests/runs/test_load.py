@@ -120,7 +120,8 @@ def test_a_file_of_a_whole_model_is_a_model_of_a_suite(nets: Nets, tmp_path: Pat
         torch.export.export(module, (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("n")},)), "net.pt2"
     )
     np.savez("mine.npz", inputs=np.zeros((3, 4), dtype=np.float32), labels=np.array([0, 1, 1]))
-    for model, name in (("net.pt2", "net"), ("{name: mine, path: net.pt2}", "mine")):
+    Path("net_0.1.pt2").write_bytes(Path("net.pt2").read_bytes())
+    for model, name in (("net_0.1.pt2", "net_0.1"), ("{name: mine, path: net.pt2}", "mine")):
         Path("mine.yaml").write_text(SUITE.replace("{name: mine, weights: WEIGHTS, MODEL}", model))
         _, (found,) = load_models(load("mine.yaml"))
         x = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
