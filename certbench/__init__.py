@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from certbench.comparison.compare import compare
     from certbench.comparison.update import update_baseline
     from certbench.core.certificate import Certificate
+    from certbench.core.certification import prepare
     from certbench.core.certifier import Certifier, MarginCertifier
     from certbench.core.classifier import Classifier, Regressor
     from certbench.core.margins import Bounds, MarginState
@@ -65,6 +66,7 @@ _LAZY = {  # names that are imported when they are first used: most need torch, 
     "output_bounds": "certbench.core.outputs",
     "output_radius": "certbench.core.outputs",
     "recertify": "certbench.verifiers.smoothing.recertification",
+    "prepare": "certbench.core.certification",
     "build": "certbench.core.options",
     "describe": "certbench.core.options",
     "Bisection": "certbench.core.search",
@@ -138,6 +140,7 @@ __all__ = [
     "output_bounds",
     "output_radius",
     "patches",
+    "prepare",
     "read_baseline",
     "recertify",
     "recertify_file",

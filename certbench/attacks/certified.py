@@ -50,7 +50,7 @@ def certify(
         attack: whether every certificate is held against the attacks that runs make; for base classifiers alone.
             Use it for a certifier of your own. Counterexamples outside the radii lower `upper`. That none was found
             inside proves nothing.
-        state: the result of `certifier.prepare(classifier, threat)`, to compute it only once.
+        state: the result of `prepare(certifier, classifier, threat)`, to compute it only once.
         batch_size: number of inputs given to the certifier at once. Radii do not depend on it, beyond float64 rounding.
         seed: base of every random draw. The draws for an input depend on it and on the input alone.
         throw: whether to raise errors; else failed inputs become rows with radius 0, their outcome and the reason.

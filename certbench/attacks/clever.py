@@ -102,7 +102,8 @@ def _sample(
         signs = 2.0 * torch.randint(0, 2, (samples, d), generator=generator) - 1
         change = signs * waits[:, :d] / waits.sum(dim=1, keepdim=True)
     points = x + radius * change.view(samples, *x.shape).to(x.device)
-    return points if threat.domain is None else points.clamp(*threat.domain)
+    found: Tensor = threat.clamp(points)
+    return found
 
 
 def _norms(

@@ -150,13 +150,12 @@ class Closest:
         Returns:
             Whether a closer one was found.
         """
-        if self.threat.domain is not None:
-            points = points.clamp(*self.threat.domain)
+        points = self.threat.clamp(points)
         points = points[points.isfinite().all(dim=1)]
         points = points[self.wrong(points)] if len(points) else points
         if len(points) == 0:
             return False
-        points = walk_back(self.wrong, self.x, points, rounds=rounds, domain=self.threat.domain)
+        points = walk_back(self.wrong, self.x, points, rounds=rounds, keep=self.threat.clamp)
         length = distance(self.threat, self.x, points)
         best = int(length.argmin())
         if not float(length[best]) < self.distance:

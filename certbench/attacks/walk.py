@@ -32,7 +32,7 @@ def walk_back(
     points: Float[Tensor, "n ..."],
     *,
     rounds: int = 24,
-    domain: tuple[float, float] | None = None,
+    keep: Callable[[Tensor], Tensor] = lambda points: points,
 ) -> Float[Tensor, "n ..."]:
     """Bisect the segment from a counterexample to its input; other points stay unchanged.
 
@@ -41,14 +41,13 @@ def walk_back(
         x: the inputs, or the one input of all points.
         points: points at which the walks begin.
         rounds: number of rounds of the bisection.
-        domain: the box that rounding must not leave.
+        keep: function that moves points back into the domain, which rounding must not leave.
     """
     view = shape(points)
     near, far = points.new_zeros(len(points)), points.new_ones(len(points))
 
     def at(share: Tensor) -> Tensor:
-        moved = x + share.view(view) * (points - x)
-        return moved if domain is None else moved.clamp(*domain)
+        return keep(x + share.view(view) * (points - x))
 
     for _ in range(rounds):
         middle = (near + far) / 2

@@ -32,6 +32,7 @@ from certbench.core import options
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.evidence import LayersEvidence
+from certbench.core.threat import holds
 from certbench.errors import CertbenchError
 from certbench.results.rows import Row
 
@@ -162,10 +163,7 @@ def _text(spec: Mapping[str, Any]) -> str:
 
 def _refutes(other: Row, row: Row) -> bool:
     """Say whether a counterexample of one row counts for the other: it is in its domain, and no farther in its norm."""
-    inside = row.domain is None or (
-        other.domain is not None and row.domain[0] <= other.domain[0] and other.domain[1] <= row.domain[1]
-    )
-    return inside and (other.norm == row.norm or 0 < other.norm < row.norm)
+    return holds(row.domain, other.domain) and (other.norm == row.norm or 0 < other.norm < row.norm)
 
 
 def _same_ball(a: Row, b: Row) -> bool:

@@ -71,13 +71,14 @@ def perturb(
             pace = (2 * reach / steps).view(view)
             change = project(change - pace * _unit(gradient, threat.p), threat, reach)
             if threat.domain is not None:
-                change = (images + change).clamp(*threat.domain) - images
+                change = threat.clamp(images + change) - images
     change = best.detach().cpu().double()
     length = torch.linalg.vector_norm(change.flatten(1), ord=threat.p, dim=1)
     inside = (eps.double() * (1 - 1e-9) / length.clamp(min=1e-300)).clamp(max=1)  # even after rounding
     change = change * inside.view(view)
     found = smoothed.moved(x.cpu().double(), change)
-    return found if threat.domain is None else found.clamp(*threat.domain)
+    inside_domain: Tensor = threat.clamp(found)
+    return inside_domain
 
 
 def _unit(gradient: Float[Tensor, "n ..."], p: float) -> Float[Tensor, "n ..."]:

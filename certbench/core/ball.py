@@ -19,7 +19,8 @@ def box(
     """Return the smallest box around the perturbation set; for Linf it is the set itself."""
     low, high = x - eps[:, None], x + eps[:, None]
     if threat.domain is not None:
-        low, high = low.clamp(min=threat.domain[0]), high.clamp(max=threat.domain[1])
+        least, most = threat.ends(x)
+        low, high = low.clamp(min=least), high.clamp(max=most)
     return low, high
 
 
@@ -27,13 +28,17 @@ def farthest(threat: ThreatModel, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"
     """Return the distance of the domain's farthest point from each input; infinity without a domain.
 
     It is a number of its input alone, whatever the batch, and correct to the last digit or two. In L0 it is the number
-    of coordinates.
+    of coordinates. With scales, it is in units of the scale; coordinates that do not move do not count.
     """
     if threat.domain is None:
         return torch.full_like(x[:, 0], torch.inf)
+    scale = None if threat.scale is None else x.new_tensor(threat.scale)
     if threat.p == 0:
-        return torch.full_like(x[:, 0], x.shape[1])
-    way = torch.maximum(x - threat.domain[0], threat.domain[1] - x).clamp(min=0)
+        return torch.full_like(x[:, 0], x.shape[1] if scale is None else int((scale > 0).sum()))
+    low, high = threat.ends(x)
+    way = torch.maximum(x - low, high - x).clamp(min=0)
+    if scale is not None:
+        way = way[:, scale > 0] / scale[scale > 0]
     if threat.p == math.inf:
         return way.amax(dim=1)
     length = math.fsum if threat.p == 1 else lambda row: math.hypot(*row)  # torch's sums depend on the batch
@@ -154,7 +159,7 @@ def crossing(
     free = torch.where(a.isfinite().all(dim=-1) & centre.isfinite(), free, 0.0)  # NaN never certifies
     if threat.domain is None:
         return free
-    low, high = threat.domain
+    low, high = threat.ends(x)
     down, up = (x - low).clamp(min=0)[:, None], (high - x).clamp(min=0)[:, None]
     room, slope = torch.where(a < 0, up, down), a.abs()  # the direction in which the function falls
     if threat.p == 2.0:
@@ -193,7 +198,7 @@ def _grow(
     n, k, d = a.shape
     flat, points = a.reshape(n * k, 1, d), x[:, None].expand(n, k, d).reshape(n * k, d)
     best, margin = radius.reshape(-1), centre.reshape(-1)
-    widest = math.sqrt(d) * (threat.domain[1] - threat.domain[0]) if threat.domain else math.inf
+    widest = _widest(threat, x)
     tried = best.clamp(max=widest, min=1e-300)
     for _ in range(10):
         down, up = rooms(threat, points, tried)
@@ -202,6 +207,14 @@ def _grow(
         tried = (tried * (margin / gain.clamp(min=1e-300)) * (1 - 1e-12)).clamp(max=widest, min=1e-300)
     best = torch.where(best >= widest, torch.inf, best)
     return torch.where(radius > 0, best.view(n, k), radius)
+
+
+def _widest(threat: ThreatModel, x: Float[Tensor, "n d"]) -> float:
+    """Return the L2 distance of two opposite corners of the domain, or a little more."""
+    low, high = threat.ends(x)
+    if isinstance(low, Tensor):
+        return float((high - low).norm()) * (1 + 1e-9)
+    return math.sqrt(x.shape[1]) * float(high - low)
 
 
 @torch.no_grad()

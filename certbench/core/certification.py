@@ -19,6 +19,7 @@ from certbench.core.evidence import BracketEvidence, DomainEvidence, HeadEvidenc
 from certbench.core.inputs import Inputs, check_inputs, input_seed
 from certbench.core.memory import out_of_memory
 from certbench.core.options import Spec, build
+from certbench.core.reduction import ReducedState
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertbenchError, CertificationError, ConfigError, CrashError, UnsupportedError
 
@@ -41,7 +42,7 @@ def certify(
         classifier: the classifier that is certified (or, for smoothing, smoothed and then certified).
         x: `(n, *input_shape)`, a tensor or a NumPy array, inside the threat model's domain if it has one.
         threat: the norm, and the domain if there is one; `"L2"`, `"inf"` or `2` name a norm without a domain.
-        state: the result of `certifier.prepare(classifier, threat)`, to compute it only once.
+        state: the result of `prepare(certifier, classifier, threat)`, to compute it only once.
         batch_size: number of inputs given to the certifier at once. Radii do not depend on it, beyond float64 rounding.
         seed: base of every random draw. The draws for an input depend on it and on the input alone.
         throw: whether to raise errors; else failed inputs become rows with radius 0, their outcome and the reason.
@@ -64,16 +65,15 @@ def certify(
     if isinstance(classifier, Regressor):
         raise ConfigError(f"{classifier.name} has no classes; ask for output_bounds or output_radius")
     refuse(certifier, classifier, threat)
-    if getattr(state, "threat", threat) != threat:
-        raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
+    if state is not None:
+        check_state(state, certifier, threat)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number, at least 1, not {batch_size!r}")
     if len(x) == 0:
         return Certificate.nothing(0, Outcome.COMPLETED, "")
     if state is None:
         try:
-            with blamed(certifier):
-                state = certifier.prepare(classifier, threat)
+            state = _prepare(certifier, classifier, threat)
         except CertificationError as error:
             if throw:
                 raise
@@ -81,6 +81,49 @@ def certify(
     x = x.to(classifier.device, torch.float64)
     parts = [_batch(certifier, state, part, classifier, threat, seed, throw) for part in torch.split(x, batch_size)]
     return Certificate.concatenate(parts)
+
+
+def prepare(certifier: Certifier[Any] | Spec, classifier: Classifier, threat: ThreatModel | str | float) -> Any:
+    """Do the work that a certifier does once per classifier and threat model; the result is the `state` of `certify`.
+
+    Where some coordinates do not move (`ThreatModel.scale`), this work depends on the input, and is done with each.
+
+    Args:
+        certifier: a certifier, its name, or a mapping with its name and options.
+        classifier: the classifier.
+        threat: the threat model, or a norm.
+
+    Raises:
+        UnsupportedError: there is no certificate for this pair; the message says why.
+        MissingBackendError: an optional package is needed.
+        CertificationError: the computation failed.
+    """
+    built = certifier if isinstance(certifier, Certifier) else build(certifier)
+    none = torch.zeros(0, *classifier.input_shape, dtype=torch.float64)
+    _, threat = check_inputs(classifier, none, threat)
+    refuse(built, classifier, threat)
+    return _prepare(built, classifier, threat)
+
+
+def _prepare(certifier: Certifier[Any], classifier: Classifier, threat: ThreatModel) -> Any:
+    with blamed(certifier):
+        if threat.scale is not None:
+            return ReducedState.prepare(certifier, classifier, threat)
+        return certifier.prepare(classifier, threat)
+
+
+def check_state(state: Any, certifier: Certifier[Any], threat: ThreatModel) -> None:
+    """Refuse a state that was prepared for another threat model, or without its scales.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if getattr(state, "threat", threat) != threat:
+        raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
+    if (threat.scale is not None) != isinstance(state, ReducedState):
+        raise ConfigError("the state knows no scales; prepare it with certbench.prepare(certifier, classifier, threat)")
+    if isinstance(state, ReducedState) and state.certifier != certifier:
+        raise ConfigError(f"the state was prepared by {state.certifier}, not by {certifier}; prepare it anew")
 
 
 def _batch(
@@ -96,7 +139,9 @@ def _batch(
     start = time.perf_counter()
     try:
         with blamed(certifier):
-            certificate = certifier.certify(state, x, [input_seed(seed, row) for row in x])
+            seeds = [input_seed(seed, row) for row in x]
+            scaled = isinstance(state, ReducedState)
+            certificate = state.certify(x, seeds) if scaled else certifier.certify(state, x, seeds)
             _same_length(certificate, x)
     except (CertificationError, MemoryError, RuntimeError) as error:
         if out_of_memory(error):
@@ -127,8 +172,11 @@ def refuse(certifier: Certifier[Any], classifier: Classifier, threat: ThreatMode
     Raises:
         UnsupportedError: there is none; the message says why.
     """
+    plain = replace(threat, scale=None)
     with blamed(certifier):
-        reason = certifier.unsupported(classifier, threat)
+        reason = certifier.unsupported(classifier, plain)
+    if reason is None and certifier.rounding_safe and threat.scale is not None and not threat.mask:
+        reason = "rounding_safe is about the float program, which takes no scales; leave it out, or write a mask"
     if reason is None and certifier.rounding_safe and classifier.dropped:
         reason = f"rounding_safe is about the float program, of which the last {classifier.dropped} was left out"
     if reason is not None:

@@ -1,6 +1,7 @@
 """Inputs: checked once, each with a seed of its own."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,12 +76,37 @@ def check_inputs(classifier: Classifier, x: Any, threat: Any) -> tuple[Tensor, T
         )
     if not bool(x.isfinite().all()):
         raise ConfigError("inputs hold NaN or infinity")
-    if threat.domain is not None and len(x) and (x.min() < threat.domain[0] or x.max() > threat.domain[1]):
-        raise ConfigError(
-            f"inputs lie between {float(x.min()):g} and {float(x.max()):g}, outside the domain {threat.domain}; "
-            "rescale them, or leave the domain out"
-        )
+    size = math.prod(classifier.input_shape)
+    if threat.coordinates not in (None, size):
+        raise ConfigError(f"{classifier.name} takes {size} numbers, but scale or domain are for {threat.coordinates}")
+    if threat.domain is not None and len(x):
+        check_domain(x, threat)
     return x, threat
+
+
+def check_domain(x: Tensor, threat: ThreatModel) -> None:
+    """Refuse inputs outside the domain.
+
+    Raises:
+        ConfigError: an input lies outside.
+    """
+    low, high = threat.ends(x if x.is_floating_point() else x.double())
+    if not isinstance(low, Tensor):
+        if x.min() < low or x.max() > high:
+            raise ConfigError(
+                f"inputs lie between {float(x.min()):g} and {float(x.max()):g}, outside the domain {threat.domain}; "
+                "rescale them, or leave the domain out"
+            )
+        return
+    low, high = (torch.tensor(ends, dtype=torch.float64, device=x.device) for ends in threat.domain or ())
+    outside = ((x.flatten(1).double() < low) | (x.flatten(1).double() > high)).any(dim=0).nonzero().flatten().tolist()
+    if outside:
+        i = outside[0]
+        values = x.flatten(1)[:, i]
+        raise ConfigError(
+            f"coordinate {i} of the inputs lies between {float(values.min()):g} and {float(values.max()):g}, outside "
+            f"its domain [{float(low[i]):g}, {float(high[i]):g}]; rescale them, or widen the domain"
+        )
 
 
 def cure_of_labels(labels: NDArray[Any], n: int) -> str:

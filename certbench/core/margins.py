@@ -10,6 +10,7 @@ from certbench.core import ball
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import ReasonEvidence
 from certbench.core.threat import ThreatModel
+from certbench.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +19,15 @@ class MarginState:
 
     classifier: Classifier
     threat: ThreatModel
+
+    def __post_init__(self) -> None:
+        """Refuse scales, which the front door takes out.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        if self.threat.scale is not None:
+            raise ConfigError("a certifier knows no scales; write certbench.prepare(certifier, ...)", ("scale",))
 
     @property
     def head(self) -> str | None:

@@ -1,5 +1,7 @@
 """Answers other than a radius: margins and outputs over a given ball, and the largest ball for given outputs."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
-from certbench.core.certification import blamed, refuse
+from certbench.core.certification import blamed, check_state, prepare, refuse
 from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier, Regressor
 from certbench.core.inputs import Inputs, as_tensor, check_inputs
 from certbench.core.margins import LIMIT, SLACK, MarginState
 from certbench.core.options import Spec, build
+from certbench.core.reduction import ReducedState, pieces
 from certbench.core.search import Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
@@ -41,7 +44,7 @@ def margins(
         x: `(n, *input_shape)`, a tensor or a NumPy array, inside the domain.
         threat: the norm, and the domain where one is meant; see `certify`.
         eps: radius of the ball, one for all or one per input.
-        state: result of `certifier.prepare(classifier, threat)`, to pay for it once.
+        state: result of `prepare(certifier, classifier, threat)`, to pay for it once.
         batch_size: number of inputs at once.
 
     Raises:
@@ -50,15 +53,15 @@ def margins(
         CertificationError: the computation failed.
     """
     certifier, state, threat, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
-    parts = [torch.zeros(0, classifier.num_classes, dtype=torch.float64)]
-    for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
-        logits, scale = state.classifier.logits_and_scale(inputs)
-        label = logits.argmax(dim=1)
+    found = torch.full((len(x), classifier.num_classes), torch.inf, dtype=torch.float64)
+    for part in _parts(certifier, state, classifier, threat, x, radius, batch_size):
+        logits, scale = part.state.classifier.logits_and_scale(part.x)
+        label = logits.argmax(dim=1) if threat.scale is None else classifier.double()(x[part.rows]).argmax(dim=1)
         with blamed(certifier):
-            lower = certifier.margins(state, inputs, label, r).lower - SLACK * scale[:, None]
+            lower = certifier.margins(part.state, part.x, label, part.radius).lower - SLACK * scale[:, None]
         own = torch.nn.functional.one_hot(label, classifier.num_classes).bool()
-        parts.append(torch.full_like(logits, torch.inf).masked_scatter(~own, _known(lower)).cpu())
-    return torch.cat(parts)
+        found[part.rows] = torch.full_like(logits, torch.inf).masked_scatter(~own, _known(lower)).cpu()
+    return found
 
 
 def output_bounds(
@@ -79,14 +82,13 @@ def output_bounds(
     classifier = _regressor(classifier)
     certifier, state, threat, x, radius = _prepared(certifier, classifier, x, threat, eps, state)
     outputs = classifier.num_classes
-    lows, highs = [torch.zeros(0, outputs, dtype=torch.float64)], [torch.zeros(0, outputs, dtype=torch.float64)]
-    for inputs, r in zip(torch.split(x, batch_size), torch.split(radius, batch_size), strict=True):
-        _, scale = state.classifier.logits_and_scale(inputs)
+    found = torch.zeros(len(x), 2 * outputs, dtype=torch.float64)
+    for part in _parts(certifier, state, classifier, threat, x, radius, batch_size):
+        _, scale = part.state.classifier.logits_and_scale(part.x)
         with blamed(certifier):
-            lower = _known(certifier.lower(state, inputs, _both(inputs, outputs), r).lower - SLACK * scale[:, None])
-        lows.append(lower[:, :outputs].cpu())
-        highs.append(-lower[:, outputs:].cpu())
-    return torch.cat(lows), torch.cat(highs)
+            lower = certifier.lower(part.state, part.x, _both(part.x, outputs), part.radius).lower
+        found[part.rows] = _known(lower - SLACK * scale[:, None]).cpu()
+    return found[:, :outputs], -found[:, outputs:]
 
 
 def output_radius(
@@ -108,21 +110,23 @@ def output_radius(
     arguments and errors as for `margins`.
     """
     classifier = _regressor(classifier)
-    certifier, state, threat, x, _ = _prepared(certifier, classifier, x, threat, 1.0, state)
+    certifier, state, threat, x, radius = _prepared(certifier, classifier, x, threat, 1.0, state)
     low, high = (as_tensor(ends, "bounds of outputs").to(x) for ends in (low, high))
     outputs = classifier.num_classes
     if low.shape != (len(x), outputs) or high.shape != (len(x), outputs) or bool((low.isnan() | high.isnan()).any()):
         raise ConfigError(f"low and high must be of shape {(len(x), outputs)}, without NaN")
     far = torch.finfo(torch.float64).max / 4
     floor = torch.cat([low, -high], dim=1).to(x).clamp(min=-far, max=far)
-    parts = [torch.zeros(0, dtype=torch.float64)]
-    for inputs, floors in zip(torch.split(x, batch_size), torch.split(floor, batch_size), strict=True):
-        _, scale = state.classifier.logits_and_scale(inputs)
-        rows, unknown = _both(inputs, outputs), torch.full_like(scale, torch.nan)
+    largest = torch.zeros(len(x), dtype=torch.float64)
+    for part in _parts(certifier, state, classifier, threat, x, radius, batch_size):
+        _, scale = part.state.classifier.logits_and_scale(part.x)
+        rows, unknown = _both(part.x, outputs), torch.full_like(scale, torch.nan)
+        start = Start(unknown, unknown)
         with blamed(certifier):
-            found = certifier.reach(state, inputs, rows, floors, SLACK * scale, Start(unknown, unknown))
-        parts.append(torch.minimum(found.certified, ball.farthest(threat, inputs.flatten(1))).cpu())
-    return torch.cat(parts)
+            found = certifier.reach(part.state, part.x, rows, floor[part.rows], SLACK * scale, start)
+        proved = (found.certified - part.rounding).clamp(min=0) * (1 - part.off)
+        largest[part.rows] = torch.minimum(proved, ball.farthest(threat, x[part.rows].flatten(1))).cpu()
+    return largest
 
 
 def _prepared(
@@ -132,7 +136,7 @@ def _prepared(
     threat: ThreatModel | str | float,
     eps: float | Inputs,
     state: Any,
-) -> tuple[MarginCertifier[Any], MarginState, ThreatModel, Tensor, Tensor]:
+) -> tuple[MarginCertifier[Any], Any, ThreatModel, Tensor, Tensor]:
     built = certifier if isinstance(certifier, MarginCertifier) else build(certifier)
     if not isinstance(built, MarginCertifier):
         raise ConfigError(f"{type(built).__name__} does not bound margins over a given ball; choose crown, say")
@@ -142,15 +146,60 @@ def _prepared(
     if radius.shape != (len(x),) or not bool(((radius > 0) & (radius <= LIMIT)).all()):
         raise ConfigError(f"eps must be positive and at most {LIMIT:g}, one number or {len(x)} of them")
     refuse(built, classifier, threat)
-    if getattr(state, "threat", threat) != threat:
-        raise ConfigError(f"the state was prepared for {state.threat}, not for {threat}; prepare it anew")
+    if state is not None:
+        check_state(state, built, threat)
     if state is not None and isinstance(classifier, Regressor) and len(x):
         ours, theirs = (one(x[:1]).double() for one in (classifier.double(), state.classifier))
-        if not torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9):
+        other = isinstance(state, ReducedState) and not isinstance(state.classifier, Regressor)
+        if other or not torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9):
             raise ConfigError("the state was prepared for logits, without the module's last function; leave state out")
     with blamed(built):
-        state = built.prepare(classifier, threat) if state is None else state
+        state = prepare(built, classifier, threat) if state is None else state
     return built, state, threat, x.to(classifier.device, torch.float64), radius
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A batch of inputs of one problem without scales.
+
+    Attributes:
+        rows: places of the inputs.
+        state: the certifier's state.
+        x: the inputs.
+        radius: radii of the balls that hold those that were asked for.
+        rounding: distance that the inputs may be off.
+    """
+
+    rows: list[int]
+    state: MarginState
+    x: Float[Tensor, "m ..."]
+    radius: Float[Tensor, " m"]
+    rounding: Float[Tensor, " m"]
+
+    @property
+    def off(self) -> float:
+        """Share by which a difference of a radius and a rounding may be off; 0 if nothing is subtracted."""
+        return 2.0**-52 if bool(self.rounding.any()) else 0.0
+
+
+def _parts(
+    certifier: MarginCertifier[Any],
+    state: Any,
+    classifier: Classifier,
+    threat: ThreatModel,
+    x: Float[Tensor, "n ..."],
+    radius: Float[Tensor, " n"],
+    batch_size: int,
+) -> Iterator[_Part]:
+    """Split inputs into batches, with scales taken out."""
+    for piece in pieces(classifier, x, threat):
+        with blamed(certifier):
+            own = state.of(piece) if isinstance(state, ReducedState) else state
+        for at in range(0, len(piece.rows), batch_size):
+            some = slice(at, at + batch_size)
+            rows, lost = piece.rows[some], piece.rounding[some]
+            wide = torch.where(lost > 0, (radius[rows] + lost) * (1 + 2.0**-52), radius[rows])
+            yield _Part(rows, own, piece.z[some], wide, lost)
 
 
 def _regressor(classifier: Classifier) -> Regressor:

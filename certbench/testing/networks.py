@@ -131,19 +131,20 @@ def raised_distance(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat:
 def nearest(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: ThreatModel) -> Float[Tensor, " n"]:
     """Return the distance of the closest counterexample of a linear classifier inside the domain; inf if there is none.
 
-    Let a be the difference of the weights. The closest point at which class j is equal to the own class moves along
+    Let a be the difference of the weights, times the scales. The closest point at which class j is equal to the own class moves along
     -sign(a_i) (Linf) or -a_i (L2), until a coordinate reaches the border of the domain. In L1 it moves the coordinates
     with the largest |a_i| to the border, one after the other. Its distance is found by halving.
 
     Args:
         classifier: `network("linear")`, or one with the same layers.
         x: inputs, inside the domain.
-        threat: norm and domain.
+        threat: norm, domain and scales.
     """
     gap, slopes = _linear(classifier, x)
-    low, high = threat.domain or (-FAR, FAR)
+    low, high = (-FAR, FAR) if threat.domain is None else threat.ends(x.flatten(1))
     room = torch.where(slopes > 0, x.flatten(1)[:, None] - low, high - x.flatten(1)[:, None])
-    size = slopes.abs()
+    scale = x.new_ones(room.shape[-1]) if threat.scale is None else x.new_tensor(threat.scale)
+    size, room = slopes.abs() * scale, torch.where(scale > 0, (room / scale).clamp(max=FAR), 0.0)
     if threat.p == 1.0:
         order = size.argsort(dim=-1, descending=True)
         size, room = size.gather(-1, order), room.gather(-1, order)
@@ -198,7 +199,8 @@ def sample_ball(
     step = step * sparse if threat.p != math.inf else step.sign()
     step = step / torch.linalg.vector_norm(step, ord=threat.p, dim=-1, keepdim=True).clamp(min=1e-12)
     points: Tensor = x[:, None] + (step * (1 - 1e-9) * radius[:, None, None]).view(len(x), n, *x.shape[1:])
-    return points if threat.domain is None else points.clamp(*threat.domain)
+    found: Tensor = threat.clamp(points)
+    return found
 
 
 def half_space() -> Classifier:

@@ -41,7 +41,9 @@ def test_a_domain_is_any_pair_of_numbers(pair: Any) -> None:
     assert hash(L2.within(pair)) == hash(L2.within(0, 1))
 
 
-@pytest.mark.parametrize("pair", [[0], (0, 1, 2), 5, "01", ("0", "1"), ([0, 0], [1, 1]), (0, math.nan), (1, 0), (0, 0)])
+@pytest.mark.parametrize(
+    "pair", [[0], (0, 1, 2), 5, "01", ("0", "1"), ([0, 0], [1, 1, 1]), (0, math.nan), (1, 0), (0, 0)]
+)
 def test_what_is_no_domain_is_refused_with_what_to_write(pair: Any) -> None:
     with pytest.raises(ConfigError, match="write") as caught:
         L2.within(pair)

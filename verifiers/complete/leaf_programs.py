@@ -130,8 +130,9 @@ class Programs:
         most = np.full_like(cost, np.inf)
         most[: 2 * d + 1] = eps
         if self.threat.domain is not None:
-            most[:d] = np.clip(self.threat.domain[1] - self.x[0].cpu().numpy(), 0, eps)
-            most[d : 2 * d] = np.clip(self.x[0].cpu().numpy() - self.threat.domain[0], 0, eps)
+            low, high = self.threat.ends(self.x)
+            most[:d] = (high - self.x[0]).clamp(0, eps).cpu().numpy()
+            most[d : 2 * d] = (self.x[0] - low).clamp(0, eps).cpu().numpy()
         least[z:h] = -np.inf
         least[h + on], most[h + off] = -np.inf, 0.0  # h = z where active, and its sign is elastic
         if closest is None:
@@ -203,8 +204,9 @@ class Programs:
         if self.threat.domain is not None:
             eye = torch.eye(self.network.inputs, dtype=g.dtype, device=g.device)
             g = torch.cat([g, eye, -eye])
-            low, high = self.threat.domain
+            low, high = self.threat.ends(self.x)
             h = torch.cat([h, low - self.x[0], self.x[0] - high])
+            g, h = g[h.isfinite()], h[h.isfinite()]  # not where the domain has no end
         g = g * eps  # in units of the ball
         size = torch.linalg.vector_norm(torch.cat([g, h[:, None]], dim=1), dim=1).clamp(min=1e-300)
         matrix = (torch.cat([g, h[:, None]], dim=1) / size[:, None]).T.cpu().numpy()

@@ -139,7 +139,7 @@ class Bracket:
         """Return the radius of the ball that holds the whole domain."""
         if self.threat.domain is None:
             return math.inf
-        low, high = self.threat.domain
+        low, high = self.threat.ends(self.flat)
         room = torch.maximum(self.flat - low, high - self.flat).clamp(min=0)
         return (room.max() if self.threat.p == math.inf else room.sum()).item() * (1 + 1e-9)
 
@@ -293,8 +293,7 @@ class Bracket:
             jump = steepest_step(slope, torch.ones_like(points[:, 0]), self.threat, points)
             way = torch.cat([jump[: len(sizes)], straight[len(sizes) :]])
             points = points + way * sizes.repeat(2)[:, None] / (1 + step / 4)
-            if self.threat.domain is not None:
-                points = points.clamp(*self.threat.domain)
+            points = self.threat.clamp(points)
             beyond = self.network.preactivations(points)[-1] @ self.rows[0, row] < 0
             length = torch.linalg.vector_norm(points - self.flat, ord=self.threat.p, dim=1)
             shortest, at = torch.where(beyond, length, torch.inf).min(dim=0)
@@ -310,10 +309,9 @@ class Bracket:
             negative: Tensor = self.state.classifier(points.view_as(self.x)) @ self.rows[0, row] < 0
             return negative
 
-        if self.threat.domain is not None:
-            point = point.clamp(*self.threat.domain)
+        point = self.threat.clamp(point)
         if bool(wrong(point)):
-            nearest = walk_back(wrong, self.flat, point, rounds=BACK, domain=self.threat.domain)
+            nearest = walk_back(wrong, self.flat, point, rounds=BACK, keep=self.threat.clamp)
             self.found[row] = min(self.found[row], distance(self.threat, self.flat, nearest).item())
 
     def margin(self, row: int | slice) -> Objective:

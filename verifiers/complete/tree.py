@@ -61,7 +61,8 @@ def widest(threat: ThreatModel, x: Tensor) -> float:
     """Return the distance of the farthest point of the domain; without a domain, the largest radius that is tried."""
     if threat.domain is None:
         return LIMIT * float(ball.size(x.flatten(1)))
-    way = torch.maximum(x - threat.domain[0], threat.domain[1] - x).flatten()
+    low, high = threat.ends(x)
+    way = torch.maximum(x - low, high - x).flatten()
     return float(torch.linalg.vector_norm(way, ord=threat.p)) * (1 + 1e-12)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from certbench.core.classifier import Classifier
+from certbench.core.threat import Domain
 from certbench.errors import NumericalError, UnsupportedError
 from certbench.networks.curves import Softplus
 from certbench.networks.graph import (
@@ -64,7 +65,7 @@ JUMP = 20.0
 
 @torch.no_grad()
 def constants_of(
-    classifier: Classifier, p: float, rule: str = "best", domain: tuple[float, float] | None = None
+    classifier: Classifier, p: float, rule: str = "best", domain: Domain | None = None
 ) -> tuple[Float[Tensor, "rows rows"], dict[str, Any]]:
     """Return Lipschitz constants from the p-norm, as in `LipschitzState`, and the facts behind them.
 
@@ -92,7 +93,7 @@ def feature_constants(features: Classifier, p: float) -> dict[float, float]:
     return {r: propagation.constant(r, features.num_classes) for r in (1.0, 2.0, math.inf)}
 
 
-def propagated(classifier: Classifier, p: float, domain: tuple[float, float] | None = None) -> "_Propagation":
+def propagated(classifier: Classifier, p: float, domain: Domain | None = None) -> "_Propagation":
     """Carry constants through the graph of a classifier, in float64 on the CPU."""
     return _Propagation(read(on_cpu(classifier)), p, domain)
 
@@ -126,7 +127,7 @@ class _Movement:
 class _Propagation:
     """Moves the bounds from the input of a graph to its output."""
 
-    def __init__(self, graph: Graph, p: float, domain: tuple[float, float] | None) -> None:
+    def __init__(self, graph: Graph, p: float, domain: Domain | None) -> None:
         """Follow all nodes that the output needs."""
         self.graph, self.p = graph, p
         self.ranges = Ranges(graph, domain)

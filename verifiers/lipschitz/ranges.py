@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from certbench.core.threat import Domain, ThreatModel
 from certbench.errors import UnsupportedError
 from certbench.networks.graph import (
     Affine,
@@ -36,15 +37,12 @@ Range = tuple[Float[Tensor, " size"], Float[Tensor, " size"]]
 class Ranges:
     """Ranges of a graph's values, each computed when it is asked for first, after those of the nodes before it."""
 
-    def __init__(self, graph: Graph, domain: tuple[float, float] | None) -> None:
+    def __init__(self, graph: Graph, domain: Domain | None) -> None:
         """Start with the range of the inputs: a box, or all of R^d."""
         self.graph = graph
-        low, high = domain or (-math.inf, math.inf)
-        ends = (
-            torch.full((graph.inputs,), low, dtype=torch.float64),
-            torch.full((graph.inputs,), high, dtype=torch.float64),
-        )
-        self.known: list[Range] = [ends]
+        like = torch.zeros(graph.inputs, dtype=torch.float64)
+        low, high = ThreatModel(1.0, domain).ends(like)
+        self.known: list[Range] = [(like + low, like + high)]
 
     @torch.no_grad()
     def of(self, at: int) -> Range:

@@ -30,7 +30,7 @@ from certbench.core.evidence import LayersEvidence, NoiseEvidence
 from certbench.core.inputs import input_seed
 from certbench.core.ranges import Alpha, Seed, Sigma
 from certbench.core.smoothed import Likelihood, SmoothedClassifier
-from certbench.core.threat import ThreatModel
+from certbench.core.threat import ThreatModel, holds
 from certbench.errors import ConfigError
 from certbench.networks.sequences import cut
 from certbench.verifiers.lipschitz.propagation import feature_constants
@@ -200,8 +200,7 @@ class Smoothing(Certifier[SmoothingState]):
 
     def _in_the_unit_box(self, threat: ThreatModel) -> bool:
         """Say whether uniform noise at the input has a larger L1 radius (Voráček and Hein, 2023)."""
-        domain = threat.domain
-        inside = domain is not None and domain[0] >= 0 and domain[1] <= 1
+        inside = holds((0.0, 1.0), threat.domain)
         return inside and threat.p == 1 and self.layer is None and type(self.noise) is Uniform
 
     def _features(self, counter: Counter, prefix: nn.Module, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:

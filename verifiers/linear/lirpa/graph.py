@@ -177,8 +177,9 @@ class Lirpa:
         x = torch.rand(2, *state.classifier.input_shape, generator=generator, dtype=torch.float64)
         x = x.to(state.classifier.device)
         if state.threat.domain is not None:
-            low, high = state.threat.domain
-            x = low + (high - low) * x
+            low, high = state.threat.ends(x)
+            low, high = (torch.as_tensor(end).to(x).nan_to_num(posinf=1.0, neginf=0.0) for end in (low, high))
+            x = state.threat.clamp(low + (high - low) * x)
         logits = state.classifier(x)
         scale = _spread(logits).max().clamp(min=1e-30)
         if not bool((torch.cat([state.classifier(row[None]) for row in x]) - logits).abs().max() <= 1e-8 * scale):
@@ -206,8 +207,7 @@ class Lirpa:
             step = step.sign() if state.threat.p == math.inf else step
             step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
             points = x.flatten(1)[:, None] + step
-            if state.threat.domain is not None:
-                points = points.clamp(*state.threat.domain)
+            points = state.threat.clamp(points)
             outputs = state.classifier(points.view(-1, *x.shape[1:])).view(2, 128, -1)
             if bool((bound > (outputs @ rows.mT).amin(dim=1) + 1e-6 * scale).any()):
                 raise NumericalError("its bound exceeds the margin at points inside the ball")
