@@ -20,9 +20,11 @@ from torch import Tensor
 
 from certbench.attacks.counterexamples import Counterexamples, Hunt, PerThreat
 from certbench.attacks.gradient import greedy, lbfgs, pgd
-from certbench.attacks.walk import distance, restore, shape
+from certbench.attacks.reduced import attack_reduced, scaled
+from certbench.attacks.walk import Bounds, clamped, distance, restore, shape, widest
 from certbench.core.classifier import Classifier
 from certbench.core.memory import out_of_memory
+from certbench.core.reduction import Piece
 from certbench.core.threat import ThreatModel
 
 VERSION = 1
@@ -36,7 +38,7 @@ def attack(
     classifier: Classifier,
     x: Float[Tensor, "n ..."],
     threats: tuple[ThreatModel, ...],
-    bounds: tuple[float, float],
+    bounds: Bounds,
     *,
     steps: int = 100,
     seed: int = 0,
@@ -51,6 +53,13 @@ def attack(
         steps: number of steps of each attack.
         seed: seed of the attacks' random starts; torch's global generator is left unchanged.
     """
+    if scaled(threats):
+
+        def each(piece: Piece, plain: tuple[ThreatModel, ...], box: Bounds, known: PerThreat) -> PerThreat:
+            del known
+            return attack(piece.classifier, piece.z, plain, box, steps=steps, seed=seed)
+
+        return attack_reduced(classifier, x, threats, bounds, each)
     hunt = Hunt.of(classifier, x, threats, bounds)
     if len(x) == 0:
         return hunt.found
@@ -64,7 +73,7 @@ def attack_with_all(
     classifier: Classifier,
     x: Float[Tensor, "n ..."],
     threats: tuple[ThreatModel, ...],
-    bounds: tuple[float, float],
+    bounds: Bounds,
     *,
     steps: int = 100,
     seed: int = 0,
@@ -86,10 +95,20 @@ def attack_with_all(
     Returns:
         The counterexamples, and the reasons of attacks that failed; a failure does not stop the others.
     """
+    failed: dict[str, str] = {}
+    if scaled(threats):
+
+        def each(piece: Piece, plain: tuple[ThreatModel, ...], box: Bounds, known: PerThreat) -> PerThreat:
+            found, reasons = attack_with_all(
+                piece.classifier, piece.z, plain, box, steps=steps, seed=seed, known=known, deadline=deadline
+            )
+            failed.update(reasons)
+            return found
+
+        return attack_reduced(classifier, x, threats, bounds, each, known), failed
     hunt = Hunt.of(classifier, x, threats, bounds)
     for threat in known or {}:
         hunt.offer(known[threat].attack, known[threat].point.to(hunt.x), walk=False)  # type: ignore[index]
-    failed: dict[str, str] = {}
     if len(x) == 0:
         return hunt.found, failed
     with _seeded(seed, classifier):
@@ -116,7 +135,7 @@ def refute(
     x: Float[Tensor, "n ..."],
     threat: ThreatModel,
     eps: Float[Tensor, " n"],
-    bounds: tuple[float, float],
+    bounds: Bounds,
     *,
     steps: int = 100,
     restarts: int = 4,
@@ -141,6 +160,19 @@ def refute(
         known: points to begin with.
         deadline: value of `time.monotonic` after which no descent begins.
     """
+    if threat.scale is not None:
+
+        def each(piece: Piece, plain: tuple[ThreatModel, ...], box: Bounds, before: PerThreat) -> PerThreat:
+            (short,) = plain
+            radius, known = eps[piece.rows], dict(before)
+            found = refute(
+                piece.classifier, piece.z, short, radius, box,
+                steps=steps, restarts=restarts, seed=seed, known=known, deadline=deadline,
+            )  # fmt: skip
+            return {short: found}
+
+        near = {other: found for other, found in (known or {}).items() if other == threat}
+        return attack_reduced(classifier, x, (threat,), bounds, each, near)[threat]
     hunt = Hunt.of(classifier, x, (threat,), bounds)
     points = [found.point.to(hunt.x) for found in (known or {}).values()]
     if len(x) == 0:
@@ -180,13 +212,13 @@ def _battery(
     x: Float[Tensor, "n ..."],
     label: Int[Tensor, " n"],
     threats: tuple[ThreatModel, ...],
-    bounds: tuple[float, float],
+    bounds: Bounds,
     steps: int,
 ) -> Iterator[tuple[str, Float[Tensor, "n ..."]]]:
     """Yield candidate points of each attack; the replay drops those that are no counterexamples."""
     attacks = foolbox.attacks
-    model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
-    images = x.to(classifier.dtype).clamp(*bounds)
+    model = foolbox.PyTorchModel(classifier.module, bounds=widest(bounds), device=classifier.device)
+    images = clamped(x.to(classifier.dtype), bounds)
     criterion = foolbox.criteria.Misclassification(label)
     # The nearest other input that is classified differently needs no gradient.
     start = _other_class(images, label)
@@ -216,7 +248,7 @@ def _battery(
         for fraction in (0.5, 0.25):
             # PGD needs a radius: a share of the distance to the nearest input of another class, or to the middle of
             # the box if all inputs are of one class. The walk back shortens the result.
-            goal = torch.full_like(x, sum(bounds) / 2) if start is None else start
+            goal = torch.zeros_like(x) + (bounds[0] + bounds[1]) / 2 if start is None else start
             eps = fraction * distance(threat, x, goal).median().item()
             if eps > 0:
                 yield name, method.run(model, images, criterion, epsilon=eps)
@@ -225,15 +257,16 @@ def _battery(
 def _more(classifier: Classifier, hunt: Hunt, steps: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Yield candidate points of the attacks that only the audit runs; they use the points found before them."""
     attacks, x, label, bounds = foolbox.attacks, hunt.x, hunt.label, hunt.bounds
-    model = foolbox.PyTorchModel(classifier.module, bounds=bounds, device=classifier.device)
-    images = x.to(classifier.dtype).clamp(*bounds)
+    model = foolbox.PyTorchModel(classifier.module, bounds=widest(bounds), device=classifier.device)
+    images = clamped(x.to(classifier.dtype), bounds)
     criterion = foolbox.criteria.Misclassification(label)
     norms = {threat.p for threat in hunt.found}
 
     def fast(method: Any, threat: ThreatModel, share: float) -> Callable[[], Tensor]:
         known = hunt.found[threat].distance
         finite = known[known.isfinite()]
-        span = (bounds[1] - bounds[0]) / 4
+        low, high = widest(bounds)
+        span = (high - low) / 4
         eps = share * (float(finite.median()) if len(finite) else span)
         return lambda: method.run(model, images, criterion, epsilon=eps)
 
@@ -286,7 +319,7 @@ To add one, write it in this room and name it here."""
 def _boundary(model: Any, hunt: Hunt, images: Tensor, steps: int) -> Tensor:
     """Walk along the decision boundary, asking for classes alone (Brendel et al., 2018), from the best known points."""
     best = hunt.best(2.0)
-    start = (hunt.x + 1.05 * (best - hunt.x)).clamp(*hunt.bounds).to(images)  # well across, even in float32
+    start = clamped(hunt.x + 1.05 * (best - hunt.x), hunt.bounds).to(images)  # well across, even in float32
     across = model(start).argmax(dim=1) != hunt.label
     if bool(across.any()):
         method = foolbox.attacks.BoundaryAttack(steps=2 * steps)

@@ -1,6 +1,5 @@
 """The front door with attacks: certificates that are held against counterexamples before anybody believes them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from certbench.attacks.counterexamples import Counterexamples
+from certbench.attacks.walk import Bounds
 from certbench.core import ball, certification
 from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
@@ -114,12 +114,19 @@ def held(
     reach = torch.minimum(certificate.radius, _widest(threat, x)) * (INSIDE if threat.p else 1.0)
 
     def near() -> Counterexamples:
-        return attack(classifier, x, (threat,), threat.domain or _around(x), steps=steps, seed=seed)[threat]
+        return attack(classifier, x, (threat,), _box(threat, x), steps=steps, seed=seed)[threat]
 
     def inside(share: float) -> Counterexamples:
-        box = threat.domain or (-math.inf, math.inf)
         return refute(
-            classifier, x, threat, reach * share, box, steps=steps, restarts=2, seed=seed, known={threat: nearest}
+            classifier,
+            x,
+            threat,
+            reach * share,
+            threat.ends(x),
+            steps=steps,
+            restarts=2,
+            seed=seed,
+            known={threat: nearest},
         )
 
     searches: dict[str, Callable[[], Counterexamples]] = {"battery": near}
@@ -165,9 +172,24 @@ def _around(x: Tensor) -> tuple[float, float]:
     return low - room, high + room
 
 
+def _box(threat: ThreatModel, x: Tensor) -> Bounds:
+    """Return the box that attacks stay in: the domain, where it has ends, else the box around all inputs."""
+    around = _around(x)
+    if threat.domain is None:
+        return around
+    low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.ends(x.double()))
+    if low.dim() == 0 and bool(low.isfinite() & high.isfinite()):
+        return threat.ends(x)
+    return torch.where(low.isinf(), around[0], low), torch.where(high.isinf(), around[1], high)
+
+
 def _widest(threat: ThreatModel, x: Tensor) -> Tensor:
     """Return the radius of the largest ball that is attacked: it holds the domain, or a hundred sizes of the input."""
     flat = x.flatten(1).to("cpu", torch.float64)
+    if threat.scale is not None:
+        scale = flat.new_tensor(threat.scale)
+        if threat.domain is None and threat.p != 0:
+            return 100 * ball.size(flat[:, scale > 0] / scale[scale > 0])
     if threat.domain is not None or threat.p == 0:
         return ball.farthest(threat.within(0, 1) if threat.domain is None else threat, flat)
     return 100 * ball.size(flat)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from certbench.core.classifier import Classifier
 from certbench.core.inputs import check_inputs, input_seed
+from certbench.core.reduction import pieces
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 
@@ -68,6 +69,13 @@ def clever(
     if not (0 < radius < math.inf and batches > 0 and samples > 0):
         raise ConfigError(f"radius {radius}, batches {batches} and samples {samples} must be positive and finite")
     exact, x = classifier.double(), x.to(classifier.device, torch.float64)
+    if threat.scale is not None:
+        whole = torch.full((len(x),), torch.nan, dtype=torch.float64)
+        for piece in pieces(classifier, x, threat):
+            whole[piece.rows] = clever(
+                piece.classifier, piece.z, piece.threat, radius=radius, batches=batches, samples=samples, seed=seed
+            )
+        return whole
     estimates = torch.full((len(x),), torch.nan, dtype=torch.float64)
     for i, point in enumerate(x):
         logits = exact(point[None])[0]

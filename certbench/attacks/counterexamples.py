@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from certbench.attacks.walk import differs, distance, restore, shape, walk_back
+from certbench.attacks.walk import Bounds, clamped, differs, distance, restore, shape, walk_back
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
 
@@ -55,7 +55,7 @@ PerThreat = dict[ThreatModel, Counterexamples]
 
 def replay(classifier: Classifier, x: Float[Tensor, "n ..."], threat: ThreatModel, found: Counterexamples) -> PerThreat:
     """Return the claimed counterexamples that hold up: inside the domain, and of another class in float64."""
-    hunt = Hunt.of(classifier, x, (threat,), (-math.inf, math.inf) if threat.domain is None else threat.domain)
+    hunt = Hunt.of(classifier, x, (threat,), threat.ends(x))
     if len(x):
         hunt.offer(found.attack, found.point.to(hunt.x), walk=False)
     return hunt.found
@@ -69,7 +69,7 @@ class Hunt:
     x: Float[Tensor, "n ..."]
     label: Int[Tensor, " n"]
     answered: Bool[Tensor, " n"]
-    bounds: tuple[float, float]
+    bounds: Bounds
     found: PerThreat = field(default_factory=dict)
 
     @staticmethod
@@ -77,7 +77,7 @@ class Hunt:
         classifier: Classifier,
         x: Float[Tensor, "n ..."],
         threats: tuple[ThreatModel, ...],
-        bounds: tuple[float, float],
+        bounds: Bounds,
     ) -> "Hunt":
         """Begin with nothing found."""
         exact = classifier.double()
@@ -89,7 +89,7 @@ class Hunt:
     def offer(self, name: str | tuple[str, ...], points: Float[Tensor, "n ..."], walk: bool = True) -> None:
         """Keep points of another class that are closer than the known ones; with `walk`, each walks back first."""
         names = (name,) * len(self.x) if isinstance(name, str) else name
-        points = points.to(torch.float64).clamp(*self.bounds)
+        points = clamped(points.to(torch.float64), self.bounds)
         if walk:
             points = walk_back(lambda moved: differs(self.exact, moved, self.label), self.x, points)
         wrong = differs(self.exact, points, self.label) & self.answered

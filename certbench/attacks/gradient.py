@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import Bounds, minimize
+from scipy import optimize
 from torch import Tensor
 
-from certbench.attacks.walk import differs, shape
+from certbench.attacks.walk import Bounds, clamped, differs, shape
 from certbench.core.ball import steepest
 from certbench.core.classifier import Classifier
 from certbench.core.margins import clean_margin
@@ -25,7 +25,7 @@ def pgd(
     label: Int[Tensor, " n"],
     threat: ThreatModel,
     eps: Float[Tensor, " n"],
-    bounds: tuple[float, float],
+    bounds: Bounds,
     *,
     steps: int,
     generator: torch.Generator,
@@ -54,7 +54,7 @@ def pgd(
         change = project(start - x, threat, eps)
     best, least = x.clone(), torch.full_like(eps, math.inf)
     for step in range(steps + 1):
-        change = ((x + change).clamp(*bounds) - x).requires_grad_(True)
+        change = (clamped(x + change, bounds) - x).requires_grad_(True)
         logits = exact.module(x + change)
         own = logits.gather(1, label[:, None]).squeeze(1)
         others = logits.scatter(1, label[:, None], -math.inf)
@@ -74,11 +74,11 @@ def pgd(
             pace = eps * (0.02 + 0.5 * (1 + math.cos(math.pi * step / steps)))
             change = project(change + pace.view(view) * _direction(gradient, x + change, threat, bounds), threat, eps)
     ended = least.isinf().view(view)
-    return torch.where(ended, (x + change).clamp(*bounds), best)
+    return torch.where(ended, clamped(x + change, bounds), best)
 
 
 def _direction(
-    gradient: Float[Tensor, "n ..."], at: Float[Tensor, "n ..."], threat: ThreatModel, bounds: tuple[float, float]
+    gradient: Float[Tensor, "n ..."], at: Float[Tensor, "n ..."], threat: ThreatModel, bounds: Bounds
 ) -> Float[Tensor, "n ..."]:
     """Return the step of length 1 on which a linear function grows most; in L1 on a coordinate that the box leaves."""
     if threat.p == 1:
@@ -111,13 +111,14 @@ def greedy(
     exact: Classifier,
     x: Float[Tensor, "n ..."],
     label: Int[Tensor, " n"],
-    bounds: tuple[float, float],
+    bounds: Bounds,
     *,
     changes: int,
     rival: Int[Tensor, " n"],
 ) -> Float[Tensor, "n ..."]:
     """Move the coordinate with most gain to an end of the box, one after the other (after Papernot et al., 2016)."""
     points, free = x.clone(), torch.ones_like(x, dtype=torch.bool).flatten(1)
+    low, high = ((torch.zeros_like(x) + end).flatten(1) for end in bounds)
     for _ in range(min(changes, free.shape[1])):
         going = ~differs(exact, points, label)
         if not bool(going.any()):
@@ -127,7 +128,7 @@ def greedy(
         ahead = (logits.gather(1, rival[:, None]) - logits.gather(1, label[:, None])).sum()
         (gradient,) = torch.autograd.grad(ahead, points)
         slope, flat = gradient.flatten(1), points.detach().flatten(1)
-        end = torch.where(slope > 0, bounds[1], bounds[0]).to(flat)
+        end = torch.where(slope > 0, high, low)
         gain = torch.where(free, slope * (end - flat), -math.inf).nan_to_num(-math.inf)
         index = gain.argmax(dim=1, keepdim=True)
         free = free.scatter(1, index, False)
@@ -140,7 +141,7 @@ def lbfgs(
     exact: Classifier,
     x: Float[Tensor, "n ..."],
     label: Int[Tensor, " n"],
-    bounds: tuple[float, float],
+    bounds: Bounds,
     *,
     steps: int,
     searches: int = 8,
@@ -152,11 +153,12 @@ def lbfgs(
     """
     found, view = x.clone(), shape(x)
     low, high = torch.full_like(x.flatten(1)[:, 0], -4.0), torch.full_like(x.flatten(1)[:, 0], 2.0)  # of log10 c
+    box = [(torch.zeros_like(x) + end).flatten().cpu().numpy() for end in bounds]
     for _ in range(searches):
         weight = 10.0 ** ((low + high) / 2)
-        result = minimize(
+        result = optimize.minimize(
             _penalised(exact, x, weight, rival), x.flatten().cpu().numpy(), jac=True, method="L-BFGS-B",
-            bounds=Bounds(*bounds), options={"maxiter": steps},
+            bounds=optimize.Bounds(*box), options={"maxiter": steps},
         )  # fmt: skip
         points = torch.from_numpy(np.asarray(result.x)).to(x).view(x.shape)
         fooled = differs(exact, points, label)

@@ -1,6 +1,8 @@
 """Steps from a counterexample back towards its input."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +12,21 @@ from certbench.core.classifier import Classifier
 from certbench.core.margins import clean_margin
 from certbench.core.threat import ThreatModel
 
+Bounds = tuple[Any, Any]
+"""The lower and the upper end of a box: numbers, or tensors of the shape of an input."""
+
+
+def clamped(points: Float[Tensor, "n ..."], bounds: Bounds) -> Float[Tensor, "n ..."]:
+    """Move points into a box."""
+    low, high = (end.to(points) if isinstance(end, Tensor) else end for end in bounds)
+    return points.clamp(low, high)
+
+
+def widest(bounds: Bounds) -> tuple[float, float]:
+    """Return the smallest box with one range for all coordinates that holds this one."""
+    low, high = bounds
+    return float(low.min() if isinstance(low, Tensor) else low), float(high.max() if isinstance(high, Tensor) else high)
+
 
 def differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
     """Say whether another class is strictly larger, in float64; NaN is not."""
@@ -17,11 +34,16 @@ def differs(exact: Classifier, points: Float[Tensor, "n ..."], label: Int[Tensor
 
 
 def distance(threat: ThreatModel, x: Float[Tensor, "#n ..."], points: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
-    """Compute the distance of points from inputs, rounded up.
+    """Compute the distance of points from inputs, rounded up; infinite if a coordinate moved that must not.
 
     The relative error of a sum of d terms in float64 is below d 2^-53; a count is exact.
     """
     change = (points.double() - x).flatten(1)
+    if threat.scale is not None:
+        scale = change.new_tensor(threat.scale)
+        forbidden = ((scale == 0) & (change != 0)).any(dim=1)
+        inside = distance(ThreatModel(threat.p), torch.zeros_like(change), torch.where(scale > 0, change / scale, 0.0))
+        return torch.where(forbidden, math.inf, inside if threat.p == 0 else inside * (1 + 2.0**-51))
     length: Tensor = torch.linalg.vector_norm(change, ord=threat.p, dim=1)
     return length if threat.p == 0 else length * (1 + change.shape[1] * 2.0**-52)
 

@@ -1,8 +1,8 @@
 r"""Scales and fixed coordinates, taken out of a problem by substitution, so that no certifier has to know of them.
 
 Let $s_i \ge 0$ be the scales, and $z_i = x_i / s_i$ for the free coordinates, those with $s_i > 0$. Let g(z) be f at a
-point with the free coordinates $s_i z_i$, and the others of x. That is a classifier, and the size of a perturbation of x
-is the plain norm of that of z. So a radius of g at z is one of f at x, in units of the scale.
+point with the free coordinates $s_i z_i$, and the others of x. That is a classifier, and the size of a perturbation of
+x is the plain norm of that of z. So a radius of g at z is one of f at x, in units of the scale.
 
 The computed $z$ is off by at most $2^{-53} |z_i|$ in each coordinate. By the triangle inequality radii lose
 $\rho = 2^{-52} \|z\|_p$, nothing where every scale is a power of two.

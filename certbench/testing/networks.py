@@ -131,9 +131,9 @@ def raised_distance(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat:
 def nearest(classifier: Classifier, x: Float[Tensor, "n 1 4 4"], threat: ThreatModel) -> Float[Tensor, " n"]:
     """Return the distance of the closest counterexample of a linear classifier inside the domain; inf if there is none.
 
-    Let a be the difference of the weights, times the scales. The closest point at which class j is equal to the own class moves along
-    -sign(a_i) (Linf) or -a_i (L2), until a coordinate reaches the border of the domain. In L1 it moves the coordinates
-    with the largest |a_i| to the border, one after the other. Its distance is found by halving.
+    Let a be the difference of the weights, times the scales. The closest point at which class j is equal to the own
+    class moves along -sign(a_i) (Linf) or -a_i (L2), until a coordinate reaches the border of the domain. In L1 it
+    moves the coordinates with the largest |a_i| to the border, one after the other. Its distance is found by halving.
 
     Args:
         classifier: `network("linear")`, or one with the same layers.
@@ -178,7 +178,8 @@ def _linear(classifier: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
 @functools.cache
 def closest(kind: str, threat: ThreatModel) -> Float[Tensor, " 8"]:
     """Return the distances of counterexamples that attacks find for `inputs(8)`; computed once per process."""
-    return attack(network(kind), inputs(8), (threat,), threat.domain or (-2.0, 3.0), steps=30)[threat].distance
+    box = (-2.0, 3.0) if threat.domain is None else threat.ends(inputs(8))
+    return attack(network(kind), inputs(8), (threat,), box, steps=30)[threat].distance
 
 
 def sample_ball(
