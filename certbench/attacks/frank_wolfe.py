@@ -155,7 +155,7 @@ class Closest:
         points = points[self.wrong(points)] if len(points) else points
         if len(points) == 0:
             return False
-        points = walk_back(self.wrong, self.x, points, rounds=rounds, keep=self.threat.clamp)
+        points = walk_back(self.wrong, self.x, points, rounds=rounds, domain=self.threat.ends(self.x))
         length = distance(self.threat, self.x, points)
         best = int(length.argmin())
         if not float(length[best]) < self.distance:

@@ -54,7 +54,7 @@ def walk_back(
     points: Float[Tensor, "n ..."],
     *,
     rounds: int = 24,
-    keep: Callable[[Tensor], Tensor] = lambda points: points,
+    domain: Bounds | None = None,
 ) -> Float[Tensor, "n ..."]:
     """Bisect the segment from a counterexample to its input; other points stay unchanged.
 
@@ -63,13 +63,14 @@ def walk_back(
         x: the inputs, or the one input of all points.
         points: points at which the walks begin.
         rounds: number of rounds of the bisection.
-        keep: function that moves points back into the domain, which rounding must not leave.
+        domain: the box that rounding must not leave.
     """
     view = shape(points)
     near, far = points.new_zeros(len(points)), points.new_ones(len(points))
 
     def at(share: Tensor) -> Tensor:
-        return keep(x + share.view(view) * (points - x))
+        moved = x + share.view(view) * (points - x)
+        return moved if domain is None else clamped(moved, domain)
 
     for _ in range(rounds):
         middle = (near + far) / 2

@@ -28,6 +28,7 @@ from certbench.auditing.smoothed_test import conclude
 from certbench.core import options, registry
 from certbench.core.claims import ABSTAIN, Subject
 from certbench.core.evidence import BracketEvidence
+from certbench.core.reduction import pieces
 from certbench.errors import CertbenchError, ConfigError, UnsupportedError
 from certbench.files.writing import write
 from certbench.results import recheck_counts
@@ -247,7 +248,9 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
     except CertbenchError as error:
         return skip(claims, f"the certifier cannot be built: {error}")
     try:
-        smoothed = certifier.smoothed(opened.models[first.row.model], first.threat)
+        x = opened.inputs[[first.row.input]]
+        example = next(pieces(opened.models[first.row.model], x, first.threat))
+        smoothed = certifier.smoothed(example.classifier, example.threat)
     except Exception as error:  # a user's classifier may raise anything
         fail(error)
         return skip(claims, "the attack failed")
@@ -258,7 +261,8 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
         return skip(claims, "there is no attack on a smoothed classifier in L0")
     level = min(smoothed.alpha, LEVEL)
     span = float(opened.inputs.max() - opened.inputs.min()) or 1.0
-    most = span * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked at this distance
+    least = min((one for one in first.threat.scale or (1.0,) if one), default=1.0)
+    most = span / least * opened.inputs[0].numel() ** (1 / first.row.norm)  # infinite radii are attacked there
     labels, answers, hits = [], [], []
     for start in range(0, len(claims), SMOOTHED_BATCH):
         if time.monotonic() > deadline:
@@ -269,10 +273,15 @@ def _test(opened: StoredRun, group: list[StoredRow], whole: Audit, steps: int, s
         label = torch.tensor([entry.row.prediction for entry in part])
         eps = torch.tensor([min(entry.row.radius, most) * (1 - 1e-6) for entry in part], dtype=torch.float64)
         try:
-            attacked = smoothed_classifiers.perturb(
-                smoothed, x, label, eps, first.threat, steps=max(20, steps // 5), seed=seed
-            )
-            answer = smoothed.predict(attacked, level=level, draws=DRAWS, seed=seed)
+            answer = torch.full_like(label, ABSTAIN)
+            for piece in pieces(opened.models[first.row.model], x, first.threat):
+                own = smoothed if first.threat.scale is None else certifier.smoothed(piece.classifier, piece.threat)
+                assert own is not None
+                attacked = smoothed_classifiers.perturb(
+                    own, piece.z.cpu(), label[piece.rows], eps[piece.rows], piece.threat,
+                    steps=max(20, steps // 5), seed=seed,
+                )  # fmt: skip
+                answer[piece.rows] = own.predict(attacked, level=level, draws=DRAWS, seed=seed)
         except Exception as error:  # a user's classifier may raise anything
             fail(error)
             skip(claims[start:], "the attack failed")

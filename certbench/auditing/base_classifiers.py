@@ -12,6 +12,7 @@ from torch import Tensor
 
 from certbench.attacks.battery import INSIDE, attack_with_all, refute
 from certbench.attacks.counterexamples import Counterexamples, PerThreat, replay
+from certbench.attacks.walk import Bounds
 from certbench.auditing.result import UNREACHED, Audit
 from certbench.core.claims import ABSTAIN
 from certbench.core.classifier import Classifier
@@ -49,7 +50,8 @@ class BaseAudit:
         low, high = float(opened.inputs.min()), float(opened.inputs.max())
         span = high - low or 1.0
         # Without a domain a certificate holds for all points, also for those that are no images.
-        self.box = opened.settings.domain or (low - span, high + span)
+        threat = self.threats[0]
+        self.box: Bounds = (low - span, high + span) if threat.domain is None else threat.ends(self.x)
 
     def know(self, stored: Mapping[str, tuple[str, bytes]], distances: Mapping[str, float]) -> None:
         """Take the run's own counterexamples that replaying confirms; each counts at the distance of its point."""
@@ -80,8 +82,7 @@ class BaseAudit:
     def claims(self, threat: ThreatModel) -> dict[str, Tensor]:
         """Return the radii that each certifier claims in a norm, by input; 0 if it claims none."""
         found: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(self.x), dtype=torch.float64))
-        span = self.box[1] - self.box[0]
-        d = self.x[0].numel()
+        span, d = _span(self.box, threat, self.x), self.x[0].numel()
         most = {0.0: float(d), math.inf: span}.get(threat.p) or span * d ** (1 / threat.p)
         for entry in self.entries:
             if entry.threat == threat:
@@ -159,6 +160,16 @@ class BaseAudit:
                 self.whole.refuted.append(row)
         for found in self.found.values():
             self.whole.credits.update(name for name in found.attack if name)
+
+
+def _span(box: Bounds, threat: ThreatModel, x: Tensor) -> float:
+    """Return the length of the longest side of the box, in the threat's units."""
+    low, high = box
+    sides = (torch.zeros_like(x[0], dtype=torch.float64) + (high - low)).flatten()
+    if threat.scale is not None:
+        scale = sides.new_tensor(threat.scale)
+        sides = sides[scale > 0] / scale[scale > 0]
+    return float(sides.max())
 
 
 def distances(opened: StoredRun, entries: Iterable[StoredRow], store: Store) -> dict[str, float]:

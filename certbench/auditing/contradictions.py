@@ -163,8 +163,9 @@ def _text(spec: Mapping[str, Any]) -> str:
 
 def _refutes(other: Row, row: Row) -> bool:
     """Say whether a counterexample of one row counts for the other: it is in its domain, and no farther in its norm."""
-    return holds(row.domain, other.domain) and (other.norm == row.norm or 0 < other.norm < row.norm)
+    inside = row.scale == other.scale and holds(row.domain, other.domain)
+    return inside and (other.norm == row.norm or 0 < other.norm < row.norm)
 
 
 def _same_ball(a: Row, b: Row) -> bool:
-    return a.norm == b.norm and a.domain == b.domain
+    return a.norm == b.norm and a.domain == b.domain and a.scale == b.scale

@@ -19,6 +19,7 @@ from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.classifier import Classifier
 from certbench.core.inputs import input_seed
 from certbench.core.margins import FLOOR, SLACK
+from certbench.core.reduction import pieces
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, UnsupportedError
 
@@ -75,6 +76,19 @@ def rebound(
     Raises:
         UnsupportedError: the certifier bounds no margins.
     """
+    if threat.scale is not None:
+        joined = Rebound(repeatable=certifier.repeatable)
+        beside = radius if beside is None else beside
+        for piece in pieces(classifier, x.to(classifier.device, torch.float64), threat):
+            rows = piece.rows
+            found = rebound(
+                certifier, piece.classifier, piece.z, piece.threat, radius[rows],
+                seed=seed, beside=beside[rows], deadline=deadline,
+            )  # fmt: skip
+            joined.proved += found.proved
+            joined.unproved += [rows[i] for i in found.unproved]
+            joined.unreached += [rows[i] for i in found.unreached]
+        return joined
     members = certifier.members or (certifier,)
     bounding = [member for member in members if isinstance(member, MarginCertifier)]
     if len(bounding) < len(members):
@@ -103,8 +117,8 @@ def rebound(
         if left := _left(proved, radius[part]):
             whole = certifier.prepare(classifier, threat) if certifier.members else states[0][1]
             points = x[part][left]
-            found = certifier.certify(whole, points, [input_seed(seed, point) for point in points])
-            proved[left] = torch.maximum(proved[left], found.radius.to(proved))
+            again = certifier.certify(whole, points, [input_seed(seed, point) for point in points])
+            proved[left] = torch.maximum(proved[left], again.radius.to(proved))
         left = _left(proved, radius[part])
         result.unproved += [start + i for i in left]
         result.proved += len(proved) - len(left)

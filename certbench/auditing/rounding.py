@@ -5,7 +5,7 @@ claimed radius is no larger than such changes, the certificate depends on roundi
 float64 does not prove, a verifier in float32 would have certified it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from certbench.core.certifier import Certifier, MarginCertifier
 from certbench.core.classifier import Classifier
 from certbench.core.inputs import check_inputs
 from certbench.core.margins import margin_rows
+from certbench.core.reduction import ReducedState, pieces
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 
@@ -85,6 +86,17 @@ def float_audit(
     if not isinstance(certifier, MarginCertifier):
         raise ConfigError(f"{type(certifier).__name__} bounds no margins; there is nothing to compare")
     x, threat = check_inputs(classifier, x, threat)
+    if threat.scale is not None:
+        parts = pieces(classifier, x.to(classifier.device, torch.float64), threat)
+        states = state if isinstance(state, ReducedState) else ReducedState(certifier, classifier, threat)
+        audits = [
+            float_audit(certifier, one.classifier, one.z, one.threat, radius[one.rows], state=states.of(one))
+            for one in parts
+            if bool(((radius[one.rows] > 0) & radius[one.rows].isfinite()).any())
+        ]
+        if not audits:
+            raise ConfigError("no radius is positive and finite; there is nothing to look at")
+        return _joined(audits)
     wanted = (radius > 0) & radius.isfinite()
     if not bool(wanted.any()):
         raise ConfigError("no radius is positive and finite; there is nothing to look at")
@@ -126,6 +138,25 @@ def float_audit(
         room=float(room.min()),
         arithmetic=certifier.arithmetic(state),
     )
+
+
+def _joined(parts: Sequence[FloatAudit]) -> FloatAudit:
+    """Return the audit of all inputs from those of some each."""
+    first, *others = parts
+    for other in others:
+        first = FloatAudit(
+            inputs=first.inputs + other.inputs,
+            bounds=first.bounds + other.bounds,
+            batch=max(first.batch, other.batch),
+            threads=max(first.threads, other.threads),
+            single=max(first.single, other.single),
+            exceed=first.exceed + other.exceed,
+            claims=first.claims + other.claims,
+            living=first.living + other.living,
+            room=min(first.room, other.room),
+            arithmetic=first.arithmetic,
+        )
+    return first
 
 
 def _off(a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], scale: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -14,7 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from certbench.comparison.side import Known, Place, Side, identities
+from certbench.comparison.side import Known, Place, Scaled, Side, identities
+from certbench.core import threat as threats
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.evidence import BracketEvidence, Evidence, TallyEvidence
 from certbench.errors import ConfigError
@@ -148,7 +149,8 @@ def _baseline(path: Path, values: Mapping[str, Any]) -> Side:
 
 def _rows(group: Any) -> Iterator[Row]:
     head = {name: _part(group, name, kind) for name, kind in zip(HEAD[:3], (str, str, dict), strict=True)}
-    head |= {"norm": _number(group["norm"]), "domain": _box(group["domain"])}
+    domain, scale = _box(group["domain"])
+    head |= {"norm": _number(group["norm"]), "domain": domain, "scale": scale}
     head |= {"guarantee": Guarantee(group["guarantee"]), "subject": Subject(group["subject"])}
     for i, line in enumerate(_part(group, "rows", list), start=1):
         try:
@@ -178,7 +180,9 @@ def _distance(values: Any) -> tuple[Place, Known]:
         raise ValueError(
             f"a distance is not [model, norm, domain, input, distance, source]: {json.dumps(values)[:200]}"
         )
-    return (model, _number(norm), _box(domain), index), Known(_number(distance), source)
+    box, scale = _box(domain)
+    there = box if scale is None else Scaled(box, scale)
+    return (model, _number(norm), there, index), Known(_number(distance), source)
 
 
 def _part(values: Any, name: str, kind: type) -> Any:
@@ -199,25 +203,34 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _box(domain: Any) -> tuple[float, float] | None:
-    if domain is None:
-        return None
-    low, high = (float("nan" if isinstance(end, bool | str) else end) for end in domain)
-    if not low < high:
-        raise ValueError(f"the domain {domain!r} is no pair of numbers")
-    return low, high
+def _box(domain: Any) -> tuple[threats.Domain | None, threats.Numbers | None]:
+    """Read a domain, and the scales where there are some."""
+    try:
+        return threats.read(domain)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def text_of(side: Side, known: Mapping[Place, Known], history: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the file of a baseline, in pieces; a change of one row changes one line."""
     content = {"models": side.models, "data": side.data, "versions": side.versions}
     yield f'{{\n"{MARK}": {FORMAT},\n"history": [\n{_list(history)}\n],\n"content": {_json(content)},\n'
-    yield f'"distances": [\n{_list([*map(plain, place), one.distance, one.source] for place, one in known.items())}\n'
+    distances = ([*map(plain, _values(place)), one.distance, one.source] for place, one in known.items())
+    yield f'"distances": [\n{_list(distances)}\n'
     yield '],\n"groups": [\n'
-    groups = groupby(side.rows, lambda row: {name: getattr(row, name) for name in HEAD})
+    groups = groupby(side.rows, _head)
     for i, (head, rows) in enumerate(groups):
         yield (",\n" if i else "") + _json(head)[:-1] + f', "rows": [\n{_list(map(_line, rows))}\n]}}'
     yield "\n]\n}\n"
+
+
+def _head(row: Row) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in HEAD} | {"domain": threats.written(row.domain, row.scale)}
+
+
+def _values(place: Place) -> tuple[Any, ...]:
+    model, norm, box, index = place
+    return model, norm, threats.written(box.domain, box.scale) if isinstance(box, Scaled) else box, index
 
 
 def _line(row: Row) -> list[Any]:

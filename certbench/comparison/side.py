@@ -4,10 +4,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from certbench.core.threat import Domain, Numbers
 from certbench.results.rows import Row
 
-Place = tuple[str, float, tuple[float, float] | None, int]
-"""Place of a row: model, norm, domain and input."""
+
+@dataclass(frozen=True)
+class Scaled:
+    """A domain with scales."""
+
+    domain: Domain | None
+    scale: Numbers
+
+
+Place = tuple[str, float, Domain | Scaled | None, int]
+"""Place of a row: model, norm, domain and scales, input."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def merge(a: Mapping[Place, Known], b: Mapping[Place, Known]) -> dict[Place, Kno
 
 def place_of(row: Row) -> Place:
     """Return the place of a row."""
-    return row.model, row.norm, row.domain, row.input
+    return row.model, row.norm, row.domain if row.scale is None else Scaled(row.domain, row.scale), row.input
 
 
 def spec_text(row: Row) -> str:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from certbench.errors import ConfigError, UnsupportedError
@@ -140,6 +141,31 @@ class ThreatModel:
             spread = f"{min(moving):g}" if min(moving) == max(moving) else f"{min(moving):g} to {max(moving):g}"
             text += f", in units of the scale ({spread})"
         return f"{text}, {some}" if some else text
+
+
+@lru_cache(maxsize=64)
+def threat_of(p: float, domain: Domain | None, scale: Numbers | None) -> ThreatModel:
+    """Return a threat model; for many rows it is made once."""
+    return ThreatModel(p, domain, scale)
+
+
+def written(domain: Domain | None, scale: Numbers | None) -> Any:
+    """Return what files have under "domain": the domain alone, or an object if there are scales."""
+    return domain if scale is None else {"domain": domain, "scale": scale}
+
+
+def read(values: Any) -> tuple[Domain | None, Numbers | None]:
+    """Read what `written` wrote.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    domain, scale = values, None
+    if isinstance(values, dict):
+        if values.keys() != {"domain", "scale"}:
+            raise ConfigError(f"{_short(values)} is no domain with scales", ("domain",))
+        domain, scale = values["domain"], values["scale"]
+    return None if domain is None else _pair(domain), None if scale is None else _scales(scale, 1.0)
 
 
 def holds(outer: Domain | None, inner: Domain | None) -> bool:

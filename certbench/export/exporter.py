@@ -87,7 +87,10 @@ class Exporter:
             UnsupportedError: there is no evidence that the checker can verify, or it does not prove the claim.
         """
         smoothed = row.subject is Subject.SMOOTHED
-        domain = None if row.domain is None else (float(row.domain[0]), float(row.domain[1]))
+        low, high = row.domain or (0.0, 1.0)
+        if row.scale is not None or isinstance(low, tuple) or isinstance(high, tuple):
+            raise UnsupportedError("certificate files have one range for all coordinates, and no scales")
+        domain = None if row.domain is None else (float(low), float(high))
         values = x.double().cpu().numpy()
         claim = Claim(
             *(values.reshape(-1), float(row.norm), domain, row.prediction, row.radius),
@@ -258,7 +261,7 @@ def export_certificates(
         row, made = entry.row, opened.certifier(entry)
         key = row.model, row.certifier, entry.threat
         try:
-            if row.subject is Subject.BASE and key not in states:
+            if row.subject is Subject.BASE and row.scale is None and key not in states:
                 states = {key: made.prepare(opened.models[row.model], key[2])}  # one at a time: they can be large
             file, radius = exporters[row.model].write(made, states.get(key), row, opened.inputs[row.input])
         except (UnsupportedError, NumericalError, Refused, Unreadable) as error:

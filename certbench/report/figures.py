@@ -145,7 +145,7 @@ def _path(steps: Steps, top: float) -> str:
 
 
 def scatters(
-    norm: str, shown: Iterable[Summary], drawn: Callable[[Summary], Drawn], shapes: Mapping[str, str]
+    units: str, shown: Iterable[Summary], drawn: Callable[[Summary], Drawn], shapes: Mapping[str, str]
 ) -> list[Scatter]:
     """Draw tightness against cost where counterexamples are known, and mean radius against cost for the rest."""
     usable = [s for s in shown if s.answered and s.seconds > 0]
@@ -177,7 +177,7 @@ def scatters(
     rest = [(s, s.mean_radius) for s in usable if s.tightness is None and s.mean_radius is not None]
     base = [(s, radius) for s, radius in rest if s.subject is Subject.BASE]
     smoothed = [(s, radius) for s, radius in rest if s.subject is Subject.SMOOTHED]
-    y_label = f"mean radius ({norm}, input units)"
+    y_label = f"mean radius ({units})"
     result = []
     if tight:
         result.append(plot("Tightness against cost", "mean of radius / distance of counterexample", tight, 1.0))

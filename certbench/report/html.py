@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 
 from certbench.core.claims import Guarantee, Subject
-from certbench.core.threat import ThreatModel
 from certbench.files import writing
 from certbench.report import tables
 from certbench.report.figures import COLOURS, CURVES, SCATTER, SHAPES, Drawn, Panel, Scatter, panel, scatters
@@ -121,7 +120,7 @@ def html(
         colours=COLOURS,
         curves=CURVES,
         scatter=SCATTER,
-        threat=lambda row: str(ThreatModel(row.norm, row.domain)),
+        threat=lambda row: str(row.threat),
     )
 
 
@@ -135,8 +134,9 @@ def _sections(
     pairs: dict[tuple[object, ...], list[Row]] = {}
     models: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        models.setdefault((row.norm, row.domain, row.model), []).append(row)
-        pairs.setdefault((row.norm, row.domain, row.model, row.certifier, row.subject, row.guarantee), []).append(row)
+        models.setdefault((row.norm, row.domain, row.scale, row.model), []).append(row)
+        key = (row.norm, row.domain, row.scale, row.model, row.certifier, row.subject, row.guarantee)
+        pairs.setdefault(key, []).append(row)
 
     def drawn(s: Summary) -> Drawn:
         cycle, colour = divmod(order[s.certifier], COLOURS)
@@ -154,9 +154,10 @@ def _sections(
         for model, of_model in itertools.groupby(shown, lambda s: s.model):
             chosen = list(of_model)
             steps = [
-                metrics.curve(pairs[(s.norm, s.domain, model, s.certifier, s.subject, s.guarantee)]) for s in chosen
+                metrics.curve(pairs[(s.norm, s.domain, s.scale, model, s.certifier, s.subject, s.guarantee)])
+                for s in chosen
             ]
-            attack = metrics.attack_curve(models[(threat.p, threat.domain, model)])
+            attack = metrics.attack_curve(models[(threat.p, threat.domain, threat.scale, model)])
             panels.append(panel(model, [drawn(s) for s in chosen], steps, attack))
         certifiers = list(dict.fromkeys(drawn(s) for s in shown))
         sections.append(
@@ -174,7 +175,7 @@ def _sections(
                 certifiers=sorted(certifiers, key=lambda c: (c.smoothed, order[c.name])),
                 attacked=any(panel.attack for panel in panels),
                 panels=panels,
-                scatters=scatters(threat.name, shown, drawn, shapes),
+                scatters=scatters(f"{threat.name}, {tables.units(threat)}", shown, drawn, shapes),
             )
         )
     return sections

@@ -81,6 +81,11 @@ def by_threat(summaries: Iterable[Summary]) -> list[tuple[ThreatModel, list[Summ
     return [(threat, list(group)) for threat, group in itertools.groupby(summaries, lambda s: s.threat)]
 
 
+def units(threat: ThreatModel) -> str:
+    """Return the units of radii and distances, in two words."""
+    return "scale units" if threat.units == "units of the scale" else "input units"
+
+
 def by_model(summaries: Iterable[Summary]) -> list[tuple[str, list[Summary]]]:
     """Group summaries under headings; base and smoothed classifiers never share one."""
     groups = [list(group) for _, group in itertools.groupby(summaries, lambda s: (s.model, s.subject))]
@@ -107,7 +112,7 @@ def columns(summaries: Sequence[Summary]) -> list[Column]:
     for i, (eps, _) in enumerate(summaries[0].certified_accuracy if summaries else ()):
         meaning = f"certified accuracy: correct, with certified radius >= {eps_text(eps)}"
         result.append(Column(group, f"@{eps_text(eps)}", meaning, _certified_accuracy(i)))
-    group = "radius, input units"
+    group = f"radius, {units(summaries[0].threat) if summaries else 'input units'}"
     digits = _digits(s.mean_radius or 0.0 for s in summaries)
     result += [
         Column(group, "mean", "mean certified radius", lambda s: _fixed(s.mean_radius, digits)),

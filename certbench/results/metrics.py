@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
 from certbench.core.evidence import ConfidenceEvidence
-from certbench.core.threat import ThreatModel
+from certbench.core.threat import Domain, Numbers, ThreatModel
 from certbench.results.rows import Estimate, Row
 
 Steps = list[tuple[float, float]]
@@ -32,6 +32,7 @@ class Summary:
     Attributes:
         norm: 1, 2 or inf.
         domain: the box that inputs live in, or None.
+        scale: scales of the coordinates, or None.
         model: name of the classifier.
         certifier: name of the certifier, with the options that are not its defaults.
         subject: the function that is certified.
@@ -59,7 +60,8 @@ class Summary:
     """
 
     norm: float
-    domain: tuple[float, float] | None
+    domain: Domain | None
+    scale: Numbers | None
     model: str
     certifier: str
     subject: Subject
@@ -86,8 +88,8 @@ class Summary:
 
     @property
     def threat(self) -> ThreatModel:
-        """Norm and domain."""
-        return ThreatModel(self.norm, self.domain)
+        """Norm, domain and scales."""
+        return ThreatModel(self.norm, self.domain, self.scale)
 
     @property
     def failed(self) -> int:
@@ -120,6 +122,7 @@ class EstimateSummary:
     Attributes:
         norm: 1, 2 or inf.
         domain: the box that inputs live in, or None.
+        scale: scales of the coordinates, or None.
         model: name of the classifier.
         method: name of the method, with its settings.
         n: number of inputs with an estimate.
@@ -131,7 +134,8 @@ class EstimateSummary:
     """
 
     norm: float
-    domain: tuple[float, float] | None
+    domain: Domain | None
+    scale: Numbers | None
     model: str
     method: str
     n: int
@@ -143,24 +147,25 @@ class EstimateSummary:
 
     @property
     def threat(self) -> ThreatModel:
-        """Norm and domain."""
-        return ThreatModel(self.norm, self.domain)
+        """Norm, domain and scales."""
+        return ThreatModel(self.norm, self.domain, self.scale)
 
 
 def summarise_estimates(estimates: Iterable[Estimate]) -> list[EstimateSummary]:
     """Make one summary per norm, domain, model and method, in the order of their first estimates."""
-    groups: dict[tuple[float, tuple[float, float] | None, str, str], list[Estimate]] = {}
+    groups: dict[tuple[float, Domain | None, Numbers | None, str, str], list[Estimate]] = {}
     for estimate in estimates:
-        key = (estimate.norm, estimate.domain, estimate.model, estimate.method)
+        key = (estimate.norm, estimate.domain, estimate.scale, estimate.model, estimate.method)
         groups.setdefault(key, []).append(estimate)
     result = []
-    for (norm, domain, model, method), group in groups.items():
+    for (norm, domain, scale, model, method), group in groups.items():
         known = [estimate for estimate in group if not math.isnan(estimate.value)]
         attacked = [estimate for estimate in known if 0 < estimate.upper < math.inf]
         result.append(
             EstimateSummary(
                 norm=norm,
                 domain=domain,
+                scale=scale,
                 model=model,
                 method=method,
                 n=len(known),
@@ -185,20 +190,21 @@ def summarise(rows: Iterable[Row], radii: Mapping[float, Sequence[float]]) -> li
         Summaries, sorted by norm, domain, model, base before smoothed, certifier; names in the order of their
         first row.
     """
-    groups: dict[tuple[float, tuple[float, float] | None, str, str, Subject, Guarantee], list[Row]] = {}
+    groups: dict[tuple[float, Domain | None, Numbers | None, str, str, Subject, Guarantee], list[Row]] = {}
     models: dict[str, int] = {}
     certifiers: dict[str, int] = {}
     for row in rows:
         models.setdefault(row.model, len(models))
         certifiers.setdefault(row.certifier, len(certifiers))
-        key = (row.norm, row.domain, row.model, row.certifier, row.subject, row.guarantee)
+        key = (row.norm, row.domain, row.scale, row.model, row.certifier, row.subject, row.guarantee)
         groups.setdefault(key, []).append(row)
     summaries = [_summary(group, radii.get(group[0].norm, ())) for group in groups.values()]
     return sorted(
         summaries,
         key=lambda s: (
             s.norm,
-            s.domain or (),
+            _ordered(s.domain),
+            s.scale or (),
             models[s.model],
             s.subject is Subject.SMOOTHED,
             certifiers[s.certifier],
@@ -210,6 +216,12 @@ def summarise(rows: Iterable[Row], radii: Mapping[float, Sequence[float]]) -> li
 def curve(rows: Sequence[Row]) -> Steps:
     """Return certified accuracy against eps, for the rows of one pair."""
     return _steps([math.inf if row.whole else _radius(row) for row in rows if row.correct], len(rows))
+
+
+def _ordered(domain: Domain | None) -> Numbers:
+    """Return the ends of a domain in a row, for sorting."""
+    ends = [end if isinstance(end, tuple) else (end,) for end in domain or ()]
+    return tuple(number for end in ends for number in end)
 
 
 def attack_curve(rows: Iterable[Row]) -> Steps:
@@ -253,6 +265,7 @@ def _summary(rows: Sequence[Row], radii: Sequence[float]) -> Summary:
     return Summary(
         norm=first.norm,
         domain=first.domain,
+        scale=first.scale,
         model=first.model,
         certifier=first.certifier,
         subject=first.subject,

@@ -123,14 +123,21 @@ def _claim(row: Row, point: Sequence[float] | None) -> "Claim | None":
     if NoiseEvidence.exactly(keys):
         found = NoiseEvidence.from_json(row.evidence)
         name, d = found.noise.get("name"), found.dimension
-        if name not in NOISES or (name == "uniform" and row.domain is not None and point is None):
-            return None
+        known = point is not None and _range(row) is not None
+        if name not in NOISES or (name == "uniform" and row.domain is not None and not known):
+            return None  # the radius depends on the input and on the domain, which the checker knows as one range
     elif not SplittingEvidence.exactly(keys):
         return None
     if point is None and not 0 < d <= LARGEST:
         return None
-    x = np.zeros(d) if point is None else np.asarray(point, dtype=np.float64).ravel()
-    return Claim(x, row.norm, row.domain, row.prediction, row.radius, "smoothed", "probabilistic")
+    x = np.zeros(d) if point is None or row.scale is not None else np.asarray(point, dtype=np.float64).ravel()
+    return Claim(x, row.norm, _range(row), row.prediction, row.radius, "smoothed", "probabilistic")
+
+
+def _range(row: Row) -> tuple[float, float] | None:
+    """Return the one range of all coordinates, if the domain is that and there are no scales."""
+    low, high = row.domain or (None, None)
+    return (low, high) if isinstance(low, float) and isinstance(high, float) and row.scale is None else None
 
 
 def _bound(k: int, n: int, share: Decimal, stated: float) -> Fraction:

@@ -7,6 +7,7 @@ from typing import Any
 
 from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
 from certbench.core.evidence import DomainEvidence
+from certbench.core.threat import Domain, Numbers, ThreatModel, threat_of
 
 ROUNDING = 1e-9
 """Relative amount by which a radius may exceed a counterexample's distance: rounding of the distance."""
@@ -32,6 +33,7 @@ class Row:
         subject: the function that is certified.
         norm: 1, 2 or inf.
         domain: the box that inputs live in, or None for all of R^d.
+        scale: scales of the coordinates, or None; radii and distances are in units of them.
         input: index of the input in its data set.
         label: the true class.
         prediction: the certified class, or `ABSTAIN`.
@@ -57,10 +59,16 @@ class Row:
     seconds: float = 0.0
     prepare_seconds: float = 0.0
     upper: float = math.inf
-    domain: tuple[float, float] | None = None
+    domain: Domain | None = None
+    scale: Numbers | None = None
     reason: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Norm, domain and scales."""
+        return threat_of(self.norm, self.domain, self.scale)
 
     @property
     def correct(self) -> bool:
@@ -109,16 +117,18 @@ class Estimate:
         value: the guess, in units of the input; NaN if none came out.
         cap: the largest guess that the method can make.
         upper: distance of the closest known counterexample; inf if there is none.
+        scale: scales of the coordinates, or None.
     """
 
     model: str
     method: str
     norm: float
-    domain: tuple[float, float] | None
+    domain: Domain | None
     input: int
     value: float
     cap: float
     upper: float = math.inf
+    scale: Numbers | None = None
 
     @property
     def refuted(self) -> bool:

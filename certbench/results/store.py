@@ -1,11 +1,13 @@
 """The store of a run: SQLite, one writer, rows as they come, keyed by content. Imports nothing heavy.
 
-There are three tables. `plan` says which rows the suite asked for last, with the names it gave them. `results` and
-`attacks` hold answers under keys made of content alone (parameters, code, input, options, seed), so that a changed
-model never meets an old answer, and a renamed one finds its own. Estimates prove nothing. They have two tables of their
-own, so that none is ever read as a certificate; a file of the same format may lack them.
+There are three tables of answers. `plan` says which rows the suite asked for last, with the names it gave them.
+`results` and `attacks` hold answers under keys made of content alone (parameters, code, input, options, seed), so that
+a changed model never meets an old answer, and a renamed one finds its own. Estimates prove nothing. They have two
+tables of their own, so that none is ever read as a certificate; a file of the same format may lack them. Domains and
+scales with many numbers stand in `boxes`, once; the plan has their names.
 """
 
+import hashlib
 import json
 import math
 import sqlite3
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from certbench.core.claims import Guarantee, Outcome, Subject
-from certbench.errors import StoreError
+from certbench.core.threat import Domain, Numbers, read, written
+from certbench.errors import ConfigError, StoreError
 from certbench.files.json_text import plain
 from certbench.results.rows import Estimate, Row
 
@@ -37,8 +40,12 @@ CREATE TABLE IF NOT EXISTS estimate_plan (
     position INTEGER PRIMARY KEY, key TEXT NOT NULL, attack TEXT NOT NULL, model TEXT NOT NULL, method TEXT NOT NULL,
     norm REAL NOT NULL, domain TEXT NOT NULL, input INTEGER NOT NULL, cap REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS estimates (key TEXT PRIMARY KEY, value REAL);
+CREATE TABLE IF NOT EXISTS boxes (name TEXT PRIMARY KEY, content TEXT NOT NULL);
 """
 VERSION = 1
+SHORT = 200
+"""Number of characters from which on a domain with its scales is stored once, under a name."""
+
 _T = TypeVar("_T")
 
 
@@ -54,9 +61,10 @@ class Planned:
     guarantee: Guarantee
     subject: Subject
     norm: float
-    domain: tuple[float, float] | None
+    domain: Domain | None
     input: int
     label: int
+    scale: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,10 @@ class PlannedEstimate:
     model: str
     method: str
     norm: float
-    domain: tuple[float, float] | None
+    domain: Domain | None
     input: int
     cap: float
+    scale: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -140,10 +149,20 @@ class Store:
 
     def plan(self, planned: Sequence[Planned], estimates: Sequence[PlannedEstimate] = ()) -> None:
         """Replace what the suite asks for; results stay."""
+        boxes: dict[str, str] = {}
+
+        def box(one: Planned | PlannedEstimate) -> str:
+            text = json.dumps(plain(written(one.domain, one.scale)))
+            if len(text) < SHORT:
+                return text
+            name = hashlib.sha256(text.encode()).hexdigest()
+            boxes[name] = text
+            return json.dumps(name)
+
         values = [
             (
                 *(i, p.key, p.attack, p.model, p.certifier, json.dumps(plain(p.spec)), p.guarantee.value),
-                *(p.subject.value, p.norm, json.dumps(p.domain), p.input, p.label),
+                *(p.subject.value, p.norm, box(p), p.input, p.label),
             )
             for i, p in enumerate(planned)
         ]
@@ -153,10 +172,11 @@ class Store:
             for statement in _ESTIMATES.split(";")[:-1]:
                 self._connection.execute(statement)
             self._connection.execute("DELETE FROM estimate_plan")
+            self._connection.executemany("INSERT OR REPLACE INTO boxes VALUES (?,?)", boxes.items())
             self._connection.executemany(
                 "INSERT INTO estimate_plan VALUES (?,?,?,?,?,?,?,?,?)",
                 [
-                    (i, e.key, e.attack, e.model, e.method, e.norm, json.dumps(e.domain), e.input, e.cap)
+                    (i, e.key, e.attack, e.model, e.method, e.norm, box(e), e.input, e.cap)
                     for i, e in enumerate(estimates)
                 ],
             )
@@ -211,7 +231,7 @@ class Store:
         with self._guard():
             if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'estimates'").fetchone():
                 return []  # written before there were estimates
-            return [_named(_estimate, values) for values in self._connection.execute(query)]
+            return [_named(_estimate, values, self._boxes()) for values in self._connection.execute(query).fetchall()]
 
     def rows(self) -> list[Row]:
         """Return the computed rows of the plan, in the plan's order."""
@@ -226,8 +246,8 @@ class Store:
             "ORDER BY p.position"
         )
         with self._guard():
-            found = self._connection.execute(query)
-            return [(_named(_row, values), key, attack) for key, attack, *values in found]
+            boxes, found = self._boxes(), self._connection.execute(query)
+            return [(_named(_row, values, boxes), key, attack) for key, attack, *values in found]
 
     def counterexamples(self) -> dict[str, tuple[str, bytes]]:
         """Return the stored counterexamples by key: the attack that found each, and its float64 bytes."""
@@ -241,6 +261,12 @@ class Store:
             query = "SELECT count(*) FROM plan WHERE key NOT IN (SELECT key FROM results)"
             (count,) = self._connection.execute(query).fetchone()
         return int(count)
+
+    def _boxes(self) -> "_Boxes":
+        """Return a reader of the plan's domains and scales."""
+        if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'boxes'").fetchone():
+            return _Boxes({})  # written before there were any
+        return _Boxes(dict(self._connection.execute("SELECT name, content FROM boxes")))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -262,15 +288,32 @@ class Store:
             raise StoreError(f"cannot read or write {self.path}: {error}; what was stored before is intact") from error
 
 
-def _named(read: Callable[[Sequence[Any]], _T], values: Sequence[Any]) -> _T:
+class _Boxes:
+    """Domains and scales, each read once."""
+
+    def __init__(self, contents: Mapping[str, str]) -> None:
+        self.contents = contents
+        self.known: dict[str, tuple[Domain | None, Numbers | None]] = {}
+
+    def __getitem__(self, text: str) -> tuple[Domain | None, Numbers | None]:
+        if text not in self.known:
+            value = json.loads(text)
+            try:
+                self.known[text] = read(json.loads(self.contents[value]) if isinstance(value, str) else value)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self.known[text]
+
+
+def _named(make: Callable[[Sequence[Any], _Boxes], _T], values: Sequence[Any], boxes: _Boxes) -> _T:
     """Read a row of the file; ValueError if no version of certbench writes such a row."""
     try:
-        return read(values)
+        return make(values, boxes)
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise ValueError(f"the row {', '.join(map(str, values[:2]))} is no row of a run: {error}") from error
 
 
-def _row(values: Sequence[Any]) -> Row:
+def _row(values: Sequence[Any], boxes: _Boxes) -> Row:
     (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
     (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, distance) = values[9:]
     known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
@@ -281,6 +324,7 @@ def _row(values: Sequence[Any]) -> Row:
         _check(part, int)
     for part in (norm, radius, seconds, prepare, *known):
         _check(part, (int, float))
+    box, scale = boxes[domain]
     return Row(
         model=model,
         certifier=certifier,
@@ -288,7 +332,8 @@ def _row(values: Sequence[Any]) -> Row:
         guarantee=Guarantee(guarantee),
         subject=Subject(subject),
         norm=norm,
-        domain=_box(domain),
+        domain=box,
+        scale=scale,
         input=index,
         label=label,
         prediction=prediction,
@@ -302,32 +347,24 @@ def _row(values: Sequence[Any]) -> Row:
     )
 
 
-def _estimate(values: Sequence[Any]) -> Estimate:
+def _estimate(values: Sequence[Any], boxes: _Boxes) -> Estimate:
     model, method, norm, domain, index, value, cap, upper = values
     for part, kind in ((model, str), (method, str), (index, int)):
         _check(part, kind)
     for part in (norm, cap, *(part for part in (value, upper) if part is not None)):
         _check(part, (int, float))
+    box, scale = boxes[domain]
     return Estimate(
         model=model,
         method=method,
         norm=norm,
-        domain=_box(domain),
+        domain=box,
+        scale=scale,
         input=index,
         value=math.nan if value is None else value,  # SQLite has no NaN
         cap=cap,
         upper=math.inf if upper is None else upper,
     )
-
-
-def _box(text: str) -> tuple[float, float] | None:
-    box = json.loads(text)
-    if box is None:
-        return None
-    low, high = box
-    for end in box:
-        _check(end, (int, float))
-    return low, high
 
 
 def _check(value: Any, kind: type | tuple[type, ...]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from certbench.attacks.battery import VERSION as ATTACK_VERSION
-from certbench.core.threat import ThreatModel
+from certbench.core.threat import ThreatModel, written
 from certbench.files.json_text import plain
 
 
@@ -23,8 +23,8 @@ def attack_key(
 ) -> str:
     """Compute the key of a stored counterexample, for a classifier, an input, a norm and a number of steps."""
     return content_key(
-        classifier=fingerprint, input=digest, norm=threat.p, domain=threat.domain, seed=seed, steps=steps,
-        version=version,
+        classifier=fingerprint, input=digest, norm=threat.p, seed=seed, steps=steps, version=version,
+        domain=written(threat.domain, threat.scale),
     )  # fmt: skip
 
 
@@ -33,8 +33,8 @@ def row_key(
 ) -> str:
     """Compute the key of a stored answer, for a certifier with its options and version, a classifier and an input."""
     return content_key(
-        classifier=fingerprint, input=digest, norm=threat.p, domain=threat.domain, seed=seed, certifier=spec,
-        version=version,
+        classifier=fingerprint, input=digest, norm=threat.p, seed=seed, certifier=spec, version=version,
+        domain=written(threat.domain, threat.scale),
     )  # fmt: skip
 
 

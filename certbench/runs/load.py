@@ -28,7 +28,8 @@ def load(suite: Suite) -> tuple[Dataset, list[Classifier]]:
     if len({model.name for model in models}) < len(models):
         raise suite.error(("models",), "two models of the suite have the same name; give one another `name`")
     box, inputs = suite.settings.domain, dataset.inputs[: suite.settings.inputs].double()
-    if box is not None and (inputs.min() < box[0] or inputs.max() > box[1]):
+    one_range = isinstance(box, tuple) and not any(isinstance(end, tuple) for end in box)
+    if one_range and (inputs.min() < box[0] or inputs.max() > box[1]):
         values = f"{inputs.min():g} to {inputs.max():g}"
         raise suite.error(("domain",), f"{dataset.name} has values from {values}, outside domain {box}")
     return dataset, models

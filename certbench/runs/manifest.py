@@ -19,9 +19,11 @@ from certbench.runs.suite import Suite
 
 def manifest_of(suite: Suite, dataset: Dataset, models: list[Classifier], threads: int) -> dict[str, Any]:
     """Describe a run at its start."""
+    box = {"domain": suite.threats[0].domain, "scale": suite.threats[0].scale} if suite.threats else {}
     packages = ["certbench", "torch", "auto-LiRPA", "foolbox", "highspy", "cvxpy", "scs", "numpy", "scipy"]
     return {
         "suite": plain(suite.settings.model_dump()),
+        **({"threat": plain(box)} if suite.threats and suite.threats[0].coordinates else {}),
         "certifiers": [describe(certifier) for certifier in suite.certifiers],
         "data": {"name": dataset.name, "sha256": dataset.fingerprint(), "inputs": suite.settings.inputs},
         "models": {model.name: model.fingerprint() for model in models},

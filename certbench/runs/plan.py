@@ -11,11 +11,12 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import Subject
 from certbench.core.classifier import Classifier
 from certbench.core.options import describe, label, versions
-from certbench.core.threat import ThreatModel
+from certbench.core.threat import ThreatModel, written
 from certbench.results.store import Planned, PlannedEstimate
 from certbench.runs.keys import attack_key, content_key, hashes, row_key
 from certbench.runs.load import load
 from certbench.runs.suite import Suite
+from certbench.runs.threats import with_threats
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ def plan(suite: Suite) -> int:
     Raises:
         ConfigError: one of them cannot be loaded.
     """
-    _, models = load(suite)
+    dataset, models = load(suite)
+    with_threats(suite, dataset)
     return len(models) * len(suite.threats) * len(suite.certifiers)
 
 
@@ -65,6 +67,7 @@ def pairs_of(suite: Suite, models: list[Classifier], inputs: torch.Tensor, label
                             subject=certifier.subject,
                             norm=threat.p,
                             domain=threat.domain,
+                            scale=threat.scale,
                             input=i,
                             label=int(labels[i]),
                         )
@@ -107,11 +110,12 @@ def wanted_estimates(
                 part = [
                     PlannedEstimate(
                         key=content_key(
-                            classifier=fingerprint, input=digests[i], norm=threat.p, domain=threat.domain,
+                            classifier=fingerprint, input=digests[i], norm=threat.p,
+                            domain=written(threat.domain, threat.scale),
                             seed=suite.settings.seed, clever=options, version=CLEVER_VERSION,
                         ),
                         attack=keys.get(threat, ""), model=model.name, method=method, norm=threat.p,
-                        domain=threat.domain, input=i, cap=asked.radius[threat.p],
+                        domain=threat.domain, input=i, cap=asked.radius[threat.p], scale=threat.scale,
                     )
                     for i, keys in of_model
                 ]  # fmt: skip

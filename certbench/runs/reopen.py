@@ -34,7 +34,7 @@ class StoredRow:
     @property
     def threat(self) -> ThreatModel:
         """The row's threat model."""
-        return ThreatModel(self.row.norm, self.row.domain)
+        return self.row.threat
 
 
 @dataclass(frozen=True, eq=False)

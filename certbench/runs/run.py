@@ -20,6 +20,7 @@ from certbench.runs.manifest import manifest_of
 from certbench.runs.plan import pairs_of, wanted_attacks, wanted_estimates
 from certbench.runs.stages import _ERRORS, attack_inputs, certify_inputs, estimate_inputs
 from certbench.runs.suite import Suite
+from certbench.runs.threats import with_threats
 
 RERUN = {
     "errors": _ERRORS,
@@ -74,6 +75,7 @@ def run(
     torch.set_num_threads(threads)
     computer = executors.find(executor)
     dataset, models = load(suite)
+    suite = with_threats(suite, dataset)
     inputs = dataset.inputs[: suite.settings.inputs].double()
     labels = dataset.labels[: suite.settings.inputs]
 

@@ -13,7 +13,7 @@ import torch
 from certbench.attacks.battery import attack
 from certbench.attacks.clever import clever
 from certbench.core.certificate import Certificate
-from certbench.core.certification import blamed, certify, refuse
+from certbench.core.certification import certify, prepare
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import ReasonEvidence, TracebackEvidence
@@ -54,7 +54,8 @@ def attack_inputs(
     """Attack the inputs whose counterexamples are not stored; return the number of attacked inputs."""
     todo = [(i, keys) for i, keys in wanted if any(key not in attacked for key in keys.values())]
     count = 0
-    box = suite.settings.domain or (float(inputs.min()), float(inputs.max()))
+    threat = suite.threats[0]
+    box = (float(inputs.min()), float(inputs.max())) if threat.domain is None else threat.ends(inputs)
     for start in range(0, len(todo), ATTACK_BATCH):
         part = todo[start : start + ATTACK_BATCH]
         watcher.now(f"attacks on {model.name}")
@@ -144,9 +145,7 @@ def certify_inputs(
     start = time.perf_counter()
     limit = suite.settings.limits.seconds
     try:
-        refuse(pair.certifier, pair.classifier, pair.threat)
-        with blamed(pair.certifier):
-            state = pair.certifier.prepare(pair.classifier, pair.threat)
+        state = prepare(pair.certifier, pair.classifier, pair.threat)
         prepared = time.perf_counter() - start
         stop()
 

@@ -14,7 +14,7 @@ from certbench.core.options import build, choose
 from certbench.core.search import RadiusSearch
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
-from certbench.files.numbers import Number, Whole, number
+from certbench.files.numbers import Number, Whole, number, whole
 from certbench.files.reading import read_text
 from certbench.files.yaml_lines import Lines, at, read
 from certbench.formats import is_whole, stem_of
@@ -22,6 +22,9 @@ from certbench.models.cards import cards
 from certbench.runs.shipped import suites
 
 Made = TypeVar("Made")
+
+THREAT_FILES = (".npy", ".csv")
+"""Suffixes of files with scales or masks: a number per feature, in the shape of an input or flat."""
 
 
 class _Strict(BaseModel):
@@ -35,6 +38,35 @@ def _as_model(value: object) -> object:
     if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
         value = {"name": stem_of(Path(value["path"])), **value}
     return value
+
+
+def _as_domain(value: object) -> object:
+    """Read a domain: a pair of numbers or of lists, or `data`."""
+    if value is None or value == "data":
+        return value
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("a domain is [low, high], two lists with an end per feature, or data")
+    return tuple(tuple(map(number, end)) if isinstance(end, list | tuple) else number(end) for end in value)
+
+
+def _as_scale(value: object) -> object:
+    """Read scales: a number per feature, `std`, or the path of a file."""
+    if isinstance(value, list | tuple):
+        return tuple(map(number, value))
+    if value is None or (isinstance(value, str) and (value == "std" or Path(value).suffix in THREAT_FILES)):
+        return value
+    raise ValueError(
+        f"scale is a list with a number per feature, std, or the path of a {' or '.join(THREAT_FILES)} file"
+    )
+
+
+def _as_places(value: object) -> object:
+    """Read places of features, counted from 0, or the path of a file with a mask."""
+    if isinstance(value, list | tuple):
+        return tuple(map(whole, value))
+    if value is None or (isinstance(value, str) and Path(value).suffix in THREAT_FILES):
+        return value
+    raise ValueError(f"write a list of features, counted from 0, or the path of a {' or '.join(THREAT_FILES)} file")
 
 
 class ModelSpec(_Strict):
@@ -84,7 +116,10 @@ class SuiteFile(_Strict):
     inputs: Whole = Field(gt=0)
     models: list[Annotated[ModelSpec, BeforeValidator(_as_model)]] = Field(min_length=1)
     norms: list[Number] = Field(min_length=1)
-    domain: tuple[Number, Number] | None = None
+    domain: Annotated[Any, BeforeValidator(_as_domain)] = None
+    scale: Annotated[Any, BeforeValidator(_as_scale)] = None
+    move: Annotated[Any, BeforeValidator(_as_places)] = None
+    fixed: Annotated[Any, BeforeValidator(_as_places)] = None
     certifiers: list[Any] = Field(min_length=1)
     radii: dict[Number, list[Number]] = Field(default_factory=dict)
     search: Any = None
@@ -101,7 +136,7 @@ class Suite:
 
     Attributes:
         settings: the file's values.
-        threats: threat models, one per norm.
+        threats: threat models, one per norm; scales and a domain that depend on the data come in `runs.threats`.
         certifiers: the certifiers; those with a `search` have the suite's, unless they give their own.
         usual: option values that every certifier of the suite has, unless it gives its own.
         source: path of the file.
@@ -164,12 +199,16 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
     for i, model in enumerate(settings.models):
         if model.factory is None and model.path is None and model.name not in cards():
             raise ConfigError(registry.unknown("model", model.name, cards()), ("models", i))
-    if settings.domain is not None and not all(math.isfinite(end) for end in settings.domain):
+    if settings.move is not None and settings.fixed is not None:
+        raise ConfigError("write move or fixed, not both: the other features are the rest", ("fixed",))
+    box = None if settings.domain == "data" else settings.domain
+    plain = ThreatModel(1.0, box)  # so that an empty domain is not reported as a mistake of the norms
+    ends = (number for end in plain.domain or () for number in (end if isinstance(end, tuple) else (end,)))
+    if not all(map(math.isfinite, ends)):
         raise ConfigError("a domain has finite ends; leave it out if inputs have no bounds", ("domain",))
-    ThreatModel(1.0, settings.domain)  # so that an empty domain is not reported as a mistake of the norms
-    threats = tuple(
-        _located(("norms", i), lambda p=p: ThreatModel(p, settings.domain)) for i, p in enumerate(settings.norms)
-    )
+    if isinstance(settings.scale, tuple):
+        plain.scaled(settings.scale)
+    threats = tuple(_located(("norms", i), lambda p=p: ThreatModel(p, box)) for i, p in enumerate(settings.norms))
     usual = {} if settings.search is None else {"search": choose(RadiusSearch, settings.search, ("search",))}
     certifiers = tuple(
         _located(("certifiers", i), lambda spec=spec: _certifier(spec, usual))

@@ -1,4 +1,4 @@
-"""Attacks under scales: whatever they find lies in the domain, moves no fixed coordinate and is measured in the scale."""
+"""Attacks under scales: what they find lies in the domain, moves no fixed coordinate and is measured in the scale."""
 
 import math
 

@@ -311,7 +311,7 @@ class Bracket:
 
         point = self.threat.clamp(point)
         if bool(wrong(point)):
-            nearest = walk_back(wrong, self.flat, point, rounds=BACK, keep=self.threat.clamp)
+            nearest = walk_back(wrong, self.flat, point, rounds=BACK, domain=self.threat.ends(self.flat))
             self.found[row] = min(self.found[row], distance(self.threat, self.flat, nearest).item())
 
     def margin(self, row: int | slice) -> Objective:
