@@ -21,7 +21,8 @@ class Certificate:
     Attributes:
         prediction: the class certified, or `ABSTAIN`.
         radius: every point closer than this (in the threat model's norm, inside its domain) has the
-            same prediction. In units of the input; >= 0, and 0 says that nothing was proved.
+            same prediction. In units of the input, or of the threat model's scales; >= 0, and 0 says that
+            nothing was proved.
         upper: distance of the closest counterexample known, inf if none is; never below `radius`.
         seconds: time spent on this input, preparation not included.
         outcome: how each computation ended. The radius is valid whatever it says.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -110,14 +110,14 @@ class Piece:
         """Return the free coordinates of points in units of their scales; what the others are does not matter."""
         if self.free is None or self.scale is None:
             return points
-        return points.flatten(1)[:, self.free.to(points.device)] / self.scale.to(points)
+        return points.flatten(1)[:, self.free.to(points.device)] / self.scale.to(points.device)
 
     def restore(self, z: Float[Tensor, "m ..."], x: Float[Tensor, "m ..."]) -> Float[Tensor, "m ..."]:
         """Return the inputs x with their free coordinates replaced; those where z is that of x stay x to the bit."""
         if self.free is None or self.scale is None:
             return z
         free, flat = self.free.to(x.device), x.flatten(1).clone()
-        moved = z.to(x) * self.scale.to(x)
+        moved = z.to(x) * self.scale.to(x.device)
         flat[:, free] = torch.where(z.to(x) == self.reduce(x), flat[:, free], moved)
         return flat.view(x.shape)
 
@@ -240,30 +240,37 @@ class ReducedState:
     def certify(self, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Certify inputs by their reduced problems; as `Certifier.certify`."""
         parts, order = [], list[int]()
+        base = self.certifier.subject is Subject.BASE
+        label = self.classifier.double()(x).argmax(dim=1).cpu() if base else None
         for piece in pieces(self.classifier, x, self.threat):
             found = self.certifier.certify(self.of(piece), piece.z, [seeds[i] for i in piece.rows])
             if len(found) != len(piece.rows):
                 raise ValueError(f"certify returned {len(found)} rows for {len(piece.rows)} inputs")
-            parts.append(self._restored(found, piece, x[piece.rows]))
+            parts.append(_restored(found, piece.rounding.cpu(), None if label is None else label[piece.rows]))
             order += piece.rows
         return _in_order(Certificate.concatenate(parts), order)
 
-    def _restored(self, found: Certificate, piece: Piece, x: Float[Tensor, "m ..."]) -> Certificate:
-        """Return the certificates at x of those at z: radii lose what z may be off, and the class is that at x."""
-        lost = piece.rounding.cpu()
-        loses = (lost > 0) & found.radius.isfinite()
-        radius = torch.where(loses, _down(found.radius - lost).clamp(min=0), found.radius)
-        upper = torch.where(lost > 0, (found.upper + 3 * lost) * (1 + 4 * ROUNDING), found.upper)
-        prediction, outcome = found.prediction.clone(), list(found.outcome)
-        if self.certifier.subject is Subject.BASE:
-            label = self.classifier.double()(x).argmax(dim=1).cpu()
-            named = prediction != ABSTAIN
-            radius = torch.where(named & (prediction != label), 0.0, radius)
-            prediction = torch.where(named, label, prediction)
-        else:
-            for i in ((radius == 0) & (found.radius > 0)).nonzero().flatten().tolist():
-                prediction[i], outcome[i] = ABSTAIN, Outcome.ABSTAINED
-        return replace(found, radius=radius, upper=upper, prediction=prediction, outcome=tuple(outcome))
+
+def _restored(found: Certificate, lost: Float[Tensor, " m"], label: Int[Tensor, " m"] | None) -> Certificate:
+    """Return the certificates at x of those at z.
+
+    Args:
+        found: the certificates at z.
+        lost: distances that z may be off, which radii lose.
+        label: the classes at x; None: the classifier is smoothed.
+    """
+    loses = (lost > 0) & found.radius.isfinite()
+    radius = torch.where(loses, _down(found.radius - lost).clamp(min=0), found.radius)
+    upper = torch.where(lost > 0, (found.upper + 3 * lost) * (1 + 4 * ROUNDING), found.upper)
+    prediction, outcome = found.prediction.clone(), list(found.outcome)
+    if label is not None:
+        named = prediction != ABSTAIN
+        radius = torch.where(named & (prediction != label), 0.0, radius)
+        prediction = torch.where(named, label, prediction)
+    else:
+        for i in ((radius == 0) & (found.radius > 0)).nonzero().flatten().tolist():
+            prediction[i], outcome[i] = ABSTAIN, Outcome.ABSTAINED
+    return replace(found, radius=radius, upper=upper, prediction=prediction, outcome=tuple(outcome))
 
 
 def _down(value: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Row:
         input: index of the input in its data set.
         label: the true class.
         prediction: the certified class, or `ABSTAIN`.
-        radius: certified radius, in units of the input; 0 says that nothing was proved.
+        radius: certified radius, in units of the input or of the scale; 0 says that nothing was proved.
         upper: distance of the closest known counterexample of the base classifier; inf if there is none.
         seconds: time for this input.
         prepare_seconds: time for the preparation that this row shares with others of its pair.
