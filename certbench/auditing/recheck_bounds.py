@@ -81,6 +81,9 @@ def rebound(
         beside = radius if beside is None else beside
         for piece in pieces(classifier, x.to(classifier.device, torch.float64), threat):
             rows = piece.rows
+            if time.monotonic() > deadline:
+                joined.unreached += rows
+                continue
             found = rebound(
                 certifier, piece.classifier, piece.z, piece.threat, radius[rows],
                 seed=seed, beside=beside[rows], deadline=deadline,

@@ -89,7 +89,9 @@ class Exporter:
         smoothed = row.subject is Subject.SMOOTHED
         low, high = row.domain or (0.0, 1.0)
         if row.scale is not None or isinstance(low, tuple) or isinstance(high, tuple):
-            raise UnsupportedError("certificate files have one range for all coordinates, and no scales")
+            raise UnsupportedError(
+                "certificate files have no scales, and one range for all coordinates; export a run with such a threat"
+            )
         domain = None if row.domain is None else (float(low), float(high))
         values = x.double().cpu().numpy()
         claim = Claim(
