@@ -17,7 +17,7 @@ from certbench.testing import inputs, network
 
 THREATS = [L1, L2, Linf, L1.within(0, 1), L2.within(0, 1), Linf.within(0, 1)]
 RADII = {1.0: [0.05, 0.3, 1.0], 2.0: [0.02, 0.1, 0.4], math.inf: [0.005, 0.03, 0.1]}
-METHODS = ["ibp", "crown-ibp", "fast-lin", "crown"]
+METHODS = ["ibp", "crown-ibp", "fast-lin", "wong-kolter", "crown"]
 
 
 def margins(spec: Spec, classifier: Classifier, threat: ThreatModel, x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ Where a domain cuts the ball, its support function takes the place of the norm. 
 dual with c = +-e_j, first layer first (Algorithm 1). It does not use the engine in `bounds`, which it cross-checks.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -23,36 +22,37 @@ from torch import Tensor
 
 from certbench.core import ball
 from certbench.core.certificate import Certificate
-from certbench.core.certifier import MarginCertifier
-from certbench.core.claims import Guarantee
-from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, margin_rows
 from certbench.core.search import RadiusSearch, Secant
-from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import ENTRIES
 from certbench.verifiers.bounds.proof import RelaxationProof, parallel, sufficient
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
+from certbench.verifiers.linear.engines import Engined
+from certbench.verifiers.linear.fast_lin import FastLin
+from certbench.verifiers.linear.lirpa.graph import Lirpa
 
 
 @dataclass(frozen=True)
-class WongKolter(MarginCertifier[NetworkState]):
-    """Wong and Kolter's convex outer polytope through its dual network (2018), layer bounds by the same dual."""
+class WongKolter(Engined):
+    """Wong and Kolter's convex outer polytope through its dual network (2018), layer bounds by the same dual.
+
+    auto-LiRPA computes the same bounds as Fast-Lin.
+    """
 
     search: RadiusSearch = field(default_factory=Secant)
 
-    guarantee: ClassVar[Guarantee] = Guarantee.SOUND
-    norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    relus: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
-    def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
-        """Read the network."""
-        return NetworkState.of(classifier, threat)
+    def lirpa(self) -> Lirpa:
+        """Return Fast-Lin."""
+        return FastLin().lirpa()
 
     @torch.no_grad()
-    def lower(
+    def own(
         self,
         state: NetworkState,
         x: Float[Tensor, "n ..."],
