@@ -43,7 +43,9 @@ def auto_lirpa() -> ModuleType:
         if needed:
             _after_import(module)
     except ImportError as error:
-        raise MissingBackendError(f"auto-LiRPA does not import ({error}); install it by: {INSTALL}") from error
+        lacks = error.name if importlib.util.find_spec("auto_LiRPA") is not None else None
+        mend = f"pip install --no-deps {lacks}" if lacks and "auto_LiRPA" not in lacks else INSTALL
+        raise MissingBackendError(f"auto-LiRPA does not import ({error}); install it by: {mend}") from error
     return module
 
 
