@@ -183,6 +183,8 @@ def _layer_bounds(
         if not exact and i not in network.copied:
             open_ = undecided(network.activation(i), lower[i], upper[i]) | (i in network.bounded)
             so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method, drawn)
+            for at in range(i if bool(open_.any()) else 0):  # once for all pieces, and for the layers behind
+                so_far.lines(network, at)
             low, high = _both_ends(network, region, i, open_, so_far, entries)
             if errors is not None:
                 low, high = low - errors[i], high + errors[i]
