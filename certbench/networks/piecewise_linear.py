@@ -103,7 +103,7 @@ class PiecewiseLinear(Activation):
             return slopes[0].expand_as(low + high)
         inside = torch.where(low + high > 2 * self.knots[0].to(low), slopes[1], slopes[0])
         chord = sign * (self.value(high) - self.value(low)) / (high - low)
-        return torch.where((slopes[1] >= slopes[0]) | ~(high > low), inside, chord)
+        return torch.where((slopes[1] >= slopes[0]) | ~chord.isfinite(), inside, chord)
 
     def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Bound the error of `value`; it is 0 where z itself, -z or the value at the first knot is returned."""
