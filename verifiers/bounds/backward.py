@@ -165,16 +165,17 @@ def _layer_bounds(
     errors: Sequence[Tensor] | None,
 ) -> LayerBounds:
     alone = method == "fast-lin" and not network.activations  # without intervals, as in the papers
-    start = _unbounded(network, region) if alone else interval_bounds(network, region).widened(errors)
+    walked = bool(network.activations) and method != "ibp"  # intervals come from the sharper bounds, layer by layer
+    start = _unbounded(network, region) if alone or walked else interval_bounds(network, region).widened(errors)
     if known is not None:
         start = start.tightened(known, method)
     if method == "ibp":
         return start
     lower, upper = [*start.lower], [*start.upper]
     drawn: dict[int, Lines] = {}
-    walk = Walk(network, region) if network.activations else None
+    walk = Walk(network, region) if walked else None
     for i, layer in enumerate(network.hidden):
-        if walk is not None:  # from the bounds so far, which are sharper than those that `start` rests on
+        if walk is not None:
             low, high = walk.step()
             if errors is not None:
                 low, high = low - errors[i], high + errors[i]
