@@ -115,6 +115,14 @@ def layered(graph: Graph, relus: bool = False, others: bool = False) -> Network:
     return found
 
 
+def is_piecewise_linear(graph: Graph) -> bool:
+    """Say whether all functions are continuous and piecewise linear, so that `layered` can write them as ReLUs."""
+    functions = (node.function for node in graph.nodes if isinstance(node, Elementwise))
+    return not any(isinstance(node, Product) for node in graph.nodes) and all(
+        isinstance(function, PiecewiseLinear) for function in functions
+    )
+
+
 class _Fold:
     """The layers so far, and the terms of each value."""
 

@@ -128,6 +128,7 @@ def layer_bounds(
     known: LayerBounds | None = None,
     entries: int = ENTRIES,
     errors: Sequence[Tensor] | None = None,
+    first: int = 0,
 ) -> LayerBounds:
     """Bound all hidden layers over the balls, layer by layer; the network remembers the bounds asked for last.
 
@@ -139,12 +140,13 @@ def layer_bounds(
         known: sound bounds that the result is intersected with, for example those of a larger ball.
         entries: the most coefficients held at once; halved while memory runs out.
         errors: largest effect of rounding on a bound, by layer; each bound is widened by it before it is used.
+        first: the first hidden layer that is bounded by `method`; those before it have the bounds that are `known`.
 
     Raises:
         NumericalError: a bound is NaN.
     """
     if known is not None or errors is not None:
-        return _layer_bounds(network, region, method, known, entries, errors)
+        return _layer_bounds(network, region, method, known, entries, errors, first)
     ends = (tensor.cpu().contiguous().numpy().tobytes() for tensor in (region.x, region.eps))
     key = (method, region.threat, *ends)
     if key not in network.shared:
@@ -163,6 +165,7 @@ def _layer_bounds(
     known: LayerBounds | None,
     entries: int,
     errors: Sequence[Tensor] | None,
+    first: int = 0,
 ) -> LayerBounds:
     alone = method == "fast-lin" and not network.activations  # without intervals, as in the papers
     walked = bool(network.activations) and method != "ibp"  # intervals come from the sharper bounds, layer by layer
@@ -181,7 +184,7 @@ def _layer_bounds(
                 low, high = low - errors[i], high + errors[i]
             lower[i], upper[i] = torch.maximum(lower[i], low), torch.minimum(upper[i], high)
         exact = region.threat.p == math.inf and list(layer.maps) == [0] and not alone  # intervals are, over a box
-        if not exact and i not in network.copied:
+        if i >= first and not exact and i not in network.copied:
             open_ = undecided(network.activation(i), lower[i], upper[i]) | (i in network.bounded)
             so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method, drawn)
             for at in range(i if bool(open_.any()) else 0):  # once for all pieces, and for the layers behind

@@ -5,6 +5,9 @@ activations, and on the multipliers $\beta \geq 0$ of ReLUs whose sign is known.
 back is evaluated anew in float64 at the best point that was seen. Any point is sound, so nothing rests on how well it
 climbed.
 
+Networks with other functions have multipliers m of either sign, for every pre-activation z in [l, u]: the bound gets
+m z - max(m l, m u), which is at most 0. Where a split made l or u, this carries it to the input.
+
 The file is long because the choice, its bound and the climb share one layout of the numbers.
 """
 
@@ -39,10 +42,11 @@ class Choice:
     Attributes:
         alpha: slopes of the lines below unstable ReLUs, and the numbers that choose other lines (`relaxations.chosen`),
             two for each entry.
-        beta: multipliers of ReLUs whose sign is known; ignored elsewhere.
+        beta: multipliers, one for each pre-activation. In ReLU networks they are not negative, and count only where the
+            sign of the neuron is known. In others they have either sign.
     """
 
-    alpha: Float[Tensor, "n k neurons"]
+    alpha: Float[Tensor, "n k numbers"]
     beta: Float[Tensor, "n k neurons"]
 
     def __getitem__(self, index: Tensor | slice) -> "Choice":
@@ -55,7 +59,7 @@ class Choice:
         parts = [numbers(network.activation(i), low, high) for i, (low, high) in enumerate(ends(bounds))]
         alpha = torch.cat(parts, dim=1) if parts else torch.zeros(n, 0, dtype=torch.float64)
         alpha = alpha[:, None].expand(-1, rows, -1)
-        return Choice(alpha, torch.zeros_like(alpha))
+        return Choice(alpha, alpha.new_zeros(*alpha.shape[:2], sum(neurons(bounds))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,16 @@ def widths(network: Network, bounds: LayerBounds) -> list[int]:
     functions = [network.activation(i) for i in range(len(bounds.lower))]
     single = [function == RELU or isinstance(function, Bilinear) for function in functions]
     return [low.shape[1] * (1 if one else 2) for low, one in zip(bounds.lower, single, strict=True)]
+
+
+def neurons(bounds: LayerBounds) -> list[int]:
+    """Return the number of pre-activations of each hidden layer with bounds."""
+    return [low.shape[1] for low in bounds.lower]
+
+
+def is_pure(network: Network, bounds: LayerBounds) -> bool:
+    """Say whether all functions behind hidden layers with bounds are ReLUs."""
+    return all(network.activation(i) == RELU for i in range(len(bounds.lower)))
 
 
 def known_signs(network: Network, bounds: LayerBounds, n: int = 1) -> Float[Tensor, "n neurons"]:
@@ -117,19 +131,31 @@ def relax(
 ) -> tuple[Float[Tensor, "n k d"], Float[Tensor, "n k"]]:
     """Return linear functions a . x + b below `rows` times the outputs of `layer`, by default the last, for any choice.
 
-    A multiplier counts only where `bounds` fix the sign of the neuron, as -beta z with z >= 0 or beta z with z <= 0.
+    In a ReLU network a multiplier counts only where `bounds` fix the sign of the neuron, as -beta z with z >= 0 or
+    beta z with z <= 0. In others it counts as beta z less its largest value within `bounds`.
     """
     if layer is None:
         layer = len(network.layers) - 1
     if layer == 0:
         linear = backward(network, rows, 0, bounds)
         return linear.a, linear.b
-    sizes = widths(network, bounds)
-    multipliers = -known_signs(network, bounds)[:, None] * choice.beta.clamp(min=0)
-    slopes, terms = torch.split(choice.alpha, sizes, dim=-1), torch.split(multipliers, sizes, dim=-1)
-    pure = all(network.activation(i) == RELU for i in range(len(sizes)))
-    linear = backward(network, rows, layer, bounds, slopes, terms if pure else None)
-    return linear.a, linear.b
+    slopes, sizes = torch.split(choice.alpha, widths(network, bounds), dim=-1), neurons(bounds)
+    if is_pure(network, bounds):
+        multipliers = -known_signs(network, bounds)[:, None] * choice.beta.clamp(min=0)
+        linear = backward(network, rows, layer, bounds, slopes, torch.split(multipliers, sizes, dim=-1))
+        return linear.a, linear.b
+    if not bool(choice.beta.any()):
+        linear = backward(network, rows, layer, bounds, slopes)
+        return linear.a, linear.b
+    linear = backward(network, rows, layer, bounds, slopes, torch.split(choice.beta, sizes, dim=-1))
+    low, high = flat(bounds)
+    return linear.a, linear.b - largest(choice.beta, low[:, None], high[:, None]).sum(dim=-1)
+
+
+def largest(multiplier: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the largest value of a multiplier times z on [low, high]; the slope at 0 is that of the middle."""
+    end = torch.where(multiplier > 0, high, torch.where(multiplier < 0, low, low / 2 + high / 2))
+    return torch.where((multiplier == 0) & ~end.isfinite(), 0.0, multiplier * end)
 
 
 @torch.no_grad()
@@ -142,7 +168,8 @@ def evaluate(
     layer: int | None = None,
 ) -> Optimised:
     """Return the bound of a choice, in the precision of the network; in float64 it is rigorous for any choice."""
-    sane = Choice(choice.alpha.nan_to_num(0.0).to(rows.dtype), choice.beta.nan_to_num(0.0, posinf=0.0).to(rows.dtype))
+    beta = choice.beta.nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    sane = Choice(choice.alpha.nan_to_num(0.0).to(rows.dtype), beta.to(rows.dtype))
     a, b = relax(network, bounds, rows, sane, layer)
     return Optimised(a, (a @ region.x[..., None]).squeeze(-1) + b, region.minimum(a, b), sane)
 
@@ -168,7 +195,8 @@ def optimise(
     Args:
         network: the network, in float64.
         region: balls over which the minimum is raised, inside those on which `bounds` hold.
-        bounds: bounds of the hidden layers before `layer`, with a bound of 0 at every neuron that is split.
+        bounds: bounds of the hidden layers before `layer`, with an end at the point where a neuron is split (0 in ReLU
+            networks).
         rows: linear functions of the outputs of `layer`.
         splits: neurons whose multiplier is optimised; none by default.
         start: the first choice; CROWN's slopes by default.
@@ -183,8 +211,9 @@ def optimise(
     if layer < len(network.hidden):
         bounds = bounds.upto(layer)
     if n == 0 or k == 0 or list(network.layers[layer].maps) == [0]:  # there is no line to choose
-        none = rows.new_zeros(n, k, 0 if layer == 0 else sum(widths(network, bounds)))
-        return evaluate(network, region, bounds, rows, Choice(none, none), layer)
+        sizes = (0, 0) if layer == 0 else (sum(widths(network, bounds)), sum(neurons(bounds)))
+        none = Choice(*(rows.new_zeros(n, k, size) for size in sizes))
+        return evaluate(network, region, bounds, rows, none, layer)
     start = Choice.crown(network, bounds, k) if start is None else start
     climber = _Climber(
         network.to(torch.float32) if fast is None else fast, region, bounds, rows, splits, start, layer, rate
@@ -262,11 +291,13 @@ class _Climber:
         self.ends = [(low.to(dtype), high.to(dtype)) for low, high in ends(bounds)]
         small = LayerBounds(tuple(low for low, _ in self.ends), tuple(high for _, high in self.ends), bounds.method)
         self.relus = [network.activation(i) == RELU for i in range(len(self.ends))]
+        self.pure, self.neurons = all(self.relus), neurons(small)
         self.sign = known_signs(network, small)
         self.free = self.sign == 0
         self.above = [upper_line(*end) if relu else None for end, relu in zip(self.ends, self.relus, strict=True)]
         # Only the columns of neurons that are split somewhere have multipliers.
-        split = torch.zeros_like(self.free) if splits is None else splits & ~self.free
+        none = torch.zeros(len(self.free), sum(self.neurons), dtype=torch.bool, device=self.free.device)
+        split = none if splits is None else splits & ~self.free if self.pure else splits
         self.columns = split.any(dim=0).nonzero().squeeze(1)
         self.split = split[:, self.columns][:, None].to(dtype)
         self.beta = start.beta[..., self.columns].to(dtype)
@@ -308,7 +339,8 @@ class _Climber:
                 second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
                 length = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-12)
                 move = (self.rate[i] * decay**step / (1 - 0.9 ** (step + 1))) * first / length
-                now[i] = (now[i] + move * units[i]).clamp_(0.0, 1.0 if i == 0 else math.inf)
+                least = 0.0 if i == 0 or self.pure else -math.inf
+                now[i] = (now[i] + move * units[i]).clamp_(least, 1.0 if i == 0 else math.inf)
             if enough is not None:
                 done |= (best > enough.to(best)[:, None]).all(dim=1)
                 short = ~done[index]
@@ -318,7 +350,7 @@ class _Climber:
                     index = index[short]
                     now, moments = [part[short] for part in now], [(m[short], v[short]) for m, v in moments]
                     frame = self.frame(index)
-        beta = kept[0].new_zeros(kept[0].shape)
+        beta = kept[0].new_zeros(n, k, sum(self.neurons))
         beta[..., self.columns] = kept[1]
         return Choice(kept[0], beta)
 
@@ -334,7 +366,7 @@ class _Climber:
             "ends": [(a[index], b[index]) for a, b in self.ends],
             "above": [None if line is None else tuple(part[index][:, None] for part in line) for line in self.above],
             "unit": self.unit[index] * self.split[index],
-            "against": -low[..., self.columns] * self.split[index],
+            "against": -low[..., self.columns] * self.split[index] if self.pure else self.split[index],
         }
 
     def value(self, frame: dict[str, Any], alpha: Tensor, beta: Tensor | None = None) -> Tensor:
@@ -342,8 +374,8 @@ class _Climber:
         slopes = torch.split(alpha, self.sizes, dim=-1)
         extra = None
         if beta is not None:
-            whole = alpha.new_zeros(alpha.shape).index_copy(-1, self.columns, beta * frame["against"])
-            extra = torch.split(whole, self.sizes, dim=-1)
+            whole = alpha.new_zeros(*alpha.shape[:2], sum(self.neurons))
+            extra = torch.split(whole.index_copy(-1, self.columns, beta * frame["against"]), self.neurons, dim=-1)
         z: Tensor = frame["rows"]
         pulled: dict[int, Tensor] = {}
         constant = z.new_zeros(z.shape[:2])
@@ -369,6 +401,9 @@ class _Climber:
             constant = constant + moved
             if extra is not None:
                 z = z + extra[at]
+                if not self.pure:
+                    low, high = frame["ends"][at]
+                    constant = constant - largest(extra[at], low[:, None], high[:, None]).sum(dim=-1)
         region, a = frame["region"], pulled[0]
         with torch.no_grad():
             point = region.x[:, None] + steepest(a, region.threat, region.x, region.eps)
@@ -379,33 +414,35 @@ class _Climber:
 @torch.no_grad()
 def coefficients(
     network: Network, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
-) -> Float[Tensor, "n k neurons"]:
-    """Return the coefficients of each ReLU's output in the backward pass; they serve scores and units, not bounds."""
-    sizes = [low.shape[1] for low in bounds.lower]
-    sign = signs(*flat(bounds))[:, None]
-    slopes = torch.split(choice.alpha, sizes, dim=-1)
-    terms = torch.split(-sign * choice.beta.clamp(min=0), sizes, dim=-1)
-    found = [rows.new_zeros(*rows.shape[:2], size) for size in sizes]
+) -> list[Float[Tensor, "n k _"]]:
+    """Return the coefficients of each activation's outputs in the backward pass; they serve scores, not bounds."""
+    pure, sizes = is_pure(network, bounds), neurons(bounds)
+    slopes = torch.split(choice.alpha, widths(network, bounds), dim=-1)
+    against = -known_signs(network, bounds)[:, None] * choice.beta.clamp(min=0) if pure else choice.beta
+    terms = torch.split(against, sizes, dim=-1)
+    halves = [2 if isinstance(network.activation(i), Bilinear) else 1 for i in range(len(sizes))]
+    found = [rows.new_zeros(*rows.shape[:2], size // half) for size, half in zip(sizes, halves, strict=True)]
     z = rows
     for at in range(layer, -1, -1):
         if at < layer:
-            low, high = bounds.lower[at][:, None], bounds.upper[at][:, None]
-            h = found[at]
-            z = (
-                h.clamp(min=0) * lower_slope(low, high, slopes[at])
-                + h.clamp(max=0) * upper_line(low, high)[0]
-                + terms[at]
-            )
+            low, high = bounds.lower[at], bounds.upper[at]
+            if network.activation(at) == RELU:
+                low, high, h = low[:, None], high[:, None], found[at]
+                z = h.clamp(min=0) * lower_slope(low, high, slopes[at]) + h.clamp(max=0) * upper_line(low, high)[0]
+            else:
+                z = through(chosen(network.activation(at), low, high, slopes[at]), found[at])[0]
+            z = z + terms[at]
         for source, part in network.layers[at].maps.items():
             if source > 0:
                 found[source - 1] = found[source - 1] + part.transpose(z.flatten(0, 1)).view(*z.shape[:2], -1)
-    return torch.cat(found, dim=-1)
+    return found
 
 
 def units(
     network: Network, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
 ) -> Float[Tensor, "n k neurons"]:
     """Return the largest coefficient of each neuron's layer, which is the unit of its multiplier."""
-    sizes = [low.shape[1] for low in bounds.lower]
-    parts = torch.split(coefficients(network, bounds, rows, choice, layer), sizes, dim=-1)
-    return torch.cat([part.abs().amax(dim=-1, keepdim=True).expand_as(part) for part in parts], dim=-1).clamp(min=1e-12)
+    parts = coefficients(network, bounds, rows, choice, layer)
+    most = [part.abs().amax(dim=-1, keepdim=True) for part in parts]
+    spread = [part.expand(-1, -1, size) for part, size in zip(most, neurons(bounds), strict=True)]
+    return torch.cat(spread, dim=-1).clamp(min=1e-12)

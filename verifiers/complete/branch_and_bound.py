@@ -1,10 +1,11 @@
-r"""Branch and bound on ReLU splits with linear bounds: beta-CROWN (Wang et al., 2021), BaBSR (Bunel et al., 2020).
+r"""Branch and bound with linear bounds: beta-CROWN (Wang et al., 2021), BaBSR (Bunel et al., 2020), GenBaB.
 
-A leaf is a class j and a set of neurons whose sign is decided. On the part of the ball of radius e with these signs
-the engine gives a linear function below the margin $f_c - f_j$. Up to its crossing r there is no counterexample of
+A leaf is a class j and a set of neurons whose sign is decided; where other functions than ReLUs are, a set of neurons
+with intervals (GenBaB: Shi et al., 2024). On the part of the ball of radius e with these signs the engine gives a linear function below the margin $f_c - f_j$. Up to its crossing r there is no counterexample of
 class j in the leaf. So the least r of all leaves is a certified radius at any time, and the leaf that has it is split
 next. An attack, the minimisers of the leaves and exact programs on linear pieces give counterexamples. The search ends
-where the two meet.
+where the two meet. For ReLU networks it does so after finitely many splits; for others it converges, and how close it
+comes is a matter of time.
 """
 
 import math
@@ -28,14 +29,19 @@ from certbench.core.ranges import BatchSize, PositiveFloat, PositiveInt, Relativ
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
 from certbench.errors import NumericalError
+from certbench.networks.folding import is_piecewise_linear
 from certbench.networks.layers import Network
+from certbench.networks.reading import read
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.tree import Answer, Tree, TreeOptions, widest
 
 
 @dataclass(frozen=True)
 class BranchAndBound(Certifier[NetworkState]):
-    """Branch and bound on ReLU splits with linear bounds (Bunel et al., 2020; Wang et al., 2021): exact, or a bracket.
+    """Branch and bound with linear bounds (Bunel et al., 2020; Wang et al., 2021): exact, or a bracket.
+
+    It takes every network that can be read. Continuous piecewise linear functions are written as sums of ReLUs, whose
+    sign is split. If there are other functions, intervals of their inputs are split (Shi et al., 2024).
 
     Attributes:
         seconds: time limit per input. What was proved until then stands, and the outcome says that time was up.
@@ -61,8 +67,8 @@ class BranchAndBound(Certifier[NetworkState]):
     repeatable = False
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
-        """Read the network."""
-        return NetworkState.of(classifier, threat)
+        """Read the network, as one of ReLUs if it is piecewise linear."""
+        return NetworkState.of(classifier, threat, relus=is_piecewise_linear(read(classifier)))
 
     def certify(self, state: NetworkState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Search for one input after the other."""

@@ -44,8 +44,8 @@ class Programs:
 
     @property
     def affordable(self) -> bool:
-        """Say whether the network is small enough."""
-        return self.entries <= ENTRIES
+        """Say whether the network is small enough, and has ReLUs alone."""
+        return not self.network.activations and self.entries <= ENTRIES
 
     @cached_property
     def equations(self) -> tuple[scipy.sparse.csr_matrix, NDArray[np.float64]]:

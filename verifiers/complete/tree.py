@@ -1,4 +1,8 @@
-"""Leaves of a branch-and-bound tree: they are bounded in batches, split, and searched for counterexamples."""
+"""Leaves of a branch-and-bound tree: they are bounded in batches, split, and searched for counterexamples.
+
+In a ReLU network a neuron is split at 0, once. In others the interval of a pre-activation is split at any point, as
+often as it helps, and the layers behind it are bounded anew in each leaf.
+"""
 
 import heapq
 import math
@@ -23,12 +27,14 @@ from certbench.verifiers.bounds.optimise import (
     Optimised,
     evaluate,
     flat,
+    neurons,
     optimise,
     optimised_bounds,
 )
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branching import best_neurons
+from certbench.verifiers.complete.cuts import ANEW, best_cuts, cut_bounds, layers_of, places_of
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
@@ -79,18 +85,22 @@ class TreeOptions:
 
 @dataclass(order=True)
 class Leaf:
-    """A class and decided signs.
+    """A class and cuts: decided signs of z - p, where z is a pre-activation, and p is 0 in ReLU networks.
 
     Attributes:
         radius: proved radius: no counterexample of the class closer than this has these signs.
         order: a counter that makes the order total.
         row: index of the class among the other classes.
         neurons: the decided neurons, by their place among all hidden neurons.
-        signs: 1 for z >= 0, -1 for z <= 0.
+        signs: 1 for z >= p, -1 for z <= p.
+        points: the numbers p.
         level: radius of the ball over which it was bounded last; 0 if never.
         tries: number of times that it was bounded without being split.
-        alpha: slopes, as a start for the next bound, in half precision.
+        alpha: slopes, as a start for the next bound, in half precision; NaN where there is none.
         beta: multipliers of the decided neurons, likewise.
+        ends: bounds of the neurons, in networks with other functions than ReLUs.
+        reach: radius of the ball over which these hold.
+        first: first layer that has no bounds yet with all cuts.
     """
 
     radius: float
@@ -98,10 +108,14 @@ class Leaf:
     row: int = field(compare=False)
     neurons: Tensor = field(compare=False)
     signs: Tensor = field(compare=False)
+    points: Tensor = field(compare=False)
     level: float = field(compare=False, default=0.0)
     tries: int = field(compare=False, default=0)
     alpha: Tensor | None = field(compare=False, default=None)
     beta: Tensor | None = field(compare=False, default=None)
+    ends: tuple[Tensor, Tensor] | None = field(compare=False, default=None)
+    reach: float = field(compare=False, default=0.0)
+    first: int = field(compare=False, default=0)
 
 
 class Tree:
@@ -123,7 +137,8 @@ class Tree:
         self.x, self.rows, self.slack, self.scale = found.x, rows, slack, scale
         self.found, self.deadline = found, deadline
         none = torch.zeros(0, dtype=torch.int64, device=self.x.device)
-        self.leaves = [Leaf(0.0, j, j, none, none) for j in range(len(rows))]
+        self.pure = not self.network.activations
+        self.leaves = [Leaf(0.0, j, j, none, none, none.to(self.x)) for j in range(len(rows))]
         self.count, self.bounded, self.splits = len(self.leaves), 0, 0
         self.eps, self.method, self.tight = 0.0, "none", False  # of the present level
         self.bounds: LayerBounds | None = None
@@ -203,7 +218,8 @@ class Tree:
     def tighten(self) -> None:
         """Optimise the bounds of the hidden layers, before any leaf is split at this level."""
         assert self.bounds is not None
-        self.bounds = optimised_bounds(self.network, self.region(1), self.bounds, fast=self.fast)
+        if self.pure or sum(neurons(self.bounds)) <= ANEW:
+            self.bounds = optimised_bounds(self.network, self.region(1), self.bounds, fast=self.fast)
         self.method, self.tight = self.bounds.method, True
 
     def take(self) -> list[Leaf]:
@@ -218,26 +234,46 @@ class Tree:
         """Keep a leaf."""
         heapq.heappush(self.leaves, leaf)
 
-    def assemble(self, leaves: Sequence[Leaf]) -> tuple[LayerBounds, Choice, Tensor, Tensor, Tensor]:
-        """Return bounds with the signs built in, starts, the split neurons, rows, and the empty leaves."""
+    def assemble(
+        self, leaves: Sequence[Leaf], anew: bool = False
+    ) -> tuple[LayerBounds, Choice, Tensor, Tensor, Tensor]:
+        """Return bounds with the cuts built in, starts, the split neurons, rows, and the empty leaves.
+
+        With `anew`, the layers behind new cuts are bounded with them.
+        """
         assert self.bounds is not None
         low, high = (end.repeat(len(leaves), 1) for end in flat(self.bounds))
-        owner = torch.repeat_interleave(torch.tensor([len(leaf.neurons) for leaf in leaves]))
-        neurons, sign = (torch.cat([getattr(leaf, name) for leaf in leaves]) for name in ("neurons", "signs"))
-        low[owner, neurons] = torch.where(sign > 0, low[owner, neurons].clamp(min=0), low[owner, neurons])
-        high[owner, neurons] = torch.where(sign < 0, high[owner, neurons].clamp(max=0), high[owner, neurons])
+        owner = torch.repeat_interleave(torch.tensor([len(leaf.neurons) for leaf in leaves])).to(self.x.device)
+        neuron, sign = (torch.cat([getattr(leaf, name) for leaf in leaves]) for name in ("neurons", "signs"))
         split = torch.zeros_like(low, dtype=torch.bool)
-        split[owner, neurons] = True
-        sizes = [end.shape[1] for end in self.bounds.lower]
-        bounds = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), self.bounds.method)
+        split[owner, neuron] = True
+        sizes = neurons(self.bounds)
+        if self.pure:
+            low[owner, neuron] = torch.where(sign > 0, low[owner, neuron].clamp(min=0), low[owner, neuron])
+            high[owner, neuron] = torch.where(sign < 0, high[owner, neuron].clamp(max=0), high[owner, neuron])
+            bounds = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), self.bounds.method)
+            empty = (low > high).any(dim=1)
+        else:
+            first = len(sizes)
+            for i, leaf in enumerate(leaves):
+                if leaf.ends is not None and leaf.reach >= self.eps:
+                    low[i], high[i] = torch.maximum(low[i], leaf.ends[0]), torch.minimum(high[i], leaf.ends[1])
+                    first = min(first, leaf.first)
+                elif len(leaf.neurons):
+                    first = min(first, int(layers_of(leaf.neurons.min(), sizes)) + 1)
+            bounds = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), self.bounds.method)
+            where, points = self.region(len(leaves)), torch.cat([leaf.points for leaf in leaves])
+            bounds, empty = cut_bounds(
+                self.network, where, bounds, owner, neuron, sign, points, first if anew else None, self.slack
+            )
         start = Choice.crown(self.network, bounds, 1, len(leaves))
         alpha, beta = start.alpha[:, 0].clone(), start.beta[:, 0].clone()
         for i, leaf in enumerate(leaves):
             if leaf.alpha is not None and leaf.beta is not None:
-                alpha[i] = leaf.alpha.to(alpha)
+                alpha[i] = torch.where(leaf.alpha.isnan(), alpha[i], leaf.alpha.to(alpha))
                 beta[i, leaf.neurons] = leaf.beta.to(beta)
         rows = self.rows[torch.tensor([leaf.row for leaf in leaves], device=self.x.device)][:, None]
-        return bounds, Choice(alpha[:, None], beta[:, None]), split, rows, (low > high).any(dim=1)
+        return bounds, Choice(alpha[:, None], beta[:, None]), split, rows, empty
 
     def region(self, n: int) -> Region:
         """Return the ball of this level, n times."""
@@ -254,7 +290,7 @@ class Tree:
         """Bound leaves, put them back, and offer their minimisers as counterexamples."""
         for at in range(0, len(leaves), self.options.domains):
             part = leaves[at : at + self.options.domains]
-            bounds, start, split, rows, empty = self.assemble(part)
+            bounds, start, split, rows, empty = self.assemble(part, anew=True)
             region = self.region(len(part))
             enough = torch.full((len(part),), self.slack + 1e-6 * self.scale, dtype=self.x.dtype, device=self.x.device)
             made = optimise(
@@ -284,6 +320,8 @@ class Tree:
                 leaf.radius, leaf.level = radius, max(self.eps, leaf.level)
                 leaf.alpha = made.choice.alpha[i, 0].half()
                 leaf.beta = made.choice.beta[i, 0, leaf.neurons].float()
+                if not self.pure:
+                    leaf.ends, leaf.reach, leaf.first = (low[i], high[i]), self.eps, len(bounds.lower)
                 self.put(leaf)
 
     def candidates(self, made: Optimised, radii: Tensor) -> None:
@@ -339,25 +377,41 @@ class Tree:
         if not leaves:
             return [], []
         bounds, choice, _, rows, _ = self.assemble(leaves)
-        neurons = best_neurons(self.fast, self.region, bounds, choice, rows, self.options.candidates)
+        if self.pure:
+            chosen = best_neurons(self.fast, self.region, bounds, choice, rows, self.options.candidates)
+            points = torch.zeros(len(leaves), dtype=torch.float64)
+        else:
+            chosen, points = best_cuts(self.fast, self.region, bounds, choice, rows, self.options.candidates)
         children, stuck = [], []
-        for leaf, neuron in zip(leaves, neurons.tolist(), strict=True):
+        for leaf, neuron, point in zip(leaves, chosen.tolist(), points.tolist(), strict=True):
             if neuron < 0:
                 stuck.append(leaf)
                 continue
-            assert leaf.beta is not None
             self.splits += 1
             for sign in (1, -1):
-                children.append(
-                    Leaf(
-                        leaf.radius,
-                        self.count,
-                        leaf.row,
-                        torch.cat([leaf.neurons, leaf.neurons.new_tensor([neuron])]),
-                        torch.cat([leaf.signs, leaf.signs.new_tensor([sign])]),
-                        alpha=leaf.alpha,
-                        beta=torch.cat([leaf.beta, leaf.beta.new_zeros(1)]),
-                    )
-                )
-                self.count += 1
+                children.append(self.child(leaf, neuron, sign, point))
         return children, stuck
+
+    def child(self, leaf: Leaf, neuron: int, sign: int, point: float) -> Leaf:
+        """Return the part of a leaf where sign (z - point) >= 0."""
+        assert leaf.beta is not None and leaf.alpha is not None and self.bounds is not None
+        others = ~((leaf.neurons == neuron) & (leaf.signs == sign))  # an earlier cut on this side says less
+        before, alpha, first = leaf.beta[leaf.neurons == neuron][:1], leaf.alpha, 0
+        if not self.pure:
+            alpha = alpha.clone()
+            alpha[places_of(neuron, self.network, self.bounds)] = math.nan
+            first = min(leaf.first, int(layers_of(torch.tensor(neuron), neurons(self.bounds))) + 1)
+        self.count += 1
+        return Leaf(
+            leaf.radius,
+            self.count - 1,
+            leaf.row,
+            torch.cat([leaf.neurons[others], leaf.neurons.new_tensor([neuron])]),
+            torch.cat([leaf.signs[others], leaf.signs.new_tensor([sign])]),
+            torch.cat([leaf.points[others], leaf.points.new_tensor([point])]),
+            alpha=alpha,
+            beta=torch.cat([leaf.beta[others], before if len(before) else leaf.beta.new_zeros(1)]),
+            ends=leaf.ends,
+            reach=leaf.reach,
+            first=first,
+        )
