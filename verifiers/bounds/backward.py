@@ -183,7 +183,8 @@ def _layer_bounds(
             if errors is not None:
                 low, high = low - errors[i], high + errors[i]
             lower[i], upper[i] = torch.maximum(lower[i], low), torch.minimum(upper[i], high)
-        exact = region.threat.p == math.inf and list(layer.maps) == [0] and not alone  # intervals are, over a box
+        box = region.threat.p == math.inf and region.cuts is None
+        exact = box and list(layer.maps) == [0] and not alone  # intervals are, over a box
         if i >= first and not exact and i not in network.copied:
             open_ = undecided(network.activation(i), lower[i], upper[i]) | (i in network.bounded)
             so_far = LayerBounds(tuple(lower[:i]), tuple(upper[:i]), method, drawn)

@@ -71,18 +71,18 @@ def below(f: Activation, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
 
     All arguments broadcast. The derivative is that of the minimum where it is attained (Danskin's theorem).
     """
-    return _below(f, low, high, slope, 1)
+    return offset_below(Side.of(f, low, high, 1), slope)
 
 
 def above(f: Activation, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
     """Return offsets of lines of the given slopes above f on [low, high], as `below`."""
-    return -_below(f, low, high, -slope, -1)
+    return -offset_below(Side.of(f, low, high, -1), -slope)
 
 
-def _below(f: Activation, low: Tensor, high: Tensor, slope: Tensor, sign: int) -> Tensor:
-    """Return the offset of the line below sign f; its derivative is minus the point where they touch."""
+def offset_below(side: Side, slope: Tensor) -> Tensor:
+    """Return the offset of the line below one side of a function; its derivative is minus the point of touch."""
     with torch.no_grad():
-        side, fixed = Side.of(f, low, high, sign), slope.detach()
+        fixed = slope.detach()
         offset = _offset(side, fixed)
         if not slope.requires_grad:
             return offset

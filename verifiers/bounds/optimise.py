@@ -26,7 +26,7 @@ from certbench.networks.piecewise_linear import RELU
 from certbench.verifiers.bounds.backward import backward, through
 from certbench.verifiers.bounds.lines import Lines, lower_slope, upper_line
 from certbench.verifiers.bounds.region import LayerBounds, Region
-from certbench.verifiers.bounds.relaxations import chosen, numbers, undecided
+from certbench.verifiers.bounds.relaxations import Family, chosen, numbers, undecided
 
 RATE = 0.25, 0.5
 """First step sizes of Adam in alpha and in beta, the latter in units of the layer's largest coefficient. Both shrink by
@@ -364,6 +364,10 @@ class _Climber:
             "mask": torch.split(low == 0, self.sizes, dim=-1),
             "free": (low == 0).to(self.rows),
             "ends": [(a[index], b[index]) for a, b in self.ends],
+            "families": [
+                None if relu else Family.of(self.network.activation(i), a[index], b[index])
+                for i, ((a, b), relu) in enumerate(zip(self.ends, self.relus, strict=True))
+            ],
             "above": [None if line is None else tuple(part[index][:, None] for part in line) for line in self.above],
             "unit": self.unit[index] * self.split[index],
             "against": -low[..., self.columns] * self.split[index] if self.pure else self.split[index],
@@ -395,8 +399,7 @@ class _Climber:
                 below = torch.where(frame["mask"][at], slopes[at], frame["active"][at])
                 lines = Lines(below, None, slope, offset)
             else:
-                low, high = frame["ends"][at]
-                lines = chosen(self.network.activation(at), low, high, slopes[at])
+                lines = frame["families"][at].chosen(slopes[at])
             z, moved = through(lines, h)
             constant = constant + moved
             if extra is not None:

@@ -15,13 +15,25 @@ from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.relaxations import around, picked
 
 
+HALVINGS = 8
+"""Number of halvings in the search for the multiplier of a cut. A bound needs none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Balls around n flat inputs, each of its own radius, cut by the threat model's domain."""
+    """Balls around n flat inputs, each of its own radius, cut by the threat model's domain.
+
+    Attributes:
+        threat: the norm and the domain.
+        x: the inputs.
+        eps: the radii.
+        cuts: linear functions that are at least 0 on the part of the ball that counts; None: all of it does.
+    """
 
     threat: ThreatModel
     x: Float[Tensor, "n d"]
     eps: Float[Tensor, " n"]
+    cuts: "Linear | None" = None
 
     def __len__(self) -> int:
         """Return the number of inputs."""
@@ -29,10 +41,34 @@ class Region:
 
     def __getitem__(self, index: Tensor | slice) -> "Region":
         """Select some of the balls."""
-        return replace(self, x=self.x[index], eps=self.eps[index])
+        cuts = None if self.cuts is None else Linear(self.cuts.a[index], self.cuts.b[index])
+        return replace(self, x=self.x[index], eps=self.eps[index], cuts=cuts)
 
     def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Return a lower bound of a . x + b over each ball."""
+        """Return a lower bound of a . x + b over each ball, or over the part of it that counts.
+
+        There a . x + b is at least (a - t g) . x + b - t h for every t >= 0 and every cut g . x + h >= 0. The slope of
+        the minimum in t is minus the cut at the minimiser, which a bisection uses to find a good t.
+        """
+        found = self._over_ball(a, b)
+        if self.cuts is None:
+            return found
+        for cut in range(self.cuts.a.shape[1]):
+            g, h = self.cuts.a[:, cut, None], self.cuts.b[:, cut, None]
+            unit = ball.length(a, self.threat.q) / ball.length(g, self.threat.q).clamp(min=1e-300)
+            low, high = torch.zeros_like(unit), torch.ones_like(unit)
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                t = unit * middle / (1 - middle)
+                slope = a - t[..., None] * g
+                bound = self._over_ball(slope, b - t * h)
+                found = torch.where(bound > found, bound, found)
+                point = self.x[:, None] + ball.steepest(slope, self.threat, self.x, self.eps)
+                short = (g * point).sum(dim=-1) + h < 0  # the cut is not kept: a larger t is better
+                low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        return found
+
+    def _over_ball(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         if self.threat.p == math.inf:
             low, high = self.box()
             centre, half = (low + high) / 2, (high - low) / 2

@@ -1,5 +1,7 @@
 """Lines around the activations of a network: which ones are taken, for ReLUs, other functions and products."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -9,6 +11,7 @@ from certbench.networks.layers import Bilinear
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
 from certbench.verifiers.bounds import lines
 from certbench.verifiers.bounds.lines import Lines, lower_slope, upper_line
+from certbench.verifiers.bounds.supports import Side
 
 Function = Activation | Bilinear
 """What follows a layer: a function of each entry, or the product of the two halves."""
@@ -42,26 +45,57 @@ def picked(found: Lines, index: Tensor | slice) -> Lines:
     return Lines(found.lower_slope[index], lower, found.upper_slope[index], found.upper_offset[index])
 
 
+@dataclass(frozen=True, eq=False)
+class Family:
+    """All lines around an activation on [low, high] that numbers choose.
+
+    Attributes:
+        function: the activation.
+        low: lower bounds of its input.
+        high: upper bounds.
+        slopes: its least and its largest slopes; None for ReLUs and products.
+        sides: the function and its negative, likewise.
+    """
+
+    function: Function
+    low: Float[Tensor, "n 1 size"]
+    high: Float[Tensor, "n 1 size"]
+    slopes: tuple[Tensor, Tensor] | None = None
+    sides: tuple[Side, Side] | None = None
+
+    @staticmethod
+    def of(function: Function, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]) -> "Family":
+        """Find what all lines share."""
+        low, high = low[:, None], high[:, None]
+        if function == RELU or isinstance(function, Bilinear):
+            return Family(function, low, high)
+        sides = Side.of(function, low, high, 1), Side.of(function, low, high, -1)
+        return Family(function, low, high, lines.slopes(function, low, high), sides)
+
+    def chosen(self, choice: Float[Tensor, "n k _"]) -> Lines:
+        """Return lines chosen by numbers that are clamped into [0, 1]; any choice is sound, and NaN bounds give NaN.
+
+        For a ReLU there is one number for each entry, the slope of the line below. For other functions there are two
+        halves, for the lines below and above: the slope, from the function's least on the interval, 0, to its largest,
+        1. For a product they mix McCormick's planes.
+        """
+        if isinstance(self.function, Bilinear):
+            return product(self.low, self.high, choice.clamp(0, 1))
+        if self.slopes is None or self.sides is None:
+            above, offset = upper_line(self.low, self.high)
+            return Lines(lower_slope(self.low, self.high, choice), None, above, offset)
+        least, largest = self.slopes
+        below, above = (least + part * (largest - least) for part in choice.clamp(0, 1).chunk(2, dim=-1))
+        below, above = (torch.where(slope.isfinite(), slope, 0.0) for slope in (below, above))
+        offsets = lines.offset_below(self.sides[0], below), -lines.offset_below(self.sides[1], -above)
+        return _level(Lines(below, offsets[0], above, offsets[1]))
+
+
 def chosen(
     function: Function, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"], choice: Float[Tensor, "n k _"]
 ) -> Lines:
-    """Return lines chosen by numbers that are clamped into [0, 1]; any choice is sound, and NaN bounds give NaN.
-
-    For a ReLU there is one number for each entry, the slope of the line below. For other functions there are two
-    halves, for the lines below and above: the slope, from the function's least on the interval, 0, to its largest, 1.
-    For a product they mix McCormick's planes.
-    """
-    low, high = low[:, None], high[:, None]
-    if function == RELU:
-        above, offset = upper_line(low, high)
-        return Lines(lower_slope(low, high, choice), None, above, offset)
-    if isinstance(function, Bilinear):
-        return product(low, high, choice.clamp(0, 1))
-    least, largest = lines.slopes(function, low, high)
-    below, above = (least + part * (largest - least) for part in choice.clamp(0, 1).chunk(2, dim=-1))
-    below, above = (torch.where(slope.isfinite(), slope, 0.0) for slope in (below, above))
-    offsets = lines.below(function, low, high, below), lines.above(function, low, high, above)
-    return _level(Lines(below, offsets[0], above, offsets[1]))
+    """Return the lines that numbers choose, see `Family.chosen`."""
+    return Family.of(function, low, high).chosen(choice)
 
 
 def numbers(function: Function, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]) -> Float[Tensor, "n _"]:

@@ -77,6 +77,7 @@ class Side:
         return cls.of(f, low, high, 1, values), cls.of(f, low, high, -1, values)
 
     @classmethod
+    @torch.no_grad()
     def of(
         cls, f: Activation, low: Tensor, high: Tensor, sign: int, values: Sequence[tuple[Tensor, Tensor]] | None = None
     ) -> "Side":

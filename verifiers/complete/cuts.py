@@ -7,6 +7,7 @@ bounding both children without any optimisation. No proof depends on the choice,
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,7 @@ from certbench.networks.piecewise_linear import RELU
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.optimise import Choice, coefficients, evaluate, flat, neurons, widths
-from certbench.verifiers.bounds.region import LayerBounds, Region
+from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
 from certbench.verifiers.bounds.relaxations import Function, chosen, numbers, undecided
 
 NARROW = 1e-5
@@ -31,6 +32,9 @@ CENTRAL = 0.1
 ANEW = 1000
 """Largest number of neurons of all layers for which linear bounds are computed anew in each leaf; intervals always are.
 A judgement."""
+
+CUTS = 8
+"""Largest number of half-spaces of each leaf in which its neurons are bounded anew. A judgement."""
 
 HUGE = 1e30
 """Value of a gap that is infinite: where a function is not defined on all of an interval."""
@@ -177,10 +181,41 @@ def _renewed(
     return alpha
 
 
-def layers_of(neuron: Int[Tensor, " m"], sizes: list[int]) -> Int[Tensor, " m"]:
-    """Return the hidden layer of each neuron, given by its place among all."""
-    ends = torch.tensor(sizes, device=neuron.device).cumsum(0)
-    return torch.searchsorted(ends, neuron, right=True)
+def first_behind(network: Network, neuron: int) -> int:
+    """Return the first hidden layer that a cut of a neuron, given by its place among all, makes narrower.
+
+    A cut of a neuron that reads the input alone is a half-space, in which all neurons have narrower intervals.
+    """
+    for i, layer in enumerate(network.hidden):
+        if neuron < layer.outputs:
+            return 0 if list(layer.maps) == [0] else i + 1
+        neuron -= layer.outputs
+    raise IndexError(neuron)
+
+
+def _half_spaces(
+    network: Network, x: Tensor, owner: Tensor, neuron: Tensor, sign: Tensor, point: Tensor
+) -> Linear | None:
+    """Write the last cuts of each leaf that are half-spaces of the input; None if there are none."""
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(len(x))]
+    start = 0
+    for layer in network.hidden:
+        if list(layer.maps) == [0]:
+            some = ((neuron >= start) & (neuron < start + layer.outputs)).nonzero().squeeze(1)
+            rows = torch.zeros(len(some), layer.outputs, dtype=x.dtype, device=x.device)
+            rows[torch.arange(len(some)), neuron[some] - start] = sign[some].to(x)
+            a, b = layer.maps[0].transpose(rows), rows @ layer.bias - sign[some] * point[some]
+            for i, leaf in enumerate(owner[some].tolist()):
+                found[leaf].append((a[i], b[i]))
+        start += layer.outputs
+    count = min(CUTS, max(len(cuts) for cuts in found))
+    if count == 0:
+        return None
+    slopes, offsets = x.new_zeros(len(x), count, x.shape[1]), x.new_zeros(len(x), count)
+    for leaf, cuts in enumerate(found):
+        for i, (a, b) in enumerate(cuts[-count:]):
+            slopes[leaf, i], offsets[leaf, i] = a, b
+    return Linear(slopes, offsets)
 
 
 def places_of(neuron: int, network: Network, bounds: LayerBounds) -> list[int]:
@@ -229,6 +264,8 @@ def cut_bounds(
     low, high, empty = _ordered(low, high, slack)
     if first is not None:
         first = len(network.hidden) if low.shape[1] > ANEW else first
+        if first < len(network.hidden):
+            region = replace(region, cuts=_half_spaces(network, region.x, owner, neuron, sign, point))
         known = LayerBounds(torch.split(low, neurons(bounds), 1), torch.split(high, neurons(bounds), 1), bounds.method)
         low, high, more = _ordered(*flat(layer_bounds(network, region, "crown", known, first=first)), slack)
         empty = empty | more

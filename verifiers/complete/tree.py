@@ -34,7 +34,7 @@ from certbench.verifiers.bounds.optimise import (
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branching import best_neurons
-from certbench.verifiers.complete.cuts import ANEW, best_cuts, cut_bounds, layers_of, places_of
+from certbench.verifiers.complete.cuts import ANEW, best_cuts, cut_bounds, first_behind, places_of
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
@@ -260,7 +260,7 @@ class Tree:
                     low[i], high[i] = torch.maximum(low[i], leaf.ends[0]), torch.minimum(high[i], leaf.ends[1])
                     first = min(first, leaf.first)
                 elif len(leaf.neurons):
-                    first = min(first, int(layers_of(leaf.neurons.min(), sizes)) + 1)
+                    first = min(first, *(first_behind(self.network, at) for at in leaf.neurons.tolist()))
             bounds = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), self.bounds.method)
             where, points = self.region(len(leaves)), torch.cat([leaf.points for leaf in leaves])
             bounds, empty = cut_bounds(
@@ -400,7 +400,7 @@ class Tree:
         if not self.pure:
             alpha = alpha.clone()
             alpha[places_of(neuron, self.network, self.bounds)] = math.nan
-            first = min(leaf.first, int(layers_of(torch.tensor(neuron), neurons(self.bounds))) + 1)
+            first = min(leaf.first, first_behind(self.network, neuron))
         self.count += 1
         return Leaf(
             leaf.radius,

@@ -288,7 +288,7 @@ def test_signs_that_do_not_occur_in_a_ball_prove_nothing_beyond_it(threat: Threa
     tree.choose_level()
     assert tree.bounds is not None
     stable = (flat(tree.bounds)[0][0] > 0).nonzero()[0]
-    leaf = Leaf(0.0, 99, 0, stable, torch.tensor([-1]))
+    leaf = Leaf(0.0, 99, 0, stable, torch.tensor([-1]), torch.zeros(1))
     assert bool(tree.assemble([leaf])[-1].all()), "the leaf should be empty in this ball"
     tree.bound([leaf], 5)
     assert leaf.radius == tree.eps == 1e-3
