@@ -170,8 +170,8 @@ def evaluate(
     """Return the bound of a choice, in the precision of the network; in float64 it is rigorous for any choice."""
     beta = choice.beta.nan_to_num(0.0, posinf=0.0, neginf=0.0)
     sane = Choice(choice.alpha.nan_to_num(0.0).to(rows.dtype), beta.to(rows.dtype))
-    a, b = relax(network, bounds, rows, sane, layer)
-    return Optimised(a, (a @ region.x[..., None]).squeeze(-1) + b, region.minimum(a, b), sane)
+    a, b = region.tilted(*relax(network, bounds, rows, sane, layer))
+    return Optimised(a, (a @ region.x[..., None]).squeeze(-1) + b, replace(region, cuts=None).minimum(a, b), sane)
 
 
 def optimise(
@@ -284,7 +284,7 @@ class _Climber:
     ) -> None:
         dtype = network.layers[-1].bias.dtype
         self.network, self.layer, self.rate = network, layer, rate
-        self.region = replace(region, x=region.x.to(dtype), eps=region.eps.to(dtype))
+        self.region = replace(region, x=region.x.to(dtype), eps=region.eps.to(dtype), cuts=None)
         self.rows = rows.to(dtype)
         self.alpha = start.alpha.to(dtype).clone()
         self.sizes = widths(network, bounds)
@@ -417,15 +417,18 @@ class _Climber:
 @torch.no_grad()
 def coefficients(
     network: Network, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
-) -> list[Float[Tensor, "n k _"]]:
-    """Return the coefficients of each activation's outputs in the backward pass; they serve scores, not bounds."""
+) -> tuple[list[Float[Tensor, "n k _"]], list[Float[Tensor, "n k _"]]]:
+    """Return the coefficients in the backward pass of each activation's outputs, and of its inputs through the lines.
+
+    They serve scores and units, not bounds.
+    """
     pure, sizes = is_pure(network, bounds), neurons(bounds)
     slopes = torch.split(choice.alpha, widths(network, bounds), dim=-1)
     against = -known_signs(network, bounds)[:, None] * choice.beta.clamp(min=0) if pure else choice.beta
     terms = torch.split(against, sizes, dim=-1)
     halves = [2 if isinstance(network.activation(i), Bilinear) else 1 for i in range(len(sizes))]
     found = [rows.new_zeros(*rows.shape[:2], size // half) for size, half in zip(sizes, halves, strict=True)]
-    z = rows
+    z, pulled = rows, [rows.new_zeros(*rows.shape[:2], size) for size in sizes]
     for at in range(layer, -1, -1):
         if at < layer:
             low, high = bounds.lower[at], bounds.upper[at]
@@ -434,18 +437,22 @@ def coefficients(
                 z = h.clamp(min=0) * lower_slope(low, high, slopes[at]) + h.clamp(max=0) * upper_line(low, high)[0]
             else:
                 z = through(chosen(network.activation(at), low, high, slopes[at]), found[at])[0]
+            pulled[at] = z
             z = z + terms[at]
         for source, part in network.layers[at].maps.items():
             if source > 0:
                 found[source - 1] = found[source - 1] + part.transpose(z.flatten(0, 1)).view(*z.shape[:2], -1)
-    return found
+    return found, pulled
 
 
 def units(
     network: Network, bounds: LayerBounds, rows: Float[Tensor, "n k outputs"], choice: Choice, layer: int
 ) -> Float[Tensor, "n k neurons"]:
-    """Return the largest coefficient of each neuron's layer, which is the unit of its multiplier."""
-    parts = coefficients(network, bounds, rows, choice, layer)
+    """Return the largest coefficient of each neuron's layer, which is the unit of its multiplier.
+
+    It is that of the outputs of ReLUs, whose slopes are 1, and of the inputs of other functions.
+    """
+    parts = coefficients(network, bounds, rows, choice, layer)[0 if is_pure(network, bounds) else 1]
     most = [part.abs().amax(dim=-1, keepdim=True) for part in parts]
     spread = [part.expand(-1, -1, size) for part, size in zip(most, neurons(bounds), strict=True)]
     return torch.cat(spread, dim=-1).clamp(min=1e-12)

@@ -45,28 +45,35 @@ class Region:
         return replace(self, x=self.x[index], eps=self.eps[index], cuts=cuts)
 
     def minimum(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Return a lower bound of a . x + b over each ball, or over the part of it that counts.
+        """Return a lower bound of a . x + b over each ball, or over the part of it that counts."""
+        return self._over_ball(*self.tilted(a, b))
 
-        There a . x + b is at least (a - t g) . x + b - t h for every t >= 0 and every cut g . x + h >= 0. The slope of
-        the minimum in t is minus the cut at the minimiser, which a bisection uses to find a good t.
+    def tilted(
+        self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]
+    ) -> tuple[Float[Tensor, "n k d"], Float[Tensor, "n k"]]:
+        """Return linear functions below a . x + b on the part of the ball that counts, with a large minimum over all.
+
+        There (a - t g) . x + b - t h lies below for every t >= 0 and every cut g . x + h >= 0. The slope of its minimum
+        in t is minus the cut at the minimiser, so that a bisection finds a good t, for one cut after the other.
         """
-        found = self._over_ball(a, b)
         if self.cuts is None:
-            return found
+            return a, b
         for cut in range(self.cuts.a.shape[1]):
             g, h = self.cuts.a[:, cut, None], self.cuts.b[:, cut, None]
             unit = ball.length(a, self.threat.q) / ball.length(g, self.threat.q).clamp(min=1e-300)
+            best, found = torch.zeros_like(unit), self._over_ball(a, b)
             low, high = torch.zeros_like(unit), torch.ones_like(unit)
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
                 t = unit * middle / (1 - middle)
                 slope = a - t[..., None] * g
                 bound = self._over_ball(slope, b - t * h)
-                found = torch.where(bound > found, bound, found)
+                best, found = torch.where(bound > found, t, best), torch.where(bound > found, bound, found)
                 point = self.x[:, None] + ball.steepest(slope, self.threat, self.x, self.eps)
                 short = (g * point).sum(dim=-1) + h < 0  # the cut is not kept: a larger t is better
                 low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-        return found
+            a, b = a - best[..., None] * g, b - best * h
+        return a, b
 
     def _over_ball(self, a: Float[Tensor, "n k d"], b: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         if self.threat.p == math.inf:

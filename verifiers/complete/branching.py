@@ -45,7 +45,8 @@ def best_neurons(
     made = evaluate(fast, ball, single, rows, Choice(alpha, beta))
     point = ball.x + steepest(made.a, ball.threat, ball.x, ball.eps).squeeze(1)
     z = torch.cat(fast.preactivations(point)[:-1], dim=1)
-    h = torch.cat(coefficients(fast, single, rows, Choice(alpha, beta), len(fast.layers) - 1), dim=-1).squeeze(1)
+    found, _ = coefficients(fast, single, rows, Choice(alpha, beta), len(fast.layers) - 1)
+    h = torch.cat(found, dim=-1).squeeze(1)
     free = (low < 0) & (high > 0)
     slope, offset = upper_line(low, high)
     above, below = slope * z + offset - z.clamp(min=0), z.clamp(min=0) - alpha.squeeze(1) * z

@@ -7,7 +7,7 @@ bounding both children without any optimisation. No proof depends on the choice,
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,8 +33,8 @@ ANEW = 1000
 """Largest number of neurons of all layers for which linear bounds are computed anew in each leaf; intervals always are.
 A judgement."""
 
-CUTS = 8
-"""Largest number of half-spaces of each leaf in which its neurons are bounded anew. A judgement."""
+HALVES = 8
+"""Largest number of half-spaces of each leaf that bounds make use of. A judgement."""
 
 HUGE = 1e30
 """Value of a gap that is infinite: where a function is not defined on all of an interval."""
@@ -72,7 +72,7 @@ def best_cuts(
         torch.minimum(torch.maximum(z, low), high)
         for z, low, high in zip(fast.preactivations(point)[:-1], small.lower, small.upper, strict=True)
     ]
-    h = coefficients(fast, small, rows, choice, len(fast.layers) - 1)
+    h, _ = coefficients(fast, small, rows, choice, len(fast.layers) - 1)
     slopes = torch.split(choice.alpha, widths(fast, small), dim=-1)
     at_point, average, free, places = [], [], [], []
     for i, (low, high) in enumerate(zip(small.lower, small.upper, strict=True)):
@@ -193,10 +193,25 @@ def first_behind(network: Network, neuron: int) -> int:
     raise IndexError(neuron)
 
 
-def _half_spaces(
-    network: Network, x: Tensor, owner: Tensor, neuron: Tensor, sign: Tensor, point: Tensor
-) -> Linear | None:
+class Cuts(NamedTuple):
+    """The cuts of several leaves.
+
+    Attributes:
+        owner: the leaf of each cut.
+        neuron: the place of its neuron among all.
+        sign: 1 for z >= point, -1 for z <= point.
+        point: the points.
+    """
+
+    owner: Int[Tensor, " cuts"]
+    neuron: Int[Tensor, " cuts"]
+    sign: Int[Tensor, " cuts"]
+    point: Float[Tensor, " cuts"]
+
+
+def half_spaces(network: Network, x: Float[Tensor, "n d"], cuts: Cuts) -> Linear | None:
     """Write the last cuts of each leaf that are half-spaces of the input; None if there are none."""
+    owner, neuron, sign, point = cuts
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(len(x))]
     start = 0
     for layer in network.hidden:
@@ -208,12 +223,12 @@ def _half_spaces(
             for i, leaf in enumerate(owner[some].tolist()):
                 found[leaf].append((a[i], b[i]))
         start += layer.outputs
-    count = min(CUTS, max(len(cuts) for cuts in found))
+    count = min(HALVES, max(len(some) for some in found))
     if count == 0:
         return None
     slopes, offsets = x.new_zeros(len(x), count, x.shape[1]), x.new_zeros(len(x), count)
-    for leaf, cuts in enumerate(found):
-        for i, (a, b) in enumerate(cuts[-count:]):
+    for leaf, lines in enumerate(found):
+        for i, (a, b) in enumerate(lines[-count:]):
             slopes[leaf, i], offsets[leaf, i] = a, b
     return Linear(slopes, offsets)
 
@@ -234,10 +249,7 @@ def cut_bounds(
     network: Network,
     region: Region,
     bounds: LayerBounds,
-    owner: Int[Tensor, " cuts"],
-    neuron: Int[Tensor, " cuts"],
-    sign: Int[Tensor, " cuts"],
-    point: Float[Tensor, " cuts"],
+    cuts: Cuts,
     first: int | None,
     slack: float,
 ) -> tuple[LayerBounds, Bool[Tensor, " n"]]:
@@ -245,12 +257,9 @@ def cut_bounds(
 
     Args:
         network: the network, in float64.
-        region: the ball of each leaf.
+        region: the ball of each leaf, with half-spaces.
         bounds: bounds of each leaf's neurons that hold without these cuts.
-        owner: the leaf of each cut.
-        neuron: the place of its neuron among all.
-        sign: 1 for z >= point, -1 for z <= point.
-        point: the points.
+        cuts: the cuts.
         first: the first layer that is bounded anew; None: nothing is.
         slack: allowance for rounding.
 
@@ -258,14 +267,12 @@ def cut_bounds(
         The bounds, and which leaves are empty for sure.
     """
     low, high = (end.clone() for end in flat(bounds, len(region)))
-    at = owner * low.shape[1] + neuron
-    low.view(-1).scatter_reduce_(0, at, torch.where(sign > 0, point, -math.inf), "amax")
-    high.view(-1).scatter_reduce_(0, at, torch.where(sign < 0, point, math.inf), "amin")
+    at, point = cuts.owner * low.shape[1] + cuts.neuron, cuts.point
+    low.view(-1).scatter_reduce_(0, at, torch.where(cuts.sign > 0, point, -math.inf), "amax")
+    high.view(-1).scatter_reduce_(0, at, torch.where(cuts.sign < 0, point, math.inf), "amin")
     low, high, empty = _ordered(low, high, slack)
     if first is not None:
         first = len(network.hidden) if low.shape[1] > ANEW else first
-        if first < len(network.hidden):
-            region = replace(region, cuts=_half_spaces(network, region.x, owner, neuron, sign, point))
         known = LayerBounds(torch.split(low, neurons(bounds), 1), torch.split(high, neurons(bounds), 1), bounds.method)
         low, high, more = _ordered(*flat(layer_bounds(network, region, "crown", known, first=first)), slack)
         empty = empty | more

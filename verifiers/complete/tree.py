@@ -8,7 +8,8 @@ import heapq
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ from certbench.verifiers.bounds.optimise import (
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branching import best_neurons
-from certbench.verifiers.complete.cuts import ANEW, best_cuts, cut_bounds, first_behind, places_of
+from certbench.verifiers.complete.cuts import ANEW, Cuts, best_cuts, cut_bounds, first_behind, half_spaces, places_of
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
@@ -116,6 +117,26 @@ class Leaf:
     ends: tuple[Tensor, Tensor] | None = field(compare=False, default=None)
     reach: float = field(compare=False, default=0.0)
     first: int = field(compare=False, default=0)
+
+
+class Batch(NamedTuple):
+    """Leaves side by side.
+
+    Attributes:
+        region: the ball of each leaf, with the cuts that are half-spaces of the input.
+        bounds: bounds of the neurons, with all cuts built in.
+        start: lines and multipliers to start with.
+        split: which neurons have cuts.
+        rows: the margin of each leaf.
+        empty: which leaves are empty in this ball.
+    """
+
+    region: Region
+    bounds: LayerBounds
+    start: Choice
+    split: Tensor
+    rows: Tensor
+    empty: Tensor
 
 
 class Tree:
@@ -236,12 +257,10 @@ class Tree:
 
     def assemble(
         self, leaves: Sequence[Leaf], anew: bool = False
-    ) -> tuple[LayerBounds, Choice, Tensor, Tensor, Tensor]:
-        """Return bounds with the cuts built in, starts, the split neurons, rows, and the empty leaves.
-
-        With `anew`, the layers behind new cuts are bounded with them.
-        """
+    ) -> Batch:
+        """Put leaves side by side. With `anew`, the layers behind new cuts are bounded with them."""
         assert self.bounds is not None
+        region = self.region(len(leaves))
         low, high = (end.repeat(len(leaves), 1) for end in flat(self.bounds))
         owner = torch.repeat_interleave(torch.tensor([len(leaf.neurons) for leaf in leaves])).to(self.x.device)
         neuron, sign = (torch.cat([getattr(leaf, name) for leaf in leaves]) for name in ("neurons", "signs"))
@@ -262,10 +281,9 @@ class Tree:
                 elif len(leaf.neurons):
                     first = min(first, *(first_behind(self.network, at) for at in leaf.neurons.tolist()))
             bounds = LayerBounds(torch.split(low, sizes, dim=1), torch.split(high, sizes, dim=1), self.bounds.method)
-            where, points = self.region(len(leaves)), torch.cat([leaf.points for leaf in leaves])
-            bounds, empty = cut_bounds(
-                self.network, where, bounds, owner, neuron, sign, points, first if anew else None, self.slack
-            )
+            cuts = Cuts(owner, neuron, sign, torch.cat([leaf.points for leaf in leaves]))
+            region = replace(region, cuts=half_spaces(self.network, region.x, cuts))
+            bounds, empty = cut_bounds(self.network, region, bounds, cuts, first if anew else None, self.slack)
         start = Choice.crown(self.network, bounds, 1, len(leaves))
         alpha, beta = start.alpha[:, 0].clone(), start.beta[:, 0].clone()
         for i, leaf in enumerate(leaves):
@@ -273,7 +291,7 @@ class Tree:
                 alpha[i] = torch.where(leaf.alpha.isnan(), alpha[i], leaf.alpha.to(alpha))
                 beta[i, leaf.neurons] = leaf.beta.to(beta)
         rows = self.rows[torch.tensor([leaf.row for leaf in leaves], device=self.x.device)][:, None]
-        return bounds, Choice(alpha[:, None], beta[:, None]), split, rows, empty
+        return Batch(region, bounds, Choice(alpha[:, None], beta[:, None]), split, rows, empty)
 
     def region(self, n: int) -> Region:
         """Return the ball of this level, n times."""
@@ -290,8 +308,7 @@ class Tree:
         """Bound leaves, put them back, and offer their minimisers as counterexamples."""
         for at in range(0, len(leaves), self.options.domains):
             part = leaves[at : at + self.options.domains]
-            bounds, start, split, rows, empty = self.assemble(part, anew=True)
-            region = self.region(len(part))
+            region, bounds, start, split, rows, empty = self.assemble(part, anew=True)
             enough = torch.full((len(part),), self.slack + 1e-6 * self.scale, dtype=self.x.dtype, device=self.x.device)
             made = optimise(
                 self.network,
@@ -376,7 +393,7 @@ class Tree:
         """Return both children of each leaf, split at the most promising neuron, and the leaves that have none left."""
         if not leaves:
             return [], []
-        bounds, choice, _, rows, _ = self.assemble(leaves)
+        _, bounds, choice, _, rows, _ = self.assemble(leaves)
         if self.pure:
             chosen = best_neurons(self.fast, self.region, bounds, choice, rows, self.options.candidates)
             points = torch.zeros(len(leaves), dtype=torch.float64)
