@@ -151,7 +151,11 @@ class Classifier:
     def double(self) -> "Classifier":
         """Return a copy in float64, with exactly the same parameters, in which bounds are computed."""
         with torch.no_grad():  # parameters of TorchScript modules have no `requires_grad_` of their module
-            module = copy.deepcopy(self.module).double()
+            module = copy.deepcopy(self.module)
+            for part in module.modules():
+                if type(part) is nn.RMSNorm and part.eps is None:  # it is the input's precision that decides
+                    part.eps = torch.finfo(self.dtype).eps
+            module = module.double()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         return replace(self, module=module)

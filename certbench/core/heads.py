@@ -93,6 +93,11 @@ def run(module: nn.Module, x: Tensor, name: str) -> Tensor:
     except Exception as error:  # the code is the user's own
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         hint = "; export it with a dynamic batch axis" if isinstance(module, fx.GraphModule) else ""
+        if "indices" in said and any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()):
+            hint = (
+                "; an embedding takes integers, around which there is no norm ball: certify the vectors that it gives, "
+                "with certbench.networks.embedding.embedded"
+            )
         raise ConfigError(f"{name} does not take a batch of shape {tuple(x.shape)}: {said}{hint}") from error
     if isinstance(found, Tensor):
         return found

@@ -4,7 +4,7 @@ A value is a flat vector in float64, of one input. So a view is no node at all, 
 and padding are affine maps. `operators` makes nodes of torch's operators; `reading` makes a graph of a classifier.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from certbench.networks.activations import Activation
 from certbench.networks.maps import Map
+from certbench.networks.piecewise_linear import RELU
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +156,7 @@ class Elementwise(Node):
 
     def value(self, *sources: Float[Tensor, "n _"]) -> Float[Tensor, "n size"]:
         """Apply the function."""
-        return self.function.value(sources[0])
+        return sources[0].clamp(min=0) if self.function == RELU else self.function.value(sources[0])
 
     def describe(self) -> str:
         """Name the function."""
@@ -179,11 +180,13 @@ class Graph:
         nodes: the nodes; each reads earlier ones, the first is the input and the last one gives the outputs.
         head: the last function of the module, if it was left out because it keeps the order of the classes.
         computed: whether the module computes some of its constants when it runs; their rounding is not followed.
+        layers: places of the values that leave a layer of the module, by its name in `named_modules`.
     """
 
     nodes: tuple[Node, ...]
     head: str | None = None
     computed: bool = False
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     folds: dict[Any, Any] = field(default_factory=dict, repr=False)
     """Folds that were made of the graph before, so that work is shared."""
 
@@ -200,19 +203,65 @@ class Graph:
         return found
 
 
-def pruned(nodes: Sequence[Node], last: int) -> tuple[Node, ...]:
-    """Return the nodes that a value needs, the input, and the value itself as the last node."""
-    needed = {0, last}
-    for at in range(last, -1, -1):
-        if at in needed:
-            needed.update(nodes[at].sources)
-    order = sorted(needed)
-    places = {old: new for new, old in enumerate(order)}
+def pruned(nodes: Sequence[Node], last: int, first: int = 0) -> tuple[Node, ...]:
+    """Return the nodes that a value needs, the input, and the value itself as the last node.
+
+    Args:
+        nodes: the nodes.
+        last: place of the value.
+        first: place of the value that becomes the input; it must be on every way from the input to `last`.
+    """
+    places = kept(nodes, last, first)
 
     def moved(node: Node) -> Node:
         block = node.block
-        if block is not None:
-            block = replace(block, sources=tuple(places[source] for source in block.sources))
+        if block is not None:  # cut in two, it is none any more
+            inside = all(source in places for source in block.sources)
+            block = replace(block, sources=tuple(places[source] for source in block.sources)) if inside else None
         return replace(node, sources=tuple(places[source] for source in node.sources), block=block)
 
-    return tuple(moved(nodes[old]) for old in order)
+    start = nodes[first]
+    return Input((), start.size, start.origin), *(moved(nodes[old]) for old in places if old != first)
+
+
+def kept(nodes: Sequence[Node], last: int, first: int = 0) -> dict[int, int]:
+    """Return the new places of the nodes that `pruned` keeps, by their old ones."""
+    needed = {first, last}
+    for at in range(last, first, -1):
+        if at in needed:
+            needed.update(nodes[at].sources)
+    return {old: new for new, old in enumerate(sorted(needed))}
+
+
+def bypass(graph: Graph, at: int) -> Node | None:
+    """Return a node that a way from the input to the outputs goes through without the value at `at`; None: none does.
+
+    It is the first one behind the value, if there is one that joins both ways.
+    """
+    around, behind = {0}, {at}
+    joined = None
+    for place, node in enumerate(graph.nodes[1:], 1):
+        if place != at and any(source in around for source in node.sources):
+            around.add(place)
+            if any(source in behind for source in node.sources):
+                joined = joined or node
+        if any(source in behind for source in node.sources):
+            behind.add(place)
+    last = len(graph.nodes) - 1
+    return (joined or graph.nodes[last]) if last in around else None
+
+
+def joined(graphs: Sequence[Graph]) -> Graph:
+    """Return the graph that applies one graph after the other."""
+    nodes = list(graphs[0].nodes)
+    for graph in graphs[1:]:
+        start = len(nodes) - 1
+
+        def moved(node: Node, start: int = start) -> Node:
+            block = node.block
+            if block is not None:
+                block = replace(block, sources=tuple(source + start for source in block.sources))
+            return replace(node, sources=tuple(source + start for source in node.sources), block=block)
+
+        nodes += [moved(node) for node in graph.nodes[1:]]
+    return Graph(tuple(nodes), None, any(graph.computed for graph in graphs))

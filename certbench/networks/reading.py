@@ -12,12 +12,12 @@ from torch.fx.node import map_aggregate
 from certbench.core.classifier import Classifier, Regressor
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.folding import layered
-from certbench.networks.graph import Graph, pruned
+from certbench.networks.graph import Graph, joined, kept, pruned
 from certbench.networks.layers import Network
-from certbench.networks.module import GraphModule
+from certbench.networks.module import GraphModule, graph_of
 from certbench.networks.operators import EXACT, evaluate, keeps_order, known, write
 from certbench.networks.operators.builder import Builder, Moving, packet
-from certbench.networks.recording import place, record
+from certbench.networks.recording import layers, place, record
 
 KEPT = 4
 """Number of graphs that are remembered, by the content of the classifier."""
@@ -41,6 +41,9 @@ def read(classifier: Classifier) -> Graph:
         UnsupportedError: the module has an operator that is not known here; the message names the layer and the line.
         NumericalError: a parameter is NaN or infinite.
     """
+    made = graph_of(classifier.module)
+    if made is not None:
+        return made
     double = classifier.double()
     try:
         # A regressor keeps the last function that a classifier's graph leaves out.
@@ -131,11 +134,12 @@ def _written(double: Classifier, recorded: fx.GraphModule) -> tuple[Graph, Graph
             if not isinstance(last, fx.Node) or not isinstance(values[last], Moving):
                 raise UnsupportedError(f"the output of {double.name} does not depend on its input, or is no tensor")
             computed |= build.computed
-            whole = Graph(pruned(build.nodes, values[last].node), None, computed)
+            leaving = _leaving(recorded, values)
+            whole = _graph(build, values[last].node, None, computed, leaving)
             if isinstance(double, Regressor):
                 return whole, whole
             last, head = _without_head(last, values)
-            return whole, Graph(pruned(build.nodes, values[last].node), head, computed)
+            return whole, _graph(build, values[last].node, head, computed, leaving)
         else:
             build.origin = place(node) or str(packet(node.target))
             args, options = map_aggregate((node.args, node.kwargs), at_hand)
@@ -153,6 +157,27 @@ def _written(double: Classifier, recorded: fx.GraphModule) -> tuple[Graph, Graph
                     f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
                 ) from error
     raise UnsupportedError(f"{double.name} has no output")
+
+
+def _graph(
+    build: Builder, last: int, head: str | None, computed: bool, leaving: dict[str, tuple[int, ...]]
+) -> Graph:
+    """Return the graph of a value, with the places of the values that leave layers and that it needs."""
+    places = kept(build.nodes, last)
+    layers = {name: tuple(places[at] for at in found if at in places) for name, found in leaving.items()}
+    return Graph(pruned(build.nodes, last), head, computed, layers)
+
+
+def _leaving(recorded: fx.GraphModule, values: dict[fx.Node, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the places of the values that leave each layer, by its name."""
+    found: dict[str, set[int]] = {}
+    for node in recorded.graph.nodes:
+        value = values.get(node)
+        if isinstance(value, Moving):
+            for name in layers(node):
+                if any(name not in layers(user) for user in node.users):
+                    found.setdefault(name, set()).add(value.node)
+    return {name: tuple(sorted(places)) for name, places in found.items()}
 
 
 def _without_head(last: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.Node, str | None]:

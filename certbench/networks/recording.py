@@ -138,16 +138,27 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def layers(node: fx.Node) -> tuple[str, ...]:
+    """Return the names of the layers that a recorded node is inside of, from the whole module on."""
+    return inside_of(node.meta.get("custom"))
+
+
+def inside_of(note: Any) -> tuple[str, ...]:
+    """Return the names of layers in a note of `_layers`."""
+    return tuple((note or {}).get("inside", ()))
+
+
 @contextmanager
 def _layers(module: nn.Module) -> Iterator[None]:
-    """Note in each recorded node the layer that runs."""
+    """Note in each recorded node the layer that runs, and the names of all layers that it is inside of."""
     names = {id(part): name for name, part in module.named_modules()}
     before: list[Any] = []
 
     def enter(part: nn.Module, args: Any) -> None:
         before.append(traceback.current_meta.get("custom"))
-        name = f"{names.get(id(part), '')} ({type(part).__name__})".strip()
-        traceback.current_meta["custom"] = {"layer": name}
+        own = names.get(id(part), "")
+        inside = (*inside_of(before[-1]), own)
+        traceback.current_meta["custom"] = {"layer": f"{own} ({type(part).__name__})".strip(), "inside": inside}
 
     def leave(part: nn.Module, args: Any, output: Any) -> None:
         traceback.current_meta["custom"] = before.pop()

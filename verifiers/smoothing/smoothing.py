@@ -33,7 +33,7 @@ from certbench.core.smoothed import Likelihood, SmoothedClassifier
 from certbench.core.threat import ThreatModel, holds
 from certbench.errors import ConfigError
 from certbench.networks.sequences import cut
-from certbench.verifiers.lipschitz.propagation import feature_constants
+from certbench.verifiers.lipschitz.propagation import feature_constants, on_cpu
 from certbench.verifiers.smoothing.confidence import binomial
 from certbench.verifiers.smoothing.counting import ESTIMATION, PREDICTION, SELECTION, Counter, Shareable
 from certbench.verifiers.smoothing.hidden_layers import Interleaved, Noises, Place
@@ -75,8 +75,8 @@ class Smoothing(Certifier[SmoothingState]):
         rule: `one-vs-rest` is Cohen's CERTIFY, which bounds the runner-up by 1 - p_A; `two-class` bounds both
             from the counts, each at alpha / 2, and abstains less. No union over classes is needed: the bound is
             monotone in the count, and the true runner-up's count is at most the largest.
-        layer: the submodule behind which the noise is added, by its name in `named_modules`; None: the input. Only for
-            modules that are sequences.
+        layer: the submodule behind which the noise is added, by its name in `named_modules`; None: the input. All that
+            follows must depend on its output alone: no connection may go around it.
         also: later layers, in the order of the network, each with a sigma. Noise of the same family is added behind
             each of them. The radius is the largest that one of the noises proves, see `hidden_layers`.
         share: seed of draws that all inputs share, which is faster; None: every input has draws of its own, from the
@@ -118,16 +118,19 @@ class Smoothing(Certifier[SmoothingState]):
         """Cut the network where noise is added, and bound the part before.
 
         Raises:
-            UnsupportedError: there is no such layer in a sequence, or the part before it has no Lipschitz constant.
+            UnsupportedError: there is no such layer, a connection goes around it, or the part before it has no
+                Lipschitz constant.
         """
         counter, parts, shapes = self._cut(classifier)
+        if classifier.device.type != "cpu":
+            parts = self._parts(on_cpu(classifier))
         places = []
         for i, (layer, noise) in enumerate(self._noises()):
             d, constants = math.prod(shapes[i]), {threat.p: 1.0}
             if layer is not None:
                 before = nn.Sequential(*parts[: i + 1], nn.Flatten()).eval()
                 exact = Regressor(before, classifier.input_shape, d, classifier.name).double()
-                constants = feature_constants(replace(exact, module=exact.module.cpu()), threat.p)
+                constants = feature_constants(exact, threat.p)
             places.append(Place(layer, noise, constants, d))
         return SmoothingState(counter, threat, parts[0], tuple(places))
 
@@ -135,13 +138,17 @@ class Smoothing(Certifier[SmoothingState]):
         """List the layers that have noise, in order, each with its noise."""
         return [(self.layer, self.noise), *((name, replace(self.noise, sigma=sigma)) for name, sigma in self.also)]
 
-    def _cut(self, classifier: Classifier) -> tuple[Counter, list[nn.Sequential], list[tuple[int, ...]]]:
+    def _parts(self, classifier: Classifier) -> list[nn.Module]:
+        """Return the parts between noises, from the input to the outputs."""
+        layers = [layer for layer, _ in self._noises() if layer is not None]
+        if not layers:
+            return [nn.Sequential(), nn.Sequential(classifier.module)]
+        parts = cut(classifier, *layers)
+        return parts if self.layer is not None else [nn.Sequential(), *parts]
+
+    def _cut(self, classifier: Classifier) -> tuple[Counter, list[nn.Module], list[tuple[int, ...]]]:
         """Return a counter of the part behind the first noise, the parts between noises, and the shapes there."""
-        places = self._noises()
-        parts = [nn.Sequential(), nn.Sequential(classifier.module)]
-        if self.layer is not None or self.also:
-            parts = cut(classifier, *(layer for layer, _ in places if layer is not None))
-            parts = parts if self.layer is not None else [nn.Sequential(), *parts]
+        places, parts = self._noises(), self._parts(classifier)
         shapes, z = [], torch.zeros(1, *classifier.input_shape).to(classifier.device, classifier.dtype)
         for part, (_, noise) in zip(parts, places, strict=False):
             z = part(z)

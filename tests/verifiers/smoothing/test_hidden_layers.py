@@ -225,8 +225,8 @@ def test_layers_that_are_not_there_or_in_another_order_are_refused() -> None:
     refused("'1' does not come after '1'", ("1", 0.1), layer="1")
     refused("'7' is no layer .* known: 0, 1, 2.0, 3", ("7", 0.1))
     refused("'3' is no layer before the last", ("3", 0.1), layer="1")
-    with pytest.raises(UnsupportedError, match="nested sequences"):
-        certbench.certify(Smoothing(n=10, also=(("first", 0.1),)), network("residual"), inputs(1), L2)
+    with pytest.raises(UnsupportedError, match="goes around 'inner'"):
+        certbench.certify(Smoothing(n=10, also=(("inner", 0.1),)), network("residual"), inputs(1), L2)
 
 
 def test_options_that_no_run_could_use_are_refused() -> None:
