@@ -94,15 +94,29 @@ class Counter:
     content: bool = False
 
     @staticmethod
-    def of(classifier: Classifier, noise: Mechanism, share: int | None = None, *, compiled: bool = False) -> "Counter":
+    def of(
+        classifier: Classifier,
+        noise: Mechanism,
+        share: int | None = None,
+        *,
+        compiled: bool = False,
+        key: str | None = None,
+    ) -> "Counter":
         """Make a counter that remembers by the classifier's fingerprint, if there is one, and draws on its GPU, if any.
+
+        Args:
+            classifier: the classifier that votes.
+            noise: noise of the draws.
+            share: seed of noise that all inputs share.
+            compiled: whether to compile the classifier.
+            key: key of a classifier that never changes, in place of the fingerprint.
 
         Raises:
             UnsupportedError: the classifier is to be compiled, and there is no compiler.
         """
-        key = _fingerprint(classifier)
         device = generator_of(classifier.device) if isinstance(noise, Noise) else None
-        counter = Counter(classifier, noise, share, key, device, compiled, content=True)
+        name = _fingerprint(classifier) if key is None else key
+        counter = Counter(classifier, noise, share, name, device, compiled, content=key is None)
         if compiled:
             counter.try_once()
         return counter

@@ -8,6 +8,7 @@ features, and the features move by at most L times the p-norm of the input's cha
 p-norm. Noise at several layers is certified by any one of them, and radii are never added: see `hidden_layers`.
 """
 
+import contextlib
 import copy
 import itertools
 import math
@@ -32,6 +33,7 @@ from certbench.core.ranges import Alpha, Seed, Sigma
 from certbench.core.smoothed import Likelihood, SmoothedClassifier
 from certbench.core.threat import ThreatModel, holds
 from certbench.errors import ConfigError
+from certbench.networks.module import GraphModule
 from certbench.networks.sequences import cut
 from certbench.verifiers.lipschitz.propagation import feature_constants, on_cpu
 from certbench.verifiers.smoothing.confidence import binomial
@@ -149,6 +151,7 @@ class Smoothing(Certifier[SmoothingState]):
     def _cut(self, classifier: Classifier) -> tuple[Counter, list[nn.Module], list[tuple[int, ...]]]:
         """Return a counter of the part behind the first noise, the parts between noises, and the shapes there."""
         places, parts = self._noises(), self._parts(classifier)
+        key = self._key(classifier, parts)
         shapes, z = [], torch.zeros(1, *classifier.input_shape).to(classifier.device, classifier.dtype)
         for part, (_, noise) in zip(parts, places, strict=False):
             z = part(z)
@@ -158,12 +161,21 @@ class Smoothing(Certifier[SmoothingState]):
             rest = classifier if self.layer is None else replace(classifier, module=parts[1], input_shape=shapes[0])
             if self.precision is not None:
                 rest = replace(rest, module=copy.deepcopy(rest.module).to(torch.bfloat16))
-            return Counter.of(rest, self.noise, self.share, compiled=self.compile), parts, shapes
+            return Counter.of(rest, self.noise, self.share, compiled=self.compile, key=key), parts, shapes
         sizes = [math.prod(shape) for shape in shapes]
         joint = Noises(tuple((noise, size) for (_, noise), size in zip(places, sizes, strict=True)))
         module = Interleaved(parts[1:], shapes).eval()
         rest = replace(classifier, module=module, input_shape=(sum(sizes),))
-        return Counter.of(rest, joint, self.share, compiled=self.compile), parts, shapes
+        return Counter.of(rest, joint, self.share, compiled=self.compile, key=key), parts, shapes
+
+    def _key(self, classifier: Classifier, parts: Sequence[nn.Module]) -> str | None:
+        """Return a key of what votes, if it is a graph: such copies never change, and their content is slow to read."""
+        if not isinstance(parts[-1], GraphModule):
+            return None
+        layers = [layer for layer, _ in self._noises()]
+        with contextlib.suppress(ConfigError):
+            return f"{classifier.fingerprint()} {classifier.dtype} {classifier.device} {layers} {self.precision}"
+        return None
 
     @torch.no_grad()
     def certify(self, state: SmoothingState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
