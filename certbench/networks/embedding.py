@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from certbench.errors import UnsupportedError

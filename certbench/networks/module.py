@@ -39,7 +39,7 @@ class GraphModule(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "GraphModule":
         """Change the precision, as `to`, `double` and `float` do."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own is not typed
         dtype = self.get_buffer("precision").dtype
         self.steps = nn.ModuleList(_Step(_cast(node, dtype)) for node in self.nodes[1:]).eval()
         return self

@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from certbench.core.classifier import Classifier, Regressor
 from certbench.errors import ConfigError, NumericalError, UnsupportedError
 from certbench.networks.folding import layered
-from certbench.networks.graph import Graph, joined, kept, pruned
+from certbench.networks.graph import Graph, kept, pruned
 from certbench.networks.layers import Network
 from certbench.networks.module import GraphModule, graph_of
 from certbench.networks.operators import EXACT, evaluate, keeps_order, known, write
@@ -159,9 +159,7 @@ def _written(double: Classifier, recorded: fx.GraphModule) -> tuple[Graph, Graph
     raise UnsupportedError(f"{double.name} has no output")
 
 
-def _graph(
-    build: Builder, last: int, head: str | None, computed: bool, leaving: dict[str, tuple[int, ...]]
-) -> Graph:
+def _graph(build: Builder, last: int, head: str | None, computed: bool, leaving: dict[str, tuple[int, ...]]) -> Graph:
     """Return the graph of a value, with the places of the values that leave layers and that it needs."""
     places = kept(build.nodes, last)
     layers = {name: tuple(places[at] for at in found if at in places) for name, found in leaving.items()}

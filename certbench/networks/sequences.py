@@ -14,7 +14,6 @@ from certbench.networks.module import GraphModule
 from certbench.networks.normalise import Normalise
 from certbench.networks.reading import read
 
-
 NAMED = 30
 """Largest number of layers that a message lists."""
 

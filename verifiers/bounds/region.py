@@ -14,7 +14,6 @@ from certbench.networks.layers import Network
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.relaxations import around, picked
 
-
 HALVINGS = 8
 """Number of halvings in the search for the multiplier of a cut. A bound needs none."""
 

@@ -1,7 +1,8 @@
 r"""Branch and bound with linear bounds: beta-CROWN (Wang et al., 2021), BaBSR (Bunel et al., 2020), GenBaB.
 
 A leaf is a class j and a set of neurons whose sign is decided; where other functions than ReLUs are, a set of neurons
-with intervals (GenBaB: Shi et al., 2024). On the part of the ball of radius e with these signs the engine gives a linear function below the margin $f_c - f_j$. Up to its crossing r there is no counterexample of
+whose interval is cut at some point (GenBaB: Shi et al., 2024). On the part of the ball of radius e that a leaf leaves,
+the engine gives a linear function below the margin $f_c - f_j$. Up to its crossing r there is no counterexample of
 class j in the leaf. So the least r of all leaves is a certified radius at any time, and the leaf that has it is split
 next. An attack, the minimisers of the leaves and exact programs on linear pieces give counterexamples. The search ends
 where the two meet. For ReLU networks it does so after finitely many splits; for others it converges, and how close it

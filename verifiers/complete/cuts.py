@@ -236,7 +236,7 @@ def half_spaces(network: Network, x: Float[Tensor, "n d"], cuts: Cuts) -> Linear
 def places_of(neuron: int, network: Network, bounds: LayerBounds) -> list[int]:
     """Return the places in `Choice.alpha` of numbers that have another meaning once the neuron's interval is cut."""
     first = start = 0
-    for i, (size, width) in enumerate(zip(neurons(bounds), widths(network, bounds), strict=True)):
+    for size, width in zip(neurons(bounds), widths(network, bounds), strict=True):
         if neuron < start + size:
             place = first + neuron - start
             return [] if width == size else [place, place + size]
@@ -276,7 +276,9 @@ def cut_bounds(
         known = LayerBounds(torch.split(low, neurons(bounds), 1), torch.split(high, neurons(bounds), 1), bounds.method)
         low, high, more = _ordered(*flat(layer_bounds(network, region, "crown", known, first=first)), slack)
         empty = empty | more
-    return LayerBounds(torch.split(low, neurons(bounds), 1), torch.split(high, neurons(bounds), 1), bounds.method), empty
+    return LayerBounds(
+        torch.split(low, neurons(bounds), 1), torch.split(high, neurons(bounds), 1), bounds.method
+    ), empty
 
 
 def _ordered(low: Tensor, high: Tensor, slack: float) -> tuple[Tensor, Tensor, Bool[Tensor, " n"]]:

@@ -8,8 +8,7 @@ import heapq
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -37,6 +36,7 @@ from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branching import best_neurons
 from certbench.verifiers.complete.cuts import ANEW, Cuts, best_cuts, cut_bounds, first_behind, half_spaces, places_of
 from certbench.verifiers.complete.leaf_programs import Programs, closest_point
+from certbench.verifiers.complete.leaves import Batch, Leaf
 
 NEAR, WORK, SMALL = 0.99, 1e5, 1500
 """Limits for trying programs. They are tried at linear leaves; at leaves whose radius is the share `NEAR` of the goal,
@@ -82,61 +82,6 @@ class TreeOptions:
     candidates: int
     relative: float
     eps: float | None
-
-
-@dataclass(order=True)
-class Leaf:
-    """A class and cuts: decided signs of z - p, where z is a pre-activation, and p is 0 in ReLU networks.
-
-    Attributes:
-        radius: proved radius: no counterexample of the class closer than this has these signs.
-        order: a counter that makes the order total.
-        row: index of the class among the other classes.
-        neurons: the decided neurons, by their place among all hidden neurons.
-        signs: 1 for z >= p, -1 for z <= p.
-        points: the numbers p.
-        level: radius of the ball over which it was bounded last; 0 if never.
-        tries: number of times that it was bounded without being split.
-        alpha: slopes, as a start for the next bound, in half precision; NaN where there is none.
-        beta: multipliers of the decided neurons, likewise.
-        ends: bounds of the neurons, in networks with other functions than ReLUs.
-        reach: radius of the ball over which these hold.
-        first: first layer that has no bounds yet with all cuts.
-    """
-
-    radius: float
-    order: int
-    row: int = field(compare=False)
-    neurons: Tensor = field(compare=False)
-    signs: Tensor = field(compare=False)
-    points: Tensor = field(compare=False)
-    level: float = field(compare=False, default=0.0)
-    tries: int = field(compare=False, default=0)
-    alpha: Tensor | None = field(compare=False, default=None)
-    beta: Tensor | None = field(compare=False, default=None)
-    ends: tuple[Tensor, Tensor] | None = field(compare=False, default=None)
-    reach: float = field(compare=False, default=0.0)
-    first: int = field(compare=False, default=0)
-
-
-class Batch(NamedTuple):
-    """Leaves side by side.
-
-    Attributes:
-        region: the ball of each leaf, with the cuts that are half-spaces of the input.
-        bounds: bounds of the neurons, with all cuts built in.
-        start: lines and multipliers to start with.
-        split: which neurons have cuts.
-        rows: the margin of each leaf.
-        empty: which leaves are empty in this ball.
-    """
-
-    region: Region
-    bounds: LayerBounds
-    start: Choice
-    split: Tensor
-    rows: Tensor
-    empty: Tensor
 
 
 class Tree:
@@ -255,9 +200,7 @@ class Tree:
         """Keep a leaf."""
         heapq.heappush(self.leaves, leaf)
 
-    def assemble(
-        self, leaves: Sequence[Leaf], anew: bool = False
-    ) -> Batch:
+    def assemble(self, leaves: Sequence[Leaf], anew: bool = False) -> Batch:
         """Put leaves side by side. With `anew`, the layers behind new cuts are bounded with them."""
         assert self.bounds is not None
         region = self.region(len(leaves))
@@ -308,19 +251,9 @@ class Tree:
         """Bound leaves, put them back, and offer their minimisers as counterexamples."""
         for at in range(0, len(leaves), self.options.domains):
             part = leaves[at : at + self.options.domains]
-            region, bounds, start, split, rows, empty = self.assemble(part, anew=True)
-            enough = torch.full((len(part),), self.slack + 1e-6 * self.scale, dtype=self.x.dtype, device=self.x.device)
-            made = optimise(
-                self.network,
-                region,
-                bounds,
-                rows,
-                splits=split,
-                start=start,
-                iterations=iterations,
-                enough=enough,
-                fast=self.fast,
-            )
+            batch = self.assemble(part, anew=True)
+            bounds, rows, empty = batch.bounds, batch.rows, batch.empty
+            made = self.climb(batch, iterations)
             radii = torch.where(empty, self.eps, self.radii(made))  # empty in this ball; beyond it nothing is known
             self.bounded += len(part)
             self.candidates(made, radii)
@@ -340,6 +273,36 @@ class Tree:
                 if not self.pure:
                     leaf.ends, leaf.reach, leaf.first = (low[i], high[i]), self.eps, len(bounds.lower)
                 self.put(leaf)
+
+    def climb(self, batch: Batch, iterations: int) -> Optimised:
+        """Optimise the bounds of leaves; where there are half-spaces, of those alone that are short at the start."""
+        enough = self.slack + 1e-6 * self.scale
+        made = None if self.pure else evaluate(self.network, batch.region, batch.bounds, batch.rows, batch.start)
+        short = torch.arange(len(batch.rows)) if made is None else (made.lower[:, 0] <= enough).nonzero().squeeze(1)
+        if made is not None and len(short) == 0:
+            return made
+        found = optimise(
+            self.network,
+            batch.region[short],
+            batch.bounds[short],
+            batch.rows[short],
+            splits=batch.split[short],
+            start=batch.start[short],
+            iterations=iterations,
+            enough=self.x.new_full((len(short),), enough),
+            fast=self.fast,
+        )
+        if made is None:
+            return found
+        place = (found.lower[:, 0] > made.lower[short, 0]).nonzero().squeeze(1)
+
+        def merged(old: Tensor, new: Tensor) -> Tensor:
+            return old.clone().index_copy_(0, short[place], new[place])
+
+        choice = Choice(merged(made.choice.alpha, found.choice.alpha), merged(made.choice.beta, found.choice.beta))
+        return Optimised(
+            merged(made.a, found.a), merged(made.centre, found.centre), merged(made.lower, found.lower), choice
+        )
 
     def candidates(self, made: Optimised, radii: Tensor) -> None:
         """Offer the points where the linear functions are least; outside the leaf, too, a counterexample counts."""

@@ -20,7 +20,8 @@ from certbench.verifiers.bounds.optimise import Choice, evaluate, flat, optimise
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound
-from certbench.verifiers.complete.tree import Leaf, Tree, TreeOptions
+from certbench.verifiers.complete.leaves import Leaf
+from certbench.verifiers.complete.tree import Tree, TreeOptions
 from tests.support.towers import SHAPES, towers
 
 pytestmark = pytest.mark.machine
