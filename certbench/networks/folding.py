@@ -11,8 +11,8 @@ from torch import Tensor
 
 from certbench.errors import UnsupportedError
 from certbench.networks.activations import Activation
-from certbench.networks.graph import Affine, Elementwise, Graph, Larger, Largest, Product, Sum
-from certbench.networks.layers import Bilinear, Layer, Network, Peak
+from certbench.networks.graph import Affine, Elementwise, Graph, Larger, Largest, Node, Product, Softmax, Sum
+from certbench.networks.layers import Bilinear, Layer, Network, Peak, RowSoftmax
 from certbench.networks.maps import DENSE_LIMIT, Chain, Dense, Map, Scale
 from certbench.networks.maps import Sum as SumOfMaps
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
@@ -131,7 +131,7 @@ class _Fold:
         maps = [node.map for node in graph.nodes if isinstance(node, Affine) and node.map is not None]
         self.device = maps[0].device if maps else torch.device("cpu")
         self.layers: list[_Terms] = []
-        self.activations: list[Activation | Bilinear] = []
+        self.activations: list[Activation | Bilinear | RowSoftmax] = []
         self.origins: list[str] = []
         self.rewritten = False
         self.users = Counter(source for node in graph.nodes for source in node.sources)
@@ -139,11 +139,16 @@ class _Fold:
         self.bounded: set[int] = set()
         self.copied: set[int] = set()
         self.peaks: dict[int, tuple[_Terms, Tensor]] = {}
-        self.wide = {node.sources[0] for node in graph.nodes if isinstance(node, Elementwise) and self.widens(node)}
+        self.inner = set() if relus else _inner(graph, self.users)
+        self.wide = {
+            node.sources[0]
+            for at, node in enumerate(graph.nodes)
+            if isinstance(node, Elementwise) and at not in self.inner and self.widens(node)
+        }
         self.factors |= {self.original(graph.nodes[at].sources[0]) for at in self.wide}
         self.values: list[_Terms] = []
 
-    def activate(self, terms: _Terms, function: Activation | Bilinear, origin: str) -> _Terms:
+    def activate(self, terms: _Terms, function: Activation | Bilinear | RowSoftmax, origin: str) -> _Terms:
         """Make the activation of a value a new source."""
         self.layers.append(terms)
         self.activations.append(function)
@@ -168,6 +173,14 @@ class _Fold:
     def follow(self, at: int) -> None:
         """Find the terms of one node."""
         node = self.graph.nodes[at]
+        if at in self.inner:
+            self.values.append(self.values[0])  # no one reads it
+            return
+        if not self.relus and _is_softmax(node):
+            assert isinstance(node.block, Softmax)
+            rows = self.values[node.block.sources[0]]
+            self.values.append(self.activate(rows, RowSoftmax(node.block.row), node.origin))
+            return
         sources = [self.values[source] for source in node.sources]
         if isinstance(node, Affine):
             found = sources[0].then(node.map, node.bias, node.height)
@@ -260,6 +273,26 @@ class _Fold:
             tuple(self.origins),
             {i: Peak(terms.layer(), windows) for i, (terms, windows) in self.peaks.items()},
         )
+
+
+def _is_softmax(node: Node) -> bool:
+    """Say whether a node is a softmax, which is bounded as one function."""
+    return isinstance(node.block, Softmax) and not node.block.log
+
+
+def _inner(graph: Graph, users: Mapping[int, int]) -> set[int]:
+    """Return the nodes of which softmax functions are composed, if nothing else reads them."""
+    found: set[int] = set()
+    for at, node in enumerate(graph.nodes):
+        if node.block is None or not _is_softmax(node):
+            continue
+        inside, outer = [at], set(node.block.sources)
+        for one in inside:
+            inside += [source for source in graph.nodes[one].sources if source not in outer and source not in inside]
+        reads = Counter(source for one in inside for source in graph.nodes[one].sources)
+        if all(users[one] == reads[one] for one in inside[1:]):
+            found.update(inside[1:])
+    return found
 
 
 def _gain(path: Map) -> float:

@@ -34,6 +34,30 @@ class Bilinear:
         return first * second
 
 
+@dataclass(frozen=True)
+class RowSoftmax:
+    """The softmax of each row of a vector.
+
+    Attributes:
+        row: number of entries of a row.
+    """
+
+    row: int
+
+    @property
+    def name(self) -> str:
+        """Return the function's name, for messages."""
+        return "softmax"
+
+    def value(self, z: Float[Tensor, "... size"]) -> Float[Tensor, "... size"]:
+        """Return the softmax."""
+        return torch.softmax(self.rows(z), dim=-1).flatten(-2)
+
+    def rows(self, z: Float[Tensor, "... size"]) -> Float[Tensor, "... rows row"]:
+        """Return a vector's rows."""
+        return z.reshape(*z.shape[:-1], -1, self.row)
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """An affine layer: `bias` plus the `maps` of earlier sources.
@@ -107,7 +131,7 @@ class Network:
 
     layers: tuple[Layer, ...]
     inputs: int
-    activations: tuple[Activation | Bilinear, ...] = ()
+    activations: tuple[Activation | Bilinear | RowSoftmax, ...] = ()
     copied: frozenset[int] = frozenset()
     bounded: frozenset[int] = frozenset()
     unfollowed: str | None = None
@@ -122,7 +146,7 @@ class Network:
         """Layers that an activation follows."""
         return self.layers[:-1]
 
-    def activation(self, layer: int) -> Activation | Bilinear:
+    def activation(self, layer: int) -> Activation | Bilinear | RowSoftmax:
         """Return the activation after a hidden layer."""
         return self.activations[layer] if self.activations else RELU
 

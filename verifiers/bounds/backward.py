@@ -99,13 +99,18 @@ def _descended(
 def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k size"], Float[Tensor, "_ k"]]:
     """Replace an activation by its lines: return coefficients of its inputs and constants, below `h` times its outputs.
 
-    The lines broadcast to (n, k, _). For a product of two there are two slopes for each output.
+    The lines broadcast to (n, k, _). For a product of two there are two slopes for each output, for a softmax as many
+    as its row has entries: (n, k, rows, row, row).
     """
     up = h.clamp(max=0)
     down = h - up
     constant = _offsets(up, lines.upper_offset)
     if lines.lower_offset is not None:
         constant = constant + _offsets(down, lines.lower_offset)
+    if lines.lower_slope.dim() == 5:
+        parts = ((down, lines.lower_slope), (up, lines.upper_slope))
+        moved = [part.reshape(*part.shape[:2], -1, 1, slope.shape[3]) @ slope for part, slope in parts]
+        return (moved[0] + moved[1]).flatten(2), constant
     if lines.lower_slope.shape[-1] == h.shape[-1]:
         return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant
     halves = zip(lines.lower_slope.chunk(2, dim=-1), lines.upper_slope.chunk(2, dim=-1), strict=True)

@@ -1,18 +1,18 @@
 r"""Planes below and above each entry of a softmax, proved, over a box of its inputs.
 
-Let $p_i = 1 / S$ with $S = \sum_j e^{d_j}$, $d_j = x_j - x_i$, and let every exponential lie below its chord, so that
-$S \leq A(x) = B + \sum_{j \neq i} \alpha_j d_j$. Then for every $\tau > 0$
+Let every exponential lie below its chord, so that $\sum_j e^{x_j} \leq A(x) = B + \sum_j \alpha_j x_j$. As
+$e^s \geq e^\sigma (1 + s - \sigma)$ and $\log A \leq \log \theta + A / \theta - 1$ for all $\sigma$ and $\theta > 0$,
 
-    p_i >= 1 / A >= 2 tau - tau^2 A(x),
+    p_i >= exp(x_i - log A(x)) >= exp(sigma) (2 - sigma - log theta + x_i - A(x) / theta),
 
-which touches at $A = 1 / \tau$. Above, $\log p_i = -\log S$ is concave, and by Gibbs' inequality, for all weights
-$w_j \geq 0$ whose sum is 1, with their entropy H(w),
+which touches where $A = \theta$ and $x_i - \log A = \sigma$. Above, with $d_j = x_j - x_i$, by Gibbs' inequality, for
+all weights $w_j \geq 0$ whose sum is 1, with their entropy H(w),
 
     log p_i <= t(x) = -sum_{j != i} w_j d_j - H(w);
 
 $p_i = e^{\log p_i}$ lies below the chord of the exponential over the range of $\log p_i$, which rises. Both planes are
 those of Wei et al. (2023, "Convex bounds on the softmax function with applications to robustness verification"), taken
-at the middle of the box: $w$ is the softmax there, $1 / \tau = A$ there. Offsets are rounded outward.
+at the middle of the box, where $w$ is the softmax. Offsets are rounded outward.
 """
 
 from typing import NamedTuple
@@ -46,8 +46,21 @@ def enclose(low: Float[Tensor, "... row"], high: Float[Tensor, "... row"]) -> tu
     return torch.where(unknown, torch.nan, bottom), torch.where(unknown, torch.nan, top)
 
 
-def planes(low: Float[Tensor, "... row"], high: Float[Tensor, "... row"]) -> Planes:
-    """Return planes below and above each entry of the softmax of rows."""
+def planes(
+    low: Float[Tensor, "... row"],
+    high: Float[Tensor, "... row"],
+    below: Float[Tensor, "... row"] | None = None,
+    above: Float[Tensor, "... row"] | None = None,
+) -> Planes:
+    """Return planes below and above each entry of the softmax of rows.
+
+    Args:
+        low: lower bounds of the inputs.
+        high: upper bounds.
+        below: numbers in [0, 1], the points of the box where the planes below touch; None: 0.5, the middle. Offsets and
+            slopes are differentiable in them.
+        above: those of the planes above.
+    """
     n, u = low.shape[-1], unit(low)
     least, most = _differences(low, high)
     own = torch.eye(n, dtype=torch.bool, device=low.device)
@@ -57,25 +70,12 @@ def planes(low: Float[Tensor, "... row"], high: Float[Tensor, "... row"]) -> Pla
     reach = torch.where(good[..., None], torch.maximum(low.abs(), high.abs())[..., None, :], 0.0)  # |x_j|
     reach = reach + reach.diagonal(dim1=-2, dim2=-1)[..., None]  # bounds |d_j|, with room for its parts
 
-    # Chords: above the exponential at both ends, hence between them. `base` sums their heights at 0.
-    first, last = least.exp() * (1 + 16 * u), most.exp() * (1 + 16 * u)
+    floor, down = _below(low, high, torch.full_like(low, 0.5) if below is None else below, good, own)
+    at = torch.full_like(low, 0.5) if above is None else above
     width = most - least
-    chord = torch.where(width > 0, (last - first) / torch.where(width > 0, width, 1.0), first)
-    chord = torch.where(own, 0.0, chord.nan_to_num(0.0, 0.0, 0.0).clamp(min=0))
-    heights = torch.maximum(first - chord * least, last - chord * most)
-    heights = heights + 8 * u * (last + chord * torch.maximum(least.abs(), most.abs())) + tiny(low)
-    base = torch.where(own, 1.0, heights).sum(dim=-1)
-    size = torch.where(own, 1.0, heights.abs()).sum(dim=-1)
-    middle = least / 2 + most / 2
-    tau = 1 / (base + (chord * middle).sum(dim=-1)).clamp(min=1.0)
-    down = -(tau.square()[..., None]) * chord
-    down = torch.where(own, -down.sum(dim=-1, keepdim=True), down)
-    floor = 2 * tau - tau.square() * base
-    floor = floor - 4 * (n + 8) * u * ((down.abs() * reach).sum(dim=-1) + 2 * tau + tau.square() * size) - tiny(low)
 
-    # Weights of the softmax at the middle; that of the entry itself is what the others leave.
-    weights = torch.softmax(low / 2 + high / 2, dim=-1) * (1 - 2 * n * u)
-    weights = torch.where(good[..., None], weights[..., None, :], 1 / (n + 1))
+    # Weights of the softmax at a point; that of the entry itself is what the others leave.
+    weights = torch.softmax(torch.where(own, 0.0, least + at[..., None] * width), dim=-1) * (1 - 2 * n * u)
     others = torch.where(own, 0.0, weights)
     rest = (1 - others.sum(dim=-1)) - 4 * n * u  # below the weight that makes the sum 1
     kept = (rest > 0) & good
@@ -103,13 +103,44 @@ def planes(low: Float[Tensor, "... row"], high: Float[Tensor, "... row"]) -> Pla
     # Constants where there is no plane; NaN ends stay NaN.
     bounds = enclose(low, high)
     fine = good & floor.isfinite() & down.isfinite().all(dim=-1)
-    above = kept & top_offset.isfinite() & over.isfinite().all(dim=-1)
+    held = kept & top_offset.isfinite() & over.isfinite().all(dim=-1)
     return Planes(
         torch.where(fine[..., None], down, 0.0),
         torch.where(fine, floor, bounds[0]),
-        torch.where(above[..., None], over, 0.0),
-        torch.where(above, top_offset, bounds[1]),
+        torch.where(held[..., None], over, 0.0),
+        torch.where(held, top_offset, bounds[1]),
     )
+
+
+def _below(
+    low: Tensor, high: Tensor, choice: Tensor, good: Tensor, own: Tensor
+) -> tuple[Float[Tensor, "... row"], Float[Tensor, "... row row"]]:
+    """Return offsets and slopes of the planes below; `choice` is the point of the box at which they touch."""
+    n, u = low.shape[-1], unit(low)
+    shift = torch.where(good.any(dim=-1, keepdim=True), high.amax(dim=-1, keepdim=True), 0.0)  # the same for a row
+    near, far = (torch.where(good.any(dim=-1, keepdim=True), end - shift, 0.0) for end in (low, high))
+    near = near.nextafter(torch.full_like(near, -torch.inf))
+    far = far.nextafter(torch.full_like(far, torch.inf))
+    # Chords: above the exponential at both ends, hence between them.
+    first, last = near.exp() * (1 + 16 * u) + tiny(low), far.exp() * (1 + 16 * u) + tiny(low)
+    chord = ((last - first) / (far - near)).clamp(min=0)
+    heights = torch.maximum(first - chord * near, last - chord * far)
+    heights = heights + 8 * u * (last + chord * torch.maximum(near.abs(), far.abs()))
+    base, size = heights.sum(dim=-1, keepdim=True), heights.abs().sum(dim=-1, keepdim=True)
+    least, span = (chord * near).sum(dim=-1, keepdim=True), (chord * (far - near)).sum(dim=-1, keepdim=True)
+    theta = (base + least + choice * span).clamp(min=1e-150)
+    sigma = near + choice * (far - near) - theta.log()
+    scale = sigma.exp()
+    slope = -(scale / theta)[..., None] * chord[..., None, :]
+    slope = slope + torch.where(own, scale[..., None], 0.0)
+    parts = 2 - sigma - theta.log() - base / theta
+    terms = 2 + sigma.abs() + theta.log().abs() + size / theta
+    # In x - shift, whose entries are at most as long as `reach`; what is lost there is counted, too.
+    moduli = (scale / theta)[..., None] * chord[..., None, :] + torch.where(own, scale[..., None], 0.0)
+    reach = torch.maximum(low.abs(), high.abs())[..., None, :] + shift.abs()[..., None]
+    offset = scale * parts - shift * slope.sum(dim=-1)
+    lost = 4 * (n + 16) * u * (scale * terms + (moduli * reach).sum(dim=-1))
+    return offset - lost - tiny(low), slope
 
 
 def _differences(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from certbench.core.ball import steepest
 from certbench.core.margins import SLACK
-from certbench.networks.layers import Bilinear, Network
+from certbench.networks.layers import Bilinear, Network, RowSoftmax
 from certbench.networks.piecewise_linear import RELU
 from certbench.verifiers.bounds.backward import layer_bounds
 from certbench.verifiers.bounds.lines import Lines
@@ -107,7 +107,11 @@ def _gap(function: Function, lines: Lines, z: Tensor, h: Tensor) -> Float[Tensor
     """Return what the line in use loses at z, times its coefficient, for each pre-activation."""
     value = function.value(z)
     below, above = lines.lower_slope.squeeze(1), lines.upper_slope.squeeze(1)
-    parts = [below * z, above * z]
+    if isinstance(function, RowSoftmax):  # of the entries themselves, as all others of the row count for each
+        columns = function.rows(z)[..., None]
+        parts = [(slope @ columns).squeeze(-1).flatten(-2) for slope in (below, above)]
+    else:
+        parts = [below * z, above * z]
     if isinstance(function, Bilinear):
         parts = [sum(part.chunk(2, dim=-1)) for part in parts]  # type: ignore[misc]
     offset = 0.0 if lines.lower_offset is None else lines.lower_offset.squeeze(1)
@@ -126,7 +130,7 @@ def _points(function: Function, low: Tensor, high: Tensor, z: Tensor) -> list[Te
     """Return the points where each interval may be split: a joint if there is one inside, near z, and the middle."""
     middle, room = low / 2 + high / 2, CENTRAL * (high - low)
     near = torch.minimum(torch.maximum(z, low + room), high - room)
-    if isinstance(function, Bilinear):
+    if isinstance(function, Bilinear | RowSoftmax):
         return [middle, near, middle]
     joint = middle
     nearest = torch.full_like(middle, math.inf)
@@ -172,7 +176,7 @@ def _renewed(
     for i, (size, width) in enumerate(zip(neurons(bounds), widths(network, bounds), strict=True)):
         function, place = network.activation(i), neuron - start
         rows = ((place >= 0) & (place < size)).nonzero().squeeze(1)
-        if len(rows) and function != RELU and not isinstance(function, Bilinear):
+        if len(rows) and function != RELU and not isinstance(function, Bilinear | RowSoftmax):
             place = place[rows]
             ends = (end[i][rows, place][None] for end in (bounds.lower, bounds.upper))
             below, above = numbers(function.at(place), *ends)[0].chunk(2)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from certbench.networks.layers import Bilinear
+from certbench.networks.layers import Bilinear, RowSoftmax
 from certbench.verifiers.bounds.backward import through
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.relaxations import Function, around, image
@@ -118,8 +118,8 @@ def operators() -> dict[str, type[Any]]:
             """Put linear bounds of the input into the lines; coefficients are (n, inputs, ...)."""
             del dim_in
             lines, size, shape = self.lines(x), math.prod(x.lower.shape[1:]), self.forward(x.lower[:1]).shape[1:]
-            if isinstance(self.function, Bilinear):
-                raise NotImplementedError("forward bounds of a product")
+            if isinstance(self.function, Bilinear | RowSoftmax):
+                raise NotImplementedError(f"forward bounds of a {self.function.name}")
 
             def mixed(slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
                 return slope.clamp(min=0) * low + slope.clamp(max=0) * high
