@@ -1,6 +1,5 @@
 """The command `certbench certify`."""
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +19,13 @@ if TYPE_CHECKING:
 
 def certify(
     model: Annotated[str, typer.Argument(help="A model of the zoo, a file (.onnx, .pt2), or module:function.")],
-    data: Annotated[str, typer.Option(help="Data set by its name, or a .npz file.")],
+    data: Annotated[str, typer.Option(help="Data set by its name, a file (.npz, .csv, ...), or a folder of pictures.")],
+    layout: Annotated[str | None, typer.Option(help="Order of the axes of images: NHWC, NCHW, or HW.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Factor for every input, as 1/255; bytes need one.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Name, column or file of the labels, if unusual.")] = None,
+    features: Annotated[str | None, typer.Option(help="Name or columns of the inputs, if unusual, as age,sex.")] = None,
+    split: Annotated[str, typer.Option(help="Part of a data set that has several.")] = "test",
+    dtype: Annotated[str | None, typer.Option(help="Precision of the inputs: float32 or float64.")] = None,
     norm: Annotated[str, typer.Option(help="Norm of the perturbations: L1, L2 or Linf.")] = "Linf",
     eps: Annotated[str, typer.Option(help="Radii at which certified inputs are counted, as 2/255,8/255.")] = "",
     certifier: Annotated[
@@ -43,13 +48,25 @@ def certify(
     from certbench.core.options import build
     from certbench.core.threat import ThreatModel
     from certbench.models import data as data_sets
+    from certbench.runs.load import cure_of_shape, labelled, same_order
     from certbench.runs.models import load
 
     threat, radii = ThreatModel.of(norm), _numbers(eps)
     threat = threat if not domain else threat.within(_numbers(domain))
     names = [part.strip() for part in certifier.split(",")]
     chosen = [build(name) for name in names]
-    dataset = data_sets.load(data)
+    dataset = data_sets.load(
+        data_sets.source(
+            path=data,
+            split=split,
+            layout=layout,
+            scale=scale,
+            dtype=dtype,
+            features=features.split(",") if features and "," in features else features,
+            labels=labels,
+            take=inputs,
+        )
+    )
     classifier = load(
         model,
         weights,
@@ -59,10 +76,12 @@ def certify(
         trust=trust,
         download=download,
     )
-    if math.prod(classifier.input_shape) != math.prod(dataset.input_shape):
-        raise ConfigError(f"{model} takes {classifier.input_shape}; {dataset.name} has {dataset.input_shape}")
+    if not same_order(classifier.input_shape, dataset.input_shape):
+        shapes = f"{classifier.input_shape}; {dataset.name} has {dataset.input_shape}"
+        raise ConfigError(f"{model} takes {shapes}; {cure_of_shape(classifier, dataset)}")
+    labelled(classifier, dataset)
     x = dataset.inputs[:inputs].reshape(-1, *classifier.input_shape).double()
-    labels = dataset.labels[:inputs]
+    classes = dataset.labels[:inputs]
     predicted = classifier.double()(x).argmax(dim=1).cpu()
 
     found: dict[str, Certificate] = {}
@@ -74,14 +93,16 @@ def certify(
             err.print(f"{name}: {error}", markup=False, soft_wrap=True)
     table = Table("input", "label", "class", *map(escape, found), box=None, pad_edge=False)
     for i in range(len(x)):
-        cells = (_cell(one, i, int(labels[i])) for one in found.values())
-        table.add_row(str(i), str(int(labels[i])), str(int(predicted[i])), *cells)
-    right = int((predicted == labels).sum())
+        cells = (_cell(one, i, int(classes[i])) for one in found.values())
+        table.add_row(str(i), str(int(classes[i])), str(int(predicted[i])), *cells)
+    right = int((predicted == classes).sum())
     title = f"{classifier.name}, {dataset.name}, {threat}: {right} of {len(x)} inputs are classified correctly"
     out.print(title, markup=False, soft_wrap=True)
+    read_as = [] if classifier.input_shape == dataset.input_shape else [f"read in shape {classifier.input_shape}"]
+    out.print(f"data {dataset.name}: {'; '.join([*dataset.done, *read_as])}", markup=False, soft_wrap=True)
     out.print(table)
     for name, one in found.items():
-        out.print(f"{name}: {_summary(one, labels, radii)}", markup=False, soft_wrap=True)
+        out.print(f"{name}: {_summary(one, classes, radii)}", markup=False, soft_wrap=True)
     complete = len(found) == len(names) and all(o.answered for one in found.values() for o in one.outcome)
     raise typer.Exit(ExitCode.OK if complete else ExitCode.INCOMPLETE)
 

@@ -51,6 +51,10 @@ class ProgressWatcher:
         if err.is_terminal:
             self.bar.stop()
 
+    def data(self, text: str) -> None:
+        """Print how the data were read."""
+        err.print(text, markup=False, soft_wrap=True)
+
     def begin(self, total: int, done: int) -> None:
         """Start the bar."""
         self.total, self.done = total, done

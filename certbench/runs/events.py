@@ -15,6 +15,9 @@ class Interrupted(KeyboardInterrupt):
 class Watcher(Protocol):
     """An observer of a run's progress."""
 
+    def data(self, text: str) -> None:
+        """Take note of what was done to the numbers of the data set."""
+
     def begin(self, total: int, done: int) -> None:
         """Take note of how many rows, attacks and estimates are planned, and how many of them are already stored."""
 

@@ -1,5 +1,6 @@
 """The models and data of a suite."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -55,11 +56,29 @@ def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
     )
     if model.input_shape != dataset.input_shape:
         shapes = f"{model.input_shape}; {dataset.name} has {dataset.input_shape}"
-        raise ConfigError(f"model {spec.name!r} takes {shapes}")
-    return _labelled(replace(model, name=spec.name), dataset)
+        raise ConfigError(f"model {spec.name!r} takes {shapes}; {cure_of_shape(model, dataset)}")
+    return labelled(replace(model, name=spec.name), dataset)
 
 
-def _labelled(model: Classifier, dataset: Dataset) -> Classifier:
+def same_order(wanted: tuple[int, ...], there: tuple[int, ...]) -> bool:
+    """Say whether inputs of one shape are those of another, read in the same order: axes of length 1, or one flat."""
+    slim = [[size for size in shape if size != 1] for shape in (wanted, there)]
+    return slim[0] == slim[1] or (math.prod(wanted) == math.prod(there) and any(len(sizes) < 2 for sizes in slim))
+
+
+def cure_of_shape(model: Classifier, dataset: Dataset) -> str:
+    """Say how data of another shape come to fit a model."""
+    wanted, there = model.input_shape, dataset.input_shape
+    if len(there) == 3 and wanted == (there[2], *there[:2]):
+        return "channels seem to be last: write layout: NHWC, or --layout NHWC"
+    if wanted == (1, *there):
+        return "images seem to have no axis of channels: write layout: HW, or --layout HW"
+    if math.prod(wanted) == math.prod(there):
+        return f"if the numbers have the same order, write shape: {[*wanted]}"
+    return "give the data of this model"
+
+
+def labelled(model: Classifier, dataset: Dataset) -> Classifier:
     """Return a model that knows every label of the data; it may know more classes than are there.
 
     Raises:

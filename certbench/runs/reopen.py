@@ -16,6 +16,7 @@ from certbench.core.certifier import Certifier
 from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertbenchError, ConfigError
+from certbench.models.data.npz import scale_of_before
 from certbench.results.folder import MANIFEST, RunFolder
 from certbench.results.rows import Row
 from certbench.runs.keys import attack_key, hashes, row_key
@@ -122,6 +123,9 @@ def reopen(folder: Path) -> StoredRun:
         return settings, dict(manifest["models"]), str(manifest["data"]["sha256"])
 
     settings, known, sha256 = run.manifest(content)
+    if run.manifest(lambda manifest: isinstance(manifest["suite"]["data"], str)):  # a run of before
+        scale = scale_of_before(Path(settings.data.path))
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"scale": scale})})
     dataset, models = load_suite(Suite(settings, (), (), {}, folder / MANIFEST))
     for model in models:
         fingerprint = model.fingerprint()
@@ -131,7 +135,7 @@ def reopen(folder: Path) -> StoredRun:
                 f"was {str(known.get(model.name))[:12]}; run the suite again, or bring the old weights and code back"
             )
     if dataset.fingerprint() != sha256:
-        raise ConfigError(f"the data {settings.data!r} are not those of this run; run the suite again")
+        raise ConfigError(f"the data {settings.data.path!r} are not those of this run; run the suite again")
     with run.store() as store:
         entries = [StoredRow(*found) for found in store.keyed_rows()]
     inputs = dataset.inputs[: settings.inputs].double()

@@ -96,6 +96,7 @@ def run(
         done = sum(p.key in fresh for pair in pairs for p in pair.planned)
         done += sum(attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         done += sum(e.key in estimated for _, _, part in guesses for e in part)
+        watcher.data(f"data {dataset.name}: {'; '.join(dataset.done)}")
         watcher.begin(total, done)
 
         computed = 0

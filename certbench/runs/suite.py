@@ -19,6 +19,7 @@ from certbench.files.reading import read_text
 from certbench.files.yaml_lines import Lines, at, read
 from certbench.formats import is_whole, stem_of
 from certbench.models.cards import cards
+from certbench.models.data.source import Source
 from certbench.runs.shipped import suites
 
 Made = TypeVar("Made")
@@ -69,6 +70,11 @@ def _as_places(value: object) -> object:
     raise ValueError(f"write a list of features, counted from 0, or the path of a {' or '.join(THREAT_FILES)} file")
 
 
+def _as_source(value: object) -> object:
+    """Read a data set: its path, or a mapping that says how it is read."""
+    return {"path": value} if isinstance(value, str) else value
+
+
 class ModelSpec(_Strict):
     """A model of the zoo by its name, or a user's own: a file of a whole model (`path`), or a factory and weights.
 
@@ -112,7 +118,7 @@ class SuiteFile(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
-    data: str = "digits"
+    data: Annotated[Source, BeforeValidator(_as_source)] = Source(path="digits")
     inputs: Whole = Field(gt=0)
     models: list[Annotated[ModelSpec, BeforeValidator(_as_model)]] = Field(min_length=1)
     norms: list[Number] = Field(min_length=1)
@@ -190,8 +196,8 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
         first = min(error.errors(), key=lambda found: found["type"] not in ("extra_forbidden", "invalid_key"))
         where = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-")))
         if first["type"] == "extra_forbidden":
-            inner: dict[str, type[_Strict]] = {"attacks": Attacks, "clever": Clever, "limits": Limits}
-            inner["models"] = ModelSpec
+            inner: dict[str, type[BaseModel]] = {"attacks": Attacks, "clever": Clever, "limits": Limits}
+            inner["models"], inner["data"] = ModelSpec, Source
             place = inner.get(str(where[0]), SuiteFile) if len(where) > 1 else SuiteFile
             raise ConfigError(registry.unknown("setting", str(where[-1]), place.model_fields), where) from error
         raise ConfigError(first["msg"].removeprefix("Value error, "), where) from error

@@ -1,46 +1,85 @@
-"""Data sets: one file per source, and a reader of users' `.npz` files."""
+"""Data sets: one file per source, those of a name and those of users."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from certbench.errors import ConfigError
 from certbench.models.data.base import Dataset
 from certbench.models.data.digits import read_digits
+from certbench.models.data.folders import read_folder
+from certbench.models.data.found import Found, chosen, dataset
+from certbench.models.data.hugging_face import read_hugging_face
+from certbench.models.data.idx import read_idx
 from certbench.models.data.mnist import read_mnist
+from certbench.models.data.npy import read_npy
 from certbench.models.data.npz import read_npz
+from certbench.models.data.source import Source, source
+from certbench.models.data.tables import read_table
+from certbench.models.data.tensors import read_tensors
+from certbench.models.data.torchvision import read_torchvision
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Dataset", "Source", "load", "source"]
 
 NAMED: dict[str, Callable[[str], Dataset]] = {"digits": read_digits, "mnist": read_mnist}
 """Data sets by name, each with the function that reads a split. To add one, write a file and a line here."""
 
-FILES: dict[str, Callable[[Path], Dataset]] = {".npz": read_npz}
+FILES: dict[str, Callable[[Path, Source], Found]] = {
+    ".npz": read_npz,
+    ".npy": read_npy,
+    ".csv": read_table,
+    ".tsv": read_table,
+    ".pt": read_tensors,
+    ".pth": read_tensors,
+    ".idx": read_idx,
+}
 """Formats of data files by suffix, each with the function that reads a file."""
 
+LIBRARIES: dict[str, Callable[[str, Source], Found]] = {"torchvision": read_torchvision, "hf": read_hugging_face}
+"""Libraries by the prefix of a path, each with the function that reads one of its data sets from this machine."""
 
-def load(spec: str, split: str = "test") -> Dataset:
+IDX = re.compile(r"idx\d?(-ubyte)?(\.gz)?$")
+"""End of the name of an idx file, as MNIST's `t10k-images-idx3-ubyte.gz`."""
+
+
+def load(given: str | Source, split: str = "test") -> Dataset:
     """Load the data set that a specification names.
 
     Args:
-        spec: `digits`, `mnist`, or the path of a `.npz` file with an array of inputs (`inputs`, `x` or `images`;
-            floats are used as they are, uint8 is divided by 255) and an array of integer class numbers (`labels` or
-            `y`). The class count is the largest label plus one, unless the file has a number `num_classes`; models may
-            know more classes.
-        split: `train` or `test` for the digits and MNIST. A file is one split, named `test`.
+        given: what is said about the data set, or its path alone: `digits`, `mnist`, a file of `FILES`, a folder with
+            one folder of pictures per class, `torchvision:NAME:FOLDER` or `hf:FOLDER`. The class count is the largest
+            label plus one, unless the source says more; models may know more classes.
+        split: the part, if `given` is a path: `train` or `test` for the digits and MNIST. A file is one split, named
+            `test`.
 
     Raises:
-        ConfigError: there is no such data set, split or file, or the file holds something else.
+        ConfigError: there is no such data set, split or file, or it holds something else.
+        MissingBackendError: a package that the source needs is not installed.
     """
-    if split not in ("train", "test"):
-        raise ConfigError(f"split {split!r} is unknown; write train or test")
-    if spec in NAMED:
-        return NAMED[spec](split)
-    path = Path(spec)
-    if path.suffix not in FILES:
-        known = f"{', '.join(NAMED)}, or the path of a {' or '.join(FILES)} file"
-        raise ConfigError(f"data set {spec!r} is unknown; write {known}")
-    if split != "test":
+    asked = source(path=given, split=split) if isinstance(given, str) else given
+    prefix, _, rest = asked.path.partition(":")
+    if prefix in LIBRARIES and rest:
+        return dataset(LIBRARIES[prefix](rest, asked), asked)
+    if asked.path in NAMED:
+        if asked.split not in ("train", "test"):
+            raise ConfigError(f"split {asked.split!r} is unknown; write train or test", ("split",))
+        found = NAMED[asked.path](asked.split)
+        known = sorted(set(asked.said) - {"take", "shape"})
+        if known:
+            raise ConfigError(f"{asked.path} has a form of its own; leave {' and '.join(known)} out", (known[0],))
+        return chosen(found, asked) if asked.said else found
+    path = Path(asked.path)
+    read = read_folder if path.is_dir() else FILES.get(".idx" if IDX.search(path.name) else path.suffix.lower())
+    if read is None:
+        kinds = f"a {', '.join(FILES)} file or a folder of pictures, torchvision:NAME:FOLDER or hf:FOLDER"
+        raise ConfigError(f"data set {asked.path!r} is unknown; write {', '.join(NAMED)}, or the path of {kinds}")
+    if asked.split != "test":
         raise ConfigError(
-            f"{spec} is one split; leave split out, and keep training data in a file of its own", ("split",)
+            f"{path} is one split; leave split out, and keep training data in a file of its own", ("split",)
         )
-    return FILES[path.suffix](path)
+    if not path.exists():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        return dataset(read(path, asked), asked)
+    except MemoryError as error:
+        raise ConfigError(f"{path} does not fit into memory; take fewer inputs (take: 1000)") from error

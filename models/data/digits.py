@@ -35,4 +35,5 @@ def read_digits(split: str) -> Dataset:
     index = np.array([index for _, _, index in sorted(order)])
     index = index[:DIGITS_TEST] if split == "test" else index[DIGITS_TEST:]
     inputs = torch.from_numpy(images[index]).float().div(16).unsqueeze(1)
-    return Dataset(f"digits/{split}", inputs, torch.from_numpy(digits.target[index]).long(), 10)
+    labels = torch.from_numpy(digits.target[index]).long()
+    return Dataset(f"digits/{split}", inputs, labels, 10, done=("pixels divided by 16, channels first",))

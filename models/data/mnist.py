@@ -4,12 +4,9 @@ It is read from the folder in `CERTBENCH_MNIST`, which holds the four files of i
 variable, scikit-learn downloads it once from OpenML and keeps it.
 """
 
-import gzip
 import hashlib
 import importlib.util
-import math
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +15,16 @@ from numpy.typing import NDArray
 
 from certbench.errors import ConfigError
 from certbench.models.data.base import Dataset
+from certbench.models.data.idx import array_of
 
 MNIST = {
     "train": ("train", slice(0, 60_000), "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b"),
     "test": ("t10k", slice(60_000, 70_000), "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b"),
 }
 """Splits: the start of the file names, the rows among all 70000, and the sha256 of pixels and then labels as bytes."""
+
+DONE = ("pixels divided by 255, channels first",)
+"""What is done to the pixels."""
 
 
 def read_mnist(split: str) -> Dataset:
@@ -37,21 +38,18 @@ def read_mnist(split: str) -> Dataset:
     if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != sha256:
         raise ConfigError(f"the data in {folder or 'OpenML'} is not MNIST, or incomplete, or in another order")
     inputs = torch.from_numpy(images.reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255))
-    return Dataset(f"mnist/{split}", inputs, torch.from_numpy(labels.astype(np.int64)), 10)
+    return Dataset(f"mnist/{split}", inputs, torch.from_numpy(labels.astype(np.int64)), 10, done=DONE)
 
 
 def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
-    """Read an array of bytes from an idx file, packed by gzip or not: a magic number, sizes, then bytes."""
+    """Read an array of bytes from an idx file, packed by gzip or not."""
     packed, path = folder / f"{name}.gz", folder / name
+    if not path.is_file() and not packed.is_file():
+        raise ConfigError(f"neither {path} nor {packed.name} can be read; see CERTBENCH_MNIST")
     try:
-        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"neither {path} nor {packed.name} can be read ({error}); see CERTBENCH_MNIST") from error
-    axes = content[3] if len(content) > 3 else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * axes], dtype=">u4").tolist()
-    if content[:3] != b"\0\0\x08" or len(content) != 4 + 4 * axes + math.prod(shape):
-        raise ConfigError(f"{path if path.is_file() else packed} is no idx file of bytes, or incomplete")
-    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
+        return array_of(path if path.is_file() else packed)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; see CERTBENCH_MNIST") from error
 
 
 def _openml() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -2,73 +2,77 @@
 
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from certbench.core.inputs import cure_of_labels
 from certbench.errors import ConfigError
-from certbench.models.data.base import Dataset
-
-INPUTS = ("inputs", "x", "images")
-
-
-LABELS = ("labels", "y")
-"""Names of the label array in a `.npz` file. It must have exactly one of them, and exactly one of `INPUTS`."""
+from certbench.models.data.found import INPUTS, LABELS, PACKED, Found, one_of
+from certbench.models.data.npy import check_header
+from certbench.models.data.source import Source
 
 
-def read_npz(path: Path) -> Dataset:
-    """Read a `.npz` file; `load` describes its content.
+def read_npz(path: Path, source: Source) -> Found:
+    """Read a `.npz` file with an array of inputs (`inputs`, `x` or `images`) and one of labels (`labels` or `y`).
+
+    The class count is that of its number `num_classes`, if it has one.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the file is damaged or holds something else.
     """
-    arrays = _arrays(path)
-    inputs, labels = _one_of(INPUTS, arrays, path), _one_of(LABELS, arrays, path)
-    if inputs.dtype == np.uint8:
-        inputs = inputs.astype(np.float32) / np.float32(255)
-    if not np.issubdtype(inputs.dtype, np.floating):
-        raise ConfigError(f"{path}: inputs are {inputs.dtype}; store floats, or uint8, which is divided by 255")
-    if inputs.ndim < 2 or inputs.size == 0:
-        raise ConfigError(f"{path}: inputs have shape {inputs.shape}; store (n, ...), with n at least 1")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        cure = cure_of_labels(labels, len(inputs))
-        raise ConfigError(f"{path}: labels are {labels.dtype} of shape {labels.shape}; store {cure}")
-    labels = labels.astype(np.int64)
-    if len(inputs) != len(labels):
-        raise ConfigError(f"{path}: {len(inputs)} inputs, but {len(labels)} labels")
-    with np.errstate(over="ignore"):
-        inputs = inputs.astype(np.float32)
-    if not np.isfinite(inputs).all():
-        raise ConfigError(f"{path}: inputs hold NaN, or numbers too large for float32")
-    declared = arrays.get("num_classes", labels.max() + 1)
-    if declared.ndim != 0 or not np.issubdtype(declared.dtype, np.integer):
+    names = names_of(path)
+    inputs = one_of(INPUTS, source.features if isinstance(source.features, str) else None, names, path)
+    if isinstance(source.features, tuple):
+        raise ConfigError(f"features is the name of one array of {path}")
+    labels = one_of(LABELS, None if source.labels is None else str(source.labels), names, path)
+    found = _arrays(path, [inputs, labels, *(name for name in ("num_classes",) if name in names)])
+    declared = found.get("num_classes")
+    if declared is not None and (declared.ndim != 0 or declared.dtype.kind not in "iu"):
         raise ConfigError(f"{path}: num_classes is {declared.dtype} of shape {declared.shape}; store one integer")
-    num_classes = int(declared)
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ConfigError(f"{path}: labels lie in {labels.min()}..{labels.max()}, not in 0..{num_classes - 1}")
-    return Dataset(path.stem, torch.from_numpy(inputs), torch.from_numpy(labels), num_classes)
+    return Found(path.stem, found[inputs], found[labels], None if declared is None else int(declared))
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read every array of the file; refuse pickles, because they run code when opened."""
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
+def scale_of_before(path: Path) -> float | None:
+    """Return the scale with which a run of before read a `.npz` file: bytes were divided by 255 unasked."""
+    with suppress(ConfigError):
+        if path.suffix == ".npz" and path.is_file():
+            names = names_of(path)
+            name = one_of(INPUTS, None, names, path)
+            return 1 / 255 if _arrays(path, [name])[name].dtype == np.uint8 else None
+    return None
+
+
+def names_of(path: Path) -> list[str]:
+    """List the arrays of a `.npz` file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    _arrays(path, [])
+    with zipfile.ZipFile(path) as file:
+        return [name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")]
+
+
+def _arrays(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
+    """Read some arrays of the file; refuse pickles, because they run code when opened."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as file:
+            for name in names:
+                member = file.getinfo(f"{name}.npy")
+                if member.file_size > PACKED * member.compress_size + 64:
+                    raise ValueError(f"{name} claims {member.file_size} bytes, packed in {member.compress_size}")
+                with file.open(member) as opened:
+                    check_header(opened, member.file_size)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (
+        OSError, ValueError, EOFError, TypeError, RuntimeError, SyntaxError, NotImplementedError, zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # fmt: skip
         raise ConfigError(
             f"{path} cannot be read ({error}); write it with np.savez(path, inputs=..., labels=...), "
             "from arrays of numbers, not of objects"
         ) from error
-
-
-def _one_of(names: tuple[str, ...], arrays: dict[str, NDArray[Any]], path: Path) -> NDArray[Any]:
-    found = [name for name in names if name in arrays]
-    if len(found) != 1:
-        raise ConfigError(f"{path} needs one array called {' or '.join(names)}; it has {', '.join(arrays) or 'none'}")
-    return arrays[found[0]]

@@ -43,7 +43,7 @@ def read(folder: Path, text: str) -> Suite:
 def test_a_shipped_suite_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = load(name)
     assert suite.settings.name == name
-    mnist.offer(suite.settings.data, monkeypatch)
+    mnist.offer(suite.settings.data.path, monkeypatch)
     assert plan(suite) == len(suite.settings.models) * len(suite.threats) * len(suite.certifiers)
 
 

@@ -100,6 +100,10 @@ class Watcher:
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
         self.steps: list[str] = []
+        self.texts: list[str] = []
+
+    def data(self, text: str) -> None:
+        self.texts.append(text)
 
     def begin(self, total: int, done: int) -> None:
         self.total, self.done = total, done

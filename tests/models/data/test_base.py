@@ -22,8 +22,8 @@ def test_a_fingerprint_is_over_content_never_over_the_name() -> None:
 @pytest.mark.parametrize(
     ("spec", "split", "message"),
     [
-        ("minst", "test", "write digits, mnist, or the path of a .npz file"),
-        ("mine.pt", "test", "write digits, mnist, or the path"),
+        ("minst", "test", "write digits, mnist, or the path of a .npz, .npy"),
+        ("mine.mat", "test", "write digits, mnist, or the path"),
         ("nowhere.npz", "test", "there is no file nowhere.npz"),
         ("digits", "validation", "write train or test"),
         ("mine.npz", "train", "leave split out"),

@@ -35,10 +35,14 @@ def test_floats_are_used_as_they_are(write: Callable[..., str], inputs: str, lab
     assert mine.labels.tolist() == [0, 2, 1]
 
 
-def test_bytes_are_divided_by_255(write: Callable[..., str]) -> None:
-    images = np.arange(256, dtype=np.uint8).reshape(2, 128)
-    mine = data.load(write(images=images, y=[0, 1], num_classes=7))
+def test_bytes_are_divided_by_255_where_it_is_said(write: Callable[..., str]) -> None:
+    path = write(images=np.arange(256, dtype=np.uint8).reshape(2, 128), y=[0, 1], num_classes=7)
+    mine = data.load(data.source(path=path, scale="1/255"))
     assert torch.equal(mine.inputs, torch.arange(256).view(2, 128) / 255) and mine.num_classes == 7
+    assert "divided by 255" in mine.done
+    assert torch.equal(data.load(data.source(path=path, scale=1)).inputs, torch.arange(256.0).view(2, 128))
+    with pytest.raises(ConfigError, match=r"inputs are uint8 and no scale is said.*write scale: 1/255"):
+        data.load(path)
 
 
 @pytest.mark.parametrize(
