@@ -82,6 +82,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             separator = max(SEPARATORS, key=start.count)
             reader = csv.reader(file, delimiter=separator, strict=True)
             for cells in reader:
+                if any("\0" in cell for cell in cells):
+                    raise csv.Error(f"line {reader.line_num} has a zero byte, so this is no text")
                 if any(map(str.strip, cells)):
                     yield reader.line_num, cells
     except (OSError, UnicodeDecodeError, csv.Error) as error:
