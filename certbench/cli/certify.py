@@ -48,8 +48,7 @@ def certify(
     from certbench.core.options import build
     from certbench.core.threat import ThreatModel
     from certbench.models import data as data_sets
-    from certbench.runs.load import cure_of_shape, labelled, same_order
-    from certbench.runs.models import load
+    from certbench.runs.load import cure_of_shape, labelled, load_for, same_order
 
     threat, radii = ThreatModel.of(norm), _numbers(eps)
     threat = threat if not domain else threat.within(_numbers(domain))
@@ -67,10 +66,11 @@ def certify(
             take=inputs,
         )
     )
-    classifier = load(
+    classifier = load_for(
+        dataset,
         model,
         weights,
-        input_shape=sizes_of(input_shape) or dataset.input_shape,
+        input_shape=sizes_of(input_shape),
         output=int(output) if output is not None and output.lstrip("-").isdigit() else output,
         threshold=threshold,
         trust=trust,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from certbench.core.classifier import Classifier
 from certbench.errors import ConfigError
@@ -11,6 +12,12 @@ from certbench.models import data
 from certbench.models.data.base import Dataset
 from certbench.runs.models import load as load_model
 from certbench.runs.suite import ModelSpec, Suite
+
+CHANNELS = (1, 3, 4)
+"""Usual numbers of channels of an image."""
+
+LAST = "write layout: NHWC, or --layout NHWC: channels seem to be last"
+"""What to do with images whose channels are last."""
 
 
 def load(suite: Suite) -> tuple[Dataset, list[Classifier]]:
@@ -45,10 +52,10 @@ def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
         for given in sorted(spec.model_fields_set - {"name"}):
             if getattr(spec, given) is not None:
                 raise ConfigError(f"model {spec.name!r} has {given} but no factory; write factory: module:function")
-    model = load_model(
+    model = load_for(
+        dataset,
         spec.path or spec.factory or spec.name,
         spec.weights,
-        input_shape=dataset.input_shape,
         output=spec.output,
         threshold=spec.threshold,
         trust=spec.trust,
@@ -58,6 +65,23 @@ def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
         shapes = f"{model.input_shape}; {dataset.name} has {dataset.input_shape}"
         raise ConfigError(f"model {spec.name!r} takes {shapes}; {cure_of_shape(model, dataset)}")
     return labelled(replace(model, name=spec.name), dataset)
+
+
+def load_for(
+    dataset: Dataset, given: str, weights: str | None, *, input_shape: tuple[int, ...] | None = None, **options: Any
+) -> Classifier:
+    """Load a model for inputs of a data set, as `certbench.load` does.
+
+    Raises:
+        ConfigError: there is no such model, or it does not fit; the message says if the layout may be the reason.
+    """
+    shape = dataset.input_shape
+    try:
+        return load_model(given, weights, input_shape=input_shape or shape, **options)
+    except ConfigError as error:
+        if input_shape is None and len(shape) == 3 and shape[2] in CHANNELS and shape[0] not in CHANNELS:
+            raise ConfigError(f"{error}; {LAST} in {dataset.name}") from error
+        raise
 
 
 def same_order(wanted: tuple[int, ...], there: tuple[int, ...]) -> bool:
@@ -70,7 +94,7 @@ def cure_of_shape(model: Classifier, dataset: Dataset) -> str:
     """Say how data of another shape come to fit a model."""
     wanted, there = model.input_shape, dataset.input_shape
     if len(there) == 3 and wanted == (there[2], *there[:2]):
-        return "channels seem to be last: write layout: NHWC, or --layout NHWC"
+        return LAST
     if wanted == (1, *there):
         return "images seem to have no axis of channels: write layout: HW, or --layout HW"
     if math.prod(wanted) == math.prod(there):

@@ -11,6 +11,14 @@ from certbench.exit_codes import ExitCode
 from tests.cli.conftest import Run
 from tests.support.onnx_files import write
 
+IMAGES = """
+from torch import manual_seed, nn
+
+def net():
+    manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 2))
+"""
+
 MINE = ("my_plane:linear", "--weights", "plane.safetensors", "--data", "plane.npz")
 
 
@@ -57,3 +65,37 @@ def test_refusals_and_mistakes_are_said(certbench: Run) -> None:
     assert code == ExitCode.USAGE and "it has weights alone: give module:function" in err
     code, _, err = certbench("certify", "mlp-plan", "--data", "plane.npz")
     assert code == ExitCode.USAGE and "did you mean 'mlp-plain'" in err
+
+
+def test_data_are_read_as_it_is_said(certbench: Run) -> None:
+    """A table with names of columns, and images whose channels are last, give the radii of the same numbers."""
+    _, expected, _ = certbench("certify", *MINE, "--certifier", "crown")
+    file = np.load("plane.npz")
+    rows = [f"{float(a)!r},{label},{float(b)!r}" for (a, b), label in zip(file["inputs"], file["labels"], strict=True)]
+    Path("plane.csv").write_text("\n".join(["left,class,right", *rows]))
+    code, out, _ = certbench("certify", *MINE[:3], "--data", "plane.csv", "--labels", "class", "--certifier", "crown")
+    assert code == 0 and out.splitlines()[2:] == expected.splitlines()[2:]
+    assert "label: column class" in out.splitlines()[1]
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
+    np.savez("last.npz", x=images, y=[0, 1])
+    np.savez("first.npz", x=np.moveaxis(images, 3, 1).astype(np.float32) / np.float32(255), y=[0, 1])
+    Path("my_images.py").write_text(IMAGES)
+    mine = ("my_images:net", "--certifier", "crown", "--data")
+    _, expected, _ = certbench("certify", *mine, "first.npz")
+    code, out, _ = certbench("certify", *mine, "last.npz", "--scale", "1/255", "--layout", "NHWC")
+    assert code == 0 and out.splitlines()[2:] == expected.splitlines()[2:]
+    for words, message in (
+        (["last.npz"], "last.npz: inputs are uint8 and no scale is said"),
+        (["last.npz", "--scale", "1/255"], "write layout: NHWC, or --layout NHWC"),
+        (["last.npz", "--scale", "1/255", "--layout", "NWHC"], "layout: Input should be"),
+        (["lst.npz"], "there is no file lst.npz"),
+        (["digits"], "my_images:net does not take a batch of shape (2, 1, 8, 8)"),
+    ):
+        code, _, err = certbench("certify", *mine, *words)
+        assert code == ExitCode.USAGE and message in err and len(err.splitlines()) == 1
+
+
+def test_labels_that_the_model_does_not_know_are_refused(certbench: Run) -> None:
+    np.savez("plane.npz", inputs=np.load("plane.npz")["inputs"], labels=[1, 2, 3])
+    code, _, err = certbench("certify", *MINE)
+    assert code == ExitCode.USAGE and "they seem to start at 1; store labels - 1" in err

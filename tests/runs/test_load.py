@@ -129,3 +129,25 @@ def test_a_file_of_a_whole_model_is_a_model_of_a_suite(nets: Nets, tmp_path: Pat
     Path("mine.yaml").write_text(SUITE.replace("MODEL", "path: net.pt2"))
     with pytest.raises(ConfigError, match="has a path, which is a whole model; leave factory and weights out"):
         load_models(load("mine.yaml"))
+
+
+def test_data_are_read_as_the_suite_says(nets: Nets) -> None:
+    nets("factory: 'users_modules:lazy'", [0, 1, 1])
+    images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    np.savez("images.npz", x=images, y=[0, 1, 1])
+    suite = SUITE.replace("WEIGHTS", "w.safetensors").replace("MODEL", "factory: 'users_modules:lazy'")
+    said = "{path: images.npz, layout: HW, scale: 1/255, shape: [4], take: 3}"
+    Path("mine.yaml").write_text(suite.replace("mine.npz", said))
+    found, _ = load_models(load("mine.yaml"))
+    assert torch.equal(found.inputs, torch.arange(12).view(3, 4) / 255)
+    for said, message in (
+        ("images.npz", r"mine\.yaml, line 2: data: images\.npz: inputs are uint8"),
+        ("{path: images.npz, scale: 1/255}", r"line 5: .*"),
+        ("{path: mine.npz, std: 1}", r"line 2: data: std is the model's business"),
+        ("{path: mine.npz, layuot: HW}", r"line 2: data\.layuot: .*did you mean 'layout'"),
+        ("{path: mine.npz, layout: HWC}", r"line 2: data\.layout: Input should be 'NCHW', 'NHWC' or 'HW'"),
+        ("[mine.npz]", r"line 2: data: "),
+    ):
+        Path("mine.yaml").write_text(suite.replace("mine.npz", said))
+        with pytest.raises(ConfigError, match=message):
+            load_models(load("mine.yaml"))
