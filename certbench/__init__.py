@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from certbench.core.certifier import Certifier, MarginCertifier
     from certbench.core.classifier import Classifier, Regressor
     from certbench.core.margins import Bounds, MarginState
+    from certbench.core.memory import limits
     from certbench.core.options import build, describe
     from certbench.core.outputs import margins, output_bounds, output_radius
     from certbench.core.search import Bisection, Ladder, RadiusSearch, Secant
@@ -59,6 +60,7 @@ _LAZY = {  # names that are imported when they are first used: most need torch, 
     "Certifier": "certbench.core.certifier",
     "MarginCertifier": "certbench.core.certifier",
     "MarginState": "certbench.core.margins",
+    "limits": "certbench.core.memory",
     "Classifier": "certbench.core.classifier",
     "Regressor": "certbench.core.classifier",
     "load": "certbench.runs.models",
@@ -135,6 +137,7 @@ __all__ = [
     "compare",
     "describe",
     "export_certificates",
+    "limits",
     "load",
     "margins",
     "output_bounds",

@@ -51,7 +51,8 @@ def certify(
             Use it for a certifier of your own. Counterexamples outside the radii lower `upper`. That none was found
             inside proves nothing.
         state: the result of `prepare(certifier, classifier, threat)`, to compute it only once.
-        batch_size: number of inputs given to the certifier at once. Radii do not depend on it, beyond float64 rounding.
+        batch_size: largest number of inputs given to the certifier at once; fewer where more are predicted not to fit
+            into memory (`limits`). Radii do not depend on it, beyond float64 rounding.
         seed: base of every random draw. The draws for an input depend on it and on the input alone.
         throw: whether to raise errors; else failed inputs become rows with radius 0, their outcome and the reason.
 

@@ -43,7 +43,8 @@ def certify(
         x: `(n, *input_shape)`, a tensor or a NumPy array, inside the threat model's domain if it has one.
         threat: the norm, and the domain if there is one; `"L2"`, `"inf"` or `2` name a norm without a domain.
         state: the result of `prepare(certifier, classifier, threat)`, to compute it only once.
-        batch_size: number of inputs given to the certifier at once. Radii do not depend on it, beyond float64 rounding.
+        batch_size: largest number of inputs given to the certifier at once; fewer where more are predicted not to fit
+            into memory (`limits`). Radii do not depend on it, beyond float64 rounding.
         seed: base of every random draw. The draws for an input depend on it and on the input alone.
         throw: whether to raise errors; else failed inputs become rows with radius 0, their outcome and the reason.
 
@@ -79,6 +80,7 @@ def certify(
                 raise
             return _failed(len(x), error)
     x = x.to(classifier.device, torch.float64)
+    batch_size = fitting_batch(certifier, state, batch_size)
     parts = [_batch(certifier, state, part, classifier, threat, seed, throw) for part in torch.split(x, batch_size)]
     return Certificate.concatenate(parts)
 
@@ -124,6 +126,14 @@ def check_state(state: Any, certifier: Certifier[Any], threat: ThreatModel) -> N
         raise ConfigError("the state knows no scales; prepare it with certbench.prepare(certifier, classifier, threat)")
     if isinstance(state, ReducedState) and state.certifier != certifier:
         raise ConfigError(f"the state was prepared by {state.certifier}, not by {certifier}; prepare it anew")
+
+
+def fitting_batch(certifier: Certifier[Any], state: Any, most: int) -> int:
+    """Return the number of inputs that may be given to a certifier at once, at most `most`."""
+    states = list(state.known.values()) if isinstance(state, ReducedState) else [state]
+    with blamed(certifier):
+        costs = [certifier.cost(one) for one in states]
+    return min((cost.batch(most) for cost in costs if cost is not None), default=most)
 
 
 def _batch(

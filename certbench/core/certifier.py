@@ -26,6 +26,7 @@ from certbench.core.margins import (
     margin_rows,
     tangent,
 )
+from certbench.core.memory import Cost
 from certbench.core.ranges import Options
 from certbench.core.search import Evaluation, Found, RadiusSearch, Start
 from certbench.core.smoothed import SmoothedClassifier
@@ -101,12 +102,29 @@ class Certifier(Options, ABC, Generic[State]):
         offered = ", ".join(f"L{p:g}" for p in sorted(self.norms))
         return f"{threat.name} is not offered, only {offered}"
 
+    def cost(self, state: State) -> Cost | None:
+        """Predict what `certify` needs, from sizes; None: little enough. Batches are made no larger than what fits."""
+        del state
+        return None
+
+    @final
+    def fitting(self, state: State) -> State:
+        """Return the state; `prepare` ends with this.
+
+        Raises:
+            UnsupportedError: one input is predicted to need more memory or time than the limits allow.
+        """
+        cost = self.cost(state)
+        if cost is not None:
+            cost.check(type(self).__name__)
+        return state
+
     @abstractmethod
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> State:
         """Do the work that is done once per classifier and threat model, and timed apart.
 
         Raises:
-            UnsupportedError: a layer has no bound here; the message names it.
+            UnsupportedError: a layer has no bound here, and the message names it; or `fitting` refuses the size.
             MissingBackendError: an optional package is needed.
         """
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certbench.core import ball
-from certbench.core.certification import blamed, check_state, prepare, refuse
+from certbench.core.certification import blamed, check_state, fitting_batch, prepare, refuse
 from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier, Regressor
 from certbench.core.inputs import Inputs, as_tensor, check_inputs
@@ -45,7 +45,7 @@ def margins(
         threat: the norm, and the domain where one is meant; see `certify`.
         eps: radius of the ball, one for all or one per input.
         state: result of `prepare(certifier, classifier, threat)`, to pay for it once.
-        batch_size: number of inputs at once.
+        batch_size: largest number of inputs at once; see `certify`.
 
     Raises:
         ConfigError: bad inputs or radii, or a certifier that bounds no margins.
@@ -195,8 +195,9 @@ def _parts(
     for piece in pieces(classifier, x, threat):
         with blamed(certifier):
             own = state.of(piece) if isinstance(state, ReducedState) else state
-        for at in range(0, len(piece.rows), batch_size):
-            some = slice(at, at + batch_size)
+        most = fitting_batch(certifier, own, batch_size)
+        for at in range(0, len(piece.rows), most):
+            some = slice(at, at + most)
             rows, lost = piece.rows[some], piece.rounding[some]
             wide = torch.where(lost > 0, (radius[rows] + lost) * (1 + 2.0**-52), radius[rows])
             yield _Part(rows, own, piece.z[some], wide, lost)

@@ -46,3 +46,28 @@ Number = Annotated[float, BeforeValidator(number)]
 
 
 Whole = Annotated[int, BeforeValidator(whole)]
+
+
+UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+"""Units of memory, in bytes."""
+
+
+def size(value: object) -> float:
+    """Read an amount of memory in bytes: a number, or text like "8 GB".
+
+    Raises:
+        ValueError: the value is no such amount, or not positive.
+    """
+    unit = 1.0
+    if isinstance(value, str):
+        text = value.strip().upper()
+        name = next((name for name in sorted(UNITS, key=len, reverse=True) if text.endswith(name)), None)
+        if name is not None:
+            unit, value = UNITS[name], text.removesuffix(name).strip()
+    result = number(value) * unit
+    if not result > 0:
+        raise ValueError(f"an amount of memory is positive, not {value}")
+    return result
+
+
+Size = Annotated[float, BeforeValidator(size)]

@@ -82,6 +82,16 @@ class Convolution(Map):
         return self.kernel.dim() - 2
 
     @property
+    def products(self) -> int:
+        """One for each tap of each output."""
+        return self.outputs * self.kernel[0].numel()
+
+    @property
+    def unfolded(self) -> int:
+        """The taps of all places, which torch writes side by side in float64."""
+        return math.prod(self.after[1:]) * self.kernel[0].numel() * self.groups
+
+    @property
     def device(self) -> torch.device:
         """The device of the kernel."""
         return self.kernel.device
@@ -223,6 +233,13 @@ class Separable(Map):
     def entry_roundings(self) -> int:
         """Sum over all factors."""
         return sum(factor.entry_roundings for factor in self.factors)
+
+    @property
+    def products(self) -> int:
+        """Multiplications along the three axes."""
+        channels, down, across = self.factors
+        middle = channels.outputs * down.outputs
+        return self.inputs + middle * down.inputs * across.inputs + middle * across.outputs * across.inputs
 
     @property
     def device(self) -> torch.device:

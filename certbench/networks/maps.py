@@ -52,6 +52,16 @@ class Map(ABC):
 
     @property
     @abstractmethod
+    def products(self) -> int:
+        """Number of multiplications for one vector, in either direction: it predicts times."""
+
+    @property
+    def unfolded(self) -> int:
+        """Largest number of entries that torch holds beside the results for one vector, in either direction."""
+        return 0
+
+    @property
+    @abstractmethod
     def device(self) -> torch.device:
         """The device of the entries."""
 
@@ -88,18 +98,19 @@ class Map(ABC):
         act, size = (self.forward, self.inputs) if self.inputs <= self.outputs else (self.transpose, self.outputs)
         parts = [
             scipy.sparse.csr_matrix(act(some).cpu().numpy())
-            for some in unit_vectors(size, max(self.inputs, self.outputs), self.device)
+            for some in unit_vectors(size, max(1, 4 * DENSE_LIMIT // max(self.inputs, self.outputs)), self.device)
         ]
         rows = scipy.sparse.csr_matrix(scipy.sparse.vstack(parts))
         return scipy.sparse.csr_matrix(rows.T) if self.inputs <= self.outputs else rows
 
 
-def unit_vectors(size: int, widest: int, device: torch.device) -> Iterator[Float[Tensor, "some size"]]:
-    """Yield the unit vectors in order, as many at a time as keep vectors of `widest` entries in little memory."""
-    step = max(1, 4 * DENSE_LIMIT // widest)
+def unit_vectors(
+    size: int, step: int, device: torch.device, dtype: torch.dtype = torch.float64
+) -> Iterator[Float[Tensor, "some size"]]:
+    """Yield the unit vectors in order, `step` at a time."""
     for start in range(0, size, step):
         count = min(step, size - start)
-        some = torch.zeros(count, size, dtype=torch.float64, device=device)
+        some = torch.zeros(count, size, dtype=dtype, device=device)
         some[:, start : start + count].fill_diagonal_(1)
         yield some
 
@@ -144,6 +155,11 @@ class Dense(Map):
     def transposed_roundings(self) -> int:
         """Roundings of the product, of the sums, and of an entry."""
         return self.weight.shape[0] + 1 + self.entry_roundings
+
+    @property
+    def products(self) -> int:
+        """One for each entry."""
+        return self.weight.numel()
 
     @property
     def device(self) -> torch.device:
@@ -233,6 +249,11 @@ class Scale(Map):
         return self.roundings
 
     @property
+    def products(self) -> int:
+        """One for each feature."""
+        return self.diagonal.numel()
+
+    @property
     def device(self) -> torch.device:
         """The device of the diagonal."""
         return self.diagonal.device
@@ -286,6 +307,16 @@ class Chain(Map):
         return sum(part.transposed_roundings for part in self.maps)
 
     @property
+    def products(self) -> int:
+        """Multiplications of all maps."""
+        return sum(part.products for part in self.maps)
+
+    @property
+    def unfolded(self) -> int:
+        """The most of any map, with the vectors between them."""
+        return max(part.unfolded + part.inputs + part.outputs for part in self.maps)
+
+    @property
     def device(self) -> torch.device:
         """The device of the first map."""
         return self.maps[0].device
@@ -336,6 +367,16 @@ class Sum(Map):
     def transposed_roundings(self) -> int:
         """Roundings of the transposed part that has most, and of the sums."""
         return max(part.transposed_roundings for part in self.maps) + len(self.maps)
+
+    @property
+    def products(self) -> int:
+        """Multiplications of all maps."""
+        return sum(part.products for part in self.maps)
+
+    @property
+    def unfolded(self) -> int:
+        """The most of any map, with the terms, which are stacked."""
+        return max(part.unfolded for part in self.maps) + 2 * len(self.maps) * max(self.inputs, self.outputs)
 
     @property
     def device(self) -> torch.device:

@@ -85,7 +85,7 @@ def linear_map(
         raise UnsupportedError("is not linear: it gives other numbers than 0 for 0")
     parts = [
         scipy.sparse.csr_matrix(images(some).cpu().numpy())
-        for some in unit_vectors(inputs, max(inputs, outputs), probes.device)
+        for some in unit_vectors(inputs, max(1, 4 * DENSE_LIMIT // max(inputs, outputs)), probes.device)
     ]
     matrix = scipy.sparse.csr_matrix(scipy.sparse.vstack(parts).T)
     one = Sparse.of(matrix, after, roundings, device)

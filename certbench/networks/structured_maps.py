@@ -54,6 +54,11 @@ class Select(Map):
         return max(0, int(self.counts.max()) - 1)
 
     @property
+    def products(self) -> int:
+        """None; each output is read once, which counts as one."""
+        return self.outputs
+
+    @property
     def device(self) -> torch.device:
         """The device of the index."""
         return self.index.device
@@ -175,6 +180,11 @@ class Sparse(Map):
         return int(self.columns.crow_indices().diff().max()) + 1 + self.entry_roundings
 
     @property
+    def products(self) -> int:
+        """One for each entry that is not zero."""
+        return int(self.weight.values().numel())
+
+    @property
     def device(self) -> torch.device:
         """The device of the weight."""
         return self.weight.device
@@ -249,6 +259,16 @@ class Along(Map):
         return self.weight.shape[1] + 1 + self.entry_roundings
 
     @property
+    def products(self) -> int:
+        """One for each entry at each place."""
+        return self.weight.numel() * self.outer * self.inner
+
+    @property
+    def unfolded(self) -> int:
+        """Both vectors with the axis moved to the end."""
+        return self.inputs + self.outputs
+
+    @property
     def device(self) -> torch.device:
         """The device of the weight."""
         return self.weight.device
@@ -321,6 +341,16 @@ class Transposed(Map):
     def transposed_roundings(self) -> int:
         """Roundings of the part."""
         return self.part.roundings
+
+    @property
+    def products(self) -> int:
+        """Those of the map itself."""
+        return self.part.products
+
+    @property
+    def unfolded(self) -> int:
+        """The same as of the map itself."""
+        return self.part.unfolded
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from certbench.core.certification import certify, prepare
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import ReasonEvidence, TracebackEvidence
-from certbench.core.memory import out_of_memory
+from certbench.core.memory import limits, out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import (
     CertificationError,
@@ -144,8 +145,10 @@ def certify_inputs(
     left, prepared = todo, 0.0  # left: not stored yet
     start = time.perf_counter()
     limit = suite.settings.limits.seconds
+    allowed = {"memory": suite.settings.limits.memory, "seconds": limit if math.isfinite(limit) else None}
     try:
-        state = prepare(pair.certifier, pair.classifier, pair.threat)
+        with limits(**allowed):
+            state = prepare(pair.certifier, pair.classifier, pair.threat)
         prepared = time.perf_counter() - start
         stop()
 
@@ -154,8 +157,8 @@ def certify_inputs(
                 if time.perf_counter() - start > limit:
                     return
                 yield partial(
-                    certify, pair.certifier, pair.classifier, inputs[todo[at : at + suite.settings.batch]], pair.threat,
-                    state=state, batch_size=suite.settings.batch, seed=suite.settings.seed, throw=False,
+                    _limited, allowed, pair.certifier, pair.classifier, inputs[todo[at : at + suite.settings.batch]],
+                    pair.threat, state=state, batch_size=suite.settings.batch, seed=suite.settings.seed, throw=False,
                 )  # fmt: skip
 
         for certificate in executor.answers(jobs()):
@@ -185,6 +188,12 @@ def certify_inputs(
             _log(folder, name)
             fail(Outcome.FAILED, f"{type(error).__name__}: {error} (a bug; the traceback is in errors.log)")
     return len(todo)
+
+
+def _limited(allowed: Mapping[str, float | None], *arguments: Any, **options: Any) -> Certificate:
+    """Certify within limits, wherever the job runs."""
+    with limits(**allowed):
+        return certify(*arguments, **options)
 
 
 def crashes(certificate: Certificate) -> list[TracebackEvidence]:

@@ -14,7 +14,7 @@ from certbench.core.options import build, choose
 from certbench.core.search import RadiusSearch
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
-from certbench.files.numbers import Number, Whole, number, whole
+from certbench.files.numbers import Number, Size, Whole, number, whole
 from certbench.files.reading import read_text
 from certbench.files.yaml_lines import Lines, at, read
 from certbench.formats import is_whole, stem_of
@@ -108,9 +108,14 @@ class Clever(_Strict):
 
 
 class Limits(_Strict):
-    """Limits for each (model, norm, certifier), checked between batches."""
+    """Limits for each (model, norm, certifier).
+
+    `seconds` is checked between batches; a certifier that is predicted to need more for one input does not start.
+    `memory` is what may be used, like "8 GB"; by default, three quarters of what is free.
+    """
 
     seconds: Number = Field(default=math.inf, gt=0)
+    memory: Size | None = None
 
 
 class SuiteFile(_Strict):

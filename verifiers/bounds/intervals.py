@@ -9,7 +9,7 @@ from torch import Tensor
 
 from certbench.core import ball
 from certbench.networks.layers import Layer, Network
-from certbench.networks.maps import Map
+from certbench.networks.maps import Map, unit_vectors
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.relaxations import image
 
@@ -49,8 +49,8 @@ def first_layers(
         part, low, high = layer.maps[0], [], []
         centre = part.forward(region.x) + layer.bias
         copies = 1 if threat.domain is None else n
-        eye = torch.eye(layer.outputs, dtype=centre.dtype, device=centre.device)
-        for some in torch.split(eye, max(1, ROWS // max(1, copies * part.inputs))):
+        step = max(1, ROWS // max(1, copies * part.inputs, part.unfolded))
+        for some in unit_vectors(layer.outputs, step, centre.device, centre.dtype):
             a = part.transpose(some)[None]
             if threat.domain is None:
                 drop = rise = region.eps[:, None] * ball.length(a, threat.q)

@@ -14,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.core.margins import Bounds, margin_rows, tangent
+from certbench.core.memory import Cost
 from certbench.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.errors import UnsupportedError
 from certbench.verifiers.bounds.backward import ENTRIES, backward, layer_bounds
+from certbench.verifiers.bounds.costs import optimised, relaxed
 from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, sufficient
 from certbench.verifiers.bounds.region import LayerBounds, Region
@@ -57,6 +59,10 @@ class Crown(Engined):
     def lirpa(self) -> Lirpa:
         """Bound intermediate layers by CROWN and by intervals, too."""
         return Lirpa(sharpened=True)
+
+    def own_cost(self, state: NetworkState) -> Cost:
+        """Predict a backward pass for each neuron."""
+        return relaxed(state, state.network, self.entries)
 
     def own(
         self,
@@ -125,6 +131,10 @@ class AlphaCrown(Engined):
             return super().start(state, x, label)
         crown = crown_radius(state, x, label, x.new_zeros(len(x)), Secant(relative=1e-2))
         return Start(1.02 * crown, tangent(state, x, label))
+
+    def own_cost(self, state: NetworkState) -> Cost:
+        """Predict CROWN and the steps of the optimisation."""
+        return optimised(state, state.network, self.iterations, self.layers, self.entries)
 
     def own(
         self,

@@ -12,6 +12,7 @@ from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import EngineEvidence
 from certbench.core.margins import Bounds
+from certbench.core.memory import Cost
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, MissingBackendError, UnsupportedError
 from certbench.verifiers.bounds.state import NetworkState
@@ -59,23 +60,34 @@ class Engined(MarginCertifier[NetworkState]):
         """Read the network, by the first engine that can.
 
         Raises:
-            UnsupportedError: none can; the message says why, our own engine's reason first.
+            UnsupportedError: none can; the message says why, our own engine's reason first. Or our own engine needs
+                more memory or time than the limits allow, and auto-LiRPA needs more of both.
             MissingBackendError: `engine` is auto-LiRPA, which is not installed.
         """
         if self.engine == "auto-lirpa":
             return self.lirpa().prepare(classifier, threat)
         try:
-            return NetworkState.of(classifier, threat, relus=self.relus)
+            state = NetworkState.of(classifier, threat, relus=self.relus)
         except UnsupportedError as error:
             if self.engine == "own" or self.rounding_safe:
                 raise
             reason = str(error)
+        else:
+            return self.fitting(state)
         try:
             return self.lirpa().prepare(classifier, threat)
         except (UnsupportedError, MissingBackendError) as error:
             if str(error) == reason:
                 raise
             raise UnsupportedError(f"{reason}. Through auto-LiRPA: {error}") from error
+
+    def own_cost(self, state: NetworkState) -> Cost:
+        """Predict what our own engine needs."""
+        raise NotImplementedError
+
+    def cost(self, state: NetworkState) -> Cost:
+        """Predict what the engine that read the network needs."""
+        return self.lirpa().cost(state) if isinstance(state, LirpaState) else self.own_cost(state)
 
     def single(self, state: NetworkState) -> NetworkState:
         """Return the state in float32, from the same engine."""

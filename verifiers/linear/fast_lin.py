@@ -8,9 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.core.margins import Bounds, margin_rows
+from certbench.core.memory import Cost
 from certbench.core.ranges import PositiveInt
 from certbench.core.search import RadiusSearch, Secant
 from certbench.verifiers.bounds.backward import ENTRIES, backward, layer_bounds
+from certbench.verifiers.bounds.costs import relaxed
 from certbench.verifiers.bounds.proof import RelaxationProof, parallel, sufficient
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
@@ -41,6 +43,10 @@ class FastLin(Engined):
     def lirpa(self) -> Lirpa:
         """Return CROWN with the option, under its name in 0.3 and its name in later releases."""
         return Lirpa(relus=True, options={"relu": "same-slope", "activation_bound_option": "same-slope"})
+
+    def own_cost(self, state: NetworkState) -> Cost:
+        """Predict a backward pass for each neuron."""
+        return relaxed(state, state.network, self.entries)
 
     @torch.no_grad()
     def own(

@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certbench.core.margins import Bounds, margin_rows
+from certbench.core.memory import Cost
 from certbench.core.search import RadiusSearch, Secant
 from certbench.verifiers.bounds.backward import backward
+from certbench.verifiers.bounds.costs import intervals
 from certbench.verifiers.bounds.intervals import ball_intervals, interval_bounds
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, sufficient
 from certbench.verifiers.bounds.region import Region
@@ -46,6 +48,10 @@ class IBP(Engined):
     def lirpa(self) -> Lirpa:
         """Propagate intervals all the way."""
         return Lirpa("IBP", linear=False)
+
+    def own_cost(self, state: NetworkState) -> Cost:
+        """Predict intervals."""
+        return intervals(state, state.network)
 
     @torch.no_grad()
     def own(
@@ -99,6 +105,10 @@ class CrownIBP(Engined):
     def lirpa(self) -> Lirpa:
         """Bound intermediate layers by intervals."""
         return Lirpa("CROWN-IBP")
+
+    def own_cost(self, state: NetworkState) -> Cost:
+        """Predict intervals and one backward pass."""
+        return intervals(state, state.network, linear=1)
 
     @torch.no_grad()
     def own(

@@ -23,10 +23,13 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.core.certificate import Certificate
 from certbench.core.margins import Bounds, margin_rows
+from certbench.core.memory import Cost
 from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import ConfigError
 from certbench.networks.layers import Network
+from certbench.networks.maps import unit_vectors
 from certbench.verifiers.bounds.backward import ENTRIES
+from certbench.verifiers.bounds.costs import relaxed
 from certbench.verifiers.bounds.proof import RelaxationProof, parallel, sufficient
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.state import NetworkState
@@ -50,6 +53,10 @@ class WongKolter(Engined):
     def lirpa(self) -> Lirpa:
         """Return Fast-Lin."""
         return FastLin().lirpa()
+
+    def own_cost(self, state: NetworkState) -> Cost:
+        """Predict a backward pass of the dual network for each neuron."""
+        return relaxed(state, state.network)
 
     @torch.no_grad()
     def own(
@@ -143,8 +150,8 @@ def layerwise(network: Network, region: Region) -> LayerBounds:
     for i, layer in enumerate(network.hidden):
         widest = max([network.inputs, *(before.outputs for before in network.layers[: i + 1])])
         size = max(1, ENTRIES // (max(len(region), 1) * widest))
-        eye = torch.eye(layer.outputs, dtype=region.x.dtype, device=region.x.device)
-        ends = [DualNetwork.of(network, rows[None], i, bounds).ends(region) for rows in torch.split(eye, size)]
+        some = unit_vectors(layer.outputs, size, region.x.device, region.x.dtype)
+        ends = [DualNetwork.of(network, rows[None], i, bounds).ends(region) for rows in some]
         lower, upper = (torch.cat(side, dim=1) for side in zip(*ends, strict=True))
         bounds = LayerBounds((*bounds.lower, lower), (*bounds.upper, upper), bounds.method)
     return bounds

@@ -30,12 +30,14 @@ from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds
+from certbench.core.memory import Cost
 from certbench.core.ranges import one_of
 from certbench.core.search import RadiusSearch, Secant
 from certbench.core.threat import ThreatModel
 from certbench.networks.layers import Network
 from certbench.networks.maps import Map
 from certbench.verifiers.bounds.backward import ENTRIES
+from certbench.verifiers.bounds.costs import BASE, BYTES, EVALUATIONS, Sizes, pace, rows_of, tangents
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
 
@@ -65,7 +67,11 @@ class DeepZ(MarginCertifier[NetworkState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
-        return NetworkState.of(classifier, threat)
+        return self.fitting(NetworkState.of(classifier, threat))
+
+    def cost(self, state: NetworkState) -> Cost:
+        """Predict the zonotopes of all layers, with a symbol for each neuron."""
+        return zonotopes(state, symbols=True)
 
     def lower(
         self,
@@ -95,7 +101,11 @@ class HybridZonotope(MarginCertifier[NetworkState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
-        return NetworkState.of(classifier, threat)
+        return self.fitting(NetworkState.of(classifier, threat))
+
+    def cost(self, state: NetworkState) -> Cost:
+        """Predict the zonotopes of all layers, without symbols."""
+        return zonotopes(state, symbols=False)
 
     def lower(
         self,
@@ -158,13 +168,50 @@ class Zonotope:
         return Zonotope(slope * self.centre + half, slope[:, None] * self.inputs, errors, box)
 
 
-def propagate(network: Network, region: Region, choose: Slope, symbols: bool) -> list[Zonotope]:
-    """Return the zonotopes of all sources: of the input, and behind each ReLU."""
-    sources = [Zonotope.around(region.x)]
-    for layer, moduli in zip(network.hidden, network.absolute, strict=False):
+GENERATORS = 6
+"""Number of copies of a layer's generators while it is computed: sum, terms, and behind its ReLU. Counted."""
+
+UNFOLDED = 2**22
+"""Largest number of entries that convolutions may hold beside their results: 32 MB."""
+
+
+def zonotopes(state: NetworkState, symbols: bool) -> Cost:
+    """Predict zonotopes: generators of the input, and with `symbols` one for each neuron."""
+    network, rows = state.network, rows_of(state)
+    last = _last_uses(network)
+    count, held, work, most = network.inputs, [network.inputs**2], 0.0, 0.0
+    for i, layer in enumerate(network.hidden):
+        work += count * sum(part.products for part in layer.maps.values())
+        most = max(
+            most,
+            count * GENERATORS * layer.outputs
+            + sum(size for source, size in enumerate(held) if last.get(source, -1) >= i),
+        )
+        count += symbols * layer.outputs
+        held.append(count * layer.outputs)
+    sizes = Sizes.of(network)
+    return Cost(
+        fixed=BASE + BYTES * UNFOLDED,
+        each=BYTES * max(most, tangents(sizes, rows)),
+        work=EVALUATIONS * (work + rows * sizes.below[-1]),
+        pace=lambda: pace(network, state.threat),
+        device=state.classifier.device,
+    )
+
+
+def _last_uses(network: Network) -> dict[int, int]:
+    """Return the last layer that reads each source."""
+    return {source: i for i, layer in enumerate(network.layers) for source in layer.maps}
+
+
+def propagate(network: Network, region: Region, choose: Slope, symbols: bool) -> dict[int, Zonotope]:
+    """Return the zonotopes that the last layer reads, by source: 0 is the input, i > 0 comes behind the i-th ReLU."""
+    sources, last = {0: Zonotope.around(region.x)}, _last_uses(network)
+    count = 0  # of all symbols so far
+    for i, (layer, moduli) in enumerate(zip(network.hidden, network.absolute, strict=False)):
         centre = layer.bias.expand(len(region), -1)
         inputs = region.x.new_zeros(1, network.inputs, layer.outputs)
-        errors = region.x.new_zeros(len(region), sources[-1].errors.shape[1], layer.outputs)  # all symbols so far
+        errors = region.x.new_zeros(len(region), count, layer.outputs)
         box = torch.zeros_like(centre)
         for source, part in layer.maps.items():
             h = sources[source]
@@ -173,7 +220,9 @@ def propagate(network: Network, region: Region, choose: Slope, symbols: bool) ->
             errors[:, : h.errors.shape[1]] += _each(part, h.errors)
             box = box + moduli[source].forward(h.box)
         z = Zonotope(centre, inputs, errors, box)
-        sources.append(z.relu(*z.ends(region), choose, symbols))
+        sources = {source: h for source, h in sources.items() if last.get(source, -1) > i}
+        behind = z.relu(*z.ends(region), choose, symbols)
+        sources[i + 1], count = behind, behind.errors.shape[1]
     return sources
 
 
@@ -209,7 +258,7 @@ def _below(
     n, k = rows.shape[:2]
     centre = rows @ last.bias
     inputs = rows.new_zeros(n, k, network.inputs)
-    errors = rows.new_zeros(n, k, sources[-1].errors.shape[1])
+    errors = rows.new_zeros(n, k, max(h.errors.shape[1] for h in sources.values()))
     for source, part in last.maps.items():
         h = sources[source]
         pulled = part.transpose(rows.flatten(0, 1)).view(n, k, part.inputs)
@@ -224,7 +273,9 @@ def _each(part: Map, generators: Float[Tensor, "n s before"]) -> Float[Tensor, "
     n, s = generators.shape[:2]
     if n * s == 0:
         return generators.new_zeros(n, s, part.outputs)
-    return part.forward(generators.flatten(0, 1)).view(n, s, part.outputs)
+    some = max(1, UNFOLDED // part.unfolded) if part.unfolded else n * s
+    made = [part.forward(chunk) for chunk in torch.split(generators.flatten(0, 1), some)]
+    return (made[0] if len(made) == 1 else torch.cat(made)).view(n, s, part.outputs)
 
 
 def _new_symbols(half: Float[Tensor, "n m"]) -> Float[Tensor, "n e m"]:

@@ -131,7 +131,7 @@ class RecurJac(LocalLipschitz):
         work = 2 * sum(size * sum(steps[i:]) for i, size in enumerate(sizes[:-2]))
         if work > WORK:
             raise UnsupportedError(f"recursions of every entry take {work:.0e} multiplications per margin, over {WORK}")
-        return state
+        return self.fitting(state)
 
     def steepness(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds

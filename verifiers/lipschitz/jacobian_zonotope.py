@@ -25,6 +25,7 @@ from certbench.core.search import RadiusSearch, Secant
 from certbench.networks.layers import Network
 from certbench.networks.maps import Dense, Map
 from certbench.verifiers.bounds.backward import ENTRIES
+from certbench.verifiers.bounds.costs import Sizes, rows_of
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors
 from certbench.verifiers.bounds.state import NetworkState
@@ -32,6 +33,9 @@ from certbench.verifiers.lipschitz.local import LocalLipschitz, Slopes, Steepnes
 
 GRAM = 2**22
 """Largest number of entries of a Gram matrix that are held at once: 32 MB."""
+
+DIRECTIONS = 3
+"""Number of copies of the directions while they pass a layer. Counted in `zonotope`."""
 
 SMALLEST = 1e-200
 """Smallest square that counts. Below it, underflow may have lost terms, and the zonotope proves nothing."""
@@ -80,6 +84,25 @@ class JacobianZonotope(LocalLipschitz):
         if region.threat.domain is None:
             return Steepness(slope)
         return Steepness(slope, torch.cat([part.fall for part in parts if part.fall is not None])[back])
+
+    def slopes_cost(self, state: NetworkState) -> tuple[float, float]:
+        """Predict the zonotope of one input if every neuron had a symbol."""
+        network, rows = state.network, rows_of(state)
+        sizes, first = Sizes.of(network), network.layers[0].outputs
+        symbols, held, work = [rows], 0.0, 0.0
+        for layer in reversed(network.hidden[1:]):
+            symbols.append(symbols[-1] + layer.outputs)
+        for layer, count in zip(reversed(network.layers), [*symbols, symbols[-1]], strict=False):
+            widest = max(layer.outputs, *(part.inputs for part in layer.maps.values()))
+            work += count * sum(part.products for part in layer.maps.values())
+            held = max(held, DIRECTIONS * count * (widest + max(part.unfolded for part in layer.maps.values())))
+        if state.threat.p == 2:
+            work += symbols[-1] ** 2 * (network.inputs + rows) / 2 + rows * symbols[-1] * first
+        if self.refine:
+            work *= len(network.hidden)
+            units = max(layer.outputs for layer in network.hidden)
+            held += 2.0 * units * (symbols[-1] + sizes.live)
+        return held + 2.0 * rows * symbols[-1], work
 
     def _some(
         self, state: NetworkState, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds

@@ -24,12 +24,14 @@ from certbench.core import ball
 from certbench.core.certifier import MarginCertifier
 from certbench.core.classifier import Classifier
 from certbench.core.margins import SLACK, Bounds
+from certbench.core.memory import Cost
 from certbench.core.ranges import PositiveInt
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.networks.layers import Network
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.backward import layer_bounds
+from certbench.verifiers.bounds.costs import Sizes, relaxed, rows_of
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.rounding import bound_errors, program_error
 from certbench.verifiers.bounds.state import NetworkState
@@ -137,7 +139,18 @@ class LocalLipschitz(MarginCertifier[NetworkState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network."""
-        return NetworkState.of(classifier, threat)
+        return self.fitting(NetworkState.of(classifier, threat))
+
+    def cost(self, state: NetworkState) -> Cost:
+        """Predict CROWN's bounds and the steepness, for each shell."""
+        held, work = self.slopes_cost(state)
+        found = relaxed(state, state.network, more=held, work=work)
+        return replace(found, work=self.shells * found.work)
+
+    def slopes_cost(self, state: NetworkState) -> tuple[float, float]:
+        """Predict the steepness of one input: entries at once, and multiplications."""
+        sizes, rows = Sizes.of(state.network), rows_of(state)
+        return 2.0 * rows * sizes.live, 2.0 * rows * sizes.below[-1]
 
     @final
     @torch.no_grad()

@@ -66,7 +66,7 @@ class MaskedProduct(LocalLipschitz):
                     f"layer {i} of {classifier.name} is a {part.outputs} x {part.inputs} matrix, too large for a norm "
                     "per input"
                 )
-        return state
+        return self.fitting(state)
 
     def single(self, state: NetworkState) -> NetworkState:
         """Refuse: the norms are proved with the error bounds of float64."""

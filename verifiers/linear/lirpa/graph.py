@@ -20,15 +20,17 @@ from torch import Tensor, nn
 
 from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, margin_rows
-from certbench.core.memory import out_of_memory
+from certbench.core.memory import Cost, out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import MissingBackendError, NumericalError, UnsupportedError
 from certbench.networks.folding import layered
+from certbench.networks.layers import Network
 from certbench.networks.reading import logits_of, read, relu_network
 from certbench.verifiers.bounds.intervals import first_layers
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear.lirpa import functions
+from certbench.verifiers.linear.lirpa.costs import predicted
 from certbench.verifiers.linear.lirpa.perturbation import perturbation
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 from certbench.verifiers.linear.lirpa.writing import Written
@@ -85,6 +87,7 @@ class Lirpa:
             MissingBackendError: auto-LiRPA is not installed.
         """
         network = relu_network(classifier) if self.relus else layered(read(classifier), relus=True, others=True)
+        self._predicted(network, classifier, threat).check(f"auto-LiRPA's {self.method}")
         module = Written(network).eval()
         double = logits_of(classifier)
         patches = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
@@ -114,6 +117,13 @@ class Lirpa:
         unknown = sorted({line for line in said if line.startswith("Name: ")})
         detail = "; ".join(unknown) or f"{type(failure).__name__}: {failure}"
         raise UnsupportedError(f"auto-LiRPA cannot bound this network: {detail}") from failure
+
+    def cost(self, state: LirpaState) -> Cost:
+        """Predict what auto-LiRPA needs, from sizes."""
+        return self._predicted(state.network, state.classifier, state.threat)
+
+    def _predicted(self, network: Network, classifier: Classifier, threat: ThreatModel) -> Cost:
+        return predicted(self.method, network, max(classifier.num_classes - 1, 2), threat, classifier.device)
 
     def single(self, state: LirpaState) -> LirpaState:
         """Make the graph anew, from the module in float32."""
