@@ -3,6 +3,7 @@
 A program is built once per ball; its objective changes, and the solver starts from its last basis.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.errors import MissingBackendError, SolverError
 from certbench.networks.layers import Network
+from certbench.networks.maps import Chain, Dense, Map, Sum
 from certbench.verifiers.bounds.backward import backward, layer_bounds
 from certbench.verifiers.bounds.lines import lower_slope
 from certbench.verifiers.bounds.region import LayerBounds, Region
@@ -41,6 +43,25 @@ def highs() -> "type[highspy.Highs]":
     except ImportError as error:
         raise MissingBackendError(f"this certifier needs HiGHS ({error}): pip install 'certbench[solvers]'") from error
     return highspy.Highs
+
+
+NONZERO = 160
+"""Number of bytes for each nonzero coefficient of a program: SciPy's and HiGHS's copies. Measured."""
+
+
+def nonzeros(network: Network) -> float:
+    """Count the coefficients of the program of a network at most: entries of its maps that are not zero."""
+    return sum(_nonzeros(part) for layer in network.hidden for part in layer.maps.values())
+
+
+def _nonzeros(part: Map) -> float:
+    if isinstance(part, Dense):
+        return float(part.weight.count_nonzero())
+    if isinstance(part, Chain):  # each entry of one map meets the average row of the next
+        whole = math.prod(_nonzeros(one) / one.inputs for one in part.maps) * part.inputs
+    else:
+        whole = sum(_nonzeros(one) for one in part.maps) if isinstance(part, Sum) else part.products
+    return float(min(whole, part.inputs * part.outputs))
 
 
 class Program:

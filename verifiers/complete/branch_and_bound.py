@@ -12,7 +12,7 @@ comes is a matter of time.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import TreeEvidence
 from certbench.core.margins import NO_MARGIN, SLACK, clean_margin, margin_rows, tangent
+from certbench.core.memory import Cost
 from certbench.core.ranges import BatchSize, PositiveFloat, PositiveInt, RelativeTolerance, Seconds
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
@@ -33,6 +34,7 @@ from certbench.errors import NumericalError
 from certbench.networks.folding import is_piecewise_linear
 from certbench.networks.layers import Network
 from certbench.networks.reading import read
+from certbench.verifiers.bounds.costs import CLIMB, Sizes, relaxed
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.tree import Answer, Tree, TreeOptions, widest
 
@@ -69,7 +71,14 @@ class BranchAndBound(Certifier[NetworkState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:
         """Read the network, as one of ReLUs if it is piecewise linear."""
-        return NetworkState.of(classifier, threat, relus=is_piecewise_linear(read(classifier)))
+        return self.fitting(NetworkState.of(classifier, threat, relus=is_piecewise_linear(read(classifier))))
+
+    def cost(self, state: NetworkState) -> Cost:
+        """Predict CROWN's bounds, which no limit of time interrupts, and one batch of leaves."""
+        sizes = Sizes.of(state.network)
+        leaves = self.domains * (CLIMB * sizes.neurons + sizes.live)
+        tried = self.domains * self.candidates * (6 * sizes.neurons + sizes.live) / 2  # in float32
+        return replace(relaxed(state, state.network, more=leaves + tried), seconds=self.seconds)
 
     def certify(self, state: NetworkState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Search for one input after the other."""

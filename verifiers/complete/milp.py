@@ -7,7 +7,7 @@ class, inside the ball of the nearest counterexample known.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -20,10 +20,12 @@ from certbench.core.claims import Guarantee, Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import Evidence
 from certbench.core.margins import NO_MARGIN, SLACK, clean_margin, margin_rows
+from certbench.core.memory import Cost
 from certbench.core.ranges import PositiveFloat, Seconds, between
 from certbench.core.search import Secant
 from certbench.core.threat import ThreatModel
-from certbench.verifiers.bounds.programs import highs
+from certbench.verifiers.bounds.costs import relaxed
+from certbench.verifiers.bounds.programs import NONZERO, highs, nonzeros
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
 from certbench.verifiers.complete.milp_search import WIDEN, Bracket
 
@@ -74,7 +76,12 @@ class MILP(Certifier[NetworkState]):
             MissingBackendError: highspy is missing.
         """
         highs()
-        return NetworkState.of(classifier, threat)
+        return self.fitting(NetworkState.of(classifier, threat))
+
+    def cost(self, state: NetworkState) -> Cost:
+        """Predict CROWN's bounds, which no limit of time interrupts, and the program of one input."""
+        found = relaxed(state, state.network)
+        return replace(found, fixed=found.fixed + NONZERO * nonzeros(state.network), seconds=self.seconds)
 
     def certify(self, state: NetworkState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Solve for one input after the other."""

@@ -8,7 +8,7 @@ duality; the solver's objective is never read.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -20,12 +20,14 @@ from certbench.core.certifier import MarginCertifier
 from certbench.core.claims import Guarantee
 from certbench.core.classifier import Classifier
 from certbench.core.margins import Bounds, margin_rows, tangent
+from certbench.core.memory import Cost
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
 from certbench.networks.layers import Network
 from certbench.verifiers.bounds.backward import backward, layer_bounds
-from certbench.verifiers.bounds.programs import PlanetModel, highs, tightened
+from certbench.verifiers.bounds.costs import relaxed
+from certbench.verifiers.bounds.programs import NONZERO, PlanetModel, highs, nonzeros, tightened
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
 from certbench.verifiers.bounds.state import NetworkState, crown_radius
@@ -62,7 +64,12 @@ class LP(MarginCertifier[NetworkState]):
             MissingBackendError: highspy is missing.
         """
         highs()
-        return NetworkState.of(classifier, threat)
+        return self.fitting(NetworkState.of(classifier, threat))
+
+    def cost(self, state: NetworkState) -> Cost:
+        """Predict CROWN's bounds, and the program of one input."""
+        found = relaxed(state, state.network)
+        return replace(found, fixed=found.fixed + NONZERO * nonzeros(state.network))
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """Return CROWN's radius, which the LP can only exceed, as far as the search asks."""

@@ -24,21 +24,20 @@ NODES = 40
 def predicted(method: str, network: Network, rows: int, threat: ThreatModel, device: torch.device) -> Cost:
     """Predict one of auto-LiRPA's methods, with `rows` linear functions of the outputs for each input."""
     sizes = Sizes.of(network)
-    held, work = float(NODES * sizes.neurons), 2.0 * sizes.below[-1]
-    passes = [(i, layer.outputs) for i, layer in enumerate(network.hidden) if i] if method.startswith("CROWN") else []
-    if method in ("CROWN-IBP", "IBP"):
-        passes = []
-    if method != "IBP" and method != "forward":
-        passes.append((len(network.hidden), rows))
+    work, most = 2.0 * sizes.below[-1], 0.0
+    passes = [] if method == "IBP" or method == "forward" else [(len(network.hidden), rows)]
+    if method in ("CROWN", "CROWN-Optimized"):
+        passes += [(i, layer.outputs) for i, layer in enumerate(network.hidden) if i]
     for i, count in passes:
         widest = max(network.inputs, *(layer.outputs for layer in network.layers[: i + 1]))
-        held = max(held, BACKWARD * count * widest + NODES * sizes.neurons)
+        most = max(most, float(BACKWARD * count * widest))
         work += 2.0 * count * sizes.below[i]
+    held = NODES * sizes.neurons + most
     if method.startswith("forward"):
         held += FORWARD * network.inputs * sizes.neurons
         work += 2.0 * network.inputs * sizes.below[-1]
     return Cost(
-        fixed=BASE,
+        fixed=BASE + BYTES * most,  # as if there were one input more: measured
         each=BYTES * held,
         work=EVALUATIONS * work,
         pace=lambda: pace(network, threat),

@@ -35,6 +35,9 @@ from certbench.verifiers.linear.lirpa.perturbation import perturbation
 from certbench.verifiers.linear.lirpa.release_0_3 import auto_lirpa
 from certbench.verifiers.linear.lirpa.writing import Written
 
+TINY, WIDE = 1e-9, 0.1
+"""Radii of the balls over which a graph is tried."""
+
 FUNCTIONS = ("BoundRelu", "BoundTanh", "BoundSigmoid", "BoundFunction")
 """Nodes of auto-LiRPA's graph that stand for activations."""
 
@@ -149,11 +152,22 @@ class Lirpa:
         graph.eval()
         return graph
 
-    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k outputs"]) -> Float[Tensor, "n k"]:
-        """Return lower bounds of `rows` times the outputs; `inside` is the batch with its perturbation set."""
-        known = None if self.method.startswith("forward") else first_bounds(state, inside)
+    def bound(
+        self,
+        state: LirpaState,
+        inside: Any,
+        rows: Float[Tensor, "n k outputs"],
+        known: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> Float[Tensor, "n k"]:
+        """Return lower bounds of `rows` times the outputs; `inside` is the batch with its perturbation set.
+
+        `known` are bounds of all hidden layers, if they are known already.
+        """
+        if known is not None:
+            return backward(state, inside, rows, self.method, known)
+        first = None if self.method.startswith("forward") else first_bounds(state, inside)
         reference = _intervals(state, inside) if self.sharpened else None
-        return backward(state, inside, rows, self.method, known, reference)
+        return backward(state, inside, rows, self.method, first, reference)
 
     @torch.no_grad()
     def lower(
@@ -180,8 +194,10 @@ class Lirpa:
         """Refuse a graph that computes other logits, or whose bounds are wrong on a few balls.
 
         Over a tiny ball every relaxation is almost exact, so the bound must be close to the margin from both sides. For
-        example, 0.3's backward bounds of overlapping or padded average pooling are those of another layer. Over larger
-        balls the bound must not exceed the margin at sampled points.
+        example, 0.3's backward bounds of overlapping or padded average pooling are those of another layer. Over a
+        larger ball no bound, of a margin or of a hidden neuron, may exclude a sampled point. That ball costs what one
+        bound of one input costs; the tiny one costs little where hidden neurons are bounded backwards, as their values
+        bound them.
         """
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(2, *state.classifier.input_shape, generator=generator, dtype=torch.float64)
@@ -206,21 +222,34 @@ class Lirpa:
                             f"auto-LiRPA's graph of this network computes other values (by {float(error):.1e})"
                         )
         rows = _questions(logits)
-        tiny = self.lower(state, x, rows, x.new_full((2,), 1e-9)).lower
-        gap = (tiny - (rows @ logits[..., None]).squeeze(-1)).abs().max()
+        with torch.no_grad(), precision_of(x.dtype):
+            ball = x.new_full((1,), TINY)
+            inside = auto_lirpa().BoundedTensor(x[:1], perturbation(state.threat, x[:1], ball))
+            near = None
+            if self.method.startswith("CROWN"):
+                near = _shaped(state, {i: (value[:1] - TINY, value[:1] + TINY) for i, value in enumerate(hidden[:-1])})
+            tiny = backward(state, inside, rows[:1]) if state.affine else self.bound(state, inside, rows[:1], near)
+        gap = (tiny - (rows @ logits[..., None]).squeeze(-1)[:1]).abs().max()
         if not bool(gap <= 1e-4 * scale):
             raise NumericalError(f"over a tiny ball its bound is off the margin by {float(gap):.1e}")
-        for radii in ([0.01, 0.1], [0.5, 1.0]):
-            eps = torch.tensor(radii, dtype=x.dtype, device=x.device)
-            bound = self.lower(state, x, rows, eps).lower
-            step = torch.randn(2, 128, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
-            step = step.sign() if state.threat.p == math.inf else step
-            step = step / torch.linalg.vector_norm(step, ord=state.threat.p, dim=2, keepdim=True) * eps[:, None, None]
-            points = x.flatten(1)[:, None] + step
-            points = state.threat.clamp(points)
-            outputs = state.classifier(points.view(-1, *x.shape[1:])).view(2, 128, -1)
-            if bool((bound > (outputs @ rows.mT).amin(dim=1) + 1e-6 * scale).any()):
-                raise NumericalError("its bound exceeds the margin at points inside the ball")
+        eps = x.new_full((1,), WIDE)
+        bound = self.lower(state, x[1:], rows[1:], eps).lower
+        step = torch.randn(256, x[0].numel(), generator=generator, dtype=x.dtype).to(x.device)
+        step = step.sign() if state.threat.p == math.inf else step
+        points = x[1:].flatten(1) + WIDE * step / torch.linalg.vector_norm(
+            step, ord=state.threat.p, dim=1, keepdim=True
+        )
+        points = state.threat.clamp(points)
+        *inner, outputs = state.network.preactivations(points)
+        if bool((bound > (outputs @ rows[1].T).amin(dim=0) + 1e-6 * scale).any()):
+            raise NumericalError("its bound exceeds the margin at points inside the ball")
+        for name, value in zip(state.names, inner, strict=True):
+            ends = [getattr(state.bounded[name], end, None) for end in ("lower", "upper")] if name else []
+            known = [end.flatten(1) for end in ends if isinstance(end, Tensor)]  # not all methods keep them
+            if len(known) == 2:
+                room = 1e-6 * value.abs().max()
+                if bool(((value < known[0] - room) | (value > known[1] + room)).any()):
+                    raise NumericalError("its bounds of a hidden layer exclude values at points inside the ball")
 
 
 def backward(
@@ -264,8 +293,13 @@ def _names(bounded: Any) -> list[str]:
 def first_bounds(state: LirpaState, inside: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """Bound the layers that read the input alone over the ball, cut by the domain."""
     region = Region(state.threat, inside.detach().flatten(1).as_subclass(Tensor), inside.ptb.radii)
+    return _shaped(state, first_layers(state.network, region))
+
+
+def _shaped(state: LirpaState, bounds: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Give bounds of hidden layers the names and the shapes of their nodes."""
     found = {}
-    for i, ends in first_layers(state.network, region).items():
+    for i, ends in bounds.items():
         name = state.names[i]
         if name is not None:
             shape = state.bounded[name].output_shape[1:]

@@ -1,5 +1,6 @@
 """alpha-CROWN as auto-LiRPA optimises it (Xu et al., 2021)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,21 +44,27 @@ class Optimised(Lirpa):
         }
         return Optimised(linear=False, sharpened=True, options=options, layers=layers)
 
-    def bound(self, state: LirpaState, inside: Any, rows: Float[Tensor, "n k outputs"]) -> Float[Tensor, "n k"]:
+    def bound(
+        self,
+        state: LirpaState,
+        inside: Any,
+        rows: Float[Tensor, "n k outputs"],
+        known: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> Float[Tensor, "n k"]:
         """Return the best bound that the optimisation meets: every slope in [0, 1] is sound, converged or not.
 
         CROWN fixes the intermediate bounds; then a fresh graph is optimised, because 0.3 keeps slopes of the last
         batch's shape in a used one.
         """
-        crown = super().bound(state, inside, rows)
-        known = layer_bounds(state)
+        crown = super().bound(state, inside, rows, known)
+        inner = layer_bounds(state)
         fresh = replace(state, bounded=self.graph(state.module, state.classifier, state.mode))
         if not any(type(node).__name__ in OPTIMISED for node in fresh.bounded._modules.values()):
             return crown
         if self.layers:
-            first = first_bounds(state, inside)
+            first = first_bounds(state, inside) if known is None else known
             return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized", first))
         if hasattr(fresh.bounded, "init_slope"):  # 0.3 would bound every layer anew to find a start
-            fresh.bounded.init_slope((inside,), c=rows, bound_upper=False, intermediate_layer_bounds=known)
+            fresh.bounded.init_slope((inside,), c=rows, bound_upper=False, intermediate_layer_bounds=inner)
             fresh.bounded.set_bound_opts({"optimize_bound_args": {"init_alpha": False}})
-        return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized", known))
+        return torch.maximum(crown, backward(fresh, inside, rows, "CROWN-Optimized", inner))
