@@ -110,25 +110,26 @@ class Cost:
         Raises:
             UnsupportedError: one input needs more memory or time than the limits allow; the message has the numbers.
         """
-        need, room = self.fixed + self.each, allowed(self.device)
-        own = math.inf if self.seconds is None else self.seconds
-        limit = min(own, _LIMITS.get().seconds)
-        seconds = self.work / SLOW
+        room, need = allowed(self.device), self.fixed + self.each
+        common, own = _LIMITS.get().seconds, math.inf if self.seconds is None else self.seconds
+        limit, seconds = min(own, common), self.work / SLOW
         if seconds > limit:
             seconds = self.work / self.pace()
-        if need <= room and seconds <= limit:
+        long, large = seconds > limit, need > room
+        if not (long or large):
             return
-        reasons, cures = [], []
-        if need > room:
-            reasons.append(f"{written(need)} of memory for one input, where {written(room)} may be used")
-            cures.append("memory")
-        if seconds > limit:
-            reasons.append(f"{_time(seconds)} for one input, where {_time(limit)} are allowed")
-            cures += ["seconds"] if own > limit or self.seconds is None else []
-        cure = f"allow more by certbench.limits({', '.join(f'{name}=...' for name in cures)})"
-        if not cures or (seconds > limit and own <= limit):
-            cure = " and ".join([*([cure] if cures else []), "raise its option `seconds`"])
-        raise UnsupportedError(f"{what} would need about {' and '.join(reasons)}; {self.advice}, or {cure}")
+        needed, given, names = [], [], []
+        if large:
+            needed, given, names = [f"{written(need)} of memory"], [written(room)], ["memory"]
+        if long:
+            needed, given = [*needed, _time(seconds)], [*given, _time(limit)]
+            names += ["seconds"] if common < seconds else []
+        cures = [f"allow more by certbench.limits({', '.join(f'{name}=...' for name in names)})"] if names else []
+        cures += ["a larger option `seconds`"] if own < seconds else []
+        raise UnsupportedError(
+            f"{what} would need about {' and '.join(needed)} for one input, where {' and '.join(given)} may be used; "
+            f"{self.advice}, or {' and '.join(cures)}"
+        )
 
 
 def allowed(device: torch.device) -> float:
