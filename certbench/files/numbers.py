@@ -58,15 +58,14 @@ def size(value: object) -> float:
     Raises:
         ValueError: the value is no such amount, or not positive.
     """
-    unit = 1.0
-    if isinstance(value, str):
-        text = value.strip().upper()
-        name = next((name for name in sorted(UNITS, key=len, reverse=True) if text.endswith(name)), None)
-        if name is not None:
-            unit, value = UNITS[name], text.removesuffix(name).strip()
-    result = number(value) * unit
+    text = str(value).strip().upper()
+    name = next((name for name in sorted(UNITS, key=len, reverse=True) if text.endswith(name)), "")
+    try:
+        result = number(text.removesuffix(name).strip()) * UNITS.get(name, 1.0)
+    except ValueError:
+        result = 0.0
     if not result > 0:
-        raise ValueError(f"an amount of memory is positive, not {value}")
+        raise ValueError(f"{value!r} is no amount of memory; write it like 8 GB or 500 MB")
     return result
 
 
