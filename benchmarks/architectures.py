@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from certbench import Classifier, Linf
+from certbench import Classifier, Linf, limits
 from certbench.core import heads, registry
 from certbench.core.support import supports
 from certbench.errors import CertbenchError
 from tests.support.users import architectures
+
+MEMORY = "16 GB"
+"""Memory that a certifier may use; times are limited to an hour for one input."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,9 +31,17 @@ def main(arguments: Sequence[str]) -> None:
         except CertbenchError as error:
             answers[name] = dict.fromkeys(names, str(error))
             continue
-        answers[name] = {found.certifier: found.reason for found in supports(classifier, Linf)}
+        with limits(memory=MEMORY):
+            answers[name] = {found.certifier: _short(found.reason) for found in supports(classifier, Linf)}
         print(name, file=sys.stderr, flush=True)
     print(page(answers, names, side))
+
+
+def _short(reason: str | None) -> str | None:
+    """Leave the numbers out of a refusal by size: they differ between networks, and times between machines."""
+    if reason is None or " for one input, where " not in reason:
+        return reason
+    return f"One input would need more than {MEMORY} of memory, or more than an hour."
 
 
 def page(answers: dict[str, dict[str, str | None]], names: Sequence[str], side: int) -> str:
@@ -50,6 +61,7 @@ def page(answers: dict[str, dict[str, str | None]], names: Sequence[str], side: 
         "",
         f"`python -m benchmarks.architectures` wrote this page. Images have {side} x {side} pixels, weights are",
         "random, the norm is Linf, certifiers have their default options. A number stands for the reason of a refusal.",
+        f"One input may take {MEMORY} of memory and an hour, as predicted before a certifier starts.",
         "",
         "| architecture | " + " | ".join(kept) + " |",
         "| --- |" + " --- |" * len(kept),

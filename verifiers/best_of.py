@@ -21,6 +21,7 @@ from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import BestOfEvidence
 from certbench.core.margins import FLOOR, SLACK
+from certbench.core.memory import Cost
 from certbench.core.ranges import between
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError, ConfigError, NumericalError, UnsupportedError
@@ -126,6 +127,16 @@ class BestOf(Certifier[BestOfState]):
         if len(refused) == len(self.of):
             raise UnsupportedError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
         return BestOfState(classifier.double(), threat, tuple(states), refused)
+
+    def cost(self, state: BestOfState) -> Cost:
+        """Predict the memory of the member that needs most; each has checked its own time."""
+        pairs = zip(self.of, state.states, strict=True)
+        costs = [cost for one, prepared in pairs if prepared is not None and (cost := one.cost(prepared))]
+        return Cost(
+            fixed=max((cost.fixed for cost in costs), default=0.0),
+            each=max((cost.each for cost in costs), default=0.0),
+            device=state.classifier.device,
+        )
 
     def certify(self, state: BestOfState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Certify with each member, where it can exceed those before it; `won` in the evidence names the best one."""

@@ -22,6 +22,7 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import AblationEvidence, DiscreteEvidence
+from certbench.core.memory import Cost
 from certbench.core.ranges import Alpha, PositiveInt, between
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, UnsupportedError
@@ -97,7 +98,11 @@ class DiscreteSmoothing(Certifier[VoteState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
         """Prepare a counter of votes."""
-        return VoteState(Counter.of(classifier, Replacement(self.keep, self.grid)), threat)
+        return self.fitting(VoteState(Counter.of(classifier, Replacement(self.keep, self.grid)), threat))
+
+    def cost(self, state: VoteState) -> Cost:
+        """Predict the draws."""
+        return state.counter.cost(self.n0 + self.n)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select, estimate and bound; abstain where the bounds cross: then even the input's own class is open.
@@ -253,7 +258,11 @@ class RandomizedAblation(Certifier[VoteState]):
             readable(classifier)
         channels = self._channels(classifier.input_shape)
         noise = Ablation(self.keep, channels, math.nan if self.encode == "two-channel" else 0.0)
-        return VoteState(Counter.of(classifier, noise), threat)
+        return self.fitting(VoteState(Counter.of(classifier, noise), threat))
+
+    def cost(self, state: VoteState) -> Cost:
+        """Predict the draws."""
+        return state.counter.cost(self.n0 + self.n)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select, estimate and bound; abstain where the bounds cross: then even the input's own class is open."""

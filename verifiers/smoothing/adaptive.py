@@ -18,6 +18,7 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import AdaptiveEvidence
+from certbench.core.memory import Cost
 from certbench.core.ranges import Alpha, PositiveFloat
 from certbench.core.threat import ThreatModel
 from certbench.errors import UnsupportedError
@@ -85,7 +86,11 @@ class AdaptiveSmoothing(Certifier[AdaptiveState]):
                 f"{type(self.noise).__name__} noise of sigma {self.noise.sigma:g} in dimension {d} certifies "
                 f"{threat.name} radius {self.radius:g} {why}"
             )
-        return AdaptiveState(Counter.of(classifier, self.noise), threat, d, p0)
+        return self.fitting(AdaptiveState(Counter.of(classifier, self.noise), threat, d, p0))
+
+    def cost(self, state: AdaptiveState) -> Cost:
+        """Predict the draws."""
+        return state.counter.cost(self.n0 + self.n)
 
     @torch.no_grad()
     def certify(self, state: AdaptiveState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:

@@ -29,6 +29,7 @@ from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier, Regressor
 from certbench.core.evidence import LayersEvidence, NoiseEvidence
 from certbench.core.inputs import input_seed
+from certbench.core.memory import Cost
 from certbench.core.ranges import Alpha, Seed, Sigma
 from certbench.core.smoothed import Likelihood, SmoothedClassifier
 from certbench.core.threat import ThreatModel, holds
@@ -134,7 +135,11 @@ class Smoothing(Certifier[SmoothingState]):
                 exact = Regressor(before, classifier.input_shape, d, classifier.name).double()
                 constants = feature_constants(exact, threat.p)
             places.append(Place(layer, noise, constants, d))
-        return SmoothingState(counter, threat, parts[0], tuple(places))
+        return self.fitting(SmoothingState(counter, threat, parts[0], tuple(places)))
+
+    def cost(self, state: SmoothingState) -> Cost:
+        """Predict the draws."""
+        return state.counter.cost(self.n0 + self.n)
 
     def _noises(self) -> list[tuple[str | None, Noise]]:
         """List the layers that have noise, in order, each with its noise."""

@@ -20,6 +20,7 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import SoftEvidence
+from certbench.core.memory import Cost
 from certbench.core.ranges import Alpha, PositiveFloat, Sigma, at_least
 from certbench.core.threat import ThreatModel
 from certbench.verifiers.smoothing.confidence import scores as confidence
@@ -99,7 +100,13 @@ class SoftSmoothing(Certifier[SoftState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> SoftState:
         """Prepare a counter; there is nothing to compute."""
-        return SoftState(Counter.of(classifier, Gaussian(self.sigma)), threat, math.prod(classifier.input_shape))
+        return self.fitting(
+            SoftState(Counter.of(classifier, Gaussian(self.sigma)), threat, math.prod(classifier.input_shape))
+        )
+
+    def cost(self, state: SoftState) -> Cost:
+        """Predict the draws."""
+        return state.counter.cost(self.n0 + self.n)
 
     @torch.no_grad()
     def certify(self, state: SoftState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:

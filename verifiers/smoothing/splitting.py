@@ -26,6 +26,7 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Guarantee, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import ShiftsEvidence, SplittingEvidence
+from certbench.core.memory import Cost
 from certbench.core.ranges import Alpha, PositiveFloat, PositiveInt, Seed
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
@@ -88,7 +89,11 @@ class SplittingSmoothing(Certifier[VoteState]):
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> VoteState:
         """Prepare a counter of votes."""
-        return VoteState(Counter.of(classifier, Splitting(self.lam)), threat)
+        return self.fitting(VoteState(Counter.of(classifier, Splitting(self.lam)), threat))
+
+    def cost(self, state: VoteState) -> Cost:
+        """Predict the draws."""
+        return state.counter.cost(self.n0 + self.n)
 
     def certify(self, state: VoteState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Select, estimate and bound; abstain where no radius is left.
