@@ -13,7 +13,7 @@ import torch
 from certbench.core.margins import MarginState
 from certbench.core.memory import Cost
 from certbench.core.threat import ThreatModel
-from certbench.networks.layers import Network
+from certbench.networks.layers import Bilinear, Network
 from certbench.verifiers.bounds.backward import ENTRIES, SHARED, backward
 from certbench.verifiers.bounds.intervals import interval_bounds
 from certbench.verifiers.bounds.region import Region
@@ -47,12 +47,14 @@ class Sizes:
 
     Attributes:
         neurons: number of hidden neurons.
+        values: number of those that the module itself has: without the factors of products.
         live: largest number of coefficients that one row of a backward pass has at once, copies included.
         below: by layer, multiplications that take one row from its outputs to the input.
         unfolded: largest number of entries that a map holds beside its result for one vector.
     """
 
     neurons: int
+    values: int
     live: int
     below: tuple[int, ...]
     unfolded: int
@@ -74,16 +76,21 @@ class Sizes:
                 if i + 1 in last
                 else layer.outputs
             )
+        values = sum(
+            layer.outputs
+            for i, layer in enumerate(network.hidden)
+            if i not in network.copied and not isinstance(network.activation(i), Bilinear)
+        )
         live = 0
         for i, layer in enumerate(network.layers):
             waiting = sum(size for source, size in enumerate(sizes[: i + 1]) if last.get(source, -1) >= i)
             live = max(live, COPIES * layer.outputs + 2 * waiting)
-        return Sizes(sum(layer.outputs for layer in network.hidden), live + unfolded, tuple(below), unfolded)
+        return Sizes(sum(layer.outputs for layer in network.hidden), values, live + unfolded, tuple(below), unfolded)
 
 
 def tangents(sizes: Sizes, rows: int) -> int:
     """Count the entries for one input while the margins' first tangents are computed."""
-    return rows * (SAVED * sizes.neurons + sizes.unfolded)
+    return rows * (SAVED * sizes.values + sizes.unfolded)
 
 
 def rows_of(state: MarginState) -> int:

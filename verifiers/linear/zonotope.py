@@ -191,12 +191,18 @@ def zonotopes(state: NetworkState, symbols: bool) -> Cost:
         held.append(count * layer.outputs)
     sizes = Sizes.of(network)
     return Cost(
-        fixed=BASE + BYTES * UNFOLDED,
-        each=BYTES * max(most, tangents(sizes, rows)),
+        fixed=BASE + BYTES * (UNFOLDED + most * _together(network, symbols)),
+        each=BYTES * tangents(sizes, rows),
         work=EVALUATIONS * (work + rows * sizes.below[-1]),
         pace=lambda: pace(network, state.threat),
         device=state.classifier.device,
     )
+
+
+def _together(network: Network, symbols: bool) -> int:
+    """Return the number of inputs that are bounded at once, as if every ReLU were unstable."""
+    sizes = [layer.outputs for layer in network.hidden]
+    return max(1, ENTRIES // ((network.inputs + symbols * sum(sizes)) * max([network.inputs, *sizes])))
 
 
 def _last_uses(network: Network) -> dict[int, int]:
@@ -237,8 +243,7 @@ def lower(
 ) -> Bounds:
     """Bound `rows` times the logits, as many inputs at a time as memory allows if every ReLU were unstable."""
     network, region = state.network, Region(state.threat, x.flatten(1), eps)
-    sizes = [layer.outputs for layer in network.hidden]
-    size = max(1, ENTRIES // ((network.inputs + symbols * sum(sizes)) * max([network.inputs, *sizes])))
+    size = _together(network, symbols)
     parts = [
         _below(network, region[i : i + size], rows[i : i + size], choose, symbols)
         for i in range(0, max(len(x), 1), size)

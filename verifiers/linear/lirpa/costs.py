@@ -1,13 +1,18 @@
 """Predictions of the memory and the time that auto-LiRPA needs for one input, from the sizes of a network.
 
-It holds the coefficients of all neurons of a layer at once, for lower and for upper bounds. Every tensor is a matrix.
+It holds the coefficients of all neurons of a layer at once, for lower and for upper bounds. Behind convolutions these
+are patches, as large as the part of an earlier layer that a neuron sees.
 """
+
+import math
 
 import torch
 
 from certbench.core.memory import Cost
 from certbench.core.threat import ThreatModel
+from certbench.networks.image_maps import Convolution
 from certbench.networks.layers import Network
+from certbench.networks.maps import Chain, Map, Sum
 from certbench.verifiers.bounds.costs import BASE, BYTES, EVALUATIONS, Sizes, pace
 
 BACKWARD = 8
@@ -29,8 +34,7 @@ def predicted(method: str, network: Network, rows: int, threat: ThreatModel, dev
     if method in ("CROWN", "CROWN-Optimized"):
         passes += [(i, layer.outputs) for i, layer in enumerate(network.hidden) if i]
     for i, count in passes:
-        widest = max(network.inputs, *(layer.outputs for layer in network.layers[: i + 1]))
-        most = max(most, float(BACKWARD * count * widest))
+        most = max(most, float(BACKWARD * count * _field(network, i)))
         work += 2.0 * count * sizes.below[i]
     held = NODES * sizes.neurons + most
     if method.startswith("forward"):
@@ -44,3 +48,48 @@ def predicted(method: str, network: Network, rows: int, threat: ThreatModel, dev
         advice="use engine: own, ibp, crown-ibp or lipschitz",
         device=device,
     )
+
+
+Extent = tuple[int, ...] | None
+"""Numbers of rows and columns of a patch; None: everything."""
+
+
+def _field(network: Network, layer: int) -> int:
+    """Return how many values of an earlier layer one neuron of a layer sees at most; the outputs see everything."""
+    reached: dict[int, Extent] = {layer: (1, 1) if layer < len(network.hidden) else None}
+    most = 1
+    for i in range(layer, -1, -1):
+        if i not in reached:
+            continue
+        for source, part in network.layers[i].maps.items():
+            count, extent = _seen(part, reached[i])
+            most = max(most, count)
+            if source > 0:
+                reached[source - 1] = _joined(reached[source - 1], extent) if source - 1 in reached else extent
+    return most
+
+
+def _seen(part: Map, extent: Extent) -> tuple[int, Extent]:
+    """Return how many inputs of a map a patch of its outputs reads, and their patch."""
+    if isinstance(part, Chain):
+        most = 1
+        for one in reversed(part.maps):
+            count, extent = _seen(one, extent)
+            most = max(most, count)
+        return most, extent
+    if isinstance(part, Sum):
+        counts, extents = zip(*(_seen(one, extent) for one in part.maps), strict=True)
+        joined: Extent = extents[0]
+        for other in extents[1:]:
+            joined = _joined(joined, other)
+        return max(counts), joined
+    if extent is not None and isinstance(part, Convolution) and part.axes == 2 and part.symmetric:
+        sizes = zip(part.before[1:], extent, part.stride, part.kernel.shape[2:], part.dilation, strict=True)
+        wider = tuple(min(n, (e - 1) * s + d * (k - 1) + 1) for n, e, s, k, d in sizes)
+        return part.before[0] * math.prod(wider), wider
+    return part.inputs, None
+
+
+def _joined(one: Extent, other: Extent) -> Extent:
+    """Return a patch that has room for both."""
+    return None if one is None or other is None else tuple(map(max, one, other))
