@@ -166,8 +166,9 @@ def pace(network: Network, threat: ThreatModel) -> float:
         sizes, layer = Sizes.of(network), network.layers[-1]
         widest = max(network.inputs, *(one.outputs for one in network.layers))
         count = max(2, min(256, TIMED // widest))
-        low, high = threat.domain or (0.0, 1.0)
-        x = layer.bias.new_full((1, network.inputs), (low + high) / 2)
+        x = layer.bias.new_zeros((1, network.inputs))
+        low, high = threat.ends(x) if threat.domain is not None else (0.0, 1.0)
+        x = (x + (low + high) / 2).nan_to_num(0.0, 0.0, 0.0)
         bounds = interval_bounds(network, Region(threat, x, x.new_full((1,), 1e-3)))
         rows = torch.ones(1, count, layer.outputs, dtype=x.dtype, device=x.device)
         seconds = []
