@@ -105,7 +105,7 @@ class BranchAndBound(Certifier[NetworkState]):
             found.approach(state.classifier.num_classes, guess, widest(state.threat, x), seed)
         elif found.refute(state.classifier.num_classes, self.eps, seed):
             evidence = TreeEvidence(bracket=(0.0, found.distance), domains=0, splits=0, open=0, bounds="none")
-            return Answer(int(label), 0.0, found.distance, Outcome.COMPLETED, evidence)
+            return Answer(int(label), 0.0, found.distance, Outcome.COMPLETED, evidence, found.point)
         search = Secant() if self.eps is None else Secant(limit=self.eps, evaluations=1)
         first = math.nan if self.eps is None else self.eps
         crown = float(crown_radius(state, x, label, x.new_full((1,), slack), search, first))
@@ -127,4 +127,4 @@ class BranchAndBound(Certifier[NetworkState]):
         outcome = Outcome.COMPLETED if done else Outcome.TIMED_OUT
         if self.eps is None and state.threat.domain is None and tree.limit <= radius < upper:
             outcome = Outcome.LIMITED
-        return Answer(int(label), radius, upper, outcome, evidence)
+        return Answer(int(label), radius, upper, outcome, evidence, found.point)

@@ -62,6 +62,8 @@ class Answer:
     upper: float
     outcome: Outcome
     evidence: Evidence
+    point: Tensor | None = None
+    """Closest counterexample that was found, flat."""
 
 
 def widest(threat: ThreatModel, x: Tensor) -> float:
