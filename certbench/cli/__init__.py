@@ -25,6 +25,7 @@ from certbench.cli import (
     show_network,
     train,
     validate,
+    vnncomp,
 )
 from certbench.cli import list as listing
 from certbench.cli.console import err, out
@@ -50,6 +51,7 @@ app.command()(report.report)
 app.command()(recertify.recertify)
 app.command()(doctor.doctor)
 app.command()(train.train)
+app.command()(vnncomp.vnncomp)
 app.command("audit-log")(audit_log.audit_log)
 app.command()(audit.audit)
 app.command("export-certificates")(export.export_certificates)

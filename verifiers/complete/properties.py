@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from certbench.core.classifier import Classifier
+from certbench.core.classifier import Classifier, Regressor
 from certbench.core.margins import SLACK, margin_rows
 from certbench.core.properties import Disjunct, Property
 from certbench.core.threat import Linf
@@ -61,6 +61,7 @@ class Decision:
         reason: reason why nothing was decided, or what a reader should know of the counterexample.
         witness: a counterexample, in the precision of the program's inputs.
         outputs: the program's outputs there.
+        exact: whether the counterexample is one of the network in real arithmetic, too.
     """
 
     verdict: str
@@ -68,6 +69,7 @@ class Decision:
     reason: str = ""
     witness: Float[Tensor, " inputs"] | None = None
     outputs: Float[Tensor, " outputs"] | None = None
+    exact: bool = False
 
 
 class Question(nn.Module):
@@ -146,6 +148,9 @@ def decide(
         if time.perf_counter() < deadline and search.attack():
             return search.answer()
     for search in searches:
+        if search.witness is not None:
+            return search.answer()
+    for search in searches:
         if time.perf_counter() < deadline and not search.prove() and search.witness is not None:
             return search.answer()
     open_ = [search for search in searches if not search.proved]
@@ -154,6 +159,30 @@ def decide(
     if time.perf_counter() > deadline:
         return Decision("timeout", "none", f"{len(open_)} of {len(searches)} boxes are open")
     return Decision("unknown", "none", "; ".join(dict.fromkeys(search.reason for search in open_)))
+
+
+@torch.no_grad()
+def violates(
+    exact: nn.Module, input_shape: Sequence[int], x: Float[Tensor, " inputs"], disjuncts: Sequence[Disjunct]
+) -> bool:
+    """Say whether an input violates a property in real arithmetic: all conditions of one disjunct hold, beyond rounding.
+
+    Args:
+        exact: the network in float64.
+        input_shape: shape of one input.
+        x: the input; it must lie in the box itself.
+        disjuncts: disjuncts of that box.
+    """
+    inside = [one for one in disjuncts if one.outside(x) == 0]
+    if not inside:
+        return False
+    network = Regressor(exact, tuple(input_shape), exact(x.double().reshape(1, *input_shape)).shape[1])
+    y, scale = network.logits_and_scale(x.double().reshape(1, *input_shape))
+    for one in inside:
+        size = one.rows.abs().sum(dim=1) * scale + one.constants.abs()
+        if bool((one.values(y)[0] > SLACK * size).all()):
+            return True
+    return False
 
 
 class _Search:
@@ -169,9 +198,10 @@ class _Search:
         seed: int,
     ) -> None:
         self.program, self.deadline, self.seed, self.disjuncts = program, deadline, seed, disjuncts
-        self.inputs = math.prod(input_shape)
+        self.module, self.input_shape, self.inputs = exact, tuple(input_shape), math.prod(input_shape)
         self.witness: Tensor | None = None
         self.outputs: Tensor | None = None
+        self.exact, self.note = False, ""
         self.proved, self.method, self.reason = False, "attack", "the bounds are too loose"
         self.free = any(not len(one.rows) for one in disjuncts)  # then every input of the box is a counterexample
         if not self.free:
@@ -180,12 +210,7 @@ class _Search:
 
     def answer(self) -> Decision:
         """Return the counterexample as an answer."""
-        return Decision("sat", self.method, self.reason if self.rounded() else "", self.witness, self.outputs)
-
-    def rounded(self) -> bool:
-        """Say whether the counterexample lies outside the box, by rounding where the box has no such number."""
-        assert self.witness is not None
-        return self.disjuncts[0].outside(self.witness) > 0
+        return Decision("sat", self.method, self.note, self.witness, self.outputs, self.exact)
 
     def points(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n inputs"]:
         """Return the nearest inputs of the program's precision in the box; where it has none, the nearest ones."""
@@ -198,23 +223,33 @@ class _Search:
 
     @torch.no_grad()
     def replay(self, x: Float[Tensor, "n inputs"]) -> bool:
-        """Run inputs in the program, and keep the first counterexample."""
+        """Run inputs in the program, and keep the first counterexample; say whether it is one in real arithmetic, too.
+
+        One that is right in the program alone is kept until there is a better one.
+        """
         points = self.points(x)
         for point in points[points.isfinite().all(dim=1)]:
             y = self.program.run(point[None])[0]
-            if not any(one.holds(y) for one in self.disjuncts):
+            held = [one for one in self.disjuncts if one.holds(y)]
+            if not held:
                 continue
-            if self.disjuncts[0].outside(point) > 0:
-                self.reason = f"the box has no number of {self.program.dtype} in some coordinates; the nearest is used"
-            self.witness, self.outputs = point, y
-            return True
+            inside = self.disjuncts[0].outside(point) == 0
+            at = point.double().clamp(min=self.disjuncts[0].lower, max=self.disjuncts[0].upper)
+            exact = violates(self.module, self.input_shape, at, self.disjuncts)
+            if self.witness is None or exact:
+                notes = [] if exact else [f"it holds in {self.program.dtype} alone, not in float64 beyond rounding"]
+                if not inside:
+                    notes.append(f"the box has no {self.program.dtype} in some coordinate; the nearest is used")
+                self.witness, self.outputs, self.exact, self.note = point, y, exact, "; ".join(notes)
+            if exact:
+                return True
         return False
 
     def attack(self) -> bool:
         """Search for a counterexample by projected steps along signs of gradients (Madry et al., 2018)."""
         lower, upper = self.disjuncts[0].lower, self.disjuncts[0].upper
         if self.replay(((lower + upper) / 2)[None]) or self.free:
-            return self.witness is not None
+            return self.exact
         count = len(self.disjuncts)
         aims = torch.arange(count) if count <= TARGETS else torch.full((TARGETS,), -1)
         generator = torch.Generator().manual_seed(self.seed % 2**63)

@@ -1,0 +1,78 @@
+"""Counterexamples, as the competition writes them: `sat`, and then `((X_0 0.1) ... (Y_0 0.2) ...)`."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from certbench.errors import ConfigError
+from certbench.formats.vnnlib.reading import text_of
+
+PAIR = re.compile(r"\(\s*([XY])_([0-9]+)\s+([^\s()]+)\s*\)")
+
+SUFFIX = ".counterexample"
+"""Suffix of a file with a counterexample."""
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A counterexample that a tool wrote.
+
+    Attributes:
+        inputs: values of the inputs by their index.
+        outputs: values of the outputs by their index; a file may leave them out.
+        path: file that it stands in.
+    """
+
+    inputs: dict[int, float]
+    outputs: dict[int, float]
+    path: Path
+
+
+def name_of(onnx: str, vnnlib: str) -> str:
+    """Return the name of the file for an instance: NETWORK_PROPERTY.counterexample, both without suffix."""
+    names = [Path(part).name.removesuffix(".gz") for part in (onnx, vnnlib)]
+    return f"{names[0].removesuffix('.onnx')}_{names[1].removesuffix('.vnnlib')}{SUFFIX}"
+
+
+def text(inputs: Iterable[float], outputs: Iterable[float]) -> str:
+    """Return the content of a file."""
+    pairs = [f"(X_{i} {value!r})" for i, value in enumerate(inputs)]
+    pairs += [f"(Y_{i} {value!r})" for i, value in enumerate(outputs)]
+    return "sat\n(" + "\n ".join(pairs) + ")\n"
+
+
+def find(folder: Path, onnx: str, vnnlib: str) -> Path | None:
+    """Return the counterexample of an instance in the folder of a tool's results, or below it; None if there is none."""
+    name = name_of(onnx, vnnlib)
+    for path in [folder / name, folder / f"{name}.gz"]:
+        if path.is_file():
+            return path
+    found = sorted(path for path in folder.rglob(f"{name}*") if path.name in (name, f"{name}.gz"))
+    return found[0] if len(found) == 1 else None
+
+
+def read(path: Path) -> Witness:
+    """Read a counterexample.
+
+    Raises:
+        ConfigError: the file has something else in it, or a variable twice.
+    """
+    content = text_of(path)
+    rest = PAIR.sub("", content).replace("(", "").replace(")", "").split()
+    if any(word.lower() not in ("sat", "violated") for word in rest):
+        strange = next(word for word in rest if word.lower() not in ("sat", "violated"))
+        raise ConfigError(f"{path}: {strange!r} is no part of a counterexample, ((X_0 0.1) ... (Y_0 0.2))")
+    values: dict[str, dict[int, float]] = {"X": {}, "Y": {}}
+    for kind, index, number in PAIR.findall(content):
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ConfigError(f"{path}: {kind}_{index} is {number!r}, which is no finite number")
+        if int(index) in values[kind]:
+            raise ConfigError(f"{path}: {kind}_{index} stands there twice")
+        values[kind][int(index)] = value
+    return Witness(values["X"], values["Y"], path)
