@@ -26,7 +26,21 @@ def audit_log(
     radius: Annotated[
         list[float] | None, typer.Option(help="Radius at which accuracy is shown; may be given several times.")
     ] = None,
-    published: Annotated[Path | None, typer.Option(help="CSV of published accuracies to compare with.")] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of published accuracies to compare with: columns radius and accuracy in percent; log (end of a "
+            "log's path), or dataset and network with sigma=...; n and alpha if they are stated."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a VNN-COMP benchmark (instances.csv, networks, properties): counterexamples beside the "
+            "results are replayed, answers are proved or refuted."
+        ),
+    ] = None,
+    limit: Annotated[float, typer.Option(help="Seconds for each instance that no counterexample decides.")] = 10.0,
     into: Annotated[Path | None, typer.Option("--json", help="JSON file for all findings.")] = None,
 ) -> None:
     """Recompute and check what somebody else's certification logs claim."""
@@ -35,7 +49,15 @@ def audit_log(
     from certbench.files.writing import write
 
     found = logs.audit_log(
-        files, sigma=sigma, n=n, alpha=alpha, classes=classes, radii=radius or (), published=published
+        files,
+        sigma=sigma,
+        n=n,
+        alpha=alpha,
+        classes=classes,
+        radii=radius or (),
+        published=published,
+        root=root,
+        limit=limit,
     )
     show(told(found))
     if into is not None:

@@ -44,8 +44,7 @@ class Disjunct:
         """Say whether outputs fulfil all conditions."""
         values = self.values(y[None])[0]
         return all(
-            value > 0 or (value == 0 and not strict)
-            for value, strict in zip(values.tolist(), self.strict, strict=True)
+            value > 0 or (value == 0 and not strict) for value, strict in zip(values.tolist(), self.strict, strict=True)
         )
 
     def outside(self, x: Float[Tensor, " inputs"]) -> float:

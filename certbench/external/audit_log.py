@@ -83,6 +83,8 @@ def audit_log(
     classes: int | None = None,
     radii: Sequence[float] = (),
     published: Path | str | None = None,
+    root: Path | str | None = None,
+    limit: float = 10.0,
 ) -> LogAudit:
     """Recompute and check the claims of somebody else's logs of randomized smoothing, or results of VNN-COMP.
 
@@ -96,6 +98,9 @@ def audit_log(
         classes: number of classes, to check labels.
         radii: radii at which certified accuracy is shown; if empty, those of `RADII` that any log reaches.
         published: a CSV of published accuracies to compare with, see `published.read_cells`.
+        root: folder of a benchmark of VNN-COMP, with `instances.csv`, networks and properties: answers to its instances
+            are proved or refuted, see `referee`.
+        limit: seconds for each instance that no counterexample decides.
 
     Returns:
         The findings; `LogAudit.exit_code` is 0 if nothing claims too much and every file can be read.
@@ -103,7 +108,7 @@ def audit_log(
     Raises:
         ConfigError: the published table cannot be read, or an option is out of its range.
     """
-    for name, value in (("sigma", sigma), ("n", n), ("classes", classes)):
+    for name, value in (("sigma", sigma), ("n", n), ("classes", classes), ("limit", limit)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} must be positive and finite, not {value}", (name,))
     if not all(0 <= radius < math.inf for radius in radii):
@@ -113,11 +118,19 @@ def audit_log(
     cells = [] if published is None else read_cells(Path(published))
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     logs, results, instances, unreadable = _read(paths)
+    refereed = None
+    if root is not None:
+        from certbench.external.referee import referee
+
+        refereed = referee(results, root, limit)
+    contradictions = vnncomp.audit(results, instances, None if refereed is None else refereed.truth)
+    if refereed is not None:
+        contradictions = {path: [*found, *refereed.findings[path]] for path, found in contradictions.items()}
     shown = radii or [r for r in RADII if any(log.has_radii and log.accuracy(r) > 0 for log in logs)]
     return LogAudit(
         logs=tuple(_audit(log, cells, Sampling(n, alpha), sigma, classes) for log in logs),
         results=tuple(results),
-        contradictions=vnncomp.audit(results, instances),
+        contradictions=contradictions,
         unreadable=tuple(unreadable),
         radii=tuple(shown),
         best=tuple(envelope(logs, shown)),

@@ -1,5 +1,6 @@
-"""Instances of the competition of verifiers (VNN-COMP): they are answered, and the answers are written as it wants them."""
+"""Instances of the competition of verifiers (VNN-COMP): they are answered, in the format that it wants."""
 
+import copy
 import csv
 import hashlib
 import io
@@ -75,8 +76,6 @@ class Problem:
     @cached_property
     def exact(self) -> torch.nn.Module:
         """The module in float64."""
-        import copy
-
         return copy.deepcopy(self.module).double()
 
     def decide(self, wanted: Property, seconds: float) -> Decision:
@@ -94,7 +93,9 @@ def digest(instance: Instance) -> str:
     return found.hexdigest()
 
 
-def answer(root: Path | str, folder: Path, *, scale: float = 1.0, only: str = "", rerun: str = "errors") -> Iterator[Row]:
+def answer(
+    root: Path | str, folder: Path, *, scale: float = 1.0, only: str = "", rerun: str = "errors"
+) -> Iterator[Row]:
     """Answer the instances of a benchmark; what is stored in the folder already is not computed again.
 
     After each instance `results.csv` (category, onnx, vnnlib, seconds to prepare, result, seconds to run) and
@@ -174,7 +175,12 @@ def stored(folder: Path) -> dict[tuple[str, str], Row]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [
-                Row(**{name: float(cell) if name in ("prepare", "seconds", "limit") else cell for name, cell in row.items()})  # fmt: skip  # noqa: E501
+                Row(
+                    **{
+                        name: float(cell) if name in ("prepare", "seconds", "limit") else cell
+                        for name, cell in row.items()
+                    }
+                )
                 for row in csv.DictReader(file)
             ]
     except (OSError, ValueError, TypeError, csv.Error) as error:

@@ -9,6 +9,7 @@ class Severity(str, Enum):
     """The severity of a finding."""
 
     REFUTED = "refuted"  # something claims too much
+    CONTRADICTED = "contradicted"  # this or something else claims too much, and it is not known which
     WARNING = "warning"  # something is inconsistent, or claims too little
     NOTE = "note"  # nothing is wrong, but a reader should know
 
@@ -38,5 +39,5 @@ class Finding:
 
 
 def refuted(findings: Iterable[Finding]) -> bool:
-    """Say whether something claims too much."""
-    return any(finding.severity is Severity.REFUTED for finding in findings)
+    """Say whether something claims too much, here or in a file that contradicts this one."""
+    return any(finding.severity in (Severity.REFUTED, Severity.CONTRADICTED) for finding in findings)

@@ -12,7 +12,12 @@ from certbench.external.audit_log import AuditedLog, LogAudit, short_names
 from certbench.external.findings import Finding, Severity
 from certbench.external.vnncomp import Verdicts
 
-_STYLES = {Severity.REFUTED: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+_STYLES = {
+    Severity.REFUTED: "bold red",
+    Severity.CONTRADICTED: "red",
+    Severity.WARNING: "yellow",
+    Severity.NOTE: "dim",
+}
 
 
 def told(audit: LogAudit) -> Iterator[Table | Text | str]:

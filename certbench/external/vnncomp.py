@@ -3,13 +3,13 @@
 A tool writes results.csv without a header: category, onnx, vnnlib, seconds to prepare, result, seconds to run. The
 benchmark has instances.csv: onnx, vnnlib, time limit. Known verdicts come as a CSV with a header that names at least
 onnx, vnnlib and verdict. `unsat` and `holds` say that no counterexample exists, `sat` and `violated` that one does.
-Two tools that contradict each other cannot both be right.
+Two tools that contradict each other cannot both be right; `referee` finds out who is wrong, if it can.
 """
 
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -70,6 +70,22 @@ class Verdicts:
     def count(self, verdict: str) -> int:
         """Return how often the file gives this verdict."""
         return sum(answer.verdict == verdict for answer in self.answers)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The proved verdict of an instance.
+
+    Attributes:
+        verdict: `unsat` or `sat`; empty if neither is proved.
+        why: the proof, in a sentence.
+        program: whether a counterexample holds in the float program alone. Then `sat` is no wrong answer, and `unsat`
+            is none where it is about real arithmetic.
+    """
+
+    verdict: str
+    why: str
+    program: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +170,13 @@ def _is_number(cell: str) -> bool:
 
 
 def _instance(category: str, onnx: str, vnnlib: str) -> Instance:
+    return category, *pair(onnx, vnnlib)
+
+
+def pair(onnx: str, vnnlib: str) -> tuple[str, str]:
+    """Return the names of a network and a property, without folders and compression."""
     network, prop = (PurePosixPath(name).name.removesuffix(".gz") for name in (onnx, vnnlib))
-    return category, network, prop
+    return network, prop
 
 
 def _word(path: Path, line: int, word: str) -> str:
@@ -174,13 +195,22 @@ def _tool(path: Path, category: str) -> str:
     return (folder.parent.name if inner else folder.name) if path.name == "results.csv" else path.stem
 
 
-def audit(files: Sequence[Verdicts], instances: Sequence[Instances] = ()) -> dict[Path, list[Finding]]:
-    """Return the findings per file; if the verdict of an instance is known, only answers that contradict it are wrong.
+def audit(
+    files: Sequence[Verdicts],
+    instances: Sequence[Instances] = (),
+    proved: Mapping[tuple[str, str], Truth] | None = None,
+) -> dict[Path, list[Finding]]:
+    """Return the findings per file, with who is wrong, or that it is not known.
+
+    Whoever contradicts a proof is wrong; else whoever contradicts the one known verdict; else one of those who
+    contradict each other is.
 
     Args:
         files: answers of tools, and known verdicts.
         instances: instances to be answered, with their time limits.
+        proved: verdicts that were proved here, by the names of network and property.
     """
+    proved = {} if proved is None else proved
     truth: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
     said: dict[Instance, dict[str, list[str]]] = defaultdict(lambda: {word: [] for word in ANSWERS})
     for file in files:
@@ -196,18 +226,37 @@ def audit(files: Sequence[Verdicts], instances: Sequence[Instances] = ()) -> dic
             if answer.verdict not in ANSWERS:
                 continue
             known = {word for where, word in truth[names[0], names[1]] if where in ("", category) or not category}
-            other = "sat" if answer.verdict == "unsat" else "unsat"
-            against = said[answer.instance][other] if not file.known else []
-            if other in known:
-                message = f"{' '.join(names)}: {file.source} says {answer.verdict}, but {other} is known"
-            elif against and not known:
-                rivals = ", ".join(against)
-                message = f"{' '.join(names)}: {file.source} says {answer.verdict}, {rivals} {other}; one is wrong"
-            else:
-                continue
-            found[file.path].append(Finding("contradiction", Severity.REFUTED, message, (answer.line,)))
+            against = [] if file.known else said[answer.instance]["sat" if answer.verdict == "unsat" else "unsat"]
+            judged = _judged(file, answer, known, against, proved.get((names[0], names[1]), Truth("", "")))
+            if judged is not None:
+                message = f"{' '.join(names)}: {file.source} says {answer.verdict}, {judged[1]}"
+                found[file.path].append(Finding("contradiction", judged[0], message, (answer.line,)))
         found[file.path] += _form(file, instances)
     return found
+
+
+def _judged(
+    file: Verdicts, answer: ToolAnswer, known: set[str], against: Sequence[str], proof: Truth
+) -> tuple[Severity, str] | None:
+    """Return what is to be said of an answer, if anything contradicts it."""
+    other = "sat" if answer.verdict == "unsat" else "unsat"
+    precisions = "; a counterexample holds in the float program alone, so both may be right"
+    if proof.verdict == answer.verdict:
+        return None
+    if proof.verdict == other:
+        if proof.program and answer.verdict == "sat":
+            return Severity.WARNING, f"but it is unsat in real arithmetic: {proof.why}{precisions}"
+        return Severity.REFUTED, f"but it is {other}: {proof.why}"
+    if other in known and answer.verdict not in known:
+        return Severity.REFUTED, f"but {other} is known"
+    if other in known:
+        return Severity.CONTRADICTED, "but known verdicts contradict each other; it is not known which is wrong"
+    if against and not known:
+        rivals = ", ".join(against)
+        if proof.program:
+            return Severity.WARNING, f"{rivals} {other}{precisions}"
+        return Severity.CONTRADICTED, f"{rivals} {other}; one is wrong, and it is not known which"
+    return None
 
 
 def _form(file: Verdicts, instances: Iterable[Instances]) -> list[Finding]:

@@ -165,7 +165,7 @@ def decide(
 def violates(
     exact: nn.Module, input_shape: Sequence[int], x: Float[Tensor, " inputs"], disjuncts: Sequence[Disjunct]
 ) -> bool:
-    """Say whether an input violates a property in real arithmetic: all conditions of one disjunct hold, beyond rounding.
+    """Say whether all conditions of one disjunct hold at an input in real arithmetic, beyond rounding.
 
     Args:
         exact: the network in float64.

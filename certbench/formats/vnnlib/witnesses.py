@@ -44,7 +44,7 @@ def text(inputs: Iterable[float], outputs: Iterable[float]) -> str:
 
 
 def find(folder: Path, onnx: str, vnnlib: str) -> Path | None:
-    """Return the counterexample of an instance in the folder of a tool's results, or below it; None if there is none."""
+    """Return the counterexample of an instance in the folder of a tool's results, or below it; None: there is none."""
     name = name_of(onnx, vnnlib)
     for path in [folder / name, folder / f"{name}.gz"]:
         if path.is_file():
