@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from certbench.external.findings import Finding, Severity, refuted
 from certbench.external.ladder import SIGMAS, Inference, Sampling, infer, judge, rounding
 from certbench.external.published import Cell, read_cells
 from certbench.external.smoothing_logs import RADII, Log
-from certbench.external.vnncomp import Instances, Verdicts
+from certbench.external.vnncomp import Instance, Instances, Truth, Verdicts
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class LogAudit:
         best: best certified accuracy at each radius over logs of the same inputs, see `envelope`.
         published: path of the published table, if there is one.
         cells: number of its cells.
+        proved: verdicts of instances that were proved here.
     """
 
     logs: tuple[AuditedLog, ...]
@@ -57,6 +58,7 @@ class LogAudit:
     best: tuple[dict[str, Any], ...]
     published: Path | None = None
     cells: int = 0
+    proved: Mapping[Instance, Truth] = field(default_factory=dict)
 
     @property
     def findings(self) -> list[tuple[Path, Sequence[Finding]]]:
@@ -119,6 +121,8 @@ def audit_log(
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     logs, results, instances, unreadable = _read(paths)
     refereed = None
+    if root is not None and not results:
+        raise ConfigError("root is given, but no results of VNN-COMP are", ("root",))
     if root is not None:
         from certbench.external.referee import referee
 
@@ -136,6 +140,7 @@ def audit_log(
         best=tuple(envelope(logs, shown)),
         published=None if published is None else Path(published),
         cells=len(cells),
+        proved={} if refereed is None else refereed.truth,
     )
 
 
@@ -283,6 +288,11 @@ def record(audit: LogAudit) -> dict[str, Any]:
             for one in audit.logs
         ],
         "best": [{key: value for key, value in row.items() if key != "says"} for row in audit.best],
+        "proved": [
+            {"category": names[0], "onnx": names[1], "vnnlib": names[2]}
+            | {"verdict": truth.verdict, "why": truth.why, "program": truth.program}
+            for names, truth in audit.proved.items()
+        ],
         "verdicts": [
             {"file": str(file.path), "source": file.source, "known": file.known}
             | {word: file.count(word) for word in ("unsat", "sat", "unknown", "timeout", "error")}

@@ -19,6 +19,7 @@ from certbench.errors import CertbenchError, ConfigError
 from certbench.external.competition import Problem
 from certbench.external.findings import Finding, Severity
 from certbench.external.vnncomp import ANSWERS, ToolAnswer, Truth, Verdicts, pair
+from certbench.external.vnncomp import Instance as InstanceName
 from certbench.formats.vnnlib import reading, witnesses
 from certbench.formats.vnnlib.reading import Instance
 from certbench.formats.vnnlib.witnesses import Witness
@@ -52,14 +53,12 @@ class Refereed:
     """The result for all instances.
 
     Attributes:
-        truth: proved verdicts, with who or what proved them, by the names of network and property.
+        truth: proved verdicts, with who or what proved them.
         findings: findings in each file.
-        open: instances that nothing was proved about.
     """
 
-    truth: Mapping[tuple[str, str], Truth]
+    truth: Mapping[InstanceName, Truth]
     findings: Mapping[Path, list[Finding]]
-    open: tuple[tuple[str, str], ...]
 
 
 def judge(problem: Problem, wanted: Property, witness: Witness) -> Judgement:
@@ -119,7 +118,7 @@ def _off(witness: Witness, ours: Float[Tensor, " outputs"], size: float) -> str:
 
 @dataclass
 class _Case:
-    """One instance: what was said, and what was found."""
+    """One instance, and what was said of it."""
 
     instance: Instance
     said: list[tuple[Verdicts, ToolAnswer]] = field(default_factory=list)
@@ -153,8 +152,8 @@ def referee(results: Sequence[Verdicts], root: Path | str, seconds: float) -> Re
             case = cases.get((answer.instance[1], answer.instance[2]))
             if case is not None and answer.instance[0] in mine and answer.verdict in ANSWERS:
                 case.said.append((file, answer))
-    truth: dict[tuple[str, str], Truth] = {}
-    open_ = []
+    beside = {file.path: witnesses.beside(file.path.parent) for file in results if not file.known}
+    truth: dict[InstanceName, Truth] = {}
     problems: dict[Path, Problem] = {}
     for names, case in sorted(cases.items(), key=lambda item: str(item[1].instance.network)):
         if not case.said:
@@ -171,41 +170,54 @@ def referee(results: Sequence[Verdicts], root: Path | str, seconds: float) -> Re
                     Finding("instance", Severity.WARNING, f"{' '.join(names)}: not refereed: {error}")
                 )
             continue
-        proved = _settle(case, problems[network], wanted, seconds, findings)
-        if proved is None:
-            open_.append(names)
-        else:
-            truth[names] = proved
-    _summarise(results, truth, open_, findings)
-    return Refereed(truth, findings, tuple(open_))
+        proved = _settle(case, names, problems[network], wanted, seconds, beside, findings)
+        if proved is not None:
+            truth |= {answer.instance: proved for _, answer in case.said}
+    _summarise(results, cases, truth, findings)
+    for file in results:
+        lines = tuple(
+            answer.line
+            for case in cases.values()
+            for said, answer in case.said
+            if said is file
+            and answer.verdict == "sat"
+            and not file.known
+            and witnesses.name_of(*answer.instance[1:]) not in beside[file.path]
+        )
+        if lines:
+            text = f"{len(lines)} answers of sat have no counterexample beside the results"
+            findings[file.path].append(Finding("witness", Severity.NOTE, text, lines))
+    return Refereed(truth, findings)
 
 
 def _settle(
-    case: _Case, problem: Problem, wanted: Property, seconds: float, findings: dict[Path, list[Finding]]
+    case: _Case,
+    names: tuple[str, str],
+    problem: Problem,
+    wanted: Property,
+    seconds: float,
+    beside: Mapping[Path, Mapping[str, Path]],
+    findings: dict[Path, list[Finding]],
 ) -> Truth | None:
     """Judge the counterexamples of an instance, and prove its verdict if that can be done."""
     judged: list[tuple[str, Judgement]] = []
-    names = f"{case.instance.network.name.removesuffix('.gz')} {case.instance.property.name.removesuffix('.gz')}"
-    late: list[tuple[Verdicts, ToolAnswer, Judgement]] = []
     for file, answer in case.said:
         if answer.verdict != "sat" or file.known:
             continue
-        path = witnesses.find(file.path.parent, case.instance.onnx, case.instance.vnnlib)
+        path = beside[file.path].get(witnesses.name_of(*names))
         if path is None:
             continue
+        title = f"{' '.join(names)}: {file.source}"
         try:
             judgement = judge(problem, wanted, witnesses.read(path))
         except ConfigError as error:
-            text = f"{names}: {file.source}: no usable counterexample: {error}"
+            text = f"{title}: no usable counterexample: {error}"
             findings[file.path].append(Finding("witness", Severity.WARNING, text, (answer.line,)))
             continue
         judged.append((file.source, judgement))
         if judgement.kind != RIGHT or "off by" in judgement.says:
-            late.append((file, answer, judgement))
-    for file, answer, judgement in late:
-        severity = Severity.REFUTED if judgement.kind == WRONG else Severity.WARNING
-        text = f"{names}: {file.source}: {judgement.says}"
-        findings[file.path].append(Finding("witness", severity, text, (answer.line,)))
+            severity = Severity.REFUTED if judgement.kind == WRONG else Severity.WARNING
+            findings[file.path].append(Finding("witness", severity, f"{title}: {judgement.says}", (answer.line,)))
     right = [source for source, judgement in judged if judgement.kind in (RIGHT, DOUBLE)]
     decision = None if right else problem.decide(wanted, seconds)
     single = any(judgement.kind == SINGLE for _, judgement in judged)
@@ -223,14 +235,15 @@ def _settle(
 
 def _summarise(
     results: Sequence[Verdicts],
-    truth: Mapping[tuple[str, str], Truth],
-    open_: Sequence[tuple[str, str]],
+    cases: Mapping[tuple[str, str], _Case],
+    truth: Mapping[InstanceName, Truth],
     findings: dict[Path, list[Finding]],
 ) -> None:
     for file in results:
-        said = {answer.instance[1:]: answer.verdict for answer in file.answers if answer.verdict in ANSWERS}
-        agreed = sum(names in truth and truth[names].verdict == verdict for names, verdict in said.items())
-        left = sum(names in open_ or (names in truth and not truth[names].verdict) for names in said)
-        if agreed or left:
+        said = [answer for case in cases.values() for other, answer in case.said if other is file]
+        proofs = [truth.get(answer.instance, Truth("", "")).verdict for answer in said]
+        agreed = sum(proof == answer.verdict for proof, answer in zip(proofs, said, strict=True))
+        left = sum(not proof for proof in proofs)
+        if said:
             text = f"{agreed} of {len(said)} answers are proved here, {left} are neither proved nor refuted"
             findings[file.path].append(Finding("referee", Severity.NOTE, text))

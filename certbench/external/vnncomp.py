@@ -198,7 +198,7 @@ def _tool(path: Path, category: str) -> str:
 def audit(
     files: Sequence[Verdicts],
     instances: Sequence[Instances] = (),
-    proved: Mapping[tuple[str, str], Truth] | None = None,
+    proved: Mapping[Instance, Truth] | None = None,
 ) -> dict[Path, list[Finding]]:
     """Return the findings per file, with who is wrong, or that it is not known.
 
@@ -208,7 +208,7 @@ def audit(
     Args:
         files: answers of tools, and known verdicts.
         instances: instances to be answered, with their time limits.
-        proved: verdicts that were proved here, by the names of network and property.
+        proved: verdicts that were proved here.
     """
     proved = {} if proved is None else proved
     truth: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
@@ -227,7 +227,7 @@ def audit(
                 continue
             known = {word for where, word in truth[names[0], names[1]] if where in ("", category) or not category}
             against = [] if file.known else said[answer.instance]["sat" if answer.verdict == "unsat" else "unsat"]
-            judged = _judged(file, answer, known, against, proved.get((names[0], names[1]), Truth("", "")))
+            judged = _judged(file, answer, known, against, proved.get(answer.instance, Truth("", "")))
             if judged is not None:
                 message = f"{' '.join(names)}: {file.source} says {answer.verdict}, {judged[1]}"
                 found[file.path].append(Finding("contradiction", judged[0], message, (answer.line,)))

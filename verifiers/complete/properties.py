@@ -33,6 +33,9 @@ from certbench.verifiers.complete.branch_and_bound import BranchAndBound
 STEPS, RESTARTS = 40, 4
 """Number of steps of each descent of the attack, and of its starts. A judgement: seconds."""
 
+CORNERS = 16
+"""Number of corners of a box at which the sizes of numbers are looked at, for the allowance for rounding."""
+
 TARGETS = 64
 """Largest number of disjuncts that are attacked one by one; of more, the nearest is attacked at each point."""
 
@@ -70,6 +73,22 @@ class Decision:
     witness: Float[Tensor, " inputs"] | None = None
     outputs: Float[Tensor, " outputs"] | None = None
     exact: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Boxed(Classifier):
+    """The classifier of a box, with an allowance for rounding that knows numbers all over the box.
+
+    Attributes:
+        largest: largest number that was seen in a submodule, or is an input.
+    """
+
+    largest: float = 0.0
+
+    def logits_and_scale(self, x: Float[Tensor, "n ..."]) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
+        """Return logits and, per input, the largest number on the way to them or in the box."""
+        logits, scale = super().logits_and_scale(x)
+        return logits, scale.clamp(min=self.largest)
 
 
 class Question(nn.Module):
@@ -206,7 +225,11 @@ class _Search:
         self.free = any(not len(one.rows) for one in disjuncts)  # then every input of the box is a counterexample
         if not self.free:
             question = Question(exact, input_shape, disjuncts).eval()
-            self.classifier = Classifier(question, (self.inputs,), len(disjuncts) + 1, "property")
+            classifier = Classifier(question, (self.inputs,), len(disjuncts) + 1, "property")
+            corners = torch.randint(0, 2, (CORNERS, self.inputs), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+            seen = float(classifier.logits_and_scale(corners.double())[1].amax())
+            inputs = float(torch.maximum(disjuncts[0].lower.abs(), disjuncts[0].upper.abs()).amax())
+            self.classifier = Boxed(question, (self.inputs,), len(disjuncts) + 1, "property", largest=max(seen, inputs))
 
     def answer(self) -> Decision:
         """Return the counterexample as an answer."""

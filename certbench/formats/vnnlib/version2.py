@@ -35,12 +35,12 @@ def parse(text: str, source: str = "") -> Property:
     network = query.networks[0]
     if network.hidden or len(network.inputs) != 1 or len(network.outputs) != 1:
         raise ConfigError("1: a network with one input, one output and no hidden variables is read")
-    sizes = [_size(part) for part in (network.inputs[0], network.outputs[0])]
+    inputs, outputs = (_size(part) for part in (network.inputs[0], network.outputs[0]))
     parts = [_clauses(one.expr) for one in query.assertions]
     if not parts:
         raise ConfigError("1: nothing is asserted")
     common, clauses = split(parts)
-    return made(common, clauses, *sizes, source)
+    return made(common, clauses, inputs, outputs, source)
 
 
 def _reason(text: str) -> str:

@@ -43,14 +43,11 @@ def text(inputs: Iterable[float], outputs: Iterable[float]) -> str:
     return "sat\n(" + "\n ".join(pairs) + ")\n"
 
 
-def find(folder: Path, onnx: str, vnnlib: str) -> Path | None:
-    """Return the counterexample of an instance in the folder of a tool's results, or below it; None: there is none."""
-    name = name_of(onnx, vnnlib)
-    for path in [folder / name, folder / f"{name}.gz"]:
-        if path.is_file():
-            return path
-    found = sorted(path for path in folder.rglob(f"{name}*") if path.name in (name, f"{name}.gz"))
-    return found[0] if len(found) == 1 else None
+def beside(folder: Path) -> dict[str, Path]:
+    """Return the counterexamples in a folder and below it, by their names without `.gz`; the nearest of one name."""
+    paths = [path for path in folder.rglob(f"*{SUFFIX}*") if path.name.removesuffix(".gz").endswith(SUFFIX)]
+    paths.sort(key=lambda path: (len(path.parts), str(path)), reverse=True)
+    return {path.name.removesuffix(".gz"): path for path in paths}
 
 
 def read(path: Path) -> Witness:
