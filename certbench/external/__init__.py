@@ -1,1 +1,1 @@
-"""Results of others: logs of smoothing, results of VNN-COMP, published tables, counts."""
+"""Results and problems of others: logs of smoothing, VNN-COMP, published tables, counts."""

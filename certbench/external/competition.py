@@ -174,18 +174,16 @@ def stored(folder: Path) -> dict[tuple[str, str], Row]:
         return {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                Row(
-                    **{
-                        name: float(cell) if name in ("prepare", "seconds", "limit") else cell
-                        for name, cell in row.items()
-                    }
-                )
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+            rows = [_row(cells) for cells in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise StoreError(f"{path} cannot be read: {error}; give another folder, or delete it") from error
     return {(row.onnx, row.vnnlib): row for row in rows}
+
+
+def _row(cells: dict[str, str]) -> Row:
+    prepare, seconds, limit = (float(cells[name]) for name in ("prepare", "seconds", "limit"))
+    onnx, vnnlib, result = (cells[name] for name in ("onnx", "vnnlib", "result"))
+    return Row(onnx, vnnlib, prepare, result, seconds, limit, cells["method"], cells["reason"], cells["digest"])
 
 
 def _store(folder: Path, category: str, rows: dict[tuple[str, str], Row]) -> None:

@@ -94,6 +94,12 @@ class Boxed(Classifier):
 class Question(nn.Module):
     """The classifier that a box and its disjuncts become: `(n, inputs) -> (n, 1 + disjuncts)`, in float64."""
 
+    centre: Tensor
+    reach: Tensor
+    rows: Tensor
+    constants: Tensor
+    spread: Tensor
+
     def __init__(self, module: nn.Module, input_shape: Sequence[int], disjuncts: Sequence[Disjunct]) -> None:
         """Store the module, a copy in float64, and the numbers of the box."""
         super().__init__()
