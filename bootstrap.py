@@ -60,7 +60,7 @@ def setup():
     if not stamp.startswith(place):  # else a set-up ended here, and only the pins are others now
         run(sys.executable, "-m", "venv", "--clear", VENV)
     pip = (BIN / "python", "-m", "pip", "--disable-pip-version-check", "install")
-    run(*pip, "-c", "constraints.txt", "-e", ".[lirpa,onnx,solvers,dev]")
+    run(*pip, "-c", "constraints.txt", "-e", ".[lirpa,onnx,solvers,vnnlib,dev]")
     run(*pip, "--no-deps", "--require-hashes", "-r", "requirements-nodeps.txt")
     STAMP.write_text(wanted, encoding="utf-8")
 

@@ -26,7 +26,11 @@ def recertify(
         float | None, typer.Option(help="Probability of error per input. [default: the file's, or 0.001]")
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="Rule: one-vs-rest, two-class or top-k; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="Rule: one-vs-rest, two-class or top-k; may be given several times. Or exact, for all votes of "
+            "deterministic splitting (with --norm 1 and --grid)."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Number of classes of the rule top-k.", min=1)] = 1,
     norm: Annotated[float, typer.Option(help="Norm of the radii: 1, 2 or inf.")] = 2.0,
@@ -40,6 +44,9 @@ def recertify(
     ] = "auto",
     selected: Annotated[
         str | None, typer.Option(help="How the class was chosen: reused, independent (literature) or label.")
+    ] = None,
+    grid: Annotated[
+        int | None, typer.Option(help="Steps of the data between 0 and 1, for the rule exact: 255 for images.", min=1)
     ] = None,
     radius: Annotated[
         list[float] | None, typer.Option(help="Radius at which accuracy is shown; may be given several times.")
@@ -64,6 +71,7 @@ def recertify(
         noise=noise,
         labels=labels,
         selected=selected,
+        grid=grid,
     )
     for one in tables:
         show(told(one, radius or (0.25, 0.5, 0.75, 1.0)))
@@ -80,7 +88,8 @@ def told(one: "RecertifiedTable", radii: Sequence[float]) -> Iterator[Table | st
         one: certificates, by rule, and the table that they come from.
         radii: radii at which certified accuracy is shown.
     """
-    yield f"{one.counted.name}: L{one.norm:g}, {one.noise_name} noise, sigma {one.sigma:g}, alpha {one.alpha:g}"
+    how = f"noise, sigma {one.sigma:g}, alpha {one.alpha:g}" if one.grid is None else f"on the grid of 1/{one.grid}"
+    yield f"{one.counted.name}: L{one.norm:g}, {one.noise_name} {how}"
     labelled = one.counted.labels is not None
     heads = (f"{'right' if labelled else 'certified'} %", *(f"@{eps:g}" for eps in radii))
     table = Table(box=None, pad_edge=False)
@@ -94,7 +103,13 @@ def told(one: "RecertifiedTable", radii: Sequence[float]) -> Iterator[Table | st
         cells = (f"{100 * share / max(n, 1):.1f}" for share in shares)
         table.add_row(rule, str(n), str(abstained), *cells, f"{math.fsum(right) / n if n else 0.0:.4f}")
     yield table
-    yield _note(certificate, one.alpha)
+    yield EXACT_NOTE if one.grid is not None else _note(certificate, one.alpha)
+
+
+EXACT_NOTE = (
+    "The claims are exact, if every shift of the cuts voted once. They are about perturbed inputs on the grid alone."
+)
+"""Remark on certificates from exact counts."""
 
 
 def _note(certificate: "Certificate", alpha: float) -> str:

@@ -633,6 +633,25 @@ class RecertifiedEvidence(Evidence):
     k: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExactCountsEvidence(Evidence):
+    """Counts of all votes that somebody else made; nothing is sampled.
+
+    Attributes:
+        counts: votes for each class.
+        n: number of votes, with those for no class.
+        grid: number of steps of the data between 0 and 1.
+        rule: `exact`.
+        claim: perturbed inputs that the claim is about, in words.
+    """
+
+    counts: tuple[int, ...]
+    n: int
+    grid: int
+    rule: str
+    claim: str
+
+
 class _Entry(NamedTuple):
     """A key that a kind owns, the field that holds its value, the form of the value, and whether it must be there."""
 

@@ -19,7 +19,10 @@ from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.external.count_files import CountTable, read
 from certbench.verifiers.smoothing.noise.families import NOISES, Noise
-from certbench.verifiers.smoothing.recertification import recertify
+from certbench.verifiers.smoothing.recertification import recertify, recertify_exact
+
+EXACT = "exact"
+"""Name of the rule for the votes of all shifts of deterministic splitting."""
 
 DEFAULT_RADII = (0.25, 0.5, 0.75, 1.0)
 """Radii at which certified accuracy is shown."""
@@ -36,6 +39,8 @@ class RecertifiedTable:
         sigma: standard deviation of the noise, in units of the input.
         alpha: probability of error per input.
         noise: the noise; None if it is Gaussian.
+        grid: steps of the data between 0 and 1, if the counts are those of all votes of deterministic splitting; then
+            there is no sigma and no alpha, and both are 0.
     """
 
     counted: CountTable
@@ -44,10 +49,13 @@ class RecertifiedTable:
     sigma: float
     alpha: float
     noise: Noise | None
+    grid: int | None = None
 
     @property
     def noise_name(self) -> str:
         """Name of the noise's family."""
+        if self.grid is not None:
+            return "deterministic-splitting"
         return next((name for name, family in NOISES.items() if type(self.noise) is family), "gaussian")
 
     def right(self, certificate: Certificate) -> list[float]:
@@ -61,6 +69,7 @@ class RecertifiedTable:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the certificate of each input, once for each rule."""
         shape = {"name": self.noise_name, **({} if self.noise is None else asdict(self.noise))}
+        shape |= {} if self.grid is None else {"grid": self.grid}
         for certificate in self.certificates.values():
             labels = [None] * len(certificate) if self.counted.labels is None else self.counted.labels.tolist()
             columns = (labels, certificate.prediction.tolist(), certificate.radius.tolist(), certificate.evidence)
@@ -85,6 +94,7 @@ def recertify_file(
     noise: str | None = None,
     labels: str = "auto",
     selected: str | None = None,
+    grid: int | None = None,
 ) -> list[RecertifiedTable]:
     """Certify from a file of counts of sampled classes alone, see `certbench.recertify`.
 
@@ -92,13 +102,15 @@ def recertify_file(
         file: path of the counts, see `count_files.read`; or the folder of a run.
         sigma: standard deviation of the noise, in units of the input; None: the file's.
         alpha: probability of error per input; None: the file's, or 0.001.
-        rules: some of `RULES`; if empty one-vs-rest and two-class, and top-k if k > 1.
+        rules: some of `RULES`; if empty one-vs-rest and two-class, and top-k if k > 1. Or `exact` alone, for the
+            votes of all shifts of deterministic splitting; see `recertify_exact`.
         k: the class stays among the k most probable, in the rule top-k.
         norm: 1, 2 or inf.
         d: dimension of the inputs; None: the file's.
         noise: family of the noise, one of `NOISES`; None: the file's, or gaussian.
         labels: column of the labels in text without a header: auto, none, first, last.
         selected: one of `SELECTED`; None: the file's selection, or else "reused".
+        grid: steps of the data between 0 and 1; for the rule `exact`.
 
     Returns:
         One result for each table of counts in the file; for a run, one for each model and certifier.
@@ -108,6 +120,18 @@ def recertify_file(
         StoreError: a run cannot be read.
     """
     p, tables = ThreatModel.of(norm).p, []
+    if EXACT in rules:
+        given = {"sigma": sigma, "alpha": alpha, "noise": noise, "selected": selected}
+        _check_exact(rules, p, grid, [name for name, value in given.items() if value is not None], k)
+        assert grid is not None
+        return [
+            RecertifiedTable(
+                *(one, {EXACT: recertify_exact(one.counts, grid=grid, draws=one.draws)}, p, 0.0, 0.0, None), grid=grid
+            )
+            for one in read(Path(file), labels)
+        ]
+    if grid is not None:
+        raise ConfigError(f"grid belongs to the rule {EXACT}", ("grid",))
     for counted in read(Path(file), labels):
         std, level = counted.sigma if sigma is None else sigma, counted.alpha if alpha is None else alpha
         if std is None:
@@ -135,6 +159,18 @@ def recertify_file(
         }
         tables.append(RecertifiedTable(counted, certificates, p, std, level, family))
     return tables
+
+
+def _check_exact(rules: Sequence[str], p: float, grid: int | None, given: Sequence[str], k: int) -> None:
+    """Refuse options that make no sense for exact counts."""
+    if len(rules) > 1 or k > 1:
+        raise ConfigError(f"{EXACT} stands alone: other rules are for sampled counts", ("rule",))
+    if p != 1:
+        raise ConfigError(f"the rule {EXACT} gives radii in L1; write norm 1", ("norm",))
+    if grid is None:
+        raise ConfigError(f"the rule {EXACT} needs grid, the steps of the data between 0 and 1, for example 255", ("grid",))  # fmt: skip  # noqa: E501
+    if given:
+        raise ConfigError(f"the rule {EXACT} has no {', '.join(given)}: nothing is sampled", (given[0],))
 
 
 def _noise(wanted: str | None, counted: CountTable, sigma: float) -> Noise | None:

@@ -23,7 +23,7 @@ from certbench.results.store import Planned, Store, StoredAnswer
 from certbench.verifiers.smoothing.confidence import binomial, top_k
 from certbench.verifiers.smoothing.noise import gaussian_radius
 from certbench.verifiers.smoothing.noise.families import NOISES
-from certbench.verifiers.smoothing.recertification import recertify
+from certbench.verifiers.smoothing.recertification import recertify, recertify_exact
 from tests.conftest import SHARED
 from tests.support.terminal import text_of
 
@@ -404,3 +404,42 @@ def test_files_that_mean_nothing_are_refused(tmp_path: Path, name: str, text: st
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError):
         recertify_file(tmp_path / name)
+
+
+def test_exact_counts_are_those_of_deterministic_splitting(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_text("label,a,b,c\n0,20,10,0\n1,11,10,9\n2,0,10,10\n2,0,0,0\n")
+    (one,) = recertify_file(path, rules=["exact"], norm=1, grid=10)
+    certificate = one.certificates["exact"]
+    assert certificate.prediction.tolist() == [0, 0, 1, ABSTAIN]
+    # 5 changes of 20:10 leave a tie, which goes to the first class; 11:10 has none to give, nor has a tie.
+    assert certificate.radius.tolist() == [0.5, 0.0, 0.0, 0.0]
+    assert "exact" in text_of(told(one, (0.5,))) and "grid of 1/10" in text_of(told(one, (0.5,)))
+    assert json.loads(written_as(Path("a.json"))([one]))[0]["noise"] == {"name": "deterministic-splitting", "grid": 10}
+
+
+def test_exact_counts_leave_the_class_under_every_change_of_votes() -> None:
+    rng = np.random.default_rng(0)
+    for row in rng.integers(0, 6, (40, 3)).tolist():
+        certificate = recertify_exact([row], grid=1)
+        changes, top = int(certificate.radius[0]), int(certificate.prediction[0])
+        for moved in itertools.product(range(3), repeat=changes):  # each change takes a vote from the class
+            after = [count + moved.count(label) - changes * (label == top) for label, count in enumerate(row)]
+            assert top == ABSTAIN or (min(after) >= 0 and after.index(max(after)) == top)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": 2, "grid": 10}, "norm 1"),
+        ({"norm": 1}, "needs grid"),
+        ({"norm": 1, "grid": 10, "alpha": 0.1}, "no alpha"),
+        ({"norm": 1, "grid": 10, "rules": ["exact", "two-class"]}, "stands alone"),
+        ({"norm": 1, "grid": 10, "rules": ["two-class"], "sigma": 1.0}, "belongs to"),
+    ],
+)
+def test_options_that_exact_counts_do_not_have(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_text("a,b\n3,1\n")
+    with pytest.raises(ConfigError, match=message):
+        recertify_file(path, **({"rules": ["exact"]} | options))

@@ -11,13 +11,14 @@ from numpy.typing import ArrayLike
 
 from certbench.core.certificate import Certificate
 from certbench.core.claims import ABSTAIN
-from certbench.core.evidence import RecertifiedEvidence
+from certbench.core.evidence import ExactCountsEvidence, RecertifiedEvidence
 from certbench.core.inputs import cure_of_labels
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.verifiers.smoothing.confidence import binomial, top_k
 from certbench.verifiers.smoothing.noise import gaussian_radius
 from certbench.verifiers.smoothing.noise.families import Noise
+from certbench.verifiers.smoothing.splitting import ranking
 from certbench.verifiers.smoothing.votes import bounds, most_of_a_rival
 
 RULES = ("one-vs-rest", "two-class", "top-k")
@@ -115,6 +116,43 @@ def recertify(
                 k=k if rule == "top-k" else None,
             )
         )
+    return Certificate.of(
+        torch.tensor(predictions, dtype=torch.int64), torch.tensor(radii, dtype=torch.float64), evidence=evidence
+    )
+
+
+def recertify_exact(counts: ArrayLike, *, grid: int, draws: ArrayLike | None = None) -> Certificate:
+    """Certify deterministic splitting in L1 from the votes of all shifts of its cuts (Levine and Feizi, 2021).
+
+    One step of one coordinate changes at most one vote. So the radius is the number of votes that may change, each from
+    the class to any other, before it wins no more, in steps of the grid. Ties go to the first class. It is about
+    perturbed inputs on the grid alone.
+
+    Args:
+        counts: votes for each class, (n, classes): of every shift once, not of a sample.
+        grid: steps of the data between 0 and 1; 255 for images of 8 bits.
+        draws: number of shifts per input, if some voted for no class.
+
+    Returns:
+        The certificate: the class is known even where the radius is 0, unless there is no vote. Nothing is
+        probabilistic.
+
+    Raises:
+        ConfigError: counts or a grid that make no sense.
+    """
+    votes = _whole(counts, "counts", 2)
+    total = votes.sum(axis=1) if draws is None else _whole(draws, "draws", 1)
+    if votes.shape[1] < 2 or total.shape != votes.shape[:1] or bool((total < votes.sum(axis=1)).any()):
+        raise ConfigError("counts need at least two classes, and at least as many draws as votes")
+    if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
+        raise ConfigError(f"grid must be a whole number of steps, at least 1, not {grid!r}", ("grid",))
+    predictions, radii, evidence = [], [], []
+    for row, trials in zip(votes.tolist(), total.tolist(), strict=True):
+        top, changes = ranking(row, 1)
+        predictions.append(top if sum(row) else ABSTAIN)
+        radii.append(changes / grid if sum(row) else 0.0)
+        claim = f"multiples of 1/{grid} only"
+        evidence.append(ExactCountsEvidence(counts=tuple(row), n=trials, grid=grid, rule="exact", claim=claim))
     return Certificate.of(
         torch.tensor(predictions, dtype=torch.int64), torch.tensor(radii, dtype=torch.float64), evidence=evidence
     )
