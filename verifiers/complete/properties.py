@@ -29,6 +29,7 @@ from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState, crown_bounds
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound
+from certbench.verifiers.complete.input_splitting import covered
 
 STEPS, RESTARTS = 40, 4
 """Number of steps of each descent of the attack, and of its starts. A judgement: seconds."""
@@ -39,8 +40,12 @@ CORNERS = 16
 TARGETS = 64
 """Largest number of disjuncts that are attacked one by one; of more, the nearest is attacked at each point."""
 
-METHODS = ("crown", "alpha-crown", "branch-and-bound")
+METHODS = ("crown", "alpha-crown", "branch-and-bound", "input splitting")
 """Methods that prove, the costlier after the cheaper."""
+
+FEW, SHARE = 16, 0.3
+"""Largest number of inputs that are split in ReLU networks, too, and the share of the time that is left to their ReLUs
+first. A judgement."""
 
 Run = Callable[[Float[Tensor, "n inputs"]], Float[Tensor, "n outputs"]]
 """The program that users run; it takes inputs in its own precision."""
@@ -314,7 +319,10 @@ class _Search:
             self.reason = "a condition of inputs alone was not replayed"
             return False
         try:
-            self.proved = self._split() if self._is_relu() else self._bounded()
+            relus = self._is_relu()
+            self.proved = self._split() if relus else self._bounded()
+            if not self.proved and self.witness is None and (not relus or self.inputs <= FEW):
+                self.proved = self._cut()
         except (UnsupportedError, CertificationError) as error:
             self.reason = str(error)
         return self.proved
@@ -330,7 +338,8 @@ class _Search:
         """Decide by branch and bound; its counterexamples are replayed."""
         state = NetworkState.of(self.classifier, Linf)
         u = torch.zeros(1, self.inputs, dtype=torch.float64)
-        search = BranchAndBound(seconds=max(self.deadline - time.perf_counter(), 1e-3), eps=1.0)
+        left = (self.deadline - time.perf_counter()) * (SHARE if self.inputs <= FEW else 1.0)
+        search = BranchAndBound(seconds=max(left, 1e-3), eps=1.0)
         logits, scale = state.classifier.logits_and_scale(u)
         if not float(-logits[0, 1:].amax()) > SLACK * float(scale):
             self.reason = "at the middle of the box a condition is undecided within rounding"
@@ -347,6 +356,20 @@ class _Search:
             if not self.replay(question.centre + question.reach * u) and not self.descend(u, aim, 0.05):
                 self.reason = "a counterexample in real arithmetic does not hold in the program"
         return False
+
+    def _cut(self) -> bool:
+        """Bound the parts of the box, cut again and again; points where a bound is least are replayed."""
+        state = NetworkState.of(self.classifier, Linf, relus=False)
+        scale = float(state.classifier.logits_and_scale(torch.zeros(1, self.inputs, dtype=torch.float64))[1])
+        question: Any = self.classifier.module
+
+        def offer(u: Float[Tensor, "n inputs"]) -> bool:
+            violated = (question(u)[:, 1:] > 0).any(dim=1)
+            return bool(violated.any()) and self.replay(question.centre + question.reach * u[violated][:1])
+
+        self.method = "input splitting"
+        rows = margin_rows(torch.zeros(1, dtype=torch.int64), self.classifier.num_classes)[0]
+        return covered(state.network, rows, SLACK * scale, self.deadline, offer)
 
     @torch.no_grad()
     def _bounded(self) -> bool:

@@ -111,3 +111,16 @@ def test_other_shapes_are_refused_and_time_ends() -> None:
     with pytest.raises(ConfigError, match="2 outputs, the network 1"):
         decide(network, (1,), Property(1, 2, (one,)), Program(network, torch.float32), 1.0)
     assert answered(network, [one], seconds=1e-9).verdict == "timeout"
+
+
+def test_inputs_are_split_where_lines_are_too_loose() -> None:
+    network = nn.Sequential(affine([[3.0], [3.0]], [0.0, 0.5]), nn.Tanh(), affine([[1.0, -1.0]], [0.0]))  # below 0
+    box = [(-2.0, 2.0)]
+    found = answered(network, [disjunct(box, [[1, -0.05]])])
+    assert (found.verdict, found.method) == ("unsat", "input splitting")
+    assert answered(network, [disjunct(box, [[1, 0.05]])]).verdict == "sat"
+    # no single box decides: each condition holds somewhere, but not both at once
+    both = [[1, 0.01], [-1, -0.02]]
+    assert answered(network, [disjunct(box, [both[0]])]).verdict == "sat"
+    assert answered(network, [disjunct(box, [both[1]])]).verdict == "sat"
+    assert answered(network, [disjunct(box, both)]).verdict == "unsat"
