@@ -49,6 +49,7 @@ def examine() -> list[Check]:
         _check("foolbox", _foolbox),
         _check("auto-LiRPA", _auto_lirpa, INSTALL),
         _check("onnx", _onnx, 'pip install "certbench[onnx]"'),
+        _check("vnnlib", _vnnlib, 'pip install "certbench[vnnlib]"'),
         _check("highspy", _highspy, 'pip install "certbench[solvers]"'),
         _check("cvxpy", _cvxpy, 'pip install "certbench[solvers]"'),
         _check("shipped weights", _weights, restore),
@@ -179,6 +180,17 @@ def _onnx() -> str:
         found = load(path)(torch.tensor([[-1.0, 2.0]])).tolist()
     _expect(found == [[0.0, 2.0]], f"ReLU of (-1, 2) gave {found}")
     return f"a network read as onnxruntime {_version('onnxruntime')} reads it"
+
+
+def _vnnlib() -> str:
+    import vnnlib  # noqa: F401
+
+    from certbench.formats.vnnlib.version2 import parse
+
+    head = "(vnnlib-version <2.0>)(declare-network n (declare-input X float32 [1]) (declare-output Y float32 [1]))"
+    found = parse(f"{head}(assert (and (>= X[0] -0.5) (<= X[0] 0.5) (>= Y[0] 2.0)))").disjuncts[0]
+    _expect(found.lower.tolist() == [-0.5] and found.constants.tolist() == [-2.0], f"{found}")
+    return "a property of VNN-LIB 2.0 read"
 
 
 def _highspy() -> str:

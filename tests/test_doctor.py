@@ -40,6 +40,7 @@ def test_only_a_broken_part_needs_mending(healthy: dict[str, Check]) -> None:
         ("safetensors", "safetensors.torch", 'pip install "safetensors>='),
         ("foolbox", "foolbox", 'pip install "foolbox>='),
         ("onnx", "onnxruntime", 'pip install "certbench[onnx]"'),
+        ("vnnlib", "vnnlib", 'pip install "certbench[vnnlib]"'),
         ("highspy", "highspy", 'pip install "certbench[solvers]"'),
         ("cvxpy", "cvxpy", 'pip install "certbench[solvers]"'),
         ("auto-LiRPA", "auto_LiRPA", 'pip install "certbench[lirpa]" && pip install --no-deps auto-LiRPA==0.3'),

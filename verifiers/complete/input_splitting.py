@@ -22,16 +22,16 @@ BATCH = 128
 """Number of boxes that are bounded at once."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Boxes(Region):
-    """Boxes around n flat inputs, whose sides may differ."""
+    """Boxes around n flat inputs, whose sides may differ; without cuts."""
 
     half: Float[Tensor, "n d"]
 
     @staticmethod
     def of(x: Float[Tensor, "n d"], half: Float[Tensor, "n d"]) -> "Boxes":
         """Make boxes from their middles and half their sides."""
-        return Boxes(Linf, x, half.amax(dim=1), half)
+        return Boxes(Linf, x, half.amax(dim=1), half=half)
 
     def __getitem__(self, index: Tensor | slice) -> "Boxes":
         """Select some of the boxes."""

@@ -23,11 +23,7 @@ from certbench.core.margins import SLACK, margin_rows
 from certbench.core.properties import Disjunct, Property
 from certbench.core.threat import Linf
 from certbench.errors import CertificationError, ConfigError, UnsupportedError
-from certbench.networks.reading import relu_network
-from certbench.verifiers.bounds.backward import layer_bounds
-from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
-from certbench.verifiers.bounds.region import Region
-from certbench.verifiers.bounds.state import NetworkState, crown_bounds
+from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.complete.branch_and_bound import BranchAndBound
 from certbench.verifiers.complete.input_splitting import covered
 
@@ -40,12 +36,12 @@ CORNERS = 16
 TARGETS = 64
 """Largest number of disjuncts that are attacked one by one; of more, the nearest is attacked at each point."""
 
-METHODS = ("crown", "alpha-crown", "branch-and-bound", "input splitting")
+METHODS = ("crown", "branch-and-bound", "input splitting")
 """Methods that prove, the costlier after the cheaper."""
 
 FEW, SHARE = 16, 0.3
-"""Largest number of inputs that are split in ReLU networks, too, and the share of the time that is left to their ReLUs
-first. A judgement."""
+"""Largest number of inputs that are split, and the share of the time that this gets, before neurons are split. A
+judgement."""
 
 Run = Callable[[Float[Tensor, "n inputs"]], Float[Tensor, "n outputs"]]
 """The program that users run; it takes inputs in its own precision."""
@@ -314,32 +310,24 @@ class _Search:
         return False
 
     def prove(self) -> bool:
-        """Bound the box, by branch and bound where the network is made of ReLUs."""
+        """Bound the box, by splits of inputs if there are few, and of neurons."""
         if self.free:
             self.reason = "a condition of inputs alone was not replayed"
             return False
         try:
-            relus = self._is_relu()
-            self.proved = self._split() if relus else self._bounded()
-            if not self.proved and self.witness is None and (not relus or self.inputs <= FEW):
+            if self.inputs <= FEW:
                 self.proved = self._cut()
+            if not self.proved and self.witness is None:
+                self.proved = self._split()
         except (UnsupportedError, CertificationError) as error:
             self.reason = str(error)
         return self.proved
 
-    def _is_relu(self) -> bool:
-        try:
-            relu_network(self.classifier)
-        except UnsupportedError:
-            return False
-        return True
-
     def _split(self) -> bool:
         """Decide by branch and bound; its counterexamples are replayed."""
-        state = NetworkState.of(self.classifier, Linf)
         u = torch.zeros(1, self.inputs, dtype=torch.float64)
-        left = (self.deadline - time.perf_counter()) * (SHARE if self.inputs <= FEW else 1.0)
-        search = BranchAndBound(seconds=max(left, 1e-3), eps=1.0)
+        search = BranchAndBound(seconds=max(self.deadline - time.perf_counter(), 1e-3), eps=1.0)
+        state = search.prepare(self.classifier, Linf)
         logits, scale = state.classifier.logits_and_scale(u)
         if not float(-logits[0, 1:].amax()) > SLACK * float(scale):
             self.reason = "at the middle of the box a condition is undecided within rounding"
@@ -369,21 +357,5 @@ class _Search:
 
         self.method = "input splitting"
         rows = margin_rows(torch.zeros(1, dtype=torch.int64), self.classifier.num_classes)[0]
-        return covered(state.network, rows, SLACK * scale, self.deadline, offer)
-
-    @torch.no_grad()
-    def _bounded(self) -> bool:
-        """Bound by CROWN, and then with optimised slopes."""
-        state = NetworkState.of(self.classifier, Linf, relus=False)
-        u, label = torch.zeros(1, self.inputs, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-        slack = SLACK * float(state.classifier.logits_and_scale(u)[1])
-        rows, eps = margin_rows(label, self.classifier.num_classes), torch.ones(1, dtype=torch.float64)
-        self.method = "crown"
-        if float(crown_bounds(state, u, rows, eps).lower.amin()) > slack:
-            return True
-        if time.perf_counter() > self.deadline:
-            return False
-        region, self.method = Region(Linf, u, eps), "alpha-crown"
-        bounds = optimised_bounds(state.network, region, layer_bounds(state.network, region))
-        made = optimise(state.network, region, bounds, rows, iterations=100)
-        return float(made.lower.amin()) > slack
+        now = time.perf_counter()
+        return covered(state.network, rows, SLACK * scale, now + SHARE * (self.deadline - now), offer)
