@@ -30,10 +30,10 @@ class Replay:
         Args:
             path: the file, `.onnx` or `.onnx.gz`.
             input_shape: shape of one input, as the loaded module has it.
-            output: name of the output; None: the first.
+            output: name of the output; None: the only one of real numbers.
 
         Raises:
-            ConfigError: onnxruntime refuses the file, or it has several inputs.
+            ConfigError: onnxruntime refuses the file, or it has several inputs or outputs.
             MissingBackendError: onnx or onnxruntime is not installed.
         """
         _, onnxruntime = packages()
@@ -48,7 +48,10 @@ class Replay:
         if len(entries) != 1 or entries[0].type not in PRECISIONS:
             raise ConfigError(f"{path}: a network with one input of real numbers is replayed")
         self.name, self.dtype = entries[0].name, PRECISIONS[entries[0].type]
-        self.output = output or self.session.get_outputs()[0].name
+        real = [part.name for part in self.session.get_outputs() if part.type in PRECISIONS]
+        if output is None and len(real) != 1:
+            raise ConfigError(f"{path} has {len(real)} outputs of real numbers; a network with one is replayed")
+        self.output = real[0] if output is None else output
         self.shape, axes = tuple(input_shape), entries[0].shape
         first = axes[0] if len(axes) > len(self.shape) else 0
         self.batch = first if isinstance(first, int) else 1
