@@ -31,6 +31,10 @@ SLOW = 1e9
 CPU = torch.device("cpu")
 
 
+GRACE = 60.0
+"""Seconds by which what cannot be interrupted may overrun a certifier's own limit. Predictions are often too high."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What may be used.
@@ -111,7 +115,7 @@ class Cost:
             UnsupportedError: one input needs more memory or time than the limits allow; the message has the numbers.
         """
         room, need = allowed(self.device), self.fixed + self.each
-        common, own = _LIMITS.get().seconds, math.inf if self.seconds is None else self.seconds
+        common, own = _LIMITS.get().seconds, math.inf if self.seconds is None else self.seconds + GRACE
         limit, seconds = min(own, common), self.work / SLOW
         if seconds > limit:
             seconds = self.work / self.pace()

@@ -49,13 +49,14 @@ def test_a_batch_is_what_fits() -> None:
 
 
 def test_a_refusal_has_the_numbers_and_the_cure() -> None:
-    with limits(memory="1 GB", seconds=60):
+    with limits(memory="1 GB", seconds=100):
         with pytest.raises(UnsupportedError) as large:
             Cost(fixed=1e9, each=4e10, work=1e9 * 7200, advice="do less").check("Crown")
-        expected = "41 GB of memory and 2 hours for one input, where 1 GB and 60 s may be used; do less"
+        expected = "41 GB of memory and 2 hours for one input, where 1 GB and 100 s may be used; do less"
         assert expected in str(large.value) and "limits(memory=..., seconds=...)" in str(large.value)
         with pytest.raises(UnsupportedError, match="a larger option `seconds`") as own:
-            Cost(work=1e9 * 50, seconds=1.0).check("MILP")
+            Cost(work=memory.SLOW * (memory.GRACE + 5), seconds=1.0).check("MILP")
+        Cost(work=memory.SLOW * (memory.GRACE + 0.5), seconds=1.0).check("MILP")
         assert "limits(" not in str(own.value)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from certbench import Classifier, Linf, ThreatModel, UnsupportedError, build, limits
+from certbench.core import memory
 from certbench.core.certification import certify
 from certbench.core.certifier import Certifier
 from certbench.verifiers.bounds import intervals
@@ -61,10 +62,11 @@ def test_batches_are_what_fits_and_bounds_stay(spec: str, monkeypatch: pytest.Mo
     assert parts.radius.tolist() == pytest.approx(whole.radius.tolist(), rel=1e-12)
 
 
-def test_time_is_predicted_and_limited() -> None:
+def test_time_is_predicted_and_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = Classifier(network("mlp"), (1, 8, 8), 10)
     with limits(seconds=1e-7), pytest.raises(UnsupportedError, match="for one input, where 1e-07 s may be used"):
         build("crown").prepare(classifier, Linf)
+    monkeypatch.setattr(memory, "GRACE", 0.0)
     with pytest.raises(UnsupportedError, match="a larger option `seconds`"):
         build({"name": "branch-and-bound", "seconds": 1e-7}).prepare(classifier, Linf)
 
