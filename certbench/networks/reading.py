@@ -15,7 +15,7 @@ from certbench.networks.folding import layered
 from certbench.networks.graph import Graph, kept, pruned
 from certbench.networks.layers import Network
 from certbench.networks.module import GraphModule, graph_of
-from certbench.networks.operators import EXACT, evaluate, keeps_order, known, write
+from certbench.networks.operators import EXACT, UNCHANGED, evaluate, keeps_order, known, write
 from certbench.networks.operators.builder import Builder, Moving, packet
 from certbench.networks.recording import layers, place, record
 
@@ -182,7 +182,8 @@ def _without_head(last: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.Node, s
     """Return the node before the functions at the end that keep the order of the classes, and their names."""
     names: list[str] = []
     while last.args and isinstance(before := last.args[0], fx.Node) and keeps_order(last.target, last.args, values):
-        names.insert(0, packet(last.target).__name__.strip("_"))
+        if packet(last.target) not in UNCHANGED:
+            names.insert(0, packet(last.target).__name__.strip("_"))
         last = before
     return last, " of ".join(reversed(names)) or None
 

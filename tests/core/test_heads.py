@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import certbench
 from certbench import L1, L2, Classifier, Linf, Regressor, UnsupportedError
 from certbench.errors import ConfigError
+from certbench.networks import reading
 
 Named = namedtuple("Named", ["logits", "features"])
 
@@ -233,3 +234,16 @@ def test_numbers_inside_code_without_submodules_count_for_the_scale_of_rounding(
     torch.testing.assert_close(logits, plain)
     assert (scale >= least).all() and (least > 1e5).all()
     assert scale.tolist() == [classifier.logits_and_scale(point[None])[1].item() for point in points()]
+
+
+@pytest.mark.parametrize(
+    "last", [[nn.Flatten()], [nn.Softmax(1), nn.Flatten()], [nn.Flatten(), nn.Softmax(1)]], ids=str
+)
+def test_views_of_the_logits_to_themselves_are_no_function(last: list[nn.Module]) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3)
+    bare, module = (nn.Sequential(*layers, *more).double().eval() for more in ([], last))
+    whole, alone = Classifier(module, (3,), 3), Classifier(bare, (3,), 3)
+    read = reading.read(whole)
+    assert read.head == ("softmax" if len(last) > 1 else None)
+    assert torch.equal(*(certbench.certify("crown", one, points(), L2).radius for one in (whole, alone)))

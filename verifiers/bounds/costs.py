@@ -13,7 +13,8 @@ import torch
 from certbench.core.margins import MarginState
 from certbench.core.memory import Cost
 from certbench.core.threat import ThreatModel
-from certbench.networks.layers import Bilinear, Network
+from certbench.networks.layers import Bilinear, Network, RowSoftmax
+from certbench.networks.piecewise_linear import IDENTITY
 from certbench.verifiers.bounds.backward import ENTRIES, SHARED, backward
 from certbench.verifiers.bounds.intervals import interval_bounds
 from certbench.verifiers.bounds.region import Region
@@ -26,6 +27,9 @@ EVALUATIONS = 6
 
 KEPT = 16
 """Number of entries for each neuron and input while layers are bounded: bounds, intervals and lines. Counted."""
+
+PLANES = 16
+"""Number of entries for each pair of entries of a softmax's row while its planes are found. Counted."""
 
 COPIES = 6
 """Number of copies of the coefficients of a layer while they pass its activation. Counted in `backward.through`."""
@@ -125,10 +129,18 @@ def relaxed(state: MarginState, network: Network, entries: int = ENTRIES, more: 
     """
     sizes, rows = Sizes.of(network), rows_of(state)
     hidden = [
-        2 * layer.outputs * sizes.below[i] for i, layer in enumerate(network.hidden) if i and i not in network.copied
+        2 * layer.outputs * sizes.below[i]
+        for i, layer in enumerate(network.hidden)
+        if i and i not in network.copied and (network.activation(i) != IDENTITY or i in network.bounded)
     ]
+    functions = [network.activation(i) for i in range(len(network.hidden))]
+    pairs = sum(
+        layer.outputs * function.row
+        for layer, function in zip(network.hidden, functions, strict=True)
+        if isinstance(function, RowSoftmax)
+    )
     widest = max(network.inputs, *(layer.outputs for layer in network.layers))
-    held = max(KEPT * sizes.neurons + max(rows * sizes.live, more), tangents(sizes, rows))
+    held = max(KEPT * sizes.neurons + PLANES * pairs + max(rows * sizes.live, more), tangents(sizes, rows))
     shared = 2 * SHARED * sizes.neurons
     return Cost(
         fixed=BASE + BYTES * max(entries, 2 * widest) * sizes.live / widest,

@@ -107,6 +107,13 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
     raise UnsupportedError(f"{name} is not known here; smoothing can certify such modules")
 
 
+UNCHANGED = frozenset({
+    aten.clone, aten.detach_copy, aten.detach, aten.alias, aten.alias_copy,
+    aten.view, aten.view_copy, aten._unsafe_view, aten.reshape,
+})  # fmt: skip
+"""Operators that, where they keep the order of the logits, keep the logits: no function is left out with them."""
+
+
 def keeps_order(target: Any, args: tuple[Any, ...], values: Mapping[Any, Any]) -> bool:
     """Say whether an operator on logits (1, classes) is a softmax over the classes, or an increasing function of each.
 
@@ -121,6 +128,8 @@ def keeps_order(target: Any, args: tuple[Any, ...], values: Mapping[Any, Any]) -
         return isinstance(rest[0], int | float) and 0 < rest[0] < math.inf
     if name in (aten.add, aten.sub):
         return isinstance(rest[0], int | float) and math.isfinite(rest[0]) and len(rest) == 1
-    if name in (aten.clone, aten.detach_copy, aten.detach, aten.alias, aten.alias_copy):
+    if name in (aten.view, aten.view_copy, aten._unsafe_view, aten.reshape):  # of the logits to themselves
+        return list(rest[0]) in ([1, -1], [1, value.shape[1]], [-1, value.shape[1]])
+    if name in UNCHANGED:
         return True
     return name in (aten.sigmoid, aten.tanh, aten.atan, aten.exp, aten.erf)  # softplus falls a little at its threshold
