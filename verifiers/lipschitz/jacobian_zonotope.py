@@ -100,7 +100,7 @@ class JacobianZonotope(LocalLipschitz):
             work += symbols[-1] ** 2 * (network.inputs + rows) / 2 + rows * symbols[-1] * first
         if self.refine:
             work *= len(network.hidden)
-            units = max(layer.outputs for layer in network.hidden)
+            units = max((layer.outputs for layer in network.hidden), default=0)
             held += 2.0 * units * (symbols[-1] + sizes.live)
         return held + 2.0 * rows * symbols[-1], work
 

@@ -119,3 +119,10 @@ def test_predictions_are_near_the_real_peak(spec: str) -> None:
     done = subprocess.run([sys.executable, "-c", PEAK, spec], capture_output=True, text=True, check=True)
     real, predicted = json.loads(done.stdout)
     assert 0.8 * real <= predicted <= 2 * max(real, 6e7)  # libraries alone may take 64 MB
+
+
+def test_networks_without_hidden_layers_have_costs() -> None:
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(), (1, 8, 8), 10)
+    for name in ("best-of", "crown", "jacobian-zonotope", "deepz", "recurjac", "fast-lip", "lp", "milp", "wong-kolter"):
+        certifier = build(name)
+        certifier.cost(certifier.prepare(classifier, Linf))

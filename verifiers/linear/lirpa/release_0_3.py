@@ -43,8 +43,8 @@ def auto_lirpa() -> ModuleType:
         if needed:
             _after_import(module)
     except ImportError as error:
-        lacks = error.name if importlib.util.find_spec("auto_LiRPA") is not None else None
-        mend = f"pip install --no-deps {lacks}" if lacks and "auto_LiRPA" not in lacks else INSTALL
+        other = error.name if error.name and "auto_LiRPA" not in error.name else None
+        mend = f"pip install --no-deps {other}" if other else INSTALL
         raise MissingBackendError(f"auto-LiRPA does not import ({error}); install it by: {mend}") from error
     return module
 
