@@ -91,7 +91,7 @@ class Select(Map):
         """Add up what belongs to each input."""
         if self._repeated is not None:
             order, used = self._repeated
-            found = a.index_select(1, order).view(len(a), len(used), -1).sum(dim=2)
+            found = a.index_select(1, order).view(len(a), len(used), len(order) // len(used)).sum(dim=2)
             return found if len(used) == self.length else a.new_zeros(len(a), self.length).index_copy(1, used, found)
         index = self.index
         if self._holes is not None:

@@ -36,6 +36,13 @@ def test_random_selections() -> None:
         assert part.transposed_roundings == max(0, int(part.matrix().sum(0).max()) - 1)
 
 
+@pytest.mark.parametrize("index", [[0, 1, 2, 0, 1, 2], [2, -1, 0, 0, 2, -1], [1, 3, 3, 1, 3, 1], [3, 1, 0, 2]], ids=str)
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_entries_that_are_selected_equally_often_are_added_up(index: list[int], count: int) -> None:
+    part, a = Select(torch.tensor(index), 4), gauss(count, len(index))
+    torch.testing.assert_close(part.transpose(a), a @ part.matrix())
+
+
 def test_a_selection_of_a_selection_is_one() -> None:
     for first, second in zip(selections(), reversed(list(selections())), strict=True):
         fitting = Select(second.index.clamp(max=first.outputs - 1), first.outputs)
