@@ -21,7 +21,20 @@ def run(
     rerun: Annotated[
         str, typer.Option(help="Stored outcomes to compute again: errors, timeouts, unsupported, all or none.")
     ] = "errors",
-    threads: Annotated[int, typer.Option(help="Number of torch's threads.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Number of torch's threads, in each process.", min=1)] = 1,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="Who computes: process (workers of their own, with hard limits) or inline. [default: the suite's]",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of processes; 0: as many as cores. [default: the suite's]", min=0, show_default=False
+        ),
+    ] = None,
     known: Known = None,
 ) -> None:
     """Run a suite, or what is left of it: rows that are stored already are not computed again."""
@@ -36,7 +49,7 @@ def run(
     folder = folder or Path("reports/runs") / loaded.settings.name
     with ProgressWatcher() as watcher:
         try:
-            finished = run_suite(loaded, folder, watcher, rerun=rerun, threads=threads)
+            finished = run_suite(loaded, folder, watcher, rerun=rerun, threads=threads, executor=executor, workers=workers)
         except KeyboardInterrupt:
             watcher.stop()
             err.print(f"interrupted; computed rows are stored. To go on: {again()}", markup=False, soft_wrap=True)

@@ -113,6 +113,17 @@ class TracebackEvidence(ReasonEvidence):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HalvedEvidence(Evidence):
+    """A batch that ran out of memory, and was computed in parts; the certificate has its own evidence, too.
+
+    Attributes:
+        batch_after_out_of_memory: number of inputs that were then computed at once.
+    """
+
+    batch_after_out_of_memory: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BracketEvidence(Evidence):
     """The two radii between which a search ended.
 

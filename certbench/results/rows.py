@@ -41,6 +41,7 @@ class Row:
         upper: distance of the closest known counterexample of the base classifier; inf if there is none.
         seconds: time for this input.
         prepare_seconds: time for the preparation that this row shares with others of its pair.
+        cpu_seconds: processor time for this input; None in runs of earlier releases.
         outcome: the way in which the computation ended.
         reason: reason why there is no answer; empty if there is one.
         evidence: all that a reader needs to re-check the claim.
@@ -58,6 +59,7 @@ class Row:
     outcome: Outcome
     seconds: float = 0.0
     prepare_seconds: float = 0.0
+    cpu_seconds: float | None = None
     upper: float = math.inf
     domain: Domain | None = None
     scale: Numbers | None = None

@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS plan (
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, prediction INTEGER NOT NULL, radius REAL NOT NULL, upper REAL NOT NULL,
     seconds REAL NOT NULL, prepare_seconds REAL NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
-    evidence TEXT NOT NULL);
+    evidence TEXT NOT NULL, cpu_seconds REAL);
 CREATE TABLE IF NOT EXISTS attacks (
     key TEXT PRIMARY KEY, distance REAL NOT NULL, attack TEXT NOT NULL, point BLOB);
 """
@@ -95,6 +95,7 @@ class StoredAnswer:
     outcome: Outcome
     reason: str
     evidence: Mapping[str, Any]
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Store:
                 self._connection.executescript(
                     f"BEGIN; {_SCHEMA} {_ESTIMATES} PRAGMA user_version = {VERSION}; COMMIT;"
                 )
+            elif not self._has_cpu_seconds():  # written before they were measured
+                self._connection.execute("ALTER TABLE results ADD COLUMN cpu_seconds REAL")
             undo.pop_all()
 
     def close(self) -> None:
@@ -182,16 +185,23 @@ class Store:
             )
 
     def put(self, results: Iterable[StoredAnswer]) -> None:
-        """Write results in one transaction; a later answer replaces an earlier one."""
+        """Write results in one transaction; a later one replaces an earlier one, but an answer stays if there is none."""
         values = [
             (
                 *(r.key, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome.value, r.reason),
-                json.dumps(plain(r.evidence)),
+                *(json.dumps(plain(r.evidence)), r.cpu_seconds),
             )
             for r in results
         ]
+        columns = "key, prediction, radius, upper, seconds, prepare_seconds, outcome, reason, evidence, cpu_seconds"
+        changes = ", ".join(f"{name} = excluded.{name}" for name in columns.split(", ")[1:])
+        answers = ", ".join(f"'{outcome.value}'" for outcome in Outcome if outcome.answered)
         with self._transaction():
-            self._connection.executemany(f"INSERT OR REPLACE INTO results VALUES ({','.join('?' * 9)})", values)
+            self._connection.executemany(
+                f"INSERT INTO results ({columns}) VALUES ({','.join('?' * 10)}) ON CONFLICT (key) DO UPDATE SET {changes} "
+                f"WHERE excluded.outcome IN ({answers}) OR outcome NOT IN ({answers})",
+                values,
+            )
 
     def put_attacks(self, found: Iterable[Counterexample]) -> None:
         """Write counterexamples in one transaction; a closer one replaces a farther one, never the reverse."""
@@ -239,13 +249,14 @@ class Store:
 
     def keyed_rows(self) -> list[tuple[Row, str, str]]:
         """Return the computed rows of the plan, each with its key and the key of its counterexample."""
-        query = (
-            "SELECT p.key, p.attack, p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, p.input, "
-            "p.label, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, r.evidence, "
-            "a.distance FROM plan p JOIN results r ON r.key = p.key LEFT JOIN attacks a ON a.key = p.attack "
-            "ORDER BY p.position"
-        )
         with self._guard():
+            cpu = "r.cpu_seconds" if self._has_cpu_seconds() else "NULL"
+            query = (
+                "SELECT p.key, p.attack, p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, "
+                "p.input, p.label, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, "
+                f"r.evidence, {cpu}, a.distance FROM plan p JOIN results r ON r.key = p.key "
+                "LEFT JOIN attacks a ON a.key = p.attack ORDER BY p.position"
+            )
             boxes, found = self._boxes(), self._connection.execute(query)
             return [(_named(_row, values, boxes), key, attack) for key, attack, *values in found]
 
@@ -261,6 +272,11 @@ class Store:
             query = "SELECT count(*) FROM plan WHERE key NOT IN (SELECT key FROM results)"
             (count,) = self._connection.execute(query).fetchone()
         return int(count)
+
+    def _has_cpu_seconds(self) -> bool:
+        """Say whether results have CPU seconds; files of earlier releases lack them."""
+        columns = self._connection.execute("SELECT name FROM pragma_table_info('results')").fetchall()
+        return ("cpu_seconds",) in columns
 
     def _boxes(self) -> "_Boxes":
         """Return a reader of the plan's domains and scales."""
@@ -315,14 +331,14 @@ def _named(make: Callable[[Sequence[Any], _Boxes], _T], values: Sequence[Any], b
 
 def _row(values: Sequence[Any], boxes: _Boxes) -> Row:
     (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
-    (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, distance) = values[9:]
+    (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, cpu, distance) = values[9:]
     known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
     options, found = json.loads(spec), json.loads(evidence)
     for part, kind in ((model, str), (certifier, str), (reason, str), (options, dict), (found, dict)):
         _check(part, kind)
     for part in (index, label, prediction):
         _check(part, int)
-    for part in (norm, radius, seconds, prepare, *known):
+    for part in (norm, radius, seconds, prepare, *known, *(() if cpu is None else (cpu,))):
         _check(part, (int, float))
     box, scale = boxes[domain]
     return Row(
@@ -341,6 +357,7 @@ def _row(values: Sequence[Any], boxes: _Boxes) -> Row:
         upper=min(known),
         seconds=seconds,
         prepare_seconds=prepare,
+        cpu_seconds=cpu,
         outcome=Outcome(outcome),
         reason=reason,
         evidence=found,

@@ -1,9 +1,10 @@
-"""Messages of a run to whoever watches it."""
+"""Messages of a run to whoever watches it, and from whoever interrupts it."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -31,26 +32,58 @@ class Watcher(Protocol):
         """Take note of a problem that does not stop the run."""
 
 
-@contextmanager
-def gently() -> Iterator[Callable[[], None]]:
-    """Let the first Ctrl-C wait until the current batch is stored; a second one does not wait."""
-    asked = False
+class Stop:
+    """A wish to stop, and what is in the works when it comes."""
 
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+    def __init__(self, begins: Callable[[str], None] = lambda name: None) -> None:
+        """Take the function that hears the name of each piece of work that begins."""
+        self.begins = begins
+        self.asked = False
+        self.inputs = 0
 
-    def stop() -> None:
-        if asked:
+    def holding(self, inputs: int) -> None:
+        """Take note of how many inputs are being computed, for whoever waits for them."""
+        self.inputs = inputs
+
+    def check(self) -> None:
+        """End the run if that was asked for.
+
+        Raises:
+            Interrupted: it was.
+        """
+        if self.asked:
             raise Interrupted
 
+    def ask(self, signum: int, frame: Any) -> None:
+        """Hear a signal: the first one is kept until what is in the works is stored; a second one does not wait.
+
+        Raises:
+            KeyboardInterrupt: it is the second.
+        """
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        many = f", up to {self.inputs} inputs" if self.inputs else ""
+        with suppress(OSError):  # written at once, past buffers that the signal may have interrupted
+            os.write(2, f"\nfinishing the batch at hand{many}; again to stop now\n".encode())
+
+
+@contextmanager
+def gently(begins: Callable[[str], None]) -> Iterator[Stop]:
+    """Let the first Ctrl-C or SIGTERM wait for the jobs at hand; a second one does not wait.
+
+    A terminal that is closed does not end the run.
+    """
+    stop = Stop(begins)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGINT, ask)
+    wanted = [(signal.SIGINT, stop.ask), (signal.SIGTERM, stop.ask)]
+    if hasattr(signal, "SIGHUP"):
+        wanted.append((signal.SIGHUP, signal.SIG_IGN))
+    before = [(number, signal.signal(number, handler)) for number, handler in wanted]
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -52,19 +52,31 @@ def _model(spec: ModelSpec, dataset: Dataset) -> Classifier:
         for given in sorted(spec.model_fields_set - {"name"}):
             if getattr(spec, given) is not None:
                 raise ConfigError(f"model {spec.name!r} has {given} but no factory; write factory: module:function")
-    model = load_for(
-        dataset,
-        spec.path or spec.factory or spec.name,
-        spec.weights,
-        output=spec.output,
-        threshold=spec.threshold,
-        trust=spec.trust,
-        download=spec.download,
-    )
+    model = load_for(dataset, *_place(spec), **_options(spec))
     if model.input_shape != dataset.input_shape:
         shapes = f"{model.input_shape}; {dataset.name} has {dataset.input_shape}"
         raise ConfigError(f"model {spec.name!r} takes {shapes}; {cure_of_shape(model, dataset)}")
     return labelled(replace(model, name=spec.name), dataset)
+
+
+def load_again(spec: ModelSpec, input_shape: tuple[int, ...]) -> Classifier:
+    """Load a model that the run has loaded already, in another process.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+        MissingBackendError: a package that its format needs is not installed.
+    """
+    return replace(load_model(*_place(spec), input_shape=input_shape, **_options(spec)), name=spec.name)
+
+
+def _place(spec: ModelSpec) -> tuple[str, str | None]:
+    return spec.path or spec.factory or spec.name, spec.weights
+
+
+def _options(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "output": spec.output, "threshold": spec.threshold, "trust": spec.trust, "download": spec.download,
+    }  # fmt: skip
 
 
 def load_for(

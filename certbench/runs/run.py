@@ -18,9 +18,11 @@ from certbench.runs.events import Watcher, gently
 from certbench.runs.load import load
 from certbench.runs.manifest import manifest_of
 from certbench.runs.plan import pairs_of, wanted_attacks, wanted_estimates
-from certbench.runs.stages import _ERRORS, attack_inputs, certify_inputs, estimate_inputs
+from certbench.runs.stages import Desk, Stage, attacks, certificates, estimates, perform, source_of
 from certbench.runs.suite import Suite
 from certbench.runs.threats import with_threats
+
+_ERRORS = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})
 
 RERUN = {
     "errors": _ERRORS,
@@ -29,7 +31,8 @@ RERUN = {
     "all": frozenset(Outcome),
     "none": frozenset[Outcome](),
 }
-"""Stored outcomes that each choice of `rerun` computes again. `errors` is the default: a failure is never an answer."""
+"""Stored outcomes that each choice of `rerun` computes again. `errors` is the default: a failure is never an answer.
+What is computed again and not answered leaves a stored answer as it is."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,14 @@ class Finished:
 
 
 def run(
-    suite: Suite, folder: Path, watcher: Watcher, *, rerun: str = "errors", threads: int = 1, executor: str = "inline"
+    suite: Suite,
+    folder: Path,
+    watcher: Watcher,
+    *,
+    rerun: str = "errors",
+    threads: int = 1,
+    executor: str | None = None,
+    workers: int | None = None,
 ) -> Finished:
     """Compute what the folder does not hold yet, and nothing else.
 
@@ -64,8 +74,9 @@ def run(
             `errors.log`.
         watcher: observer of the run's progress.
         rerun: a key of `RERUN`.
-        threads: number of torch's threads.
-        executor: key of `certbench.runs.executors.TABLE` of the executor that computes.
+        threads: number of torch's threads, in each process.
+        executor: key of `certbench.runs.executors.TABLE` of the executor that computes; None: the suite's.
+        workers: largest number of processes, 0: as many as there are cores; None: the suite's.
 
     Raises:
         ConfigError: a model or the data cannot be loaded; nothing has run.
@@ -73,7 +84,8 @@ def run(
         Interrupted: Ctrl-C was pressed; computed results are stored.
     """
     torch.set_num_threads(threads)
-    computer = executors.find(executor)
+    settings = executors.Settings(suite.settings.workers if workers is None else workers, threads)
+    computer = executors.find(suite.settings.executor if executor is None else executor, settings)
     dataset, models = load(suite)
     suite = with_threats(suite, dataset)
     inputs = dataset.inputs[: suite.settings.inputs].double()
@@ -99,16 +111,17 @@ def run(
         watcher.data(f"data {dataset.name}: {'; '.join(dataset.done)}")
         watcher.begin(total, done)
 
-        computed = 0
-        with gently() as stop:
-            for model in wanted:
-                computed += attack_inputs(suite, store, model, inputs, wanted[model], attacked, watcher, folder)
-                stop()
-            for pair in pairs:
-                stop()
-                computed += certify_inputs(suite, store, pair, inputs, fresh, watcher, stop, folder, computer)
-            for model, threat, part in guesses:
-                computed += estimate_inputs(suite, store, model, threat, inputs, part, estimated, watcher, stop, folder)
+        desk = Desk(store, watcher, folder)
+        sources = {model: source_of(suite, model, manifest["models"][model.name]) for model in models}
+        stages: list[Stage] = []
+        for model in wanted:
+            stages += attacks(suite, desk, sources[model], inputs, wanted[model], attacked)
+        for pair in pairs:
+            stages += certificates(suite, desk, sources[pair.classifier], pair, inputs, fresh)
+        for model, threat, part in guesses:
+            stages += estimates(suite, desk, sources[model], threat, inputs, part, estimated)
+        with gently(watcher.now) as stop:
+            computed = perform(stages, computer, stop)
         attacked = store.attacked()
         unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,229 +1,240 @@
-"""The stages of a run: attacks, estimates, certificates."""
+"""The stages of a run, attacks, certificates and estimates: what an executor is given, and what becomes of its answers.
 
-import math
-import time
-import traceback
+Each stage makes assignments of what is not stored yet, and stores their answers. Only the process of the run stores.
+"""
+
+import base64
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from certbench.attacks.battery import attack
-from certbench.attacks.clever import clever
-from certbench.core.certificate import Certificate
-from certbench.core.certification import certify, prepare
-from certbench.core.claims import Outcome
+from certbench.core.claims import ABSTAIN, Outcome
 from certbench.core.classifier import Classifier
-from certbench.core.evidence import ReasonEvidence, TracebackEvidence
-from certbench.core.memory import limits, out_of_memory
+from certbench.core.evidence import HalvedEvidence, ReasonEvidence, TracebackEvidence
 from certbench.core.threat import ThreatModel
-from certbench.errors import (
-    CertificationError,
-    ConfigError,
-    CrashError,
-    MissingBackendError,
-    StoreError,
-    UnsupportedError,
-)
+from certbench.errors import CertificationError
 from certbench.files.writing import writing
 from certbench.results.store import Counterexample, PlannedEstimate, Store, StoredAnswer
-from certbench.runs.events import Watcher
-from certbench.runs.executors import Executor, Job
+from certbench.runs.events import Stop, Watcher
+from certbench.runs.executors import Answer, Assignment, Executor
 from certbench.runs.plan import Pair
-from certbench.runs.suite import Suite
-
-_ERRORS = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})
-
+from certbench.runs.suite import Limits, Suite
+from certbench.runs.work import Attacking, Certifying, Estimating, Failure, Source
 
 ATTACK_BATCH = 256
 """Number of inputs that are attacked at once."""
 
 
-def attack_inputs(
-    suite: Suite,
-    store: Store,
-    model: Classifier,
-    inputs: torch.Tensor,
-    wanted: list[tuple[int, dict[ThreatModel, str]]],
-    attacked: Mapping[str, float],
-    watcher: Watcher,
-    folder: Path,
-) -> int:
-    """Attack the inputs whose counterexamples are not stored; return the number of attacked inputs."""
-    todo = [(i, keys) for i, keys in wanted if any(key not in attacked for key in keys.values())]
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A piece of work of a run, and what becomes of its answers.
+
+    Attributes:
+        assignment: what the executor is given.
+        keep: function that stores the answer to a job.
+    """
+
+    assignment: Assignment
+    keep: Callable[[Answer], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Desk:
+    """What all stages write to."""
+
+    store: Store
+    watcher: Watcher
+    folder: Path
+
+    def failed(self, name: str, failure: Failure) -> None:
+        """Tell of a failure; a traceback goes to the log."""
+        if failure.trace:
+            self.log(name, failure.trace)
+        self.watcher.note(f"{name}: {failure.reason}")
+
+    def log(self, name: str, trace: str) -> None:
+        """Append a traceback to the folder's log."""
+        path = self.folder / "errors.log"
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(f"{name}\n{trace}\n")
+
+
+def perform(stages: Sequence[Stage], executor: Executor, stop: Stop) -> int:
+    """Compute and store; return the number of inputs of which something was computed.
+
+    Raises:
+        CertificationError: the executor left out an input, or answered twice.
+        Interrupted: Ctrl-C was pressed; what was computed is stored.
+    """
+    open_places = [Counter(place for job in stage.assignment.jobs for place in job) for stage in stages]
     count = 0
+    for answer in executor.answers([stage.assignment for stage in stages], stop):
+        extra = Counter(answer.places) - open_places[answer.work]
+        if extra:
+            raise CertificationError(f"the executor answered twice for {len(extra)} inputs")
+        open_places[answer.work] -= Counter(answer.places)
+        stages[answer.work].keep(answer)
+        count += len(answer.places)
+    for number, (stage, left) in enumerate(zip(stages, open_places, strict=True)):
+        if left:
+            reason = f"the executor gave no answer for {len(left)} inputs"
+            stage.keep(Answer(number, tuple(left), Failure(Outcome.FAILED, reason)))
+            count += len(left)
+    return count
+
+
+def source_of(suite: Suite, model: Classifier, fingerprint: str) -> Source:
+    """Return the source of a model of the suite."""
+    spec = next(spec for spec in suite.settings.models if spec.name == model.name)
+    return Source(spec, model.input_shape, fingerprint, model)
+
+
+def divided(places: Sequence[int], starts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Divide places into jobs, at fixed places: what a run that was stopped left is divided as it was before."""
+    return tuple(tuple(part) for _, part in groupby(places, key=lambda place: bisect_right(starts, place)))
+
+
+def starts_of(n: int, batch: int) -> list[int]:
+    """Return the first place of each job, when each has `batch` inputs."""
+    return list(range(0, n, batch))
+
+
+def growing_starts(n: int, batch: int) -> list[int]:
+    """Return the first place of each job when jobs grow from 1 to `batch` inputs, so that a limit loses few."""
+    starts, size = [0], 1
+    while starts[-1] + size < n:
+        starts.append(starts[-1] + size)
+        size = min(2 * size, batch)
+    return starts
+
+
+def attacks(
+    suite: Suite, desk: Desk, source: Source, inputs: Tensor, wanted: list[tuple[int, dict[ThreatModel, str]]],
+    attacked: Mapping[str, float],
+) -> list[Stage]:  # fmt: skip
+    """Return the attacks on the inputs whose counterexamples are not stored."""
+    keys_of = dict(wanted)
+    todo = [i for i, keys in wanted if any(key not in attacked for key in keys.values())]
+    if not todo:
+        return []
     threat = suite.threats[0]
     box = (float(inputs.min()), float(inputs.max())) if threat.domain is None else threat.ends(inputs)
-    for start in range(0, len(todo), ATTACK_BATCH):
-        part = todo[start : start + ATTACK_BATCH]
-        watcher.now(f"attacks on {model.name}")
-        x = inputs[[i for i, _ in part]]
-        try:
-            found = attack(model, x, suite.threats, box, steps=suite.settings.attacks.steps, seed=suite.settings.seed)
-        except Exception as error:  # these stay unaudited, as the run's result says; the next run tries again
-            _log(folder, f"attacks on {model.name}")
-            watcher.note(f"attacks on {model.name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
-            continue
-        new = []
-        for threat, examples in found.items():
-            for row, (_, keys) in enumerate(part):
-                distance = float(examples.distance[row])
-                point = examples.point[row].contiguous().numpy().tobytes() if math.isfinite(distance) else None
-                new.append(Counterexample(keys[threat], distance, examples.attack[row], point))
-        store.put_attacks(new)
-        count += len(part)
-        watcher.advance({"attacked": len(part)})
-    return count
+    work = Attacking(
+        f"attacks on {source.spec.name}", source, suite.threats, box, suite.settings.attacks.steps, suite.settings.seed
+    )
+
+    def keep(answer: Answer) -> None:
+        if isinstance(answer.results, Failure):  # these stay unaudited, as the run says; the next run tries again
+            desk.failed(f"{work.name} failed", answer.results)
+            return
+        desk.store.put_attacks(
+            Counterexample(keys_of[i][threat], distance, attack, None if point is None else base64.b64decode(point))
+            for i, found in zip(answer.places, answer.results, strict=True)
+            for threat, (distance, attack, point) in zip(suite.threats, found, strict=True)
+        )
+        desk.watcher.advance({"attacked": len(answer.places)})
+
+    jobs = divided(todo, starts_of(len(inputs), ATTACK_BATCH))
+    return [Stage(Assignment(work, inputs, jobs, Limits(memory=suite.settings.limits.memory)), keep)]
 
 
-def estimate_inputs(
-    suite: Suite,
-    store: Store,
-    model: Classifier,
-    threat: ThreatModel,
-    inputs: torch.Tensor,
-    planned: list[PlannedEstimate],
+def estimates(
+    suite: Suite, desk: Desk, source: Source, threat: ThreatModel, inputs: Tensor, planned: list[PlannedEstimate],
     estimated: set[str],
-    watcher: Watcher,
-    stop: Callable[[], None],
-    folder: Path,
-) -> int:
-    """Estimate the inputs whose estimates are not stored; return their number. If that fails, the report lacks them."""
-    asked, count = suite.settings.clever, 0
-    todo = [estimate for estimate in planned if estimate.key not in estimated]
-    assert asked is not None
-    for start in range(0, len(todo), suite.settings.batch):
-        stop()
-        part = todo[start : start + suite.settings.batch]
-        name = f"estimates of {model.name}, {threat.name}"
-        watcher.now(name)
-        try:
-            values = clever(
-                model, inputs[[estimate.input for estimate in part]], threat, radius=part[0].cap,
-                batches=asked.batches, samples=asked.samples, seed=suite.settings.seed,
-            )  # fmt: skip
-        except Exception as error:
-            _log(folder, name)
-            watcher.note(f"{name} failed: {type(error).__name__}: {error} (traceback in errors.log)")
-            continue
-        store.put_estimates({e.key: value for e, value in zip(part, values.tolist(), strict=True)})
-        count += len(part)
-        watcher.advance({"estimated": len(part)})
-    return count
+) -> list[Stage]:  # fmt: skip
+    """Return the estimates that are not stored. If one fails, the report lacks it."""
+    asked = suite.settings.clever
+    todo = {estimate.input: estimate for estimate in planned if estimate.key not in estimated}
+    if not todo or asked is None:
+        return []
+    name = f"estimates of {source.spec.name}, {threat.name}"
+    work = Estimating(
+        name, source, threat, planned[0].cap, asked.batches, asked.samples, suite.settings.seed
+    )
+
+    def keep(answer: Answer) -> None:
+        if isinstance(answer.results, Failure):
+            desk.failed(f"{name} failed", answer.results)
+            return
+        desk.store.put_estimates({todo[i].key: value for i, value in zip(answer.places, answer.results, strict=True)})
+        desk.watcher.advance({"estimated": len(answer.places)})
+
+    jobs = divided(list(todo), starts_of(len(inputs), suite.settings.batch))
+    return [Stage(Assignment(work, inputs, jobs, Limits(memory=suite.settings.limits.memory)), keep)]
 
 
-def certify_inputs(
-    suite: Suite,
-    store: Store,
-    pair: Pair,
-    inputs: torch.Tensor,
-    fresh: set[str],
-    watcher: Watcher,
-    stop: Callable[[], None],
-    folder: Path,
-    executor: Executor,
-) -> int:
-    """Certify the inputs of a pair that are not stored; return the number of new rows."""
+def certificates(
+    suite: Suite, desk: Desk, source: Source, pair: Pair, inputs: Tensor, fresh: set[str]
+) -> list[Stage]:
+    """Return the rows of a pair that are not stored."""
     todo = [i for i, planned in enumerate(pair.planned) if planned.key not in fresh]
     if not todo:
-        return 0
+        return []
+    settings = suite.settings
     name = f"{pair.planned[0].certifier} on {pair.classifier.name}, {pair.threat.name}"
-    watcher.now(name)
+    work = Certifying(name, source, pair.certifier, pair.threat, settings.seed, settings.batch)
 
-    def put(indices: list[int], certificate: Certificate) -> None:
-        store.put(_results([pair.planned[i].key for i in indices], certificate, prepared))
-        watcher.advance(Counter(outcome.value for outcome in certificate.outcome))
-
-    def fail(outcome: Outcome, reason: str) -> None:
-        put(left, Certificate.nothing(len(left), outcome, reason))
-        if outcome is not Outcome.UNSUPPORTED:
-            watcher.note(f"{name}: {reason}")
-
-    left, prepared = todo, 0.0  # left: not stored yet
-    start = time.perf_counter()
-    limit = suite.settings.limits.seconds
-    allowed = {"memory": suite.settings.limits.memory, "seconds": limit if math.isfinite(limit) else None}
-    try:
-        with limits(**allowed):
-            state = prepare(pair.certifier, pair.classifier, pair.threat)
-        prepared = time.perf_counter() - start
-        stop()
-
-        def jobs() -> Iterator[Job]:
-            for at in range(0, len(todo), suite.settings.batch):
-                if time.perf_counter() - start > limit:
-                    return
-                yield partial(
-                    _limited, allowed, pair.certifier, pair.classifier, inputs[todo[at : at + suite.settings.batch]],
-                    pair.threat, state=state, batch_size=suite.settings.batch, seed=suite.settings.seed, throw=False,
-                )  # fmt: skip
-
-        for certificate in executor.answers(jobs()):
-            for crash in crashes(certificate):
-                _write_log(folder, name, crash.traceback)
-                watcher.note(f"{name}: {crash.reason}; the traceback is in errors.log")
-            put(left[: len(certificate)], certificate)
-            left = left[len(certificate) :]
-            stop()
-        if left and time.perf_counter() - start <= limit:
-            raise CertificationError(f"the executor gave no answer for {len(left)} inputs")
-        if left:
-            fail(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {len(left)} inputs left")
-    except UnsupportedError as error:
-        fail(Outcome.UNSUPPORTED, str(error))
-    except CrashError as error:  # a bug, here or in a backend: this pair is lost, the others are not
-        _write_log(folder, name, error.trace)
-        fail(Outcome.FAILED, f"{error}; the traceback is in errors.log")
-    except (MissingBackendError, CertificationError, ConfigError) as error:
-        fail(Outcome.FAILED, str(error))
-    except StoreError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            fail(Outcome.OUT_OF_MEMORY, f"out of memory in the preparation: {error}")
+    def keep(answer: Answer) -> None:
+        results = answer.results
+        if isinstance(results, Failure):
+            rows = [_nothing(results.outcome, results.reason)] * len(answer.places)
+            if results.outcome is not Outcome.UNSUPPORTED:
+                desk.failed(name, results)
         else:
-            _log(folder, name)
-            fail(Outcome.FAILED, f"{type(error).__name__}: {error} (a bug; the traceback is in errors.log)")
-    return len(todo)
+            rows = results
+            for crash in crashes(rows):
+                desk.log(name, crash.traceback)
+                desk.watcher.note(f"{name}: {crash.reason}; the traceback is in errors.log")
+            if answer.halved:
+                desk.watcher.note(f"{name}: memory ran out; {len(rows)} inputs were computed at half the batch")
+                rows = [_halved(row, answer.halved) for row in rows]
+        keys = [pair.planned[i].key for i in answer.places]
+        desk.store.put(_answers(keys, rows, answer.prepared))
+        desk.watcher.advance(Counter(row["outcome"] for row in rows))
+
+    alone = pair.certifier.one_by_one or settings.limits.input_seconds < float("inf")
+    starts = starts_of(len(inputs), 1 if alone else settings.batch)
+    if settings.limits.seconds < float("inf") and not alone:
+        starts = growing_starts(len(inputs), settings.batch)
+    return [Stage(Assignment(work, inputs, divided(todo, starts), settings.limits), keep)]
 
 
-def _limited(allowed: Mapping[str, float | None], *arguments: Any, **options: Any) -> Certificate:
-    """Certify within limits, wherever the job runs."""
-    with limits(**allowed):
-        return certify(*arguments, **options)
+def _nothing(outcome: Outcome, reason: str) -> dict[str, Any]:
+    return {
+        "prediction": ABSTAIN, "radius": 0.0, "upper": float("inf"), "seconds": 0.0, "cpu_seconds": 0.0,
+        "outcome": outcome.value, "evidence": ReasonEvidence(reason=reason).to_json(),
+    }  # fmt: skip
 
 
-def crashes(certificate: Certificate) -> list[TracebackEvidence]:
-    """Return the bugs that a certificate's rows tell of, each once."""
-    found = [TracebackEvidence.read(evidence) for evidence in certificate.evidence]
+def _halved(row: dict[str, Any], size: int) -> dict[str, Any]:
+    return {**row, "evidence": HalvedEvidence(batch_after_out_of_memory=size, more=row["evidence"]).to_json()}
+
+
+def crashes(rows: Sequence[Mapping[str, Any]]) -> list[TracebackEvidence]:
+    """Return the bugs that rows tell of, each once."""
+    found = [TracebackEvidence.read(row["evidence"]) for row in rows]
     return list({crash.traceback: crash for crash in found if crash is not None}.values())
 
 
-def _log(folder: Path, name: str) -> None:
-    """Append the traceback of the current exception to the folder's log."""
-    _write_log(folder, name, traceback.format_exc())
-
-
-def _write_log(folder: Path, name: str, trace: str) -> None:
-    with writing(folder / "errors.log"), open(folder / "errors.log", "a", encoding="utf-8") as file:
-        file.write(f"{name}\n{trace}\n")
-
-
-def _results(keys: list[str], certificate: Certificate, prepared: float) -> Iterator[StoredAnswer]:
-    for i, key in enumerate(keys):
-        evidence, answered = certificate.evidence[i], certificate.outcome[i].answered
-        said = None if answered else ReasonEvidence.read(evidence)
+def _answers(keys: list[str], rows: Sequence[Mapping[str, Any]], prepared: float) -> Iterator[StoredAnswer]:
+    for key, row in zip(keys, rows, strict=True):
+        outcome = Outcome(row["outcome"])
+        said = None if outcome.answered else ReasonEvidence.read(row["evidence"])
         yield StoredAnswer(
             key=key,
-            prediction=int(certificate.prediction[i]),
-            radius=float(certificate.radius[i]),
-            upper=float(certificate.upper[i]),
-            seconds=float(certificate.seconds[i]),
+            prediction=row["prediction"],
+            radius=row["radius"],
+            upper=row["upper"],
+            seconds=row["seconds"],
+            cpu_seconds=row["cpu_seconds"],
             prepare_seconds=prepared,
-            outcome=certificate.outcome[i],
+            outcome=outcome,
             reason="" if said is None else str(said.reason),
-            evidence=evidence,
+            evidence=row["evidence"],
         )

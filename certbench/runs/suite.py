@@ -108,13 +108,21 @@ class Clever(_Strict):
 
 
 class Limits(_Strict):
-    """Limits for each (model, norm, certifier).
+    """Limits for each (model, norm, certifier). Whoever exceeds one is stopped, if processes compute.
 
-    `seconds` is checked between batches; a certifier that is predicted to need more for one input does not start.
-    `memory` is what may be used, like "8 GB"; by default, three quarters of what is free.
+    A certifier that is predicted to need more for one input does not start.
+
+    Attributes:
+        seconds: time of all inputs together, with the preparation.
+        prepare_seconds: time of the preparation.
+        input_seconds: time of each input. If there is such a limit, inputs are computed one by one.
+        memory: bytes that may be used beyond what a process uses at its start, like "8 GB"; by default, three quarters
+            of what is free are used for plans, and nobody is stopped before the machine has no more.
     """
 
     seconds: Number = Field(default=math.inf, gt=0)
+    prepare_seconds: Number = Field(default=math.inf, gt=0)
+    input_seconds: Number = Field(default=math.inf, gt=0)
     memory: Size | None = None
 
 
@@ -139,6 +147,8 @@ class SuiteFile(_Strict):
     attacks: Attacks = Attacks()
     clever: Clever | None = None
     limits: Limits = Limits()
+    executor: str = "process"
+    workers: Whole = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, eq=False)

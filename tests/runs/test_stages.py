@@ -7,7 +7,7 @@ import pytest
 
 from certbench.attacks import battery
 from certbench.core.claims import Outcome, Subject
-from certbench.runs import stages
+from certbench.runs import work
 from tests.support.runs import SMOOTHING, Bench, outcomes
 
 pytestmark = pytest.mark.machine
@@ -35,12 +35,12 @@ def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(
     def broken(*args: Any, **options: Any) -> None:
         raise RuntimeError("no gradient")
 
-    monkeypatch.setattr(stages, "attack", broken)
+    monkeypatch.setattr(work, "attack", broken)
     finished = bench.run("fake", attacks={"steps": 3})
     assert outcomes(finished.rows) == {"fake": {Outcome.COMPLETED}}
     assert finished.unaudited == 3
     assert "attacks on plane failed: RuntimeError: no gradient" in bench.watcher.notes[0]
-    monkeypatch.setattr(stages, "attack", battery.attack)
+    monkeypatch.setattr(work, "attack", battery.attack)
     again = bench.run("fake", attacks={"steps": 3})
     assert (again.computed, again.unaudited) == (3, 0)
 
@@ -95,7 +95,7 @@ def test_estimates_that_fail_cost_nothing_and_are_tried_again(bench: Bench, monk
         raise RuntimeError("no gradient")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "clever", broken)
+        patch.setattr(work, "clever", broken)
         finished = bench.run("fake", **ATTACKS, **CLEVER)
     assert (outcomes(finished.rows), finished.estimates) == ({"fake": {Outcome.COMPLETED}}, [])
     assert "estimates of plane, L2 failed: RuntimeError: no gradient" in bench.watcher.notes[0]

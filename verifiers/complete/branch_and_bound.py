@@ -67,6 +67,7 @@ class BranchAndBound(Certifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.COMPLETE
     norms: ClassVar[frozenset[float]] = frozenset({1.0, 2.0, math.inf})
+    one_by_one: ClassVar[bool] = True
     repeatable = False
 
     def prepare(self, classifier: Classifier, threat: ThreatModel) -> NetworkState:

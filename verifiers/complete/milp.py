@@ -58,6 +58,7 @@ class MILP(Certifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.COMPLETE
     norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
+    one_by_one: ClassVar[bool] = True
     repeatable = False
 
     def unsupported(self, classifier: Classifier, threat: ThreatModel) -> str | None:

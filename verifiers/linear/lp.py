@@ -50,6 +50,7 @@ class LP(MarginCertifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({1.0, math.inf})
+    one_by_one: ClassVar[bool] = True
     repeatable = False
 
     def intermediate(self) -> str:

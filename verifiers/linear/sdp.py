@@ -82,6 +82,7 @@ class SDP(MarginCertifier[NetworkState]):
 
     guarantee: ClassVar[Guarantee] = Guarantee.SOUND
     norms: ClassVar[frozenset[float]] = frozenset({2.0, math.inf})
+    one_by_one: ClassVar[bool] = True
     repeatable = False
 
     def intermediate(self) -> str:

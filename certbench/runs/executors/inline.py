@@ -1,15 +1,56 @@
-"""An executor in this process, one batch after the other: for debugging."""
+"""An executor in this process, one job after the other: for debugging. Its limits are checked between jobs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
-from certbench.core.certificate import Certificate
-from certbench.runs.executors import Job
+from certbench.core.claims import Outcome
+from certbench.runs.events import Stop
+from certbench.runs.executors import Answer, Assignment, Settings
+from certbench.runs.guarding import restored, settle
+from certbench.runs.work import Failure, Session
 
 
 class Inline:
-    """Computes each job when its answer is asked for."""
+    """Computes each job when its answer is asked for. A job that ends its process ends the run."""
 
-    def answers(self, jobs: Iterable[Job]) -> Iterator[Certificate]:
+    def __init__(self, settings: Settings) -> None:
+        """Take the number of threads."""
+        self.threads = settings.threads
+
+    def answers(self, assignments: Sequence[Assignment], stop: Stop) -> Iterator[Answer]:
         """Yield the answer of each job."""
-        for job in jobs:
-            yield job()
+        settle(self.threads)
+        for number, assignment in enumerate(assignments):
+            stop.check()
+            stop.begins(assignment.work.name)
+            with restored():
+                yield from self._all(number, assignment, stop)
+
+    def _all(self, number: int, assignment: Assignment, stop: Stop) -> Iterator[Answer]:
+        left = [place for job in assignment.jobs for place in job]
+        stop.holding(len(assignment.jobs[0]))
+        limit = assignment.limits.seconds
+        session = Session(assignment.work, assignment.work.source.open(), passing=(KeyboardInterrupt,))
+        results: object = session.prepare()
+        prepared = session.seconds
+        if isinstance(results, Failure):
+            yield Answer(number, tuple(left), results, prepared)
+            return
+        stop.check()
+        for job in assignment.jobs:
+            if session.seconds > limit:
+                break
+            stop.holding(len(job))
+            results = session.compute(assignment.rows(job))
+            if isinstance(results, Failure):
+                yield Answer(number, tuple(left), results, prepared)
+                return
+            yield Answer(number, job, results, prepared)  # type: ignore[arg-type]
+            left = left[len(job) :]
+            stop.check()
+        if left:
+            yield Answer(number, tuple(left), spent(limit, len(left)), prepared)
+
+
+def spent(limit: float, left: int) -> Failure:
+    """Return the failure of inputs for which no time is left."""
+    return Failure(Outcome.TIMED_OUT, f"the limit of {limit:g} s was spent with {left} inputs left")

@@ -1,0 +1,139 @@
+"""A process that computes jobs, one at a time. It hears pickles, and answers in JSON.
+
+It belongs to no terminal, so that Ctrl-C reaches the process of the run alone, whatever a solver does with it. It ends
+with the process that made it, even out of an endless loop.
+"""
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import pickle
+import signal
+import sys
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import certbench
+from certbench.core.classifier import Classifier
+from certbench.runs.guarding import settle
+from certbench.runs.work import Failure, Session, Source, Work, attempt
+
+
+def main(connection: Connection, threads: int, memory: float, folder: str) -> None:
+    """Compute until the connection ends.
+
+    Args:
+        connection: the way to the process of the run.
+        threads: number of threads.
+        memory: bytes that this process may use.
+        folder: folder that relative paths of models start from.
+    """
+    if hasattr(os, "setsid"):
+        with contextlib.suppress(OSError):
+            os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
+    os.chdir(folder)
+    settle(threads)
+    limit_memory(memory)
+    worker = _Worker(connection)
+    worker.say(ready=certbench.__file__)
+    while True:
+        try:
+            kind, content = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        if kind == "work":
+            worker.take(content)
+        else:
+            worker.compute(content)
+
+
+class _Worker:
+    """The work at hand, and the model that was loaded last."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.session: Session | None = None
+        self.loaded: tuple[Source, Classifier] | None = None
+
+    def say(self, **parts: Any) -> None:
+        """Send an answer."""
+        self.connection.send_bytes(json.dumps(parts).encode())
+
+    def take(self, content: bytes) -> None:
+        """Prepare a piece of work; its model is loaded first, and not timed."""
+        self.session = None
+
+        def load() -> None:
+            work: Work = pickle.loads(content)  # imports the certifier's module
+            if self.loaded is None or self.loaded[0] != work.source:
+                self.loaded = None
+                self.loaded = work.source, work.source.open()
+            self.session = Session(work, self.loaded[1])
+
+        failure = attempt(load, "when the model and the certifier were loaded")
+        self.say(loaded=True)
+        if self.session is None:
+            self.say(prepared=0.0, failure=_written(failure))
+        else:
+            failure = self.session.prepare()
+            self.say(prepared=self.session.seconds, failure=_written(failure))
+
+    def compute(self, content: bytes) -> None:
+        """Compute a job."""
+        assert self.session is not None
+        results = self.session.compute(pickle.loads(content))
+        failed = isinstance(results, Failure)
+        self.say(failure=_written(results) if isinstance(results, Failure) else None, results=None if failed else results)
+
+
+def _written(failure: Failure | None) -> dict[str, Any] | None:
+    return None if failure is None else asdict(failure)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to kill this process when the one that forked it ends; elsewhere it ends at its next message."""
+    if sys.platform == "linux":
+        set_signal_of_parents_death = 1
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGKILL)
+
+
+def limit_memory(memory: float) -> None:
+    """Cap the address space, so that running out is an exception. Without such a cap, only the watch from outside is left.
+
+    What is mapped already and not used, libraries above all, does not count.
+    """
+    if not math.isfinite(memory) or torch.cuda.is_available() or sys.platform != "linux":
+        return  # CUDA maps far more than it uses
+    import resource
+
+    mapped, resident = (int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2])
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory) + mapped - resident, resource.RLIM_INFINITY))
+
+
+def resident(pid: int) -> int:
+    """Return the bytes of memory that a process uses; 0 if it has ended, or if the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def free_share() -> float:
+    """Return the share of the machine's memory that is free; 1 if the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        values = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+        return values["MemAvailable"] / values["MemTotal"]
+    except (OSError, ValueError, LookupError):
+        return 1.0

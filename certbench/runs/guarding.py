@@ -1,0 +1,86 @@
+"""What a job must leave as it found it: the classifier, and the settings of torch that all code in a process shares."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from certbench.core.classifier import Classifier
+
+GLOBAL_HOOKS = tuple(sorted(name for name in vars(nn.modules.module) if name.endswith("_hooks")))
+"""Names of torch's tables of hooks that are called for every module."""
+
+
+def settle(threads: int) -> None:
+    """Let torch, and the libraries of linear algebra that are loaded, use so many threads."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a classifier and torch's settings are at a moment.
+
+    Attributes:
+        fingerprint: code, settings, hooks of forward passes, parameters and buffers of the classifier.
+        flags: training flag, number of hooks, and `requires_grad` of the parameters, of each submodule.
+        dtype: the default data type.
+        threads: number of torch's threads.
+        gradients: whether gradients are recorded.
+        hooks: number of hooks that are called for every module.
+    """
+
+    fingerprint: str
+    flags: tuple[tuple[bool, int, tuple[bool, ...]], ...]
+    dtype: torch.dtype
+    threads: int
+    gradients: bool
+    hooks: int
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> "Snapshot":
+        """Take a snapshot.
+
+        Raises:
+            ConfigError: a setting of a submodule can no longer be read.
+        """
+        return cls(
+            classifier.fingerprint(),
+            tuple(_flags(part) for part in classifier.module.modules()),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            sum(len(getattr(nn.modules.module, name)) for name in GLOBAL_HOOKS),
+        )
+
+    def changed(self, later: "Snapshot") -> str | None:
+        """Say in words what is not as it was; None if all is."""
+        words = {
+            "dtype": "torch's default data type", "threads": "the number of torch's threads",
+            "gradients": "whether torch records gradients", "hooks": "hooks of all modules",
+            "flags": "training flags, hooks or requires_grad of the classifier",
+            "fingerprint": "the classifier's parameters, buffers, hooks or settings",
+        }  # fmt: skip
+        found = [text for name, text in words.items() if getattr(self, name) != getattr(later, name)]
+        return " and ".join(found) or None
+
+
+def _flags(module: nn.Module) -> tuple[bool, int, tuple[bool, ...]]:
+    hooks = sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks") and value)
+    grads = tuple(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    return module.training, hooks, grads
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Set torch's settings back at the end, for jobs that run in the process of the run itself."""
+    dtype, threads, gradients = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(gradients)
