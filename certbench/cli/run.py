@@ -11,6 +11,7 @@ from certbench.cli.results import Known, known_issues, print_table, print_verdic
 from certbench.core import registry
 from certbench.errors import ConfigError, StoreError
 from certbench.exit_codes import ExitCode
+from certbench.results.folder import RESULTS
 
 
 def run(
@@ -38,6 +39,11 @@ def run(
     known: Known = None,
 ) -> None:
     """Run a suite, or what is left of it: rows that are stored already are not computed again."""
+    from certbench.runs import server
+
+    likely = folder or Path("reports/runs") / Path(suite).stem
+    if executor in (None, "process") and not (likely / RESULTS).exists():
+        server.start()  # it imports while this process does
     from certbench.report.html import write_report
     from certbench.runs.run import RERUN
     from certbench.runs.run import run as run_suite

@@ -15,7 +15,7 @@ from certbench.core.certificate import Certificate
 from certbench.core.certifier import Certifier
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier, Regressor
-from certbench.core.evidence import BracketEvidence, DomainEvidence, HeadEvidence, TracebackEvidence
+from certbench.core.evidence import BracketEvidence, DomainEvidence, HalvedEvidence, HeadEvidence, TracebackEvidence
 from certbench.core.inputs import Inputs, check_inputs, input_seed
 from certbench.core.memory import out_of_memory
 from certbench.core.options import Spec, build
@@ -157,9 +157,8 @@ def _batch(
         if out_of_memory(error):
             if len(x) > 1:
                 half = (len(x) + 1) // 2
-                return Certificate.concatenate(
-                    [_batch(certifier, state, part, classifier, threat, seed, throw) for part in (x[:half], x[half:])]
-                )
+                parts = [_batch(certifier, state, part, classifier, threat, seed, throw) for part in (x[:half], x[half:])]
+                return _halved(Certificate.concatenate(parts), half)
             failed = Certificate.nothing(1, Outcome.OUT_OF_MEMORY, f"out of memory at batch size 1: {error}")
         elif isinstance(error, CertificationError):
             failed = _failed(len(x), error)
@@ -218,6 +217,17 @@ def _failed(n: int, error: CertificationError) -> Certificate:
         return nothing
     trace = TracebackEvidence(reason=f"{type(error).__name__}: {error}", traceback=error.trace).to_json()
     return replace(nothing, evidence=(trace,) * n)
+
+
+def _halved(certificate: Certificate, size: int) -> Certificate:
+    """Record in each answer that memory had run out with a larger batch."""
+    evidence = tuple(
+        HalvedEvidence(batch_after_out_of_memory=size).to_json() | dict(one)  # of several sizes, the last one
+        if outcome.answered
+        else one
+        for one, outcome in zip(certificate.evidence, certificate.outcome, strict=True)
+    )
+    return replace(certificate, evidence=evidence)
 
 
 def _same_length(certificate: Any, x: Tensor) -> None:

@@ -213,7 +213,7 @@ def _nothing(outcome: Outcome, reason: str) -> dict[str, Any]:
 
 
 def _halved(row: dict[str, Any], size: int) -> dict[str, Any]:
-    return {**row, "evidence": HalvedEvidence(batch_after_out_of_memory=size, more=row["evidence"]).to_json()}
+    return {**row, "evidence": HalvedEvidence(batch_after_out_of_memory=size).to_json() | row["evidence"]}
 
 
 def crashes(rows: Sequence[Mapping[str, Any]]) -> list[TracebackEvidence]:

@@ -135,7 +135,13 @@ class Bench:
         safetensors.torch.save_file(state, self.folder / "linear.safetensors")
 
     def run(
-        self, *certifiers: Any, rerun: str = "errors", model: str = "plane", executor: str = "inline", **changes: Any
+        self,
+        *certifiers: Any,
+        rerun: str = "errors",
+        model: str = "plane",
+        executor: str = "inline",
+        workers: int | None = None,
+        **changes: Any,
     ) -> Finished:
         suite = {
             "name": "little",
@@ -152,7 +158,9 @@ class Bench:
         path.write_text(json.dumps({**suite, **changes}), encoding="utf-8")
         self.watcher = Watcher()
         CALLS.clear()
-        return benchmark.run(load(str(path)), self.folder / "run", self.watcher, rerun=rerun, executor=executor)
+        return benchmark.run(
+            load(str(path)), self.folder / "run", self.watcher, rerun=rerun, executor=executor, workers=workers
+        )
 
 
 def fake(**options: Any) -> dict[str, Any]:

@@ -18,7 +18,10 @@ class Inline:
 
     def answers(self, assignments: Sequence[Assignment], stop: Stop) -> Iterator[Answer]:
         """Yield the answer of each job."""
-        settle(self.threads)
+        if assignments:
+            from certbench.runs.executors import preloaded  # noqa: F401  # so that no certifier is charged for imports
+
+            settle(self.threads)
         for number, assignment in enumerate(assignments):
             stop.check()
             stop.begins(assignment.work.name)

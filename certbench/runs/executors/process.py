@@ -10,11 +10,9 @@ second worker helps with work that another has begun only where what is left cos
 
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,6 +24,7 @@ from typing import Any
 import certbench
 from certbench.core.claims import Outcome
 from certbench.errors import ConfigError
+from certbench.runs import server
 from certbench.runs.events import Stop
 from certbench.runs.executors import Answer, Assignment, Settings
 from certbench.runs.executors import worker as workers
@@ -41,6 +40,9 @@ LOADING = 60.0
 SCARCE = 0.05
 """Share of free memory of the machine below which the largest worker is stopped, before the system stops anything."""
 
+SLACK = 1.05
+"""Share of the limit of memory at which a worker is killed. An exception at the limit, where it can be, comes first."""
+
 STARTS = 3
 """Number of workers in a row that may end before they are ready. More of them would end, too."""
 
@@ -50,22 +52,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def context() -> Any:
-    """Return the way in which workers start."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([workers.__name__])
-    return found
+def begin(*arguments: Any) -> None:
+    """Be a worker; all that it would else import first is imported before it says that it is ready."""
+    from certbench.runs.executors.preloaded import main
 
-
-def warm_up() -> None:
-    """Let the server start, and import what workers need, while this process goes on."""
-    if sys.platform == "linux":
-        context()
-        from multiprocessing.forkserver import ensure_running
-
-        ensure_running()
+    main(*arguments)
 
 
 @dataclass(frozen=True)
@@ -181,7 +172,7 @@ class Processes:
         """Yield answers as they come."""
         self.all = [_Progress(i, one, deque(map(_Job, one.jobs))) for i, one in enumerate(assignments)]
         self.most = min(self.settings.workers or cores(), sum(len(one.jobs) for one in assignments))
-        self.context = context()
+        self.context = server.context()
         self.memory = min((one.limits.memory for one in assignments), default=math.inf)
         try:
             while any(one.waiting or one.on for one in self.all):
@@ -243,8 +234,11 @@ class Processes:
     def _start(self) -> None:
         ours, theirs = self.context.Pipe()
         arguments = theirs, self.settings.threads, self.memory, os.getcwd()
-        process = self.context.Process(target=workers.main, args=arguments, daemon=True)
-        process.start()
+        process = self.context.Process(target=begin, args=arguments, daemon=True)
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            raise ConfigError(f"workers do not start: {error!r}; use the executor inline") from error
         theirs.close()
         self.crew.append(_Worker(process, ours))
 
@@ -366,7 +360,7 @@ class Processes:
                         yield Answer(progress.number, job.places, failure, progress.prepared or 0.0, job.halved)
         used = {worker: workers.resident(worker.process.pid) for worker in self.crew if worker.job is not None}
         for worker, size in used.items():
-            if size > self.memory:
+            if size > self.memory * SLACK:
                 self._out_of_memory(worker, f"more than the limit of {self.memory / 1e9:g} GB")
         if used and workers.free_share() < SCARCE:
             largest = max(used, key=lambda worker: used[worker])

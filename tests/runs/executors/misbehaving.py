@@ -75,7 +75,10 @@ DEEDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Misbehaving(Certifier[Classifier]):
-    """Does what it should not, in the preparation or for inputs whose first number exceeds `above`."""
+    """Does what it should not, in the preparation or for inputs whose first number exceeds `above`.
+
+    `once` is the path of a file; where it is missing, the process makes it, and kills itself.
+    """
 
     deed: str = "nothing"
     preparing: bool = False
@@ -83,6 +86,7 @@ class Misbehaving(Certifier[Classifier]):
     evidence: str = "object"
     label: int = -7
     radius: float = 1e-9
+    once: str = ""
 
     guarantee = Guarantee.SOUND
     norms = frozenset({2.0})
@@ -93,6 +97,9 @@ class Misbehaving(Certifier[Classifier]):
         return classifier
 
     def certify(self, state: Classifier, x: Tensor, seeds: Sequence[int]) -> Certificate:
+        if self.once and not os.path.exists(self.once):
+            open(self.once, "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
         if not self.preparing and bool((x[:, 0] > self.above).any()):
             DEEDS[self.deed](state)
         shown: Any = {"object": {"a": 1}, "string": "text", "surrogates": {"reason": "a\ud800b\0"}}[self.evidence]
