@@ -55,7 +55,9 @@ def run(
     folder = folder or Path("reports/runs") / loaded.settings.name
     with ProgressWatcher() as watcher:
         try:
-            finished = run_suite(loaded, folder, watcher, rerun=rerun, threads=threads, executor=executor, workers=workers)
+            finished = run_suite(
+                loaded, folder, watcher, rerun=rerun, threads=threads, executor=executor, workers=workers
+            )
         except KeyboardInterrupt:
             watcher.stop()
             err.print(f"interrupted; computed rows are stored. To go on: {again()}", markup=False, soft_wrap=True)

@@ -157,7 +157,9 @@ def _batch(
         if out_of_memory(error):
             if len(x) > 1:
                 half = (len(x) + 1) // 2
-                parts = [_batch(certifier, state, part, classifier, threat, seed, throw) for part in (x[:half], x[half:])]
+                parts = [
+                    _batch(certifier, state, part, classifier, threat, seed, throw) for part in (x[:half], x[half:])
+                ]
                 return _halved(Certificate.concatenate(parts), half)
             failed = Certificate.nothing(1, Outcome.OUT_OF_MEMORY, f"out of memory at batch size 1: {error}")
         elif isinstance(error, CertificationError):

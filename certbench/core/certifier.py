@@ -50,7 +50,7 @@ class Certifier(Options, ABC, Generic[State]):
     version: ClassVar[int] = 1
     """Version of the mathematics. Raise it when the mathematics changes, so that old stored answers are not reused."""
     one_by_one: ClassVar[bool] = False
-    """Whether a batch costs as much as its inputs do alone. Runs then compute each alone, and lose less when stopped."""
+    """Whether a batch costs what its inputs cost alone. Runs then compute each alone, and lose less when stopped."""
     rounding_safe: bool = False
     """Whether the claim is about the float program, its rounding errors counted; an option of certifiers that can."""
 

@@ -185,7 +185,7 @@ class Store:
             )
 
     def put(self, results: Iterable[StoredAnswer]) -> None:
-        """Write results in one transaction; a later one replaces an earlier one, but an answer stays if there is none."""
+        """Write results in one transaction; a later one replaces an earlier one, but no failure replaces an answer."""
         values = [
             (
                 *(r.key, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome.value, r.reason),
@@ -198,7 +198,8 @@ class Store:
         answers = ", ".join(f"'{outcome.value}'" for outcome in Outcome if outcome.answered)
         with self._transaction():
             self._connection.executemany(
-                f"INSERT INTO results ({columns}) VALUES ({','.join('?' * 10)}) ON CONFLICT (key) DO UPDATE SET {changes} "
+                f"INSERT INTO results ({columns}) VALUES ({','.join('?' * 10)}) "
+                f"ON CONFLICT (key) DO UPDATE SET {changes} "
                 f"WHERE excluded.outcome IN ({answers}) OR outcome NOT IN ({answers})",
                 values,
             )

@@ -78,7 +78,7 @@ def gently(begins: Callable[[str], None]) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return
-    wanted = [(signal.SIGINT, stop.ask), (signal.SIGTERM, stop.ask)]
+    wanted: list[tuple[signal.Signals, Any]] = [(signal.SIGINT, stop.ask), (signal.SIGTERM, stop.ask)]
     if hasattr(signal, "SIGHUP"):
         wanted.append((signal.SIGHUP, signal.SIG_IGN))
     before = [(number, signal.signal(number, handler)) for number, handler in wanted]

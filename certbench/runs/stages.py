@@ -154,9 +154,7 @@ def estimates(
     if not todo or asked is None:
         return []
     name = f"estimates of {source.spec.name}, {threat.name}"
-    work = Estimating(
-        name, source, threat, planned[0].cap, asked.batches, asked.samples, suite.settings.seed
-    )
+    work = Estimating(name, source, threat, planned[0].cap, asked.batches, asked.samples, suite.settings.seed)
 
     def keep(answer: Answer) -> None:
         if isinstance(answer.results, Failure):
@@ -169,9 +167,7 @@ def estimates(
     return [Stage(Assignment(work, inputs, jobs, Limits(memory=suite.settings.limits.memory)), keep)]
 
 
-def certificates(
-    suite: Suite, desk: Desk, source: Source, pair: Pair, inputs: Tensor, fresh: set[str]
-) -> list[Stage]:
+def certificates(suite: Suite, desk: Desk, source: Source, pair: Pair, inputs: Tensor, fresh: set[str]) -> list[Stage]:
     """Return the rows of a pair that are not stored."""
     todo = [i for i, planned in enumerate(pair.planned) if planned.key not in fresh]
     if not todo:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -241,9 +241,10 @@ class Estimating:
 
     def compute(self, classifier: Classifier, state: Any, x: Tensor) -> list[Any]:
         """Estimate, and return a number for each input."""
-        return cast(list[Any], clever(
+        found: list[Any] = clever(
             classifier, x, self.threat, radius=self.radius, batches=self.batches, samples=self.samples, seed=self.seed
-        ).tolist())  # fmt: skip
+        ).tolist()
+        return found
 
 
 class Session:
@@ -306,9 +307,7 @@ class Session:
         return Failure(Outcome.FAILED, f"{what} changed {changed}; nothing of it was kept", spoilt=True)
 
 
-def attempt(
-    step: Callable[[], None], when: str, passing: tuple[type[BaseException], ...] = ()
-) -> Failure | None:
+def attempt(step: Callable[[], None], when: str, passing: tuple[type[BaseException], ...] = ()) -> Failure | None:
     """Call a function; return its failure, if it fails.
 
     Args:

@@ -31,6 +31,7 @@ SUITE: dict[str, Any] = {
     "radii": {"2": [0.1]},
     "certifiers": ["lipschitz"],
     "attacks": {"steps": 0},
+    "executor": "inline",  # accidents and doubles of the tests are in this process
 }
 
 Run = Callable[..., tuple[int, str, str]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import torch
 from certbench.exit_codes import ExitCode
 from certbench.models import zoo
 from certbench.results.store import Store
-from certbench.runs import stages
+from certbench.runs import work
 from certbench.verifiers.linear.lirpa.release_0_3 import INSTALL
 from tests.cli.conftest import FOLDER, Run, write
 from tests.support.disk import full_for
@@ -98,7 +99,7 @@ def test_known_issues_are_shown_and_do_not_decide_and_stale_ones_are_named(certb
 
 
 def test_a_refuted_estimate_is_shown_and_changes_no_exit_code(certbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "clever", lambda model, x, threat, **options: torch.full((len(x),), 5.0))
+    monkeypatch.setattr(work, "clever", lambda model, x, threat, **options: torch.full((len(x),), 5.0))
     write(attacks={"steps": 5}, clever={"radius": {"2": 5}})
     for arguments in (("run", "little.yaml"), ("show", str(FOLDER)), ("report", str(FOLDER), "--markdown")):
         code, out, err = certbench(*arguments)
@@ -172,7 +173,9 @@ def test_a_damaged_database_is_said(certbench: Run) -> None:
 
 
 def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on(home: Path) -> None:
-    write(certifiers=["lipschitz", {"name": "smoothing", "n": 400_000}], batch=1)
+    write(
+        certifiers=["lipschitz", {"name": "smoothing", "n": 400_000}], batch=1, executor="process", workers=1
+    )
     command = [sys.executable, "-m", "certbench.cli", "run", "little.yaml", "--out", "my run"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
@@ -182,7 +185,9 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on(home: Path) -> Non
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == ExitCode.INTERRUPTED
-    assert rest == "interrupted; computed rows are stored. To go on: certbench run little.yaml --out 'my run'\n"
+    asked, _, said = rest.strip().partition("\n")
+    assert re.fullmatch("finishing the batch at hand(, up to 1 inputs)?; again to stop now", asked)
+    assert said == "interrupted; computed rows are stored. To go on: certbench run little.yaml --out 'my run'"
     store = Store(Path("my run/results.db"))
     stored = len(store.rows())
     store.close()
@@ -199,3 +204,15 @@ def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:
     assert code == ExitCode.INTERRUPTED
     assert "To go on: certbench run little.yaml" in err
     assert certbench("show", str(FOLDER))[2] == "note: 3 rows of this run have not been computed yet\n"
+
+
+@pytest.mark.parametrize("executor", ["inline", "process"])
+def test_a_closed_pipe_neither_ends_a_run_nor_prints_a_traceback(home: Path, executor: str) -> None:
+    command = f"{sys.executable} -m certbench.cli run little.yaml --executor {executor} 2>&1 | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "3 rows, attacks and estimates, 0 of them stored already\n"
+    assert done.stderr == ""
+    assert len(json.loads((FOLDER / "manifest.json").read_text())["finished"]) > 9
+    store = Store(FOLDER / "results.db", create=False)
+    assert len(store.rows()) == 3
+    store.close()

@@ -47,7 +47,7 @@ class Inline:
             if isinstance(results, Failure):
                 yield Answer(number, tuple(left), results, prepared)
                 return
-            yield Answer(number, job, results, prepared)  # type: ignore[arg-type]
+            yield Answer(number, job, results, prepared)
             left = left[len(job) :]
             stop.check()
         if left:

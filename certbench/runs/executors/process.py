@@ -376,9 +376,7 @@ class Processes:
         jobs = [*progress.waiting, *(worker.job for worker in progress.on if worker.job)]
         return sum(len(job.places) for job in jobs)
 
-    def _give_up(
-        self, progress: _Progress, failure: Failure, teller: _Worker | None = None
-    ) -> Iterator[Answer]:
+    def _give_up(self, progress: _Progress, failure: Failure, teller: _Worker | None = None) -> Iterator[Answer]:
         """Answer for all that is left of a piece of work, and end the workers that are at it.
 
         The worker that told of the failure goes on with other work, unless it is spoilt.

@@ -92,7 +92,9 @@ class _Worker:
         assert self.session is not None
         results = self.session.compute(pickle.loads(content))
         failed = isinstance(results, Failure)
-        self.say(failure=_written(results) if isinstance(results, Failure) else None, results=None if failed else results)
+        self.say(
+            failure=_written(results) if isinstance(results, Failure) else None, results=None if failed else results
+        )
 
 
 def _written(failure: Failure | None) -> dict[str, Any] | None:
@@ -108,7 +110,7 @@ def _end_with_parent() -> None:
 
 
 def limit_memory(memory: float) -> None:
-    """Cap the address space, so that running out is an exception. Without such a cap, only the watch from outside is left.
+    """Cap the address space, so that running out is an exception. Where it cannot be capped, the run watches.
 
     What is mapped already and not used, libraries above all, does not count.
     """
@@ -116,7 +118,9 @@ def limit_memory(memory: float) -> None:
         return  # CUDA maps far more than it uses
     import resource
 
-    mapped, resident = (int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2])
+    mapped, resident = (
+        int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2]
+    )
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory) + mapped - resident, resource.RLIM_INFINITY))
 

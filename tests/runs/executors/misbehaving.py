@@ -105,4 +105,6 @@ class Misbehaving(Certifier[Classifier]):
         shown: Any = {"object": {"a": 1}, "string": "text", "surrogates": {"reason": "a\ud800b\0"}}[self.evidence]
         label = state(x).argmax(dim=1)
         radius = torch.full((len(x),), self.radius, dtype=torch.float64)
-        return Certificate.of(label if self.label == -7 else torch.full_like(label, self.label), radius, evidence=[shown] * len(x))
+        return Certificate.of(
+            label if self.label == -7 else torch.full_like(label, self.label), radius, evidence=[shown] * len(x)
+        )
