@@ -1,5 +1,6 @@
 """The two streams that the commands print to."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -8,7 +9,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+class Lasting(Console):
+    """A stream that falls silent when nobody reads it any more (`| head`), and ends nothing."""
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on, what is still in buffers too."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
+out, err = Lasting(highlight=False), Lasting(stderr=True, highlight=False)
 
 
 def show(parts: Iterable[Table | Text | str], stream: Console = out) -> None:

@@ -68,11 +68,19 @@ class Stop:
             os.write(2, f"\nfinishing the batch at hand{many}; again to stop now\n".encode())
 
 
+def _hang_up(signum: int, frame: Any) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        if os.isatty(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 @contextmanager
 def gently(begins: Callable[[str], None]) -> Iterator[Stop]:
     """Let the first Ctrl-C or SIGTERM wait for the jobs at hand; a second one does not wait.
 
-    A terminal that is closed does not end the run.
+    A terminal that is closed does not end the run; what is still printed goes nowhere.
     """
     stop = Stop(begins)
     if threading.current_thread() is not threading.main_thread():
@@ -80,7 +88,7 @@ def gently(begins: Callable[[str], None]) -> Iterator[Stop]:
         return
     wanted: list[tuple[signal.Signals, Any]] = [(signal.SIGINT, stop.ask), (signal.SIGTERM, stop.ask)]
     if hasattr(signal, "SIGHUP"):
-        wanted.append((signal.SIGHUP, signal.SIG_IGN))
+        wanted.append((signal.SIGHUP, _hang_up))
     before = [(number, signal.signal(number, handler)) for number, handler in wanted]
     try:
         yield stop

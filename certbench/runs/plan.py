@@ -77,20 +77,29 @@ def pairs_of(suite: Suite, models: list[Classifier], inputs: torch.Tensor, label
 
 
 def wanted_attacks(
-    models: list[Classifier], inputs: torch.Tensor, labels: torch.Tensor, pairs: list[Pair]
+    models: list[Classifier], inputs: torch.Tensor, pairs: list[Pair]
 ) -> dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]]:
-    """List each model's correctly classified inputs, with the key of the counterexample in each norm."""
+    """List each model's inputs, with the key of the counterexample in each norm.
+
+    Misclassified ones are among them: a radius around a wrong class is a claim, too.
+    """
     wanted: dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]] = {}
     for model in models:
         of_model = [pair for pair in pairs if pair.classifier is model and pair.certifier.subject is Subject.BASE]
         if of_model:
-            correct = (model.double()(inputs).argmax(dim=1).cpu() == labels).tolist()
-            wanted[model] = [
-                (i, {pair.threat: pair.planned[i].attack for pair in of_model})
-                for i, right in enumerate(correct)
-                if right
-            ]
+            wanted[model] = [(i, {pair.threat: pair.planned[i].attack for pair in of_model}) for i in range(len(inputs))]
     return wanted
+
+
+def correct(
+    wanted: dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]], inputs: torch.Tensor, labels: torch.Tensor
+) -> dict[Classifier, list[tuple[int, dict[ThreatModel, str]]]]:
+    """Keep each model's correctly classified inputs."""
+    kept = {}
+    for model, entries in wanted.items():
+        right = (model.double()(inputs).argmax(dim=1).cpu() == labels).tolist()
+        kept[model] = [(i, keys) for i, keys in entries if right[i]]
+    return kept
 
 
 def wanted_estimates(

@@ -17,7 +17,7 @@ from certbench.runs import executors
 from certbench.runs.events import Watcher, gently
 from certbench.runs.load import load
 from certbench.runs.manifest import manifest_of
-from certbench.runs.plan import pairs_of, wanted_attacks, wanted_estimates
+from certbench.runs.plan import correct, pairs_of, wanted_attacks, wanted_estimates
 from certbench.runs.stages import Desk, Stage, attacks, certificates, estimates, perform, source_of
 from certbench.runs.suite import Suite
 from certbench.runs.threats import with_threats
@@ -43,7 +43,7 @@ class Finished:
         rows: the rows, in the order of the suite.
         manifest: what was run, with which versions, on which machine.
         computed: number of rows, attacks and estimates computed this time; 0 if everything was already stored.
-        unaudited: number of correctly classified inputs of base classifiers on which the attacks failed.
+        unaudited: number of inputs of base classifiers on which the attacks failed.
         folder: folder in which the run is stored.
         estimates: guesses beside the attacks, if the suite asks for some; they prove nothing.
     """
@@ -97,12 +97,12 @@ def run(
         write(folder / MANIFEST, json.dumps(manifest, indent=2))
         pairs = list(pairs_of(suite, models, inputs, labels))
         asked = suite.settings.attacks.steps or suite.settings.clever
-        correct = wanted_attacks(models, inputs, labels, pairs) if asked else {}
-        guesses = wanted_estimates(suite, inputs, correct)
+        claimed = wanted_attacks(models, inputs, pairs) if asked else {}
+        guesses = wanted_estimates(suite, inputs, correct(claimed, inputs, labels) if suite.settings.clever else {})
         store.plan([planned for pair in pairs for planned in pair.planned], [e for _, _, part in guesses for e in part])
         stored, attacked, estimated = store.outcomes(), store.attacked(), store.estimated()
         fresh = {key for key, outcome in stored.items() if outcome not in RERUN[rerun]}
-        wanted = correct if suite.settings.attacks.steps else {}
+        wanted = claimed if suite.settings.attacks.steps else {}
         total = sum(len(pair.planned) for pair in pairs) + sum(len(indices) for indices in wanted.values())
         total += sum(len(part) for _, _, part in guesses)
         done = sum(p.key in fresh for pair in pairs for p in pair.planned)

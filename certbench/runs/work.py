@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -115,6 +115,10 @@ class Work(Protocol):
     def source(self) -> Source:
         """The model."""
 
+    @property
+    def foreign(self) -> bool:
+        """Whether code of other packages runs that may change what all code of its process shares."""
+
     def prepare(self, classifier: Classifier) -> Any:
         """Do what is done once; the result is the `state` of `compute`."""
 
@@ -132,6 +136,11 @@ class Certifying:
     threat: ThreatModel
     seed: int
     batch: int
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the certifier, or one that it is made of, belongs to another package."""
+        return _foreign(self.certifier)
 
     def prepare(self, classifier: Classifier) -> Any:
         """Prepare the certifier."""
@@ -178,6 +187,11 @@ class Certifying:
                 raise NumericalError("an infinite radius is certified for a base classifier; a radius is finite")
 
 
+def _foreign(certifier: Certifier[Any]) -> bool:
+    own = type(certifier).__module__.partition(".")[0] == "certbench"
+    return not own or any(map(_foreign, certifier.members))
+
+
 def rows_of(certificate: Certificate, cpu: float) -> list[Any]:
     """Return a certificate's rows as JSON values.
 
@@ -208,6 +222,7 @@ class Attacking:
     box: Bounds
     steps: int
     seed: int
+    foreign: ClassVar[bool] = False
 
     def prepare(self, classifier: Classifier) -> Any:
         """Prepare nothing."""
@@ -235,6 +250,7 @@ class Estimating:
     batches: int
     samples: int
     seed: int
+    foreign: ClassVar[bool] = False
 
     def prepare(self, classifier: Classifier) -> Any:
         """Prepare nothing."""

@@ -173,9 +173,7 @@ def test_a_damaged_database_is_said(certbench: Run) -> None:
 
 
 def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on(home: Path) -> None:
-    write(
-        certifiers=["lipschitz", {"name": "smoothing", "n": 400_000}], batch=1, executor="process", workers=1
-    )
+    write(certifiers=["lipschitz", {"name": "smoothing", "n": 400_000}], batch=1, executor="process", workers=1)
     command = [sys.executable, "-m", "certbench.cli", "run", "little.yaml", "--out", "my run"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None

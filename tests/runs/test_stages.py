@@ -24,9 +24,11 @@ def test_nobody_is_attacked_for_smoothing_alone(bench: Bench) -> None:
     assert "attacked" not in bench.watcher.counts
 
 
-def test_misclassified_inputs_are_not_attacked(bench: Bench) -> None:
+def test_misclassified_inputs_are_attacked_too(bench: Bench) -> None:
     bench.weights([[0.0, -9.0], [0.0, 1.0], [-9.0, -9.0]])
-    assert [row.upper < math.inf for row in bench.run("fake", attacks={"steps": 3}).rows] == [False, True, True]
+    rows = bench.run({"name": "fake", "radius": 100.0}, attacks={"steps": 3}).rows
+    assert [row.correct for row in rows] == [False, True, True]
+    assert all(row.upper < math.inf and row.unsound for row in rows)
 
 
 def test_an_attack_that_fails_costs_no_certificate_and_is_no_secret(

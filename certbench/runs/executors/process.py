@@ -5,7 +5,8 @@ its work come; preparation and jobs have limits of their own; and limits are of 
 
 On Linux, a server imports torch once, and forks each worker from itself within milliseconds. Elsewhere workers start
 afresh. There are never more workers than jobs, nor more than cores, and none at all if nothing is left to compute. A
-second worker helps with work that another has begun only where what is left costs more than to prepare it again.
+second worker helps with work that another has begun only where what is left costs more than to prepare it again. A worker that ran a certifier
+of another package computes nothing else afterwards.
 """
 
 import json
@@ -199,6 +200,10 @@ class Processes:
             progress = self._choose(worker.progress)
             if progress is None:
                 continue
+            before = worker.progress
+            if before is not None and before is not progress and before.assignment.work.foreign:
+                self._dismiss(worker)  # its certifier may have changed torch, or certbench
+                continue
             if not progress.begun:
                 stop.begins(progress.assignment.work.name)
                 progress.begun = True
@@ -382,7 +387,8 @@ class Processes:
         The worker that told of the failure goes on with other work, unless it is spoilt.
         """
         jobs = [*(worker.job for worker in progress.on if worker.job), *progress.waiting]
-        if teller is not None and not failure.spoilt and failure.outcome is not Outcome.OUT_OF_MEMORY:
+        spoilt = failure.spoilt or failure.outcome is Outcome.OUT_OF_MEMORY or progress.assignment.work.foreign
+        if teller is not None and not spoilt:
             self._free(teller)
             teller.progress = None
             teller.enter("idle")

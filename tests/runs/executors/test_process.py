@@ -95,7 +95,7 @@ def test_the_guilty_pair_alone_is_blamed_at_the_first_run_and_at_the_next(bench:
     undisturbed = [bits(row) for row in bench.run(*INNOCENT, attacks={"steps": 3}, executor="inline").rows]
     (bench.folder / "run").rename(bench.folder / "undisturbed")
     guilty = [misbehaving(deed, above=0.5) for deed in FATES]
-    suite = [guilty[0], INNOCENT[0], *guilty[1:5], INNOCENT[1], *guilty[5:], INNOCENT[2]]
+    suite = [misbehaving("patches"), guilty[0], INNOCENT[0], *guilty[1:5], INNOCENT[1], *guilty[5:], INNOCENT[2]]
     for _ in range(2):
         finished = bench.run(
             *suite, misbehaving("segfault", preparing=True), misbehaving(evidence="string"),
