@@ -81,6 +81,11 @@ def limits(memory: float | str | None = None, seconds: float | None = None) -> I
         _LIMITS.reset(token)
 
 
+def now() -> Limits:
+    """Return the limits that hold."""
+    return _LIMITS.get()
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a computation is predicted to need at most.

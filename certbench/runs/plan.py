@@ -87,7 +87,9 @@ def wanted_attacks(
     for model in models:
         of_model = [pair for pair in pairs if pair.classifier is model and pair.certifier.subject is Subject.BASE]
         if of_model:
-            wanted[model] = [(i, {pair.threat: pair.planned[i].attack for pair in of_model}) for i in range(len(inputs))]
+            wanted[model] = [
+                (i, {pair.threat: pair.planned[i].attack for pair in of_model}) for i in range(len(inputs))
+            ]
     return wanted
 
 

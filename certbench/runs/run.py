@@ -84,8 +84,9 @@ def run(
         Interrupted: Ctrl-C was pressed; computed results are stored.
     """
     torch.set_num_threads(threads)
-    settings = executors.Settings(suite.settings.workers if workers is None else workers, threads)
-    computer = executors.find(suite.settings.executor if executor is None else executor, settings)
+    workers = suite.settings.workers if workers is None else workers
+    executor = suite.settings.executor if executor is None else executor
+    computer = executors.find(executor, executors.Settings(workers, threads))
     dataset, models = load(suite)
     suite = with_threats(suite, dataset)
     inputs = dataset.inputs[: suite.settings.inputs].double()
@@ -93,7 +94,7 @@ def run(
 
     store = Store(folder / RESULTS)
     try:
-        manifest = manifest_of(suite, dataset, models, threads)
+        manifest = manifest_of(suite, dataset, models, threads) | {"executor": {"name": executor, "workers": workers}}
         write(folder / MANIFEST, json.dumps(manifest, indent=2))
         pairs = list(pairs_of(suite, models, inputs, labels))
         asked = suite.settings.attacks.steps or suite.settings.clever

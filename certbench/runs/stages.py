@@ -4,6 +4,7 @@ Each stage makes assignments of what is not stored yet, and stores their answers
 """
 
 import base64
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from certbench.core.claims import ABSTAIN, Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import HalvedEvidence, ReasonEvidence, TracebackEvidence
+from certbench.core.memory import limits, now
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError
 from certbench.files.writing import writing
@@ -25,7 +27,7 @@ from certbench.runs.events import Stop, Watcher
 from certbench.runs.executors import Answer, Assignment, Executor
 from certbench.runs.plan import Pair
 from certbench.runs.suite import Limits, Suite
-from certbench.runs.work import Attacking, Certifying, Estimating, Failure, Source
+from certbench.runs.work import Attacking, Certifying, Estimating, Failure, ModelSource
 
 ATTACK_BATCH = 256
 """Number of inputs that are attacked at once."""
@@ -89,10 +91,10 @@ def perform(stages: Sequence[Stage], executor: Executor, stop: Stop) -> int:
     return count
 
 
-def source_of(suite: Suite, model: Classifier, fingerprint: str) -> Source:
+def source_of(suite: Suite, model: Classifier, fingerprint: str) -> ModelSource:
     """Return the source of a model of the suite."""
     spec = next(spec for spec in suite.settings.models if spec.name == model.name)
-    return Source(spec, model.input_shape, fingerprint, model)
+    return ModelSource(spec, model.input_shape, fingerprint, model)
 
 
 def divided(places: Sequence[int], starts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -115,7 +117,7 @@ def growing_starts(n: int, batch: int) -> list[int]:
 
 
 def attacks(
-    suite: Suite, desk: Desk, source: Source, inputs: Tensor, wanted: list[tuple[int, dict[ThreatModel, str]]],
+    suite: Suite, desk: Desk, source: ModelSource, inputs: Tensor, wanted: list[tuple[int, dict[ThreatModel, str]]],
     attacked: Mapping[str, float],
 ) -> list[Stage]:  # fmt: skip
     """Return the attacks on the inputs whose counterexamples are not stored."""
@@ -145,7 +147,7 @@ def attacks(
 
 
 def estimates(
-    suite: Suite, desk: Desk, source: Source, threat: ThreatModel, inputs: Tensor, planned: list[PlannedEstimate],
+    suite: Suite, desk: Desk, source: ModelSource, threat: ThreatModel, inputs: Tensor, planned: list[PlannedEstimate],
     estimated: set[str],
 ) -> list[Stage]:  # fmt: skip
     """Return the estimates that are not stored. If one fails, the report lacks it."""
@@ -167,14 +169,19 @@ def estimates(
     return [Stage(Assignment(work, inputs, jobs, Limits(memory=suite.settings.limits.memory)), keep)]
 
 
-def certificates(suite: Suite, desk: Desk, source: Source, pair: Pair, inputs: Tensor, fresh: set[str]) -> list[Stage]:
+def certificates(
+    suite: Suite, desk: Desk, source: ModelSource, pair: Pair, inputs: Tensor, fresh: set[str]
+) -> list[Stage]:
     """Return the rows of a pair that are not stored."""
     todo = [i for i, planned in enumerate(pair.planned) if planned.key not in fresh]
     if not todo:
         return []
     settings = suite.settings
     name = f"{pair.planned[0].certifier} on {pair.classifier.name}, {pair.threat.name}"
-    work = Certifying(name, source, pair.certifier, pair.threat, settings.seed, settings.batch)
+    longest = min(settings.limits.seconds, settings.limits.input_seconds)
+    with limits(settings.limits.memory, longest if longest < math.inf else None):
+        allowed = now()
+    work = Certifying(name, source, pair.certifier, pair.threat, settings.seed, settings.batch, allowed)
 
     def keep(answer: Answer) -> None:
         results = answer.results
@@ -188,22 +195,22 @@ def certificates(suite: Suite, desk: Desk, source: Source, pair: Pair, inputs: T
                 desk.log(name, crash.traceback)
                 desk.watcher.note(f"{name}: {crash.reason}; the traceback is in errors.log")
             if answer.halved:
-                desk.watcher.note(f"{name}: memory ran out; {len(rows)} inputs were computed at half the batch")
+                desk.watcher.note(f"{name}: memory ran out; now {answer.halved} inputs are computed at once")
                 rows = [_halved(row, answer.halved) for row in rows]
         keys = [pair.planned[i].key for i in answer.places]
         desk.store.put(_answers(keys, rows, answer.prepared))
         desk.watcher.advance(Counter(row["outcome"] for row in rows))
 
-    alone = pair.certifier.one_by_one or settings.limits.input_seconds < float("inf")
+    alone = pair.certifier.one_by_one or settings.limits.input_seconds < math.inf
     starts = starts_of(len(inputs), 1 if alone else settings.batch)
-    if settings.limits.seconds < float("inf") and not alone:
+    if settings.limits.seconds < math.inf and not alone:
         starts = growing_starts(len(inputs), settings.batch)
     return [Stage(Assignment(work, inputs, divided(todo, starts), settings.limits), keep)]
 
 
 def _nothing(outcome: Outcome, reason: str) -> dict[str, Any]:
     return {
-        "prediction": ABSTAIN, "radius": 0.0, "upper": float("inf"), "seconds": 0.0, "cpu_seconds": 0.0,
+        "prediction": ABSTAIN, "radius": 0.0, "upper": math.inf, "seconds": 0.0, "cpu_seconds": 0.0,
         "outcome": outcome.value, "evidence": ReasonEvidence(reason=reason).to_json(),
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ from certbench.core.certification import certify, prepare
 from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Outcome, Subject
 from certbench.core.classifier import Classifier
-from certbench.core.memory import out_of_memory
+from certbench.core.memory import Limits, limits, out_of_memory
 from certbench.core.threat import ThreatModel
 from certbench.errors import (
     CertificationError,
@@ -36,7 +36,7 @@ from certbench.errors import (
 )
 from certbench.files.json_text import clean, plain
 from certbench.runs.guarding import Snapshot
-from certbench.runs.load import load_model
+from certbench.runs.load import load_again
 from certbench.runs.suite import ModelSpec
 
 Made = TypeVar("Made")
@@ -46,7 +46,7 @@ TIE = 1e-9
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model of the suite, and how another process loads it again.
 
     Attributes:
@@ -77,7 +77,7 @@ class Source:
         """
         if self.loaded is not None:
             return self.loaded
-        model = load_model(self.spec, self.input_shape)
+        model = load_again(self.spec, self.input_shape)
         if model.fingerprint() != self.fingerprint:
             raise ConfigError(
                 f"model {self.spec.name!r} is another one each time it is loaded; a factory must make the same network "
@@ -112,7 +112,7 @@ class Work(Protocol):
         """The name in messages."""
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ModelSource:
         """The model."""
 
     @property
@@ -131,11 +131,12 @@ class Certifying:
     """Certificates of a (model, norm, certifier)."""
 
     name: str
-    source: Source
+    source: ModelSource
     certifier: Certifier[Any]
     threat: ThreatModel
     seed: int
     batch: int
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def foreign(self) -> bool:
@@ -144,14 +145,17 @@ class Certifying:
 
     def prepare(self, classifier: Classifier) -> Any:
         """Prepare the certifier."""
-        return prepare(self.certifier, classifier, self.threat)
+        with limits(self.limits.memory, self.limits.seconds):
+            return prepare(self.certifier, classifier, self.threat)
 
     def compute(self, classifier: Classifier, state: Any, x: Tensor) -> list[Any]:
         """Certify, and return a row for each input."""
         before = time.process_time()
-        certificate = certify(
-            self.certifier, classifier, x, self.threat, state=state, batch_size=self.batch, seed=self.seed, throw=False
-        )
+        with limits(self.limits.memory, self.limits.seconds):
+            certificate = certify(
+                self.certifier, classifier, x, self.threat, state=state, batch_size=self.batch, seed=self.seed,
+                throw=False,
+            )  # fmt: skip
         return rows_of(certificate, (time.process_time() - before) / max(len(x), 1))
 
     def check(self, pristine: Classifier, x: Tensor, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -217,7 +221,7 @@ class Attacking:
     """Attacks on a model, in all norms at once."""
 
     name: str
-    source: Source
+    source: ModelSource
     threats: tuple[ThreatModel, ...]
     box: Bounds
     steps: int
@@ -244,7 +248,7 @@ class Estimating:
     """Estimates of a model in a norm."""
 
     name: str
-    source: Source
+    source: ModelSource
     threat: ThreatModel
     radius: float
     batches: int

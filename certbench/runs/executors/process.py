@@ -5,8 +5,8 @@ its work come; preparation and jobs have limits of their own; and limits are of 
 
 On Linux, a server imports torch once, and forks each worker from itself within milliseconds. Elsewhere workers start
 afresh. There are never more workers than jobs, nor more than cores, and none at all if nothing is left to compute. A
-second worker helps with work that another has begun only where what is left costs more than to prepare it again. A worker that ran a certifier
-of another package computes nothing else afterwards.
+second worker helps with work that another has begun only where what is left costs more than to prepare it again. A
+worker that ran a certifier of another package computes nothing else afterwards.
 """
 
 import json
@@ -24,6 +24,7 @@ from typing import Any
 
 import certbench
 from certbench.core.claims import Outcome
+from certbench.core.memory import CPU, free, written
 from certbench.errors import ConfigError
 from certbench.runs import server
 from certbench.runs.events import Stop
@@ -38,8 +39,8 @@ TICK = 0.05
 LOADING = 60.0
 """Seconds to load a model and a certifier before limits of time count; there is no limit if the suite has none."""
 
-SCARCE = 0.05
-"""Share of free memory of the machine below which the largest worker is stopped, before the system stops anything."""
+SCARCE = 200e6
+"""Number of free bytes of the machine below which the largest worker is stopped, before the system stops anything."""
 
 SLACK = 1.05
 """Share of the limit of memory at which a worker is killed. An exception at the limit, where it can be, comes first."""
@@ -114,6 +115,7 @@ class _Worker:
         progress: the work that it has loaded.
         job: the job at hand, or the one that follows the preparation.
         counts: whether its preparation counts for the limit of its work; that of a helper does not.
+        base: bytes that it used when it was ready.
         verdict: the failure for which it was killed.
     """
 
@@ -124,6 +126,7 @@ class _Worker:
     progress: _Progress | None = None
     job: _Job | None = None
     counts: bool = True
+    base: int = 0
     verdict: Failure | None = None
 
     @property
@@ -174,7 +177,7 @@ class Processes:
         self.all = [_Progress(i, one, deque(map(_Job, one.jobs))) for i, one in enumerate(assignments)]
         self.most = min(self.settings.workers or cores(), sum(len(one.jobs) for one in assignments))
         self.context = server.context()
-        self.memory = min((one.limits.memory for one in assignments), default=math.inf)
+        self.memory = min((one.limits.memory or math.inf for one in assignments), default=math.inf)
         try:
             while any(one.waiting or one.on for one in self.all):
                 stop.holding(sum(len(one.job.places) for one in self.crew if one.job and one.phase == "computing"))
@@ -275,6 +278,7 @@ class Processes:
                     "set PYTHONPATH, or use the executor inline"
                 )
             self.failed_starts = 0
+            worker.base = workers.resident(worker.process.pid)
             worker.enter("idle")
             return
         progress, job = worker.progress, worker.job
@@ -365,11 +369,11 @@ class Processes:
                         yield Answer(progress.number, job.places, failure, progress.prepared or 0.0, job.halved)
         used = {worker: workers.resident(worker.process.pid) for worker in self.crew if worker.job is not None}
         for worker, size in used.items():
-            if size > self.memory * SLACK:
-                self._out_of_memory(worker, f"more than the limit of {self.memory / 1e9:g} GB")
-        if used and workers.free_share() < SCARCE:
+            if size > worker.base + self.memory * SLACK:
+                self._out_of_memory(worker, f"more than the limit of {written(self.memory)}")
+        if used and free(CPU) < SCARCE:
             largest = max(used, key=lambda worker: used[worker])
-            self._out_of_memory(largest, f"{used[largest] / 1e9:.1f} GB, when the machine had no more")
+            self._out_of_memory(largest, f"{written(used[largest])}, when the machine had no more")
 
     def _out_of_memory(self, worker: _Worker, used: str) -> None:
         """Kill a worker; that it ended is heard at the next look."""

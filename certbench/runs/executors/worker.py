@@ -22,7 +22,7 @@ import torch
 import certbench
 from certbench.core.classifier import Classifier
 from certbench.runs.guarding import settle
-from certbench.runs.work import Failure, Session, Source, Work, attempt
+from certbench.runs.work import Failure, ModelSource, Session, Work, attempt
 
 
 def main(connection: Connection, threads: int, memory: float, folder: str) -> None:
@@ -62,7 +62,7 @@ class _Worker:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.session: Session | None = None
-        self.loaded: tuple[Source, Classifier] | None = None
+        self.loaded: tuple[ModelSource, Classifier] | None = None
 
     def say(self, **parts: Any) -> None:
         """Send an answer."""
@@ -112,17 +112,16 @@ def _end_with_parent() -> None:
 def limit_memory(memory: float) -> None:
     """Cap the address space, so that running out is an exception. Where it cannot be capped, the run watches.
 
-    What is mapped already and not used, libraries above all, does not count.
+    Args:
+        memory: bytes beyond those that are mapped already.
     """
     if not math.isfinite(memory) or torch.cuda.is_available() or sys.platform != "linux":
         return  # CUDA maps far more than it uses
     import resource
 
-    mapped, resident = (
-        int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2]
-    )
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (int(memory) + mapped - resident, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory) + mapped, resource.RLIM_INFINITY))
 
 
 def resident(pid: int) -> int:
@@ -131,13 +130,3 @@ def resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-
-def free_share() -> float:
-    """Return the share of the machine's memory that is free; 1 if the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        values = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-        return values["MemAvailable"] / values["MemTotal"]
-    except (OSError, ValueError, LookupError):
-        return 1.0
