@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS =
 
-setup bench test check check-slow check-machines benchmark clean:
+setup bench test check check-slow check-machines faults benchmark clean:
 	@$(PYTHON) bootstrap.py $@ $(ARGS)
 
-.PHONY: setup bench test check check-slow check-machines benchmark clean
+.PHONY: setup bench test check check-slow check-machines faults benchmark clean

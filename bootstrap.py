@@ -21,6 +21,7 @@ COMMANDS = {
     "check": [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"]],
     "check-slow": [["pytest", "-m", "slow"]],
     "check-machines": [["python", "-m", "tests.machines"]],
+    "faults": [["python", "-m", "tests.faults"]],
     "benchmark": [
         ["python", "-m", "benchmarks.radii"],
         ["python", "-m", "benchmarks.lipschitz"],

@@ -48,7 +48,7 @@ def main(connection: Connection, threads: int, memory: float, folder: str) -> No
     while True:
         try:
             kind, content = pickle.loads(connection.recv_bytes())
-        except EOFError:
+        except (EOFError, OSError):
             return
         if kind == "work":
             worker.take(content)
@@ -65,8 +65,12 @@ class _Worker:
         self.loaded: tuple[ModelSource, Classifier] | None = None
 
     def say(self, **parts: Any) -> None:
-        """Send an answer."""
-        self.connection.send_bytes(json.dumps(parts).encode())
+        """Send an answer; nobody hears it if the run has ended, and then this process ends, too."""
+        text = json.dumps(parts).encode()
+        try:
+            self.connection.send_bytes(text)
+        except OSError:
+            os._exit(1)
 
     def take(self, content: bytes) -> None:
         """Prepare a piece of work; its model is loaded first, and not timed."""

@@ -79,7 +79,8 @@ DEEDS: dict[str, Any] = {
 class Misbehaving(Certifier[Classifier]):
     """Does what it should not, in the preparation or for inputs whose first number exceeds `above`.
 
-    `once` is the path of a file; where it is missing, the process makes it, and kills itself.
+    `once` is the path of a file; where it is missing, the process makes it, and kills itself. Each input needs some
+    `megabytes` for a while.
     """
 
     deed: str = "nothing"
@@ -89,6 +90,7 @@ class Misbehaving(Certifier[Classifier]):
     label: int = -7
     radius: float = 1e-9
     once: str = ""
+    megabytes: int = 0
 
     guarantee = Guarantee.SOUND
     norms = frozenset({2.0})
@@ -102,6 +104,10 @@ class Misbehaving(Certifier[Classifier]):
         if self.once and not os.path.exists(self.once):
             open(self.once, "x").close()
             os.kill(os.getpid(), signal.SIGKILL)
+        held = torch.ones(len(x), self.megabytes << 18)
+        if self.megabytes:
+            time.sleep(0.3)
+        del held
         if not self.preparing and bool((x[:, 0] > self.above).any()):
             DEEDS[self.deed](state)
         shown: Any = {"object": {"a": 1}, "string": "text", "surrogates": {"reason": "a\ud800b\0"}}[self.evidence]

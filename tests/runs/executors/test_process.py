@@ -14,6 +14,7 @@ from certbench.errors import ConfigError
 from certbench.results.rows import Row
 from certbench.results.store import Store
 from certbench.runs.events import Interrupted
+from certbench.runs.executors import process
 from tests.runs.executors.misbehaving import Misbehaving
 from tests.support.runs import POINTS, SMOOTHING, Bench
 
@@ -139,6 +140,17 @@ def test_limits_of_an_input_and_of_the_preparation_kill(bench: Bench) -> None:
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.parametrize(("megabytes", "share"), [(400, 9.0), (220, 0.5)], ids=["an exception", "a kill"])
+def test_half_the_batch_is_tried_after_memory_ran_out_and_that_is_recorded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, megabytes: int, share: float
+) -> None:
+    monkeypatch.setattr(process, "SLACK", share)  # of the limit; a worker that uses more is killed
+    rows = bench.run(misbehaving(megabytes=megabytes), limits={"memory": "1 GB"}, executor="process").rows
+    assert [row.outcome.value for row in rows] == ["completed"] * 3
+    assert [row.evidence.get("batch_after_out_of_memory") for row in rows] == [2, 2, 2]
+    assert any("memory ran out" in note for note in bench.watcher.notes) == (share < 1)
+
+
 def test_a_limit_of_time_loses_few_inputs(bench: Bench) -> None:
     rows = bench.run(misbehaving("endless", above=0.05), limits={"seconds": 2}, executor="process").rows
     assert [row.outcome.value for row in rows] == ["timed out"] * 3  # the first one never ends
@@ -154,11 +166,12 @@ def turned(bench: Bench) -> Path:
     return path
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_waits_for_jobs_that_are_being_computed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], sent: signal.Signals
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(type(bench.watcher), "advance", lambda watcher, outcomes: signal.raise_signal(signal.SIGINT))
+        patch.setattr(type(bench.watcher), "advance", lambda watcher, outcomes: signal.raise_signal(sent))
         with pytest.raises(Interrupted):
             bench.run(misbehaving("sleeps"), batch=1, executor="process", workers=1)
     assert "again to stop now" in capfd.readouterr().err
