@@ -117,7 +117,7 @@ class HalvedEvidence(Evidence):
     """A batch that ran out of memory, and was computed in parts; the certificate has its own evidence, too.
 
     Attributes:
-        batch_after_out_of_memory: number of inputs that were then computed at once.
+        batch_after_out_of_memory: largest number of inputs that were then computed at once.
     """
 
     batch_after_out_of_memory: int

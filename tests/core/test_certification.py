@@ -145,6 +145,7 @@ def test_a_failed_computation_is_raised_or_becomes_rows(classifier: Classifier) 
 def test_out_of_memory_halves_the_batch(classifier: Classifier) -> None:
     certificate = certify(Fake(does=hungry), classifier, X, L2)
     assert BATCHES == [5, 3, 2, 1, 2]
+    assert [evidence["batch_after_out_of_memory"] for evidence in certificate.evidence] == [2, 2, 2, 3, 3]
     assert certificate.radius.tolist() == X[:, 0].tolist()
 
 

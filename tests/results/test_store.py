@@ -76,6 +76,32 @@ def test_a_later_answer_replaces_an_earlier_one(store: Store) -> None:
     assert [(row.radius, row.reason) for row in store.rows()] == [(0.5, "")]
 
 
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if not outcome.answered])
+def test_no_failure_replaces_an_answer(store: Store, outcome: Outcome) -> None:
+    none = replace(RESULT, radius=0.0, outcome=outcome, evidence={"reason": "none"}, reason="none")
+    store.plan([PLANNED])
+    store.put([none])
+    store.put([replace(none, reason="other")])
+    assert store.rows()[0].reason == "other"
+    store.put([RESULT])
+    store.put([none])
+    assert (store.rows()[0].radius, store.rows()[0].outcome) == (0.5, Outcome.COMPLETED)
+
+
+def test_a_file_from_before_cpu_seconds_is_read_and_goes_on(store: Store) -> None:
+    store.plan([PLANNED, replace(PLANNED, key="new", input=1)])
+    store.put([replace(RESULT, cpu_seconds=3.0)])
+    assert store.rows()[0].cpu_seconds == 3.0
+    store._connection.execute("ALTER TABLE results DROP COLUMN cpu_seconds")
+    old = Store(store.path, create=False)
+    assert [row.cpu_seconds for row in old.rows()] == [None]
+    old.close()
+    new = Store(store.path)
+    new.put([replace(RESULT, key="new", cpu_seconds=4.0)])
+    assert [row.cpu_seconds for row in new.rows()] == [None, 4.0]
+    new.close()
+
+
 @pytest.mark.parametrize("distances", [(0.5, 0.75), (0.75, 0.5), (0.5, math.inf), (math.inf, 0.5), (0.5, 0.5)])
 def test_the_closest_counterexample_stays(store: Store, distances: tuple[float, float]) -> None:
     for distance in distances:

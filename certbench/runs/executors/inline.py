@@ -6,7 +6,7 @@ from certbench.core.claims import Outcome
 from certbench.runs.events import Stop
 from certbench.runs.executors import Answer, Assignment, Settings
 from certbench.runs.guarding import restored, settle
-from certbench.runs.work import Failure, Session
+from certbench.runs.work import Failure, Session, attempt
 
 
 class Inline:
@@ -32,12 +32,13 @@ class Inline:
         left = [place for job in assignment.jobs for place in job]
         stop.holding(len(assignment.jobs[0]))
         limit = assignment.limits.seconds
-        session = Session(assignment.work, assignment.work.source.open(), passing=(KeyboardInterrupt,))
-        results: object = session.prepare()
-        prepared = session.seconds
-        if isinstance(results, Failure):
-            yield Answer(number, tuple(left), results, prepared)
+        work, passing, sessions = assignment.work, (KeyboardInterrupt,), list[Session]()
+        failure = attempt(lambda: sessions.append(Session(work, work.source.open(), passing)), "at its start", passing)
+        failure = failure or sessions[0].prepare()
+        if failure is not None:
+            yield Answer(number, tuple(left), failure, sessions[0].seconds if sessions else 0.0)
             return
+        session, prepared = sessions[0], sessions[0].seconds
         stop.check()
         for job in assignment.jobs:
             if session.seconds > limit:
