@@ -1,8 +1,11 @@
 """What a job must leave as it found it: the classifier, and the settings of torch that all code in a process shares."""
 
+import hashlib
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -12,6 +15,9 @@ from certbench.core.classifier import Classifier
 
 GLOBAL_HOOKS = tuple(sorted(name for name in vars(nn.modules.module) if name.endswith("_hooks")))
 """Names of torch's tables of hooks that are called for every module."""
+
+CONTAINERS = ("_parameters", "_buffers", "_modules")
+"""Attributes of a module whose content is read tensor by tensor."""
 
 
 def settle(threads: int) -> None:
@@ -31,6 +37,7 @@ class Snapshot:
         threads: number of torch's threads.
         gradients: whether gradients are recorded.
         hooks: number of hooks that are called for every module.
+        quick: hash of the classifier's state, and of which functions its classes have; None if it cannot be pickled.
     """
 
     fingerprint: str
@@ -39,21 +46,25 @@ class Snapshot:
     threads: int
     gradients: bool
     hooks: int
+    quick: bytes | None
 
     @classmethod
-    def of(cls, classifier: Classifier) -> "Snapshot":
-        """Take a snapshot.
+    def of(cls, classifier: Classifier, before: "Snapshot | None" = None) -> "Snapshot":
+        """Take a snapshot. If its quick hash is that of `before`, so is the fingerprint, which takes longer to compute.
 
         Raises:
             ConfigError: a setting of a submodule can no longer be read.
         """
+        quick = _quick(classifier)
+        same = before is not None and quick is not None and quick == before.quick
         return cls(
-            classifier.fingerprint(),
+            before.fingerprint if before is not None and same else classifier.fingerprint(),
             tuple(_flags(part) for part in classifier.module.modules()),
             torch.get_default_dtype(),
             torch.get_num_threads(),
             torch.is_grad_enabled(),
             sum(len(getattr(nn.modules.module, name)) for name in GLOBAL_HOOKS),
+            quick,
         )
 
     def changed(self, later: "Snapshot") -> str | None:
@@ -66,6 +77,26 @@ class Snapshot:
         }  # fmt: skip
         found = [text for name, text in words.items() if getattr(self, name) != getattr(later, name)]
         return " and ".join(found) or None
+
+
+def _quick(classifier: Classifier) -> bytes | None:
+    digest = hashlib.sha256()
+    try:
+        for path, part in classifier.module.named_modules(remove_duplicate=False):
+            state = {
+                key: value for key, value in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")
+            }
+            members = [(id(kind), [*kind.__dict__], [*map(id, kind.__dict__.values())]) for kind in type(part).__mro__]
+            digest.update(pickle.dumps((path, members, state)))
+        for tensor in classifier.tensors():
+            digest.update(repr((tensor.shape, tensor.dtype)).encode() + _bytes(tensor))
+    except Exception:  # what cannot be pickled is read by the fingerprint
+        return None
+    return digest.digest()
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _flags(module: nn.Module) -> tuple[bool, int, tuple[bool, ...]]:

@@ -122,7 +122,7 @@ def run(
         for model, threat, part in guesses:
             stages += estimates(suite, desk, sources[model], threat, inputs, part, estimated)
         with gently(watcher.now) as stop:
-            computed = perform(stages, computer, stop)
+            computed = perform(stages, desk, computer, stop)
         attacked = store.attacked()
         unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")

@@ -5,10 +5,11 @@ Each stage makes assignments of what is not stored yet, and stores their answers
 
 import base64
 import math
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,39 @@ class Stage:
     keep: Callable[[Answer], None]
 
 
-@dataclass(frozen=True, eq=False)
+TOGETHER = 0.2
+"""Seconds for which rows are kept, to be stored together: each transaction waits for the disk."""
+
+
+@dataclass(eq=False)
 class Desk:
-    """What all stages write to."""
+    """What all stages write to.
+
+    Attributes:
+        store: the store.
+        watcher: the observer of the run.
+        folder: folder of the run.
+        answers: rows that are not stored yet.
+        last: time of the last transaction.
+    """
 
     store: Store
     watcher: Watcher
     folder: Path
+    answers: list[StoredAnswer] = field(default_factory=list)
+    last: float = -math.inf
+
+    def store_some(self) -> None:
+        """Store the rows, if the last ones were stored a moment ago."""
+        if time.monotonic() - self.last > TOGETHER:
+            self.store_all()
+
+    def store_all(self) -> None:
+        """Store the rows."""
+        if self.answers:
+            answers, self.answers = self.answers, []
+            self.store.put(answers)
+            self.last = time.monotonic()
 
     def failed(self, name: str, failure: Failure) -> None:
         """Tell of a failure; a traceback goes to the log."""
@@ -67,7 +94,7 @@ class Desk:
             file.write(f"{name}\n{trace}\n")
 
 
-def perform(stages: Sequence[Stage], executor: Executor, stop: Stop) -> int:
+def perform(stages: Sequence[Stage], desk: Desk, executor: Executor, stop: Stop) -> int:
     """Compute and store; return the number of inputs of which something was computed.
 
     Raises:
@@ -76,18 +103,24 @@ def perform(stages: Sequence[Stage], executor: Executor, stop: Stop) -> int:
     """
     open_places = [Counter(place for job in stage.assignment.jobs for place in job) for stage in stages]
     count = 0
-    for answer in executor.answers([stage.assignment for stage in stages], stop):
-        extra = Counter(answer.places) - open_places[answer.work]
-        if extra:
-            raise CertificationError(f"the executor answered twice for {len(extra)} inputs")
-        open_places[answer.work] -= Counter(answer.places)
-        stages[answer.work].keep(answer)
-        count += len(answer.places)
+    try:
+        for answer in executor.answers([stage.assignment for stage in stages], stop):
+            if answer is not None:
+                extra = Counter(answer.places) - open_places[answer.work]
+                if extra:
+                    raise CertificationError(f"the executor answered twice for {len(extra)} inputs")
+                open_places[answer.work] -= Counter(answer.places)
+                stages[answer.work].keep(answer)
+                count += len(answer.places)
+            desk.store_some()
+    finally:
+        desk.store_all()
     for number, (stage, left) in enumerate(zip(stages, open_places, strict=True)):
         if left:
             reason = f"the executor gave no answer for {len(left)} inputs"
             stage.keep(Answer(number, tuple(left), Failure(Outcome.FAILED, reason)))
             count += len(left)
+    desk.store_all()
     return count
 
 
@@ -198,7 +231,7 @@ def certificates(
                 desk.watcher.note(f"{name}: memory ran out; now {answer.halved} inputs are computed at once")
                 rows = [_halved(row, answer.halved) for row in rows]
         keys = [pair.planned[i].key for i in answer.places]
-        desk.store.put(_answers(keys, rows, answer.prepared))
+        desk.answers += _answers(keys, rows, answer.prepared)
         desk.watcher.advance(Counter(row["outcome"] for row in rows))
 
     alone = pair.certifier.one_by_one or settings.limits.input_seconds < math.inf

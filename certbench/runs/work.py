@@ -319,7 +319,7 @@ class Session:
 
     def _altered(self, what: str) -> Failure | None:
         try:
-            changed = self.before.changed(Snapshot.of(self.classifier))
+            changed = self.before.changed(Snapshot.of(self.classifier, self.before))
         except Exception as error:
             changed = f"the classifier, so that it cannot be read ({error})"
         if changed is None:

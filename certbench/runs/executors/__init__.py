@@ -77,8 +77,10 @@ class Settings:
 class Executor(Protocol):
     """Something that computes work."""
 
-    def answers(self, assignments: Sequence[Assignment], stop: Stop) -> Iterator[Answer]:
+    def answers(self, assignments: Sequence[Assignment], stop: Stop) -> Iterator[Answer | None]:
         """Yield answers as they come, in any order; each input of each job is in exactly one of them.
+
+        None says that nothing has come for a moment: what was kept together is then stored.
 
         The state of a certifier is prepared once, and kept while jobs of its work come. Work whose preparation or whose
         job fails is given up: one answer has the failure, for all inputs that are left.

@@ -172,7 +172,7 @@ class Processes:
         self.crew: list[_Worker] = []
         self.failed_starts = 0
 
-    def answers(self, assignments: Sequence[Assignment], stop: Stop) -> Iterator[Answer]:
+    def answers(self, assignments: Sequence[Assignment], stop: Stop) -> Iterator[Answer | None]:
         """Yield answers as they come."""
         self.all = [_Progress(i, one, deque(map(_Job, one.jobs))) for i, one in enumerate(assignments)]
         self.most = min(self.settings.workers or cores(), sum(len(one.jobs) for one in assignments))
@@ -190,6 +190,7 @@ class Processes:
                     self._hand_out(stop)
                 yield from self._hear()
                 yield from self._watch()
+                yield None
         finally:
             for worker in self.crew:
                 worker.kill()

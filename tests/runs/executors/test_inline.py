@@ -16,21 +16,21 @@ from tests.support.runs import Bench, Fake
 class Backwards(Inline):
     """Computes all work before the first answer, and gives the last one first."""
 
-    def answers(self, assignments: Sequence[executors.Assignment], stop: Stop) -> Iterator[executors.Answer]:
+    def answers(self, assignments: Sequence[executors.Assignment], stop: Stop) -> Iterator[executors.Answer | None]:
         yield from reversed(list(super().answers(assignments, stop)))
 
 
 class Forgetful(Inline):
     """Leaves out the last answer."""
 
-    def answers(self, assignments: Sequence[executors.Assignment], stop: Stop) -> Iterator[executors.Answer]:
+    def answers(self, assignments: Sequence[executors.Assignment], stop: Stop) -> Iterator[executors.Answer | None]:
         yield from list(super().answers(assignments, stop))[:-1]
 
 
 class Stuttering(Inline):
     """Gives each answer twice."""
 
-    def answers(self, assignments: Sequence[executors.Assignment], stop: Stop) -> Iterator[executors.Answer]:
+    def answers(self, assignments: Sequence[executors.Assignment], stop: Stop) -> Iterator[executors.Answer | None]:
         for answer in super().answers(assignments, stop):
             yield from (answer, answer)
 
