@@ -208,7 +208,7 @@ def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:
 def test_a_closed_pipe_neither_ends_a_run_nor_prints_a_traceback(home: Path, executor: str) -> None:
     command = f"{sys.executable} -m certbench.cli run little.yaml --executor {executor} 2>&1 | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100)
-    assert done.stdout == "3 rows, attacks and estimates, 0 of them stored already\n"
+    assert done.stdout.startswith("data plane: ")
     assert done.stderr == ""
     assert len(json.loads((FOLDER / "manifest.json").read_text())["finished"]) > 9
     store = Store(FOLDER / "results.db", create=False)

@@ -133,7 +133,7 @@ def test_a_run_is_exported_and_what_is_not_its_own_is_refused(tmp_path: Path) ->
     safetensors.torch.save_file(classifier.module.state_dict(), tmp_path / "tiny.safetensors")
     np.savez(tmp_path / "data.npz", inputs=inputs(classifier, 2).numpy(), labels=np.array([0, 2]))
     (tmp_path / "suite.yaml").write_text(SUITE.replace("FOLDER", str(tmp_path)))
-    run.run(suite.load(str(tmp_path / "suite.yaml")), folder, Silent())
+    run.run(suite.load(str(tmp_path / "suite.yaml")), folder, Silent(), executor="inline")
     found = export_certificates(folder, into)
     assert (found.exit_code, found.folder, len(found.files)) == (ExitCode.INCOMPLETE, into, 2)
     ((reason, number),) = found.refused.items()

@@ -206,7 +206,7 @@ class Bench:
             "attacks": {"steps": 0},
         }
         (self.folder / "suite.yaml").write_text(json.dumps(suite), encoding="utf-8")
-        benchmark.run(load(str(self.folder / "suite.yaml")), self.run_folder, Watcher())
+        benchmark.run(load(str(self.folder / "suite.yaml")), self.run_folder, Watcher(), executor="inline")
 
     def told(self, name: str) -> set[str]:
         """Which referees find the rows of this certifier wrong."""

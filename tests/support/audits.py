@@ -103,7 +103,7 @@ class Bench:
         }
         path = self.folder / "little.yaml"
         path.write_text(json.dumps({**suite, **changes}), encoding="utf-8")
-        benchmark.run(load(str(path)), self.run_folder, Watcher())
+        benchmark.run(load(str(path)), self.run_folder, Watcher(), executor="inline")
 
     def audit(self, **options: Any) -> tuple[int, dict[str, Any], str]:
         found = audit.audit(self.run_folder, **{"steps": 10, "seconds": 100, **options})
