@@ -13,13 +13,10 @@ import json
 import math
 import os
 import pickle
-import signal
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from dataclasses import replace
+from multiprocessing.connection import wait
 from typing import Any
 
 import certbench
@@ -30,6 +27,7 @@ from certbench.runs import server
 from certbench.runs.events import Stop
 from certbench.runs.executors import Answer, Assignment, Settings
 from certbench.runs.executors import worker as workers
+from certbench.runs.executors.crew import Job, Progress, Worker
 from certbench.runs.executors.inline import spent
 from certbench.runs.work import Failure
 
@@ -61,120 +59,18 @@ def begin(*arguments: Any) -> None:
     main(*arguments)
 
 
-@dataclass(frozen=True)
-class _Job:
-    places: tuple[int, ...]
-    deaths: int = 0
-    halved: int = 0
-
-
-@dataclass(eq=False)
-class _Progress:
-    """How far a piece of work is.
-
-    Attributes:
-        number: its place in the list.
-        assignment: the work.
-        waiting: jobs that nobody computes.
-        on: the workers that compute it.
-        spent: seconds that count for its limit.
-        prepared: seconds of its preparation; None if it was not prepared yet.
-        answered: number of jobs and seconds that they took.
-        deaths: number of workers that ended before it was prepared.
-        begun: whether anybody was told.
-    """
-
-    number: int
-    assignment: Assignment
-    waiting: deque[_Job]
-    on: "set[_Worker]" = field(default_factory=set)
-    spent: float = 0.0
-    prepared: float | None = None
-    answered: tuple[int, float] = (0, 0.0)
-    deaths: int = 0
-    begun: bool = False
-
-    def worth_helping(self) -> bool:
-        """Say whether what waits costs more than to prepare it again."""
-        jobs, seconds = self.answered
-        return self.prepared is not None and jobs > 0 and len(self.waiting) * seconds / jobs > self.prepared
-
-    def remaining(self) -> float:
-        """Return the expected seconds of what waits."""
-        jobs, seconds = self.answered
-        return len(self.waiting) * seconds / jobs if jobs else math.inf
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A process, as seen from the run.
-
-    Attributes:
-        phase: `starting`, `idle`, `loading`, `preparing` or `computing`.
-        since: time at which the phase began.
-        progress: the work that it has loaded.
-        job: the job at hand, or the one that follows the preparation.
-        counts: whether its preparation counts for the limit of its work; that of a helper does not.
-        base: bytes that it used when it was ready.
-        verdict: the failure for which it was killed.
-    """
-
-    process: Any
-    connection: Connection
-    phase: str = "starting"
-    since: float = field(default_factory=time.perf_counter)
-    progress: _Progress | None = None
-    job: _Job | None = None
-    counts: bool = True
-    base: int = 0
-    verdict: Failure | None = None
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of this phase."""
-        return time.perf_counter() - self.since
-
-    def enter(self, phase: str) -> None:
-        """Begin a phase."""
-        self.phase, self.since = phase, time.perf_counter()
-
-    def send(self, kind: str, content: bytes) -> None:
-        """Send a message; if the process has ended, its end is noticed elsewhere."""
-        with suppress(OSError):
-            self.connection.send_bytes(pickle.dumps((kind, content)))
-
-    def kill(self) -> None:
-        """End the process, and those that it started."""
-        with suppress(OSError, AttributeError):
-            if os.getpgid(self.process.pid) == self.process.pid:
-                os.killpg(self.process.pid, signal.SIGKILL)
-        with suppress(OSError):
-            self.process.kill()
-
-    def end(self) -> str:
-        """Say how the ended process ended."""
-        self.kill()
-        self.process.join(10)
-        self.connection.close()
-        code = self.process.exitcode
-        if code is not None and code < 0:
-            with suppress(ValueError):
-                return f"by {signal.Signals(-code).name}"
-        return f"with exit code {code}"
-
-
 class Processes:
     """Computes jobs in processes."""
 
     def __init__(self, settings: Settings) -> None:
         """Take the settings; nothing starts yet."""
         self.settings = settings
-        self.crew: list[_Worker] = []
+        self.crew: list[Worker] = []
         self.failed_starts = 0
 
     def answers(self, assignments: Sequence[Assignment], stop: Stop) -> Iterator[Answer | None]:
         """Yield answers as they come."""
-        self.all = [_Progress(i, one, deque(map(_Job, one.jobs))) for i, one in enumerate(assignments)]
+        self.all = [Progress(i, one, deque(map(Job, one.jobs))) for i, one in enumerate(assignments)]
         self.most = min(self.settings.workers or cores(), sum(len(one.jobs) for one in assignments))
         self.context = server.context()
         self.memory = min((one.limits.memory or math.inf for one in assignments), default=math.inf)
@@ -230,7 +126,7 @@ class Processes:
             self._start()
             starting += 1
 
-    def _choose(self, own: _Progress | None) -> _Progress | None:
+    def _choose(self, own: Progress | None) -> Progress | None:
         """Return the work of which an idle worker takes the next job: its own, else new work, else the longest."""
         if own is not None and own.waiting:
             return own
@@ -238,7 +134,7 @@ class Processes:
         if fresh is not None:
             return fresh
         begun = [one for one in self.all if one.waiting and one.worth_helping()]
-        return max(begun, key=_Progress.remaining, default=None)
+        return max(begun, key=Progress.remaining, default=None)
 
     def _start(self) -> None:
         ours, theirs = self.context.Pipe()
@@ -249,9 +145,9 @@ class Processes:
         except (OSError, EOFError) as error:
             raise ConfigError(f"workers do not start: {error!r}; use the executor inline") from error
         theirs.close()
-        self.crew.append(_Worker(process, ours))
+        self.crew.append(Worker(process, ours))
 
-    def _compute(self, worker: _Worker, progress: _Progress) -> None:
+    def _compute(self, worker: Worker, progress: Progress) -> None:
         assert worker.job is not None
         worker.enter("computing")
         worker.send("job", pickle.dumps(progress.assignment.rows(worker.job.places)))
@@ -271,7 +167,7 @@ class Processes:
             else:
                 yield from self._told(worker, message)
 
-    def _told(self, worker: _Worker, message: dict[str, Any]) -> Iterator[Answer]:
+    def _told(self, worker: Worker, message: dict[str, Any]) -> Iterator[Answer]:
         if worker.phase == "starting":
             if message["ready"] != certbench.__file__:
                 raise ConfigError(
@@ -310,7 +206,7 @@ class Processes:
         else:
             yield from self._give_up(progress, failure, worker)
 
-    def _less(self, progress: _Progress, job: _Job, failure: Failure) -> Iterator[Answer]:
+    def _less(self, progress: Progress, job: Job, failure: Failure) -> Iterator[Answer]:
         """Try a job again at half the batch, once."""
         if len(job.places) == 1 or job.halved:
             progress.waiting.appendleft(job)
@@ -320,7 +216,7 @@ class Processes:
         parts = job.places[half:], job.places[:half]
         progress.waiting.extendleft(replace(job, places=part, halved=half) for part in parts)
 
-    def _died(self, worker: _Worker) -> Iterator[Answer]:
+    def _died(self, worker: Worker) -> Iterator[Answer]:
         """Take note that a worker has ended; its job is tried once more, as it may have been killed by chance."""
         progress, job, verdict = worker.progress, worker.job, worker.verdict
         preparing = worker.phase in ("loading", "preparing")
@@ -376,17 +272,17 @@ class Processes:
             largest = max(used, key=lambda worker: used[worker])
             self._out_of_memory(largest, f"{written(used[largest])}, when the machine had no more")
 
-    def _out_of_memory(self, worker: _Worker, used: str) -> None:
+    def _out_of_memory(self, worker: Worker, used: str) -> None:
         """Kill a worker; that it ended is heard at the next look."""
         if worker.verdict is None:
             worker.verdict = Failure(Outcome.OUT_OF_MEMORY, f"out of memory: the process used {used}")
             worker.kill()
 
-    def _left(self, progress: _Progress) -> int:
+    def _left(self, progress: Progress) -> int:
         jobs = [*progress.waiting, *(worker.job for worker in progress.on if worker.job)]
         return sum(len(job.places) for job in jobs)
 
-    def _give_up(self, progress: _Progress, failure: Failure, teller: _Worker | None = None) -> Iterator[Answer]:
+    def _give_up(self, progress: Progress, failure: Failure, teller: Worker | None = None) -> Iterator[Answer]:
         """Answer for all that is left of a piece of work, and end the workers that are at it.
 
         The worker that told of the failure goes on with other work, unless it is spoilt.
@@ -403,18 +299,18 @@ class Processes:
         places = tuple(sorted(place for job in jobs for place in job.places))
         yield Answer(progress.number, places, failure, progress.prepared or 0.0)
 
-    def _drop(self, worker: _Worker) -> None:
+    def _drop(self, worker: Worker) -> None:
         """End a worker that has computed nothing yet; its job waits again."""
         if worker.progress is not None and worker.job is not None:
             worker.progress.waiting.appendleft(worker.job)
         self._dismiss(worker)
 
-    def _free(self, worker: _Worker) -> None:
+    def _free(self, worker: Worker) -> None:
         if worker.progress is not None:
             worker.progress.on.discard(worker)
         worker.job = None
 
-    def _dismiss(self, worker: _Worker) -> str:
+    def _dismiss(self, worker: Worker) -> str:
         """End a worker, and say how it ended."""
         self._free(worker)
         if worker in self.crew:
