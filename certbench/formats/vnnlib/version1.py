@@ -47,7 +47,8 @@ def parse(text: str, source: str = "") -> Property:
             assert node.parts is not None
             parts.append(_clauses(node.parts[1], sizes))
         else:
-            raise ConfigError(f"{node.line}: {node.head or node.word or '()'} is not read; only declare-const and assert are")  # fmt: skip  # noqa: E501
+            what = node.head or node.word or "()"
+            raise ConfigError(f"{node.line}: {what} is not read; only declare-const and assert are")
     if not sizes["X"] or not sizes["Y"]:
         raise ConfigError(f"1: no {'inputs X_0, ...' if not sizes['X'] else 'outputs Y_0, ...'} are declared")
     if not parts:
@@ -143,7 +144,9 @@ def combined(head: str, parts: Sequence[Sum], line: int) -> Sum:
             found = found.plus(part)
         return found
     if head == "-" and parts:
-        return parts[0].times(-1.0) if len(parts) == 1 else combined("+", [parts[0], *(p.times(-1.0) for p in parts[1:])], line)  # fmt: skip  # noqa: E501
+        if len(parts) == 1:
+            return parts[0].times(-1.0)
+        return combined("+", [parts[0], *(part.times(-1.0) for part in parts[1:])], line)
     if head == "*" and parts:
         found = Sum(1.0)
         for part in parts:
