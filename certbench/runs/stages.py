@@ -18,7 +18,7 @@ from certbench.core.certification import certify, prepare
 from certbench.core.claims import Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import ReasonEvidence, TracebackEvidence
-from certbench.core.memory import limits, out_of_memory
+from certbench.core.memory import limits, out_of_memory, patience
 from certbench.core.threat import ThreatModel
 from certbench.errors import (
     CertificationError,
@@ -145,7 +145,7 @@ def certify_inputs(
     left, prepared = todo, 0.0  # left: not stored yet
     start = time.perf_counter()
     limit = suite.settings.limits.seconds
-    allowed = {"memory": suite.settings.limits.memory, "seconds": limit if math.isfinite(limit) else None}
+    allowed = {"memory": suite.settings.limits.memory, "seconds": patience(limit) if math.isfinite(limit) else None}
     try:
         with limits(**allowed):
             state = prepare(pair.certifier, pair.classifier, pair.threat)

@@ -110,7 +110,7 @@ class Clever(_Strict):
 class Limits(_Strict):
     """Limits for each (model, norm, certifier).
 
-    `seconds` is checked between batches; a certifier that is predicted to need more for one input does not start.
+    `seconds` is checked between batches; a certifier that is predicted to need far more for one input does not start.
     `memory` is what may be used, like "8 GB"; by default, three quarters of what is free.
     """
 
