@@ -1,5 +1,6 @@
 """The command `certbench certify`."""
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from certbench.cli.console import err, out
 from certbench.cli.show_network import sizes_of
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.exit_codes import ExitCode
+from certbench.files.numbers import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +53,8 @@ def certify(
     from certbench.runs.load import cure_of_shape, labelled, load_for, same_order
 
     threat, radii = ThreatModel.of(norm), _numbers(eps)
+    if not all(0 <= radius < math.inf for radius in radii):
+        raise ConfigError(f"--eps {eps!r} has a radius below 0, or an infinite one")
     threat = threat if not domain else threat.within(_numbers(domain))
     names = [part.strip() for part in certifier.split(",")]
     chosen = [build(name) for name in names]
@@ -130,11 +134,7 @@ def _numbers(text: str) -> list[float]:
     Raises:
         ConfigError: one of them is no number.
     """
-    found = []
-    for part in text.split(",") if text else []:
-        over, _, under = part.partition("/")
-        try:
-            found.append(float(over) / (float(under) if under else 1.0))
-        except (ValueError, ZeroDivisionError):
-            raise ConfigError(f"{part!r} is no number; write 0.03 or 8/255") from None
-    return found
+    try:
+        return [number(part.strip()) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -39,7 +39,8 @@ def vnncomp(
             counts[row.result] += 1
             how = ", ".join(part for part in (row.method if row.result in ("sat", "unsat") else "", row.reason) if part)
             names = f"{Path(row.onnx).name} {Path(row.vnnlib).name}"
-            out.print(f"{names}: {row.result} in {row.seconds:.1f} s{f' ({how})' * bool(how)}", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
+            line = f"{names}: {row.result} in {row.seconds:.1f} s" + (f" ({how})" if how else "")
+            out.print(line, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         err.print(f"interrupted; answers are stored. To go on: {again()}", markup=False, soft_wrap=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -31,8 +31,14 @@ SLOW = 1e9
 CPU = torch.device("cpu")
 
 
-GRACE = 60.0
-"""Seconds by which what cannot be interrupted may overrun a certifier's own limit. Predictions are often too high."""
+OVER, GRACE = 10.0, 60.0
+"""Factor and seconds by which a prediction must exceed a limit that is checked while the work goes on. Predictions were
+up to 8 times too high, and a refusal where there would be an answer is worse than an overrun."""
+
+
+def patience(limit: float) -> float:
+    """Return the predicted seconds above which work is refused that has a limit of its own."""
+    return OVER * limit + GRACE
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Cost:
             UnsupportedError: one input needs more memory or time than the limits allow; the message has the numbers.
         """
         room, need = allowed(self.device), self.fixed + self.each
-        common, own = _LIMITS.get().seconds, math.inf if self.seconds is None else self.seconds + GRACE
+        common, own = _LIMITS.get().seconds, math.inf if self.seconds is None else patience(self.seconds)
         limit, seconds = min(own, common), self.work / SLOW
         if seconds > limit:
             seconds = self.work / self.pace()

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+CLOSE = 1e-9
+"""Share of the sizes of its terms below which a sum is computed anew without rounding. Rounding is far below it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +47,17 @@ class Disjunct:
     def holds(self, y: Float[Tensor, " outputs"]) -> bool:
         """Say whether outputs fulfil all conditions."""
         values = self.values(y[None])[0]
-        return all(
-            value > 0 or (value == 0 and not strict) for value, strict in zip(values.tolist(), self.strict, strict=True)
-        )
+        close = values.abs() <= CLOSE * (y.double().abs() @ self.rows.abs().T + self.constants.abs())
+        found = [
+            self._exact(i, y) if near else value
+            for i, (value, near) in enumerate(zip(values.tolist(), close.tolist(), strict=True))
+        ]
+        return all(value > 0 or (value == 0 and not strict) for value, strict in zip(found, self.strict, strict=True))
+
+    def _exact(self, i: int, y: Float[Tensor, " outputs"]) -> Fraction:
+        """Return the left-hand side of one condition without rounding."""
+        pairs = zip(self.rows[i].tolist(), y.double().tolist(), strict=True)
+        return sum((Fraction(a) * Fraction(b) for a, b in pairs if a), start=Fraction(float(self.constants[i])))
 
     def outside(self, x: Float[Tensor, " inputs"]) -> float:
         """Return by how much an input leaves the box, in the coordinate where it is most; 0 inside."""

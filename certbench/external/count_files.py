@@ -12,6 +12,7 @@ import numpy as np
 
 from certbench.core.evidence import RecountEvidence
 from certbench.errors import ConfigError, StoreError
+from certbench.files.numbers import is_number
 from certbench.results.folder import RunFolder
 
 LABELS = ("auto", "none", "first", "last")
@@ -104,7 +105,7 @@ def _text(name: str, text: str, labels: str) -> CountTable:
     header = None
     if not all(_is_integer(cell) for cell in split[0][1]):
         header, split = [cell.strip().lower() for cell in split[0][1]], split[1:]
-        if not split or any(_is_number(cell) for cell in header):
+        if not split or any(is_number(cell) for cell in header):
             raise ConfigError(f"{name} has no counts below its first line, or numbers there that are no counts")
     width = len(header) if header is not None else len(split[0][1])
     skipped = {j for j, column in enumerate(header or ()) if column in IGNORED}
@@ -218,14 +219,6 @@ def _noise(said: Mapping[str, Any]) -> dict[str, Any]:
     stated = dict(noise) if isinstance(noise, Mapping) else {"name": noise} if noise else {}
     sigma = stated.pop("sigma", said.get("sigma"))
     return ({"noise": json.dumps(stated, sort_keys=True)} if stated else {}) | ({"sigma": sigma} if sigma else {})
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_integer(cell: str) -> bool:

@@ -168,7 +168,8 @@ def _check_exact(rules: Sequence[str], p: float, grid: int | None, given: Sequen
     if p != 1:
         raise ConfigError(f"the rule {EXACT} gives radii in L1; write norm 1", ("norm",))
     if grid is None:
-        raise ConfigError(f"the rule {EXACT} needs grid, the steps of the data between 0 and 1, for example 255", ("grid",))  # fmt: skip  # noqa: E501
+        problem = f"the rule {EXACT} needs grid, the steps of the data between 0 and 1, for example 255"
+        raise ConfigError(problem, ("grid",))
     if given:
         raise ConfigError(f"the rule {EXACT} has no {', '.join(given)}: nothing is sampled", (given[0],))
 

@@ -28,6 +28,15 @@ def number(value: object) -> float:
     return result
 
 
+def is_number(text: str) -> bool:
+    """Say whether a cell of a table is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def whole(value: object) -> int:
     """Read a whole number; `1e5` is one.
 

@@ -344,7 +344,7 @@ class Transposed(Map):
 
     @property
     def products(self) -> int:
-        """Those of the map itself."""
+        """Count those of the map itself."""
         return self.part.products
 
     @property

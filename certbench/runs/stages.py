@@ -19,7 +19,7 @@ from torch import Tensor
 from certbench.core.claims import ABSTAIN, Outcome
 from certbench.core.classifier import Classifier
 from certbench.core.evidence import HalvedEvidence, ReasonEvidence, TracebackEvidence
-from certbench.core.memory import limits, now
+from certbench.core.memory import limits, now, patience
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError
 from certbench.files.writing import writing
@@ -212,7 +212,7 @@ def certificates(
     settings = suite.settings
     name = f"{pair.planned[0].certifier} on {pair.classifier.name}, {pair.threat.name}"
     longest = min(settings.limits.seconds, settings.limits.input_seconds)
-    with limits(settings.limits.memory, longest if longest < math.inf else None):
+    with limits(settings.limits.memory, patience(longest) if longest < math.inf else None):
         allowed = now()
     work = Certifying(name, source, pair.certifier, pair.threat, settings.seed, settings.batch, allowed)
 

@@ -110,7 +110,7 @@ class Clever(_Strict):
 class Limits(_Strict):
     """Limits for each (model, norm, certifier). Whoever exceeds one is stopped, if processes compute.
 
-    A certifier that is predicted to need more for one input does not start.
+    A certifier that is predicted to need far more for one input does not start.
 
     Attributes:
         seconds: time of all inputs together, with the preparation.

@@ -24,7 +24,7 @@ MNIST = {
 """Splits: the start of the file names, the rows among all 70000, and the sha256 of pixels and then labels as bytes."""
 
 DONE = ("pixels divided by 255, channels first",)
-"""What is done to the pixels."""
+"""Sentences that say what is done to the pixels."""
 
 
 def read_mnist(split: str) -> Dataset:

@@ -1,4 +1,4 @@
-"""What is said about a data set: where it is, and how its numbers are meant."""
+"""Descriptions of data sets say where they are, and how their numbers are meant."""
 
 import math
 from collections.abc import Mapping

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from certbench.errors import ConfigError
+from certbench.files.numbers import is_number
 from certbench.models.data.found import Found
 from certbench.models.data.source import Source
 
@@ -31,7 +32,7 @@ def read_table(path: Path, source: Source) -> Found:
         first_at, first = next(lines)
     except StopIteration:
         raise ConfigError(f"{path} is empty") from None
-    named = not any(map(_is_number, first))
+    named = not any(map(is_number, first))
     if len(set(first)) < len(first) and named:
         twice = next(name for name in first if first.count(name) > 1)
         raise ConfigError(f"{path}: two columns are called {twice!r}")
@@ -40,7 +41,7 @@ def read_table(path: Path, source: Source) -> Found:
     at = _place(source.labels, first if named else [], len(first), path)
     columns = _columns(source, first if named else [], len(first), at, path)
     if not named:
-        wrong = next((first[i] for i in columns if not _is_number(first[i])), None)
+        wrong = next((first[i] for i in columns if not is_number(first[i])), None)
         if wrong is not None:
             raise ConfigError(
                 f"{path}, line {first_at}: {wrong!r} is no number, but other cells are, so that these are no names of "
@@ -51,7 +52,7 @@ def read_table(path: Path, source: Source) -> Found:
         if len(cells) != len(first):
             raise ConfigError(f"{path}, line {line}: {len(cells)} cells, but {len(first)} in the first row")
         for i in columns:
-            value = float(cells[i]) if _is_number(cells[i]) else math.nan
+            value = float(cells[i]) if is_number(cells[i]) else math.nan
             if not math.isfinite(value):
                 name = first[i] if named else f"{i + 1}"
                 raise ConfigError(f"{path}, line {line}, column {name}: {cells[i]!r} is no finite number")
@@ -95,14 +96,6 @@ def _again(at: int, first: list[str], rest: Iterator[tuple[int, list[str]]]) -> 
     yield from rest
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def _place(labels: int | str | None, names: list[str], columns: int, path: Path) -> int:
     """Return the place of the column of labels."""
     if labels is None:
@@ -134,7 +127,7 @@ def _columns(source: Source, names: list[str], columns: int, at: int, path: Path
 
 def _labels(words: list[str], path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return labels as integers, and the names of the classes, if these are words."""
-    numbers = [float(word) if _is_number(word) else None for word in words]
+    numbers = [float(word) if is_number(word) else None for word in words]
     if all(number is None for number in numbers):
         if "" in words:
             raise ConfigError(f"{path}: row {words.index('') + 1} has no label")

@@ -54,7 +54,9 @@ def test_refusals_and_mistakes_are_said(certbench: Run) -> None:
     code, out, err = certbench("certify", *MINE, "--norm", "L2", "--certifier", "crown,splitting")
     assert code == ExitCode.INCOMPLETE and "crown: mean radius" in out and "splitting: " in err
     for words, message in (
-        (["--eps", "two"], "'two' is no number"),
+        (["--eps", "two"], "'two' is text, not a number"),
+        (["--eps=-0.1"], "below 0"),
+        (["--eps", "inf"], "infinite"),
         (["--input-shape", "2,x"], "is no shape"),
         (["--input-shape", "3"], "plane"),
         (["--certifier", "crwn"], "did you mean 'crown'"),

@@ -55,8 +55,8 @@ def test_a_refusal_has_the_numbers_and_the_cure() -> None:
         expected = "41 GB of memory and 2 hours for one input, where 1 GB and 100 s may be used; do less"
         assert expected in str(large.value) and "limits(memory=..., seconds=...)" in str(large.value)
         with pytest.raises(UnsupportedError, match="a larger option `seconds`") as own:
-            Cost(work=memory.SLOW * (memory.GRACE + 5), seconds=1.0).check("MILP")
-        Cost(work=memory.SLOW * (memory.GRACE + 0.5), seconds=1.0).check("MILP")
+            Cost(work=memory.SLOW * (memory.patience(1.0) + 1), seconds=1.0).check("MILP")
+        Cost(work=memory.SLOW * (memory.patience(1.0) - 1), seconds=1.0).check("MILP")
         assert "limits(" not in str(own.value)
 
 

@@ -1,4 +1,7 @@
-"""Certificates from counts alone, and the files that counts come in."""
+"""Certificates follow from counts alone, and from the files that counts come in.
+
+The file is long because the rules, the readers of files and the command share the same counts.
+"""
 
 import csv
 import itertools

@@ -78,8 +78,10 @@ def covered(
         worst = linear.a[torch.arange(len(region)), lower.argmin(dim=1)][failed].nan_to_num(0.0)
         if offer((region.x[failed] - worst.sign() * region.half[failed]).clamp(-1, 1)):
             return False
-        sides = ((worst.abs() + 1e-12 * worst.abs().amax(dim=1, keepdim=True) + 1e-300) * region.half[failed]).argmax(dim=1)  # fmt: skip  # noqa: E501
-        for i, side, least in zip(failed.nonzero().flatten().tolist(), sides.tolist(), lower[failed].amin(dim=1).tolist(), strict=True):  # fmt: skip  # noqa: E501
+        steep = worst.abs() + 1e-12 * worst.abs().amax(dim=1, keepdim=True) + 1e-300
+        sides = (steep * region.half[failed]).argmax(dim=1)
+        parts = failed.nonzero().flatten().tolist(), sides.tolist(), lower[failed].amin(dim=1).tolist()
+        for i, side, least in zip(*parts, strict=True):
             quarter = region.half[i, side] / 2
             half = region.half[i].clone()
             half[side] = quarter * (1 + 2.0**-40) + 2.0**-52

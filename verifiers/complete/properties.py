@@ -33,6 +33,9 @@ STEPS, RESTARTS = 40, 4
 CORNERS = 16
 """Number of corners of a box at which the sizes of numbers are looked at, for the allowance for rounding."""
 
+MOST = 256
+"""Largest number of disjuncts of a box that are decided together. A judgement: each is a class of one classifier."""
+
 TARGETS = 64
 """Largest number of disjuncts that are attacked one by one; of more, the nearest is attacked at each point."""
 
@@ -81,7 +84,8 @@ class Boxed(Classifier):
     """The classifier of a box, with an allowance for rounding that knows numbers all over the box.
 
     Attributes:
-        largest: largest number that was seen in a submodule, or is an input.
+        largest: largest number that was seen in a submodule or is an input, times the coefficients of a condition, and
+            its constant.
     """
 
     largest: float = 0.0
@@ -99,7 +103,6 @@ class Question(nn.Module):
     reach: Tensor
     rows: Tensor
     constants: Tensor
-    spread: Tensor
 
     def __init__(self, module: nn.Module, input_shape: Sequence[int], disjuncts: Sequence[Disjunct]) -> None:
         """Store the module, a copy in float64, and the numbers of the box."""
@@ -117,7 +120,6 @@ class Question(nn.Module):
         pairs = list(zip(disjuncts, index, strict=True))
         self.register_buffer("rows", torch.cat([one.rows[places] for one, places in pairs]))
         self.register_buffer("constants", torch.cat([one.constants[places] for one, places in pairs]))
-        self.register_buffer("spread", torch.eye(self.count + 1, dtype=torch.float64)[:, 1:].contiguous())
 
     def forward(self, u: Float[Tensor, "n inputs"]) -> Float[Tensor, "n classes"]:
         """Compute 0, and the least left-hand side of each disjunct."""
@@ -130,7 +132,7 @@ class Question(nn.Module):
             first, second = pairs[..., 0], pairs[..., 1]
             values = (first - functional.relu(first - second)).flatten(1)
             size //= 2
-        return functional.linear(values, self.spread)
+        return functional.pad(values, (1, 0))
 
 
 def decide(
@@ -145,7 +147,8 @@ def decide(
 
     `unsat` is about the network in real arithmetic, with the weights as they are stored, and about every real input of
     the boxes. `sat` comes with an input in the program's precision, inside its box, whose outputs in the program
-    itself fulfil the conditions.
+    itself fulfil the conditions. If the box has no such input near a counterexample in real arithmetic, it is the
+    nearest one, and the answer says so.
 
     Args:
         module: the network, `(n, *input_shape) -> (n, outputs)`, in eval mode.
@@ -169,7 +172,13 @@ def decide(
     if not boxes:
         return Decision("unsat", "empty boxes")
     exact = copy.deepcopy(module).double()
-    searches = [_Search(exact, input_shape, disjuncts, program, deadline, seed) for disjuncts in boxes]
+    searches: list[_Search] = []
+    for disjuncts in boxes:
+        for start in range(0, len(disjuncts), MOST):
+            if time.perf_counter() > deadline:
+                return Decision("timeout", "none", "the limit ended before all boxes were read")
+            part = disjuncts[start : start + MOST]
+            searches.append(_Search(exact, input_shape, part, program, deadline, seed))
     for search in searches:
         if time.perf_counter() < deadline and search.attack():
             return search.answer()
@@ -183,7 +192,7 @@ def decide(
     if not open_:
         return Decision("unsat", max((search.method for search in searches), key=METHODS.index))
     if time.perf_counter() > deadline:
-        return Decision("timeout", "none", f"{len(open_)} of {len(searches)} boxes are open")
+        return Decision("timeout", "none", f"{len(open_)} of {len(searches)} parts are open")
     return Decision("unknown", "none", "; ".join(dict.fromkeys(search.reason for search in open_)))
 
 
@@ -236,7 +245,10 @@ class _Search:
             corners = torch.randint(0, 2, (CORNERS, self.inputs), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
             seen = float(classifier.logits_and_scale(corners.double())[1].amax())
             inputs = float(torch.maximum(disjuncts[0].lower.abs(), disjuncts[0].upper.abs()).amax())
-            self.classifier = Boxed(question, (self.inputs,), len(disjuncts) + 1, "property", largest=max(seen, inputs))
+            sizes = question.rows.abs().sum(dim=1).clamp(min=1.0) * max(seen, inputs) + question.constants.abs()
+            self.classifier = Boxed(
+                question, (self.inputs,), len(disjuncts) + 1, "property", largest=float(sizes.amax())
+            )
 
     def answer(self) -> Decision:
         """Return the counterexample as an answer."""
@@ -266,6 +278,8 @@ class _Search:
             inside = self.disjuncts[0].outside(point) == 0
             at = point.double().clamp(min=self.disjuncts[0].lower, max=self.disjuncts[0].upper)
             exact = violates(self.module, self.input_shape, at, self.disjuncts)
+            if not (inside or exact):
+                continue
             if self.witness is None or exact:
                 notes = [] if exact else [f"it holds in {self.program.dtype} alone, not in float64 beyond rounding"]
                 if not inside:

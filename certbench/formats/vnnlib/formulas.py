@@ -1,8 +1,10 @@
 """Formulas over inputs and outputs: they become the disjuncts of a property."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -13,21 +15,35 @@ from certbench.errors import ConfigError
 LARGEST = 2**16
 """Largest number of disjuncts of a property. A judgement: each is bounded."""
 
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE]([+-]?[0-9]{1,4}))?")
+"""A decimal number, as formulas write it."""
+
+ZERO = Fraction(0)
+
+FARTHEST = 400
+"""Largest exponent of a number. Float64 has no numbers beyond it."""
+
+TINIEST = 1e-290
+"""Least modulus of a number that is not zero: smaller ones would lose digits in float64."""
+
 
 @dataclass(frozen=True)
 class Sum:
-    """A linear expression: a constant, and coefficients of inputs and outputs by their flat index."""
+    """A linear expression: a constant, and coefficients of inputs and outputs by their flat index.
 
-    constant: float = 0.0
-    inputs: dict[int, float] = field(default_factory=dict)
-    outputs: dict[int, float] = field(default_factory=dict)
+    Nothing is rounded.
+    """
+
+    constant: Fraction = ZERO
+    inputs: dict[int, Fraction] = field(default_factory=dict)
+    outputs: dict[int, Fraction] = field(default_factory=dict)
 
     @property
     def is_constant(self) -> bool:
         """Whether there is no variable."""
         return not self.inputs and not self.outputs
 
-    def times(self, factor: float) -> "Sum":
+    def times(self, factor: Fraction | int) -> "Sum":
         """Multiply by a number."""
         return Sum(
             self.constant * factor,
@@ -42,8 +58,8 @@ class Sum:
         )
 
 
-def _added(one: dict[int, float], other: dict[int, float]) -> dict[int, float]:
-    found = {i: one.get(i, 0.0) + other.get(i, 0.0) for i in {**one, **other}}
+def _added(one: dict[int, Fraction], other: dict[int, Fraction]) -> dict[int, Fraction]:
+    found = {i: one.get(i, ZERO) + other.get(i, ZERO) for i in {**one, **other}}
     return {i: value for i, value in found.items() if value != 0}
 
 
@@ -134,11 +150,11 @@ def _box(atoms: Iterable[Atom], low: list[float], high: list[float]) -> tuple[li
         if not number.is_constant or len(variable.inputs) != 1:
             raise ConfigError(f"{atom.line}: an input is compared with one number; other conditions are not read")
         ((i, factor),) = variable.inputs.items()
-        if factor not in (1.0, -1.0):
+        if factor not in (1, -1):
             raise ConfigError(f"{atom.line}: an input with a factor is not read; divide the bound by it")
         if variable.constant != 0:
             raise ConfigError(f"{atom.line}: an input plus a number is not read; subtract it from the bound")
-        value = number.constant * factor
+        value = nearest(number.constant * factor, atom.line)
         if up == (factor > 0):  # number >= x
             high[i] = min(high[i], value)
         else:
@@ -149,27 +165,39 @@ def _box(atoms: Iterable[Atom], low: list[float], high: list[float]) -> tuple[li
 def _disjunct(box: tuple[Tensor, Tensor], atoms: Sequence[Atom], outputs: int) -> Disjunct:
     rows, constants, strict = torch.zeros(len(atoms), outputs, dtype=torch.float64), [], []
     for row, atom in zip(rows, atoms, strict=True):
-        gap = atom.left.plus(atom.right.times(-1.0))
+        gap = atom.left.plus(atom.right.times(-1))
         for j, value in gap.outputs.items():
-            row[j] = value
-        constants.append(gap.constant)
+            row[j] = nearest(value, atom.line)
+        constants.append(nearest(gap.constant, atom.line))
         strict.append(atom.strict)
     return Disjunct(*box, rows, _tensor(constants), tuple(strict))
 
 
-def number(text: str, line: int) -> float:
-    """Read a number as the nearest one in float64.
+def number(text: str, line: int) -> Fraction:
+    """Read a number exactly.
 
     Raises:
-        ConfigError: it is none, or it is not finite.
+        ConfigError: it is none, or far beyond float64.
+    """
+    found = NUMBER.fullmatch(text)
+    if found is None or abs(int(found[3] or 0)) > FARTHEST:
+        raise ConfigError(f"{line}: {text!r} is neither a declared variable nor a number that float64 has")
+    return Fraction(text)
+
+
+def nearest(value: Fraction, line: int) -> float:
+    """Return the nearest number in float64. The order of numbers stays.
+
+    Raises:
+        ConfigError: it is too large or too small to have all digits.
     """
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or "_" in text:
-        raise ConfigError(f"{line}: {text!r} is neither a declared variable nor a finite number")
-    return value
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found) or (value != 0 and abs(found) < TINIEST):
+        raise ConfigError(f"{line}: {'a number is' if found else 'a number rounds to zero, so it is'} beyond float64")
+    return found
 
 
 def split(parts: Sequence[Sequence[Clause]]) -> tuple[Clause, list[Clause]]:

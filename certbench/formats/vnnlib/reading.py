@@ -9,6 +9,7 @@ from certbench.core.properties import Property
 from certbench.errors import ConfigError
 from certbench.formats.onnx.files import content
 from certbench.formats.vnnlib import version1, version2
+from certbench.formats.vnnlib.formulas import lines_of
 
 
 def text_of(path: Path) -> str:
@@ -26,7 +27,8 @@ def text_of(path: Path) -> str:
 def load(path: str | Path) -> Property:
     """Read a property of VNN-LIB 1.0 or 2.0.
 
-    A number is read as the nearest one in float64, as tools do. The property says which inputs give outputs that
+    Sums and products of numbers are exact; what stands in a bound or before an output is then the nearest number in
+    float64, as tools have it. The property says which inputs give outputs that
     must not occur.
 
     Args:
@@ -38,7 +40,8 @@ def load(path: str | Path) -> Property:
     """
     path = Path(path)
     text = text_of(path)
-    parse = version2.parse if "vnnlib-version" in text or "declare-network" in text else version1.parse
+    words = "\n".join(line for _, line in lines_of(text))  # without comments
+    parse = version2.parse if "vnnlib-version" in words or "declare-network" in words else version1.parse
     try:
         return parse(text, path.name)
     except ConfigError as error:

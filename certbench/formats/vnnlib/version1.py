@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from certbench.core.properties import Property
 from certbench.errors import ConfigError
@@ -47,7 +48,8 @@ def parse(text: str, source: str = "") -> Property:
             assert node.parts is not None
             parts.append(_clauses(node.parts[1], sizes))
         else:
-            raise ConfigError(f"{node.line}: {node.head or node.word or '()'} is not read; only declare-const and assert are")  # fmt: skip  # noqa: E501
+            what = node.head or node.word or "()"
+            raise ConfigError(f"{node.line}: {what} is not read; only declare-const and assert are")
     if not sizes["X"] or not sizes["Y"]:
         raise ConfigError(f"1: no {'inputs X_0, ...' if not sizes['X'] else 'outputs Y_0, ...'} are declared")
     if not parts:
@@ -127,7 +129,7 @@ def _sum(node: Node, sizes: dict[str, int]) -> Sum:
         kind, index = name[1], int(name[2])
         if index >= sizes[kind]:
             raise ConfigError(f"{node.line}: {node.word} is not declared before it is used")
-        return Sum(inputs={index: 1.0}) if kind == "X" else Sum(outputs={index: 1.0})
+        return Sum(inputs={index: Fraction(1)}) if kind == "X" else Sum(outputs={index: Fraction(1)})
     return combined(node.head, [_sum(part, sizes) for part in node.parts[1:]], node.line)
 
 
@@ -143,9 +145,11 @@ def combined(head: str, parts: Sequence[Sum], line: int) -> Sum:
             found = found.plus(part)
         return found
     if head == "-" and parts:
-        return parts[0].times(-1.0) if len(parts) == 1 else combined("+", [parts[0], *(p.times(-1.0) for p in parts[1:])], line)  # fmt: skip  # noqa: E501
+        if len(parts) == 1:
+            return parts[0].times(-1)
+        return combined("+", [parts[0], *(part.times(-1) for part in parts[1:])], line)
     if head == "*" and parts:
-        found = Sum(1.0)
+        found = Sum(Fraction(1))
         for part in parts:
             if not found.is_constant and not part.is_constant:
                 raise ConfigError(f"{line}: a product of two variables is not linear, and not read")

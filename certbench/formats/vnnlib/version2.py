@@ -1,6 +1,7 @@
 """VNN-LIB 2.0, through the package `vnnlib`, which reads that version alone."""
 
 import json
+from fractions import Fraction
 from typing import Any
 
 from certbench.core.properties import Property
@@ -91,14 +92,14 @@ def _sum(node: Any) -> Sum:
     """Return a linear expression."""
     kind, line = type(node).__name__, _line(node)
     if kind == "Var":
-        index = 0
+        index, one = 0, Fraction(1)
         if len(node.indices) != len(node.shape):
             raise ConfigError(f"{line}: {node.name} needs {len(node.shape)} indices")
         for place, size in zip(node.indices, node.shape, strict=True):
             index = index * size + place
-        return Sum(inputs={index: 1.0}) if "Input" in str(node.kind) else Sum(outputs={index: 1.0})
+        return Sum(inputs={index: one}) if "Input" in str(node.kind) else Sum(outputs={index: one})
     if kind == "Negate":
-        return _sum(node.expr).times(-1.0)
+        return _sum(node.expr).times(-1)
     if kind == "Minus":
         return combined("-", [_sum(node.head), *(_sum(part) for part in node.rest)], line)
     if kind in NAMES:

@@ -28,6 +28,11 @@ def test_a_damaged_list_is_refused(tmp_path: Path, content: str | None) -> None:
         instances(tmp_path)
 
 
+def test_comments_do_not_choose_the_version(tmp_path: Path) -> None:
+    (tmp_path / "p.vnnlib").write_text("; made by a tool that also writes (vnnlib-version <2.0>)\n" + TEXT)
+    assert load(tmp_path / "p.vnnlib").outputs == 1
+
+
 def test_messages_name_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "p.vnnlib"
     path.write_text(TEXT + "\n(assert (<= Y_1 0))")

@@ -40,6 +40,17 @@ def test_formulas(formula: str, expected: list[list[list[float]]]) -> None:
     assert rows(formula) == expected
 
 
+def test_sums_and_products_are_not_rounded() -> None:
+    """In float64 0.1 + 0.2 is beyond 0.3, 1e20 - 1 - 1e20 is 0, and 1e-200 squared is 0."""
+    point = parse(HEAD + "(assert (and (<= X_0 0.3) (>= X_0 (+ 0.1 0.2)) (<= X_1 1) (>= X_1 1) (<= Y_0 0)))").disjuncts[
+        0
+    ]
+    assert point.lower[0] == point.upper[0] == 0.3 and not point.empty
+    assert rows("(assert (>= Y_0 (- (+ 1e20 -1) 1e20)))") == [[[1, 0, 1]]]
+    assert rows("(assert (>= (* 1e-200 1e-200 1e200 1e200 Y_0) 0.5))") == [[[1, 0, -0.5]]]
+    assert rows("(assert (>= (- (+ 0.1 0.2) 0.3) Y_0))") == [[[-1, 0, 0]]]
+
+
 def test_disjunctions_of_boxes() -> None:
     boxes = "(assert (or (and (<= X_0 0.1) (>= Y_0 1)) (and (>= X_0 0.2) (<= X_0 0.3) (>= Y_0 2)) (<= X_0 -1)))"
     found = parse(HEAD + BOX + boxes)
@@ -63,6 +74,11 @@ def test_disjunctions_of_boxes() -> None:
         (HEAD + BOX + "(assert (<= (* Y_0 Y_1) 1))", "8: a product of two variables"),
         (HEAD + BOX + "(assert (<= Y_0 1e999))", "8: '1e999' is neither"),
         (HEAD + BOX + "(assert (<= Y_0 nan))", "8: 'nan' is neither"),
+        (HEAD + BOX + "(assert (<= Y_0 1_0))", "8: '1_0' is neither"),
+        (HEAD + BOX + "(assert (<= Y_0 1e99999999))", "8: '1e99999999' is neither"),
+        (HEAD + BOX + "(assert (<= (* 1e200 1e200 Y_0) 1))", "8: a number is beyond float64"),
+        (HEAD + BOX + "(assert (<= Y_0 1e-320))", "8: a number is beyond float64"),
+        (HEAD + BOX + "(assert (<= (* 1e-200 1e-200 Y_0) 1))", "8: a number rounds to zero"),
         (HEAD + BOX + "(assert (<= Y_0 1 2))", "8: <= compares two"),
         (HEAD + BOX + "(assert (<= Y_0\n 1)", "8: a parenthesis is not closed; the file may be truncated"),
         (HEAD + BOX + "(assert (<= Y_0 1)))", "8: a parenthesis is closed"),

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -101,6 +102,32 @@ def test_a_box_without_a_float32_number() -> None:
     found = answered(affine([[1.0]], [0.0]), [disjunct([(0.1, 0.1)], [[1, 0]])])
     assert found.verdict == "sat" and "the nearest is used" in found.reason and found.exact
     assert answered(affine([[1.0]], [0.0]), [disjunct([(0.1, 0.1)], [[1, -0.11]])]).verdict == "unsat"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_large_coefficients_that_cancel(order: tuple[int, ...]) -> None:
+    """1e16 y0 + y1 - 1e16 y2 - 0.5 of outputs (1, x, 1) is x - 0.5, in whatever order the terms are added."""
+    network = affine([[0.0], [1.0], [0.0]], [1.0, 0.0, 1.0])
+    network.weight.data, network.bias.data = network.weight.data[[*order]], network.bias.data[[*order]]
+    conditions = [[[1e16, 1.0, -1e16][j] for j in order] + [-0.5]]
+    assert answered(network, [disjunct([(0.625, 0.75)], conditions)]).verdict in ("sat", "unknown")
+    assert answered(network, [disjunct([(0.25, 0.375)], conditions)]).verdict in ("unsat", "unknown")
+    assert disjunct([(0, 1)], conditions).holds(network(torch.tensor([[0.625]]))[0])
+    assert not disjunct([(0, 1)], conditions).holds(network(torch.tensor([[0.375]]))[0])
+
+
+def test_no_witness_lies_outside_its_box_by_chance() -> None:
+    """Float32 has no 16777217. Its neighbour 16777216 gives another output, at which the condition holds."""
+    found = answered(affine([[1.0]], [-16777216.0]), [disjunct([(16777217.0, 16777217.0)], [[-1, 0.5]])])
+    assert found.verdict == "unsat"
+
+
+def test_many_disjuncts_of_one_box_are_decided_in_parts() -> None:
+    network = affine([[1.0]], [0.0])
+    many = [disjunct([(0.0, 1.0)], [[1, -2.0 - i]]) for i in range(600)]
+    assert answered(network, many).verdict == "unsat"
+    assert answered(network, [*many, disjunct([(0.0, 1.0)], [[1, -0.5]])]).verdict == "sat"
+    assert answered(network, many, seconds=1e-9).verdict == "timeout"
 
 
 def test_other_shapes_are_refused_and_time_ends() -> None:

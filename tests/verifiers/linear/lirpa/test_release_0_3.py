@@ -1,4 +1,4 @@
-"""What is said where auto-LiRPA does not import."""
+"""Messages name what to install where auto-LiRPA does not import."""
 
 import importlib
 import importlib.util
