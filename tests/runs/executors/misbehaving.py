@@ -41,7 +41,7 @@ def endless() -> None:
 def allocates() -> None:
     held: list[Tensor] = []
     while True:
-        held.append(torch.ones(1 << 22))
+        held.append(torch.empty(1 << 26))  # 256 MB; not written to, so that it is quick on a busy machine
 
 
 def halves(state: Classifier) -> None:
