@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from certbench.core.program import Program
 from certbench.core.syntax import shape, tree
 from certbench.errors import ConfigError
 
@@ -71,9 +72,18 @@ def _module(module: nn.Module, reader: "_Reader | None") -> Iterator[bytes]:
             known[id(value), code] = fresh.code(value) if code else fresh.content(value)
         return known[id(value), code]
 
+    compiled: list[str] = []  # prefixes of what a digest speaks for
     for path, part in module.named_modules(remove_duplicate=False):
         if isinstance(part, torch.jit.ScriptModule):
-            raise ConfigError(f"{path or 'the module'} is compiled by torch.jit, and its code cannot be read")
+            if f"{path}.".startswith((*compiled,)):
+                yield path.encode() + repr(getattr(part, "training", None)).encode()
+                continue
+            raise ConfigError(
+                f"{path or 'the module'} is compiled by torch.jit, and its code cannot be read; save it by "
+                "torch.jit.save, and give the file as the model"
+            )
+        if type(part) is Program:
+            compiled.append(f"{path}.compiled.".lstrip("."))
         yield path.encode() + repr([key for key, value in part._parameters.items() if value is None]).encode()
         kinds = type(part).__mro__
         for kind in kinds:

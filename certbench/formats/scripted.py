@@ -1,12 +1,14 @@
 """TorchScript files, and pickled modules of whoever is trusted."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from certbench.core.program import Program
 from certbench.errors import ConfigError
 from certbench.formats.checkpoints import is_script, read, states
 from certbench.formats.one_by_one import for_batches
@@ -28,6 +30,7 @@ def opened(
         except Exception as error:  # a damaged file may end in any exception
             said = str(error).partition("\n")[0]
             raise ConfigError(f"{path} cannot be read as a TorchScript file: {said}") from error
+        module = Program(module, sha256(path.read_bytes()).hexdigest())
     else:
         module = read(path, trust)
     if not isinstance(module, nn.Module):

@@ -1,5 +1,6 @@
 """Files of whole models: exported programs, TorchScript, pickled modules."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def test_a_whole_model_gives_what_it_gave(tmp_path: Path, name: str) -> None:
     x = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
     assert (classifier.name, classifier.num_classes, classifier(x[:0]).shape) == ("net", 3, (0, 3))
     assert torch.allclose(classifier(x), net()(x), atol=1e-6)
+
+
+def test_a_compiled_program_is_known_by_its_file_and_its_tensors(tmp_path: Path) -> None:
+    scripted(tmp_path / "net.pt")
+    torch.jit.save(torch.jit.script(nn.Sequential(*net(), nn.ReLU())), tmp_path / "other.pt")
+    first, again, other = (open_model(tmp_path / f"{name}.pt", input_shape=(4,)) for name in ("net", "net", "other"))
+    assert first.fingerprint() == again.fingerprint() == copy.deepcopy(first).fingerprint() != other.fingerprint()
+    with torch.no_grad():
+        next(again.module.parameters()).mul_(2)
+    assert first.fingerprint() != again.fingerprint()
+    first.module.train()
+    assert open_model(tmp_path / "net.pt", input_shape=(4,)).fingerprint() != first.fingerprint()
 
 
 def test_an_exported_program_says_its_shape(tmp_path: Path) -> None:

@@ -121,7 +121,13 @@ def test_a_file_of_a_whole_model_is_a_model_of_a_suite(nets: Nets, tmp_path: Pat
     )
     np.savez("mine.npz", inputs=np.zeros((3, 4), dtype=np.float32), labels=np.array([0, 1, 1]))
     Path("net_0.1.pt2").write_bytes(Path("net.pt2").read_bytes())
-    for model, name in (("net_0.1.pt2", "net_0.1"), ("{name: mine, path: net.pt2}", "mine")):
+    torch.jit.save(torch.jit.script(module), "net.pt")
+    whole = (
+        ("net_0.1.pt2", "net_0.1"),
+        ("{name: mine, path: net.pt2}", "mine"),
+        ("{name: mine, path: net.pt}", "mine"),
+    )
+    for model, name in whole:
         Path("mine.yaml").write_text(SUITE.replace("{name: mine, weights: WEIGHTS, MODEL}", model))
         _, (found,) = load_models(load("mine.yaml"))
         x = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
