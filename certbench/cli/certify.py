@@ -1,7 +1,9 @@
 """The command `certbench certify`."""
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,7 +13,7 @@ from certbench.cli.console import err, out
 from certbench.cli.show_network import sizes_of
 from certbench.errors import ConfigError, UnsupportedError
 from certbench.exit_codes import ExitCode
-from certbench.files.numbers import number
+from certbench.files.numbers import number, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +36,10 @@ def certify(
         str, typer.Option(help="Certifiers with their usual options, as crown,lipschitz (see `certbench list`).")
     ] = "alpha-crown",
     inputs: Annotated[int, typer.Option(help="Number of inputs, from the first on.", min=1)] = 10,
-    domain: Annotated[str, typer.Option(help="Smallest and largest value of an input, as 0,1.")] = "",
+    domain: Annotated[str, typer.Option(help="Smallest and largest value of an input, as 0,1; or data.")] = "",
+    threat_scale: Annotated[str, typer.Option(help="What radius 1 is in each feature: numbers, std, or a file.")] = "",
+    move: Annotated[str, typer.Option(help="Features that move, counted from 0, as 0,3; or a file with a mask.")] = "",
+    fixed: Annotated[str, typer.Option(help="Features that do not move, as 0,3; or a file with a mask.")] = "",
     weights: Annotated[str | None, typer.Option(help="File with the parameters of what module:function makes.")] = None,
     input_shape: Annotated[str | None, typer.Option(help="Shape of one input, as 3,32,32, if not the data's.")] = None,
     output: Annotated[str | None, typer.Option(help="Name or place of the output that has the logits.")] = None,
@@ -51,11 +56,19 @@ def certify(
     from certbench.core.threat import ThreatModel
     from certbench.models import data as data_sets
     from certbench.runs.load import cure_of_shape, labelled, load_for, same_order
+    from certbench.runs.threats import Wishes, made
 
     threat, radii = ThreatModel.of(norm), _numbers(eps)
     if not all(0 <= radius < math.inf for radius in radii):
         raise ConfigError(f"--eps {eps!r} has a radius below 0, or an infinite one")
-    threat = threat if not domain else threat.within(_numbers(domain))
+    if move and fixed:
+        raise ConfigError("write --move or --fixed, not both: the other features are the rest")
+    wishes = Wishes(
+        domain="data" if domain == "data" else (_numbers(domain) or None),
+        scale=threat_scale if threat_scale == "std" else _or_file(threat_scale, _numbers),
+        move=_or_file(move, _places),
+        fixed=_or_file(fixed, _places),
+    )
     names = [part.strip() for part in certifier.split(",")]
     chosen = [build(name) for name in names]
     dataset = data_sets.load(
@@ -86,6 +99,7 @@ def certify(
     labelled(classifier, dataset)
     x = dataset.inputs[:inputs].reshape(-1, *classifier.input_shape).double()
     classes = dataset.labels[:inputs]
+    (threat,) = made([threat], wishes, dataset, dataset.inputs[:inputs])
     predicted = classifier.double()(x).argmax(dim=1).cpu()
 
     found: dict[str, Certificate] = {}
@@ -126,6 +140,27 @@ def _summary(certificate: "Certificate", labels: "Tensor", radii: list[float]) -
     ]
     finite = certificate.radius[right & certificate.radius.isfinite()]
     return "; ".join([*parts, f"mean radius {float(finite.mean()):.6g}" if len(finite) else "no finite radius"])
+
+
+def _or_file(text: str, read: Callable[[str], list[Any]]) -> Any:
+    """Read numbers; leave the path of a file as it is."""
+    from certbench.runs.suite import THREAT_FILES
+
+    if not text:
+        return None
+    return text if Path(text).suffix in THREAT_FILES else tuple(read(text))
+
+
+def _places(text: str) -> list[int]:
+    """Read places of features.
+
+    Raises:
+        ConfigError: one of them is no whole number.
+    """
+    try:
+        return [whole(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _numbers(text: str) -> list[float]:

@@ -176,11 +176,16 @@ class Suite:
         return ConfigError(at(self.source, self.lines, where, message), where)
 
     def located(self, where: tuple[str | int, ...], make: Callable[[], Made]) -> Made:
-        """Return what `make` returns; a `ConfigError` from it gets the file and the line of the value at `where`."""
+        """Return what `make` returns; a `ConfigError` from it gets file and line.
+
+        Args:
+            where: path of a value in the suite; that of the error goes on from there.
+            make: function without arguments.
+        """
         try:
             return make()
         except ConfigError as error:
-            raise self.error(where, str(error)) from error
+            raise self.error((*where, *error.path), str(error)) from error
 
 
 def load(name: str) -> Suite:

@@ -1,11 +1,13 @@
 """The threat models of a suite, once its data are known: scales, features that move, and the domain."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from certbench.core.inputs import check_domain
 from certbench.core.threat import ThreatModel
@@ -13,42 +15,87 @@ from certbench.errors import ConfigError
 from certbench.models.data.base import Dataset
 from certbench.runs.suite import Suite
 
+Made = TypeVar("Made")
+
 DIGITS = 12
 """Digits of computed standard deviations: the last ones depend on the machine, and keys of answers must not."""
 
 
-def with_threats(suite: Suite, dataset: Dataset) -> Suite:
-    """Return the suite with its threat models.
+@dataclass(frozen=True)
+class Wishes:
+    """What is said of threat models beyond their norm.
 
-    `std` is the standard deviation of each feature over all inputs of the data set (divided by their number), and
-    `data` is the range of each feature over them. A feature whose standard deviation is 0 does not move.
+    Attributes:
+        domain: pair of ends, numbers or one per feature; `data`, the range of each feature; None.
+        scale: a number per feature; `std`, the standard deviation of each feature; the path of a file; None.
+        move: places of the features that move, or the path of a file with a mask; None: all.
+        fixed: places of the features that do not move, or the path of a file with a mask; None: none.
+    """
+
+    domain: Any = None
+    scale: Any = None
+    move: Any = None
+    fixed: Any = None
+
+
+def made(threats: Sequence[ThreatModel], wishes: Wishes, dataset: Dataset, taken: Tensor) -> tuple[ThreatModel, ...]:
+    """Return the threat models, with their scales and domains.
+
+    A standard deviation is that of all inputs of the data set (divided by their number). A feature whose standard
+    deviation is 0 does not move.
+
+    Args:
+        threats: threat models of the norms.
+        wishes: what is said of them.
+        dataset: the data.
+        taken: the inputs that are certified; they must lie in the domain.
 
     Raises:
-        ConfigError: scales or features do not fit the data, or inputs lie outside the domain.
+        ConfigError: scales or features do not fit the data, or inputs lie outside the domain; its path begins with the
+            name of the wish that does not fit.
     """
-    settings = suite.settings
     inputs = dataset.inputs.flatten(1).double().numpy()
-    domain: Any = settings.domain
+    domain = wishes.domain
     if domain == "data":
         domain = tuple(inputs.min(axis=0).tolist()), tuple(inputs.max(axis=0).tolist())
-    scale = suite.located(("scale",), lambda: _scale(settings.scale, inputs))
-    for name, wanted in (("move", settings.move), ("fixed", settings.fixed)):
+    scale = located("scale", lambda: _scale(wishes.scale, inputs))
+    for name, wanted in (("move", wishes.move), ("fixed", wishes.fixed)):
         if wanted is not None:
-            chosen = suite.located((name,), lambda wanted=wanted: _chosen(wanted, inputs.shape[1]))  # type: ignore[misc]
+            chosen = located(name, lambda wanted=wanted: _chosen(wanted, inputs.shape[1]))
             kept = chosen if name == "move" else ~chosen
             scale = np.where(kept, 1.0 if scale is None else scale, 0.0)
-    given = next((name for name in ("move", "fixed", "scale") if getattr(settings, name) is not None), "domain")
+    given = next((name for name in ("move", "fixed", "scale") if getattr(wishes, name) is not None), "domain")
 
-    def made(threat: ThreatModel) -> ThreatModel:
+    def one(threat: ThreatModel) -> ThreatModel:
         whole = threat if domain is None else threat.within(domain)
         whole = whole if scale is None else whole.scaled(scale)
         if whole.coordinates not in (None, inputs.shape[1]):
             raise ConfigError(f"{dataset.name} has {inputs.shape[1]} features, not {whole.coordinates}")
         return whole
 
-    threats = tuple(suite.located((given,), lambda threat=threat: made(threat)) for threat in suite.threats)  # type: ignore[misc]
-    if threats:
-        suite.located(("domain",), lambda: check_domain(dataset.inputs[: settings.inputs].double(), threats[0]))
+    found = tuple(located(given, lambda threat=threat: one(threat)) for threat in threats)
+    if found:
+        located("domain", lambda: check_domain(taken.double(), found[0]))
+    return found
+
+
+def located(name: str, make: Callable[..., Made]) -> Made:
+    """Return what `make` returns; its error names the wish."""
+    try:
+        return make()
+    except ConfigError as error:
+        raise ConfigError(str(error), (name,)) from error
+
+
+def with_threats(suite: Suite, dataset: Dataset) -> Suite:
+    """Return the suite with its threat models.
+
+    Raises:
+        ConfigError: scales or features do not fit the data, or inputs lie outside the domain.
+    """
+    settings = suite.settings
+    wishes = Wishes(settings.domain, settings.scale, settings.move, settings.fixed)
+    threats = suite.located((), lambda: made(suite.threats, wishes, dataset, dataset.inputs[: settings.inputs]))
     return replace(suite, threats=threats)
 
 

@@ -37,6 +37,23 @@ def test_a_linear_network_has_its_closed_form(certbench: Run) -> None:
     assert "crown: 3 of 3 certified at 0.1; 0 of 3 certified at 1e+06; mean radius" in out
 
 
+@pytest.mark.parametrize(
+    ("words", "scale"), [(("--threat-scale", "2,0.5"), [2, 0.5]), (("--move", "1"), [0, 1]), (("--fixed", "1"), [1, 0])]
+)
+def test_features_have_scales_or_do_not_move(certbench: Run, words: tuple[str, ...], scale: list[float]) -> None:
+    """In Linf the margin falls by the radius times the sum of the moduli of the differences, each times its scale."""
+    code, out, _ = certbench("certify", *MINE, *words, "--certifier", "crown")
+    assert code == 0
+    file = np.load("plane.npz")
+    weight = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    for i, (x, label) in enumerate(zip(file["inputs"], file["labels"], strict=True)):
+        apart = [weight[label] - row for j, row in enumerate(weight) if j != label]
+        with np.errstate(divide="ignore"):
+            radius = min(float(x @ row / (np.abs(row) @ scale)) for row in apart)
+        row = next(line.split() for line in out.splitlines() if line.split()[:1] == [str(i)])
+        assert float(row[3]) == pytest.approx(radius, rel=1e-4)
+
+
 def test_files_are_certified_as_the_functions_that_made_them(certbench: Run) -> None:
     pytest.importorskip("onnxruntime")
     weight = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]], dtype=np.float32)
@@ -59,6 +76,11 @@ def test_refusals_and_mistakes_are_said(certbench: Run) -> None:
         (["--eps", "inf"], "infinite"),
         (["--input-shape", "2,x"], "is no shape"),
         (["--input-shape", "3"], "plane"),
+        (["--threat-scale", "1,2,3"], "2 features, but there are 3 scales"),
+        (["--move", "2"], "there is no feature 2"),
+        (["--move", "0", "--fixed", "1"], "not both"),
+        (["--domain", "5,6"], "outside"),
+        (["--domain", "1"], "no pair of numbers"),
         (["--certifier", "crwn"], "did you mean 'crown'"),
     ):
         code, _, err = certbench("certify", *MINE, *words)
