@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 GLOBAL = [
     *({"name": "lipschitz", "rule": rule} for rule in ("pairwise", "absolute", "tsuzuku", "centred", "naive")),
     {"name": "eclipse"},
-    {"name": "lipsdp", "multipliers": "shared"},
+    {"name": "lipsdp", "multipliers": "shared", "iterations": 30},
 ]
 LOCAL = [
     {"name": "fast-lip"},
