@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from certbench.errors import ConfigError
 from certbench.external.findings import Finding, Severity
+from certbench.files.numbers import is_decimal
 
 WORDS = {
     "unsat": "unsat",
@@ -127,7 +128,7 @@ def read(path: Path, text: str) -> Verdicts | Instances:
     for number, cells in rows:
         if len(cells) != 6 or not _is_network(cells[1]):
             raise ConfigError(f"{path}:{number}: a result is category, onnx, vnnlib, seconds, result, seconds")
-        if not _is_number(cells[5]):
+        if not is_decimal(cells[5]):
             raise ConfigError(f"{path}:{number}: {cells[5]!r} is not a time in seconds")
         instance = _instance(cells[0], cells[1], cells[2])
         answers.append(ToolAnswer(number, instance, _word(path, number, cells[4]), float(cells[5])))
@@ -159,14 +160,7 @@ def _is_header(cells: Sequence[str]) -> bool:
 
 
 def _is_instance(cells: Sequence[str]) -> bool:
-    return len(cells) == 3 and _is_network(cells[0]) and _is_number(cells[2])
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
+    return len(cells) == 3 and _is_network(cells[0]) and is_decimal(cells[2])
 
 
 def _instance(category: str, onnx: str, vnnlib: str) -> Instance:

@@ -1,10 +1,16 @@
 """Numbers as people write them: 3, 0.1, 1e-3, 8/255, inf."""
 
 import math
+import re
 from fractions import Fraction
 from typing import Annotated
 
 from pydantic import BeforeValidator
+
+DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+))?")
+"""Pattern of a decimal number: no inf, no nan, no underscores, no digits of other scripts, no spaces.
+
+Its group is the exponent."""
 
 
 def number(value: object) -> float:
@@ -29,9 +35,30 @@ def number(value: object) -> float:
 
 
 def is_number(text: str) -> bool:
-    """Say whether a cell of a table is a number."""
+    """Say whether a cell of a table is a number; inf and nan are, see `is_decimal`."""
     try:
         float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def decimal(text: str) -> float:
+    """Read a finite decimal number as programs write it: 3, -.5, 1e-3; nothing else that Python would take.
+
+    Raises:
+        ValueError: the text is none, or the number is too large for float64.
+    """
+    value = float(text) if DECIMAL.fullmatch(text) else math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is no finite number")
+    return value
+
+
+def is_decimal(text: str) -> bool:
+    """Say whether a text is a finite decimal number, as `decimal` reads it."""
+    try:
+        decimal(text)
     except ValueError:
         return False
     return True

@@ -1,7 +1,6 @@
 """Formulas over inputs and outputs: they become the disjuncts of a property."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -11,17 +10,15 @@ from torch import Tensor
 
 from certbench.core.properties import Disjunct, Property
 from certbench.errors import ConfigError
+from certbench.files.numbers import DECIMAL
 
 LARGEST = 2**16
 """Largest number of disjuncts of a property. A judgement: each is bounded."""
 
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE]([+-]?[0-9]{1,4}))?")
-"""A decimal number, as formulas write it."""
-
 ZERO = Fraction(0)
 
-FARTHEST = 400
-"""Largest exponent of a number. Float64 has no numbers beyond it."""
+FARTHEST, DIGITS = 400, 5
+"""Largest exponent of a number, beyond which float64 has none; and most characters that it is written with."""
 
 TINIEST = 1e-290
 """Least modulus of a number that is not zero: smaller ones would lose digits in float64."""
@@ -179,8 +176,8 @@ def number(text: str, line: int) -> Fraction:
     Raises:
         ConfigError: it is none, or far beyond float64.
     """
-    found = NUMBER.fullmatch(text)
-    if found is None or abs(int(found[3] or 0)) > FARTHEST:
+    found = DECIMAL.fullmatch(text)
+    if found is None or len(found[1] or "") > DIGITS or abs(int(found[1] or 0)) > FARTHEST:
         raise ConfigError(f"{line}: {text!r} is neither a declared variable nor a number that float64 has")
     return Fraction(text)
 

@@ -1,12 +1,12 @@
 """Reading of properties and of lists of instances."""
 
 import csv
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from certbench.core.properties import Property
 from certbench.errors import ConfigError
+from certbench.files.numbers import decimal
 from certbench.formats.onnx.files import content
 from certbench.formats.vnnlib import version1, version2
 from certbench.formats.vnnlib.formulas import lines_of
@@ -97,10 +97,10 @@ def instances(root: str | Path) -> list[Instance]:
             continue
         try:
             onnx, vnnlib, limit = row
-            seconds = float(limit)
+            seconds = decimal(limit)
         except ValueError as error:
             raise ConfigError(f"{path}:{number}: an instance is onnx, vnnlib, seconds") from error
-        if not 0 < seconds < math.inf:
+        if not seconds > 0:
             raise ConfigError(f"{path}:{number}: a time limit is positive, not {limit}")
         found.append(Instance(onnx, vnnlib, seconds, Path(root)))
     if not found:

@@ -1,12 +1,12 @@
 """Counterexamples, as the competition writes them: `sat`, and then `((X_0 0.1) ... (Y_0 0.2) ...)`."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from certbench.errors import ConfigError
+from certbench.files.numbers import decimal
 from certbench.formats.vnnlib.reading import text_of
 
 PAIR = re.compile(r"\(\s*([XY])_([0-9]+)\s+([^\s()]+)\s*\)")
@@ -64,11 +64,9 @@ def read(path: Path) -> Witness:
     values: dict[str, dict[int, float]] = {"X": {}, "Y": {}}
     for kind, index, number in PAIR.findall(content):
         try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ConfigError(f"{path}: {kind}_{index} is {number!r}, which is no finite number")
+            value = decimal(number)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {kind}_{index}: {error}") from None
         if int(index) in values[kind]:
             raise ConfigError(f"{path}: {kind}_{index} stands there twice")
         values[kind][int(index)] = value

@@ -24,7 +24,7 @@ def test_forms_of_other_tools(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["((X_0 0.1) (X_0 0.2))", "((X_0 nan))", "((X_0 a))", "((Z_0 1))", "((X_0 0.1) (X_1"]
+    "content", ["((X_0 0.1) (X_0 0.2))", "((X_0 nan))", "((X_0 1_0))", "((X_0 a))", "((Z_0 1))", "((X_0 0.1) (X_1"]
 )
 def test_damaged_files_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.counterexample"
