@@ -1,17 +1,15 @@
 """Comparison of a module that was read from an ONNX file with onnxruntime, and of its batches with single inputs."""
 
 import copy
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from certbench.errors import ConfigError
-from certbench.formats.onnx.files import packages
+from certbench.formats.onnx.files import content, packages, run, session
 from certbench.formats.onnx.module import OnnxModule
 
 CLOSE = 1e-5
@@ -94,31 +92,25 @@ def _theirs(
     module: OnnxModule, path: Path, entry: str, output: str, declared: int | None, x: Tensor
 ) -> Iterator[Tensor]:
     """Yield onnxruntime's outputs, input by input or in batches of the size that the file wants."""
-    session = _session(path, output)
+    opened = _opened(path, output)
     shape = module.input_shape if declared == 0 else (declared or 1, *module.input_shape)
     for row in x:
         given = row.expand(declared or 1, *row.shape).reshape(shape).numpy()
-        found = np.asarray(session.run([output], {entry: given})[0])
+        found = run(opened, path, output, {entry: given})
         yield torch.from_numpy(found).reshape(declared or 1, -1)[:1]
 
 
-def _session(path: Path, output: str) -> Any:
+def _opened(path: Path, output: str) -> Any:
     """Open a file in onnxruntime, so that a tensor inside it is an output."""
-    onnx, onnxruntime = packages()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    onnx, _ = packages()
+    raw = content(path)
     model = onnx.load_model_from_string(raw)
     source: Any = str(path) if path.suffix != ".gz" else raw
     if output not in {part.name for part in model.graph.output}:
         onnx.load_external_data_for_model(model, str(path.parent))
         model.graph.output.append(onnx.ValueInfoProto(name=output))
         source = model.SerializeToString()
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        text = str(error).partition("\n")[0]
-        raise ConfigError(f"{path} cannot be compared, as onnxruntime refuses it: {text}") from error
+    return session(path, source)
 
 
 def _double(module: OnnxModule) -> OnnxModule:

@@ -1,9 +1,13 @@
-"""Reading of ONNX files."""
+"""Reading of ONNX files, and running them in onnxruntime."""
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from certbench.errors import ConfigError, MissingBackendError
 
@@ -66,3 +70,43 @@ def read(path: Path) -> Any:
 
         model = onnx.inliner.inline_local_functions(model)
     return model
+
+
+def session(path: Path, source: bytes | str) -> Any:
+    """Open a model in onnxruntime, on one thread.
+
+    Args:
+        path: the file, for messages.
+        source: content of the model, or the path of an uncompressed file.
+
+    Raises:
+        ConfigError: onnxruntime refuses it.
+        MissingBackendError: a package is not installed.
+    """
+    _, onnxruntime = packages()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors, which derive from Exception alone
+        raise ConfigError(f"{path}: onnxruntime refuses it: {_first_line(error)}") from error
+
+
+def run(opened: Any, path: Path, output: str, given: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Run a session on inputs by name, and return one output.
+
+    Raises:
+        ConfigError: onnxruntime cannot run it; the message says what to do.
+    """
+    try:
+        return np.asarray(opened.run([output], dict(given))[0])
+    except Exception as error:  # onnxruntime's own errors, which derive from Exception alone
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
+        raise ConfigError(
+            f"{path}: onnxruntime cannot run it on {shapes}: {_first_line(error)}; try it in onnxruntime alone, and "
+            "export the network anew if it fails there, too"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,17 +1,14 @@
 """The ONNX file itself, run by onnxruntime: the program that counterexamples must hold in."""
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from certbench.errors import ConfigError
-from certbench.formats.onnx.files import packages
+from certbench.formats.onnx.files import content, run, session
 
 PRECISIONS = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
 """Precision of a file's input, by its name in onnxruntime."""
@@ -36,14 +33,7 @@ class Replay:
             ConfigError: onnxruntime refuses the file, or it has several inputs or outputs.
             MissingBackendError: onnx or onnxruntime is not installed.
         """
-        _, onnxruntime = packages()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 3, 1
-        source: Any = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else str(path)
-        try:
-            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own errors
-            raise ConfigError(f"{path}: onnxruntime refuses it: {str(error).partition(chr(10))[0]}") from error
+        self.path, self.session = path, session(path, content(path) if path.suffix == ".gz" else str(path))
         entries = self.session.get_inputs()
         if len(entries) != 1 or entries[0].type not in PRECISIONS:
             raise ConfigError(f"{path}: a network with one input of real numbers is replayed")
@@ -58,11 +48,15 @@ class Replay:
         self.has_batch = len(axes) > len(self.shape)
 
     def __call__(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
-        """Run the file."""
+        """Run the file.
+
+        Raises:
+            ConfigError: onnxruntime cannot run it on such inputs.
+        """
         found = []
         for row in x.to(self.dtype):
             one = row.reshape(self.shape)
             given = one.expand(self.batch, *self.shape) if self.has_batch else one
-            result = np.asarray(self.session.run([self.output], {self.name: given.contiguous().numpy()})[0])
+            result = run(self.session, self.path, self.output, {self.name: given.contiguous().numpy()})
             found.append(torch.from_numpy(result).reshape(self.batch if self.has_batch else 1, -1)[0])
         return torch.stack(found)

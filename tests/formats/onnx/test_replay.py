@@ -31,3 +31,9 @@ def test_a_file_without_one_output_of_real_numbers_is_refused(tmp_path: Path) ->
     path = write(tmp_path / "net.onnx", [("ArgMax", "x", "y", {"axis": 1})], (1, 3), {}, kind=1)
     with pytest.raises(ConfigError):
         Replay(path, (3,))
+
+
+def test_what_onnxruntime_cannot_run_is_our_own_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", [("MatMul", "x,w", "y", {})], (1, 3), WEIGHT)
+    with pytest.raises(ConfigError, match=r"net\.onnx: onnxruntime cannot run it on x \(1, 4\): .*; try it in"):
+        Replay(path, (4,))(torch.zeros(1, 4))
