@@ -41,6 +41,10 @@ def audit_log(
         ),
     ] = None,
     limit: Annotated[float, typer.Option(help="Seconds for each instance that no counterexample decides.")] = 10.0,
+    category: Annotated[
+        str,
+        typer.Option(help="Category of that benchmark, as the results have it. [default: the folder's name]"),
+    ] = "",
     into: Annotated[Path | None, typer.Option("--json", help="JSON file for all findings.")] = None,
 ) -> None:
     """Recompute and check what somebody else's certification logs claim."""
@@ -58,6 +62,7 @@ def audit_log(
         published=published,
         root=root,
         limit=limit,
+        category=category,
     )
     show(told(found))
     if into is not None:

@@ -11,10 +11,11 @@ from certbench.errors import ConfigError
 from certbench.exit_codes import ExitCode
 from certbench.external import smoothing_logs, vnncomp
 from certbench.external.findings import Finding, Severity, refuted
+from certbench.external.instances import Instance, Instances
 from certbench.external.ladder import SIGMAS, Inference, Sampling, infer, judge, rounding
 from certbench.external.published import Cell, read_cells
 from certbench.external.smoothing_logs import RADII, Log
-from certbench.external.vnncomp import Instance, Instances, Truth, Verdicts
+from certbench.external.vnncomp import Truth, Verdicts
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def audit_log(
     published: Path | str | None = None,
     root: Path | str | None = None,
     limit: float = 10.0,
+    category: str = "",
 ) -> LogAudit:
     """Recompute and check the claims of somebody else's logs of randomized smoothing, or results of VNN-COMP.
 
@@ -103,6 +105,7 @@ def audit_log(
         root: folder of a benchmark of VNN-COMP, with `instances.csv`, networks and properties: answers to its instances
             are proved or refuted, see `referee`.
         limit: seconds for each instance that no counterexample decides.
+        category: category of that benchmark, as the results have it; if empty, the folder's name.
 
     Returns:
         The findings; `LogAudit.exit_code` is 0 if nothing claims too much and every file can be read.
@@ -120,13 +123,15 @@ def audit_log(
     cells = [] if published is None else read_cells(Path(published))
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     logs, results, instances, unreadable = _read(paths)
-    refereed = None
+    instances, refereed = vnncomp.placed(instances, results), None
     if root is not None and not results:
         raise ConfigError("root is given, but no results of VNN-COMP are", ("root",))
     if root is not None:
         from certbench.external.referee import referee
 
-        refereed = referee(results, root, limit)
+        refereed = referee(results, root, limit, category)
+        listed = refereed.listed
+        instances = [listed, *(one for one in instances if one.path.resolve() != listed.path.resolve())]
     contradictions = vnncomp.audit(results, instances, None if refereed is None else refereed.truth)
     if refereed is not None:
         contradictions = {path: [*found, *refereed.findings[path]] for path, found in contradictions.items()}
@@ -290,7 +295,7 @@ def record(audit: LogAudit) -> dict[str, Any]:
         "best": [{key: value for key, value in row.items() if key != "says"} for row in audit.best],
         "proved": [
             {"category": names[0], "onnx": names[1], "vnnlib": names[2]}
-            | {"verdict": truth.verdict, "why": truth.why, "program": truth.program}
+            | {"verdict": truth.verdict, "why": truth.why, "alone": truth.alone}
             for names, truth in audit.proved.items()
         ],
         "verdicts": [

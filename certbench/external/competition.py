@@ -21,7 +21,7 @@ from certbench.formats.onnx.module import OnnxModule
 from certbench.formats.onnx.replay import Replay
 from certbench.formats.vnnlib import reading, witnesses
 from certbench.formats.vnnlib.reading import Instance
-from certbench.verifiers.complete.properties import Decision, Program, decide
+from certbench.verifiers.complete.properties import Decision, Program, check_sizes, decide
 
 RERUN = {
     "errors": ("error",),
@@ -77,6 +77,14 @@ class Problem:
     def exact(self) -> torch.nn.Module:
         """The module in float64."""
         return copy.deepcopy(self.module).double()
+
+    def check(self, wanted: Property) -> None:
+        """Compare the numbers of inputs and outputs with those of a property.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        check_sizes(self.module.input_shape, wanted, self.program)
 
     def decide(self, wanted: Property, seconds: float) -> Decision:
         """Decide a property within a time limit."""

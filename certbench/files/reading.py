@@ -1,5 +1,6 @@
 """Reading of text files that people write."""
 
+import posixpath
 from pathlib import Path
 
 from certbench.errors import ConfigError
@@ -19,3 +20,8 @@ def read_text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {what} {path}: {error}") from error
+
+
+def plain(path: str) -> str:
+    """Return a path in a list of files without `./`, detours and `.gz`, so that one file has one name."""
+    return posixpath.normpath(path.strip()).removesuffix(".gz")

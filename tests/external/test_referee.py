@@ -1,16 +1,23 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from certbench import ConfigError
 from certbench.external.audit_log import LogAudit, audit_log
+from certbench.external.competition import Problem
 from certbench.external.findings import Severity
+from certbench.external.referee import WRONG, judge
+from certbench.formats.vnnlib.reading import load
+from certbench.formats.vnnlib.witnesses import Witness
 from tests.conftest import SHARED
 from tests.support.instances import benchmark, tool
+from tests.support.onnx_files import write
 
 pytest.importorskip("onnxruntime")
 
-RIGHT = {"safe": "unsat", "near": "sat"}
+RIGHT = {"safe": "unsat", "near": "sat", "lossy": "timeout"}
 
 
 def refereed(folder: Path, tools: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]) -> LogAudit:
@@ -35,7 +42,7 @@ def test_a_right_counterexample_and_our_bounds_prove_and_refute(tmp_path: Path) 
         {
             "right": (RIGHT, {"near": good}),
             "liar": ({"safe": "sat", "near": "unsat"}, {"safe": "((X_0 0.7))"}),
-            "silent": ({"safe": "unknown", "near": "sat"}, {}),
+            "silent": (RIGHT | {"safe": "unknown"}, {}),
         },
     )
     assert found.exit_code == 3
@@ -87,6 +94,75 @@ def test_a_counterexample_of_float32_alone_accuses_nobody(tmp_path: Path) -> Non
     assert all("both may be right" in said(found, name)["contradiction"][1] for name in ("one", "two"))
 
 
+def test_a_counterexample_of_float64_alone_accuses_nobody(tmp_path: Path) -> None:
+    root = benchmark(tmp_path / "mnist")
+    (root / "lossy.vnnlib").write_text((root / "lossy.vnnlib").read_text().replace("(<= Y_0 0)", "(>= Y_0 0.4)"))
+    files = [
+        tool(tmp_path / "one", {"lossy": "sat"}, {"lossy": "((X_0 0.5)(Y_0 0.5))"}),
+        tool(tmp_path / "two", {"lossy": "unsat"}),
+    ]
+    found = audit_log(files, root=root, limit=20)
+    assert found.exit_code == 0
+    severity, message = said(found, "one")["witness"]
+    assert severity is Severity.WARNING and "right in float64 alone, not in float32" in message
+    assert all(
+        "float64 alone, so both may be right" in said(found, name)["contradiction"][1] for name in ("one", "two")
+    )
+
+
+def test_a_counterexample_names_its_precisions_and_nan_is_none(tmp_path: Path) -> None:
+    root = benchmark(tmp_path / "mnist")
+    write(root / "root.onnx", [("Sub", "x,one", "a", {}), ("Sqrt", "a", "y", {})], (1, 1), {"one": np.float32([1.0])})
+    wanted, witness = load(root / "near.vnnlib"), Witness({0: 0.7}, {}, tmp_path)
+    assert judge(Problem(root / "net.onnx"), wanted, witness).precisions == ("float32", "float64")
+    found = judge(Problem(root / "root.onnx"), wanted, witness)
+    assert found.kind == WRONG and found.precisions == ()
+
+
+def test_networks_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    root = benchmark(tmp_path / "mnist")
+    for folder, name in (("a", "safe"), ("b", "near")):
+        (root / folder).mkdir()
+        (root / folder / "n.onnx").write_bytes((root / "net.onnx").read_bytes())
+        (root / folder / "p.vnnlib").write_bytes((root / f"{name}.vnnlib").read_bytes())
+    (root / "instances.csv").write_text("a/n.onnx,a/p.vnnlib,20\n./b/n.onnx,b/p.vnnlib,20\n")
+    path, whole = tmp_path / "one" / "results.csv", "mnist,x/{0}/n.onnx,x/{0}/p.vnnlib,1,{1},2\n"
+    path.parent.mkdir()
+    path.write_text(whole.format("a", "unsat") + whole.format("b", "sat"))
+    (path.parent / "n_p.counterexample").write_text("((X_0 0.3))")  # right for neither, and nobody knows for which
+    found = audit_log([path], root=root, limit=20)
+    assert found.exit_code == 0 and "fits several instances" in said(found, "one")["witness"][1]
+    assert {names[1]: one.verdict for names, one in found.proved.items()} == {"a/n.onnx": "unsat", "b/n.onnx": "sat"}
+    path.write_text(whole.format("a", "sat") + whole.format("b", "unsat"))
+    assert audit_log([path], root=root, limit=20).exit_code == 3
+    path.write_text("mnist,n.onnx,p.vnnlib,1,unsat,2\nmnist,n.onnx,p.vnnlib,1,sat,2\nmnist,m.onnx,p.vnnlib,1,sat,2\n")
+    found = audit_log([path], root=root, limit=20)
+    assert found.exit_code == 0 and found.proved == {}
+    assert "names fit several instances" in said(found, "one")["names"][1]
+    assert "1 rows are in no instances.csv, such as m.onnx" in said(found, "one")["unlisted"][1]
+
+
+def test_an_instance_that_does_not_fit_costs_itself_alone(tmp_path: Path) -> None:
+    root = benchmark(tmp_path / "mnist")
+    text = (root / "near.vnnlib").read_text()
+    (root / "safe.vnnlib").write_text(f"{text}(declare-const Y_1 Real)")
+    (root / "lossy.vnnlib").write_bytes(b"\xff\xfe")
+    path = tool(tmp_path / "one", RIGHT | {"lossy": "unsat"}, {"near": "((X_0 0.7))", "safe": "((X_0 0.7))"})
+    found = audit_log([path], root=root, limit=20)
+    assert found.exit_code == 0 and [one.verdict for one in found.proved.values()] == ["sat"]
+    texts = [finding.message for _, findings in found.findings for finding in findings if finding.check == "instance"]
+    assert len(texts) == 2 and "not judged: the property has 2 outputs, the network 1" in " ".join(texts)
+    assert "not judged" in texts[0] and "not judged" in texts[1]
+
+
+def test_a_benchmark_of_another_name_has_to_be_named(tmp_path: Path) -> None:
+    path = tool(tmp_path / "one", {"near": "sat"})
+    with pytest.raises(ConfigError, match="no answer is of the category other; give the one that is meant: mnist"):
+        audit_log([path], root=benchmark(tmp_path / "other"))
+    found = audit_log([path], root=tmp_path / "other", category="mnist")
+    assert [one.verdict for one in found.proved.values()] == ["sat"]
+
+
 def test_what_is_not_known_is_said_to_be_so(tmp_path: Path) -> None:
     root = benchmark(tmp_path / "mnist")
     (root / "net.onnx").unlink()
@@ -121,7 +197,7 @@ def test_published_answers_of_the_competition(tmp_path: Path) -> None:
 
     found = audited()
     assert found.exit_code == 0
-    assert {names[2]: one.verdict for names, one in found.proved.items()} == {
+    assert {Path(names[2]).name: one.verdict for names, one in found.proved.items()} == {
         f"{name}.vnnlib": word for name, word in answers.items()
     }
     answers = dict.fromkeys(answers, "unsat")

@@ -162,12 +162,7 @@ def decide(
         ConfigError: the property has other numbers of inputs or outputs than the network.
     """
     deadline = time.perf_counter() + seconds
-    if wanted.inputs != math.prod(input_shape):
-        raise ConfigError(f"the property has {wanted.inputs} inputs, the network {math.prod(input_shape)}")
-    with torch.no_grad():
-        outputs = program.run(torch.zeros(1, wanted.inputs, dtype=program.dtype)).shape[1]
-    if wanted.outputs != outputs:
-        raise ConfigError(f"the property has {wanted.outputs} outputs, the network {outputs}")
+    check_sizes(input_shape, wanted, program)
     boxes = wanted.boxes()
     if not boxes:
         return Decision("unsat", "empty boxes")
@@ -194,6 +189,20 @@ def decide(
     if time.perf_counter() > deadline:
         return Decision("timeout", "none", f"{len(open_)} of {len(searches)} parts are open")
     return Decision("unknown", "none", "; ".join(dict.fromkeys(search.reason for search in open_)))
+
+
+@torch.no_grad()
+def check_sizes(input_shape: Sequence[int], wanted: Property, program: Program) -> None:
+    """Compare the numbers of inputs and outputs of a network and a property.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if wanted.inputs != math.prod(input_shape):
+        raise ConfigError(f"the property has {wanted.inputs} inputs, the network {math.prod(input_shape)}")
+    outputs = program.run(torch.zeros(1, wanted.inputs, dtype=program.dtype)).shape[1]
+    if wanted.outputs != outputs:
+        raise ConfigError(f"the property has {wanted.outputs} outputs, the network {outputs}")
 
 
 @torch.no_grad()

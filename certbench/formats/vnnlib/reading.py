@@ -7,6 +7,7 @@ from pathlib import Path
 from certbench.core.properties import Property
 from certbench.errors import ConfigError
 from certbench.files.numbers import decimal
+from certbench.files.reading import plain
 from certbench.formats.onnx.files import content
 from certbench.formats.vnnlib import version1, version2
 from certbench.formats.vnnlib.formulas import lines_of
@@ -58,12 +59,19 @@ class Instance:
         vnnlib: path of the property, likewise.
         limit: time limit in seconds.
         root: folder of the list.
+        line: its line in the list.
     """
 
     onnx: str
     vnnlib: str
     limit: float
     root: Path
+    line: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The paths, which identify it, see `plain`."""
+        return plain(self.onnx), plain(self.vnnlib)
 
     @property
     def network(self) -> Path:
@@ -102,7 +110,7 @@ def instances(root: str | Path) -> list[Instance]:
             raise ConfigError(f"{path}:{number}: an instance is onnx, vnnlib, seconds") from error
         if not seconds > 0:
             raise ConfigError(f"{path}:{number}: a time limit is positive, not {limit}")
-        found.append(Instance(onnx, vnnlib, seconds, Path(root)))
+        found.append(Instance(onnx, vnnlib, seconds, Path(root), number))
     if not found:
         raise ConfigError(f"{path} has no instances")
     return found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from certbench import ConfigError
-from certbench.formats.vnnlib.witnesses import beside, name_of, read, text
+from certbench.formats.vnnlib.witnesses import beside, name_of, names_of, read, text
 
 
 def test_what_is_written_is_read_to_the_last_digit(tmp_path: Path) -> None:
@@ -13,8 +13,16 @@ def test_what_is_written_is_read_to_the_last_digit(tmp_path: Path) -> None:
     assert name == "net_p_1.counterexample"
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / name).write_text(text(inputs, [0.25]))
-    found = read(beside(tmp_path)[name])
+    assert beside(tmp_path) == {}  # what lies deeper may be another tool's
+    found = read(beside(tmp_path / "sub")[name])
     assert [found.inputs[i] for i in range(3)] == inputs and found.outputs == {0: 0.25}
+
+
+def test_no_two_instances_have_one_file() -> None:
+    pairs = [("a/n.onnx", "p.vnnlib"), ("b/n.onnx", "p.vnnlib"), ("n_p.onnx", "q.vnnlib"), ("n.onnx", "p_q.vnnlib")]
+    found = names_of([*pairs, ("n.onnx", "r.vnnlib")])
+    assert found.pop(("n.onnx", "r.vnnlib")) == "n_r.counterexample"
+    assert len(set(found.values())) == 4 and all("/" not in name and ".onnx_" in name for name in found.values())
 
 
 def test_forms_of_other_tools(tmp_path: Path) -> None:
