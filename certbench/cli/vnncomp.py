@@ -19,7 +19,11 @@ def vnncomp(
     scale: Annotated[float, typer.Option(help="Factor of the time limits in instances.csv.")] = 1.0,
     only: Annotated[str, typer.Option(help="Text that the line of an instance must contain.")] = "",
     rerun: Annotated[
-        str, typer.Option(help="Stored answers to compute again: errors, open (timeouts and unknown, too), all, none.")
+        str,
+        typer.Option(
+            help="Stored answers to compute again: errors, open (timeouts and unknown, too), all, none. Timeouts and "
+            "unknown are computed again anyway if there is more time now, unless none."
+        ),
     ] = "errors",
     threads: Annotated[int, typer.Option(help="Number of torch's threads.", min=1)] = 1,
 ) -> None:
@@ -29,11 +33,13 @@ def vnncomp(
     """
     import torch
 
-    from certbench.external.competition import answer
+    from certbench.external.competition import answer, remarks
 
     torch.set_num_threads(threads)
     folder = folder or Path("reports/vnncomp") / root.resolve().name
     counts: Counter[str] = Counter()
+    for remark in remarks(root, folder):
+        err.print(remark, markup=False, soft_wrap=True)
     try:
         for row in answer(root, folder, scale=scale, only=only, rerun=rerun):
             counts[row.result] += 1

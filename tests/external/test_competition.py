@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 
 from certbench import ConfigError
-from certbench.external.competition import answer, stored
+from certbench.core.properties import Property
+from certbench.external.competition import Problem, answer, remarks, stored
 from certbench.external.vnncomp import Verdicts, read
 from certbench.formats.vnnlib.witnesses import beside
 from certbench.formats.vnnlib.witnesses import read as witness
+from certbench.verifiers.complete.properties import Decision
 from tests.support.instances import benchmark
 
 pytest.importorskip("onnxruntime")
@@ -55,5 +57,46 @@ def test_errors_are_rows_and_computed_again(tmp_path: Path) -> None:
 def test_time_limits_are_kept(tmp_path: Path) -> None:
     rows = list(answer(benchmark(tmp_path / "mnist"), tmp_path / "out", scale=1e-9))
     assert [row.result for row in rows] == ["timeout"] * 3
-    assert all(row.result == "timeout" for row in answer(tmp_path / "mnist", tmp_path / "out"))  # stored
-    assert next(iter(answer(tmp_path / "mnist", tmp_path / "out", rerun="open"))).result == "unsat"
+    again = answer(tmp_path / "mnist", tmp_path / "out", rerun="none")
+    assert all(row.result == "timeout" for row in again)  # stored
+    assert next(iter(answer(tmp_path / "mnist", tmp_path / "out", scale=1e-9, rerun="open"))).result == "timeout"
+    longer = list(answer(tmp_path / "mnist", tmp_path / "out", only="net.onnx"))
+    assert [row.result for row in longer] == ["unsat", "sat"]
+    for rerun in ("errors", "all"):  # less time takes no answer away, and leaves no counterexample
+        assert list(answer(tmp_path / "mnist", tmp_path / "out", only="net.onnx", scale=1e-9, rerun=rerun)) == longer
+    assert "net_near.counterexample" in beside(tmp_path / "out")
+
+
+def test_counterexamples_go_with_their_answers(tmp_path: Path) -> None:
+    root, out = benchmark(tmp_path / "mnist"), tmp_path / "out"
+    list(answer(root, out))
+    assert set(beside(out)) == {"net_near.counterexample", "lossy_lossy.counterexample"}
+    (root / "near.vnnlib").write_text((root / "near.vnnlib").read_text().replace("0.9", "1.1"))
+    (out / "lossy_lossy.counterexample").unlink()
+    assert [row.result for row in answer(root, out)] == ["unsat", "unsat", "sat"]
+    assert set(beside(out)) == {"lossy_lossy.counterexample"}  # the stale one is gone, the lost one is there again
+
+
+def test_instances_of_one_name_have_a_file_each_and_strangers_are_named(tmp_path: Path) -> None:
+    root, out = benchmark(tmp_path / "mnist"), tmp_path / "out"
+    list(answer(root, out, only="near"))
+    (root / "sub").mkdir()
+    (root / "sub" / "net.onnx").write_bytes((root / "net.onnx").read_bytes())
+    lines = ["sub/net.onnx,near.vnnlib,20", "./net.onnx,near.vnnlib,20", "net.onnx,near.vnnlib.gz,9"]
+    (root / "instances.csv").write_text("\n".join(lines))
+    assert [row.result for row in answer(root, out)] == ["sat", "sat"]
+    assert set(beside(out)) == {"sub%2Fnet.onnx_near.vnnlib.counterexample", "net.onnx_near.vnnlib.counterexample"}
+    assert len(remarks(root, out)) == 1 and "repeats an instance in lines 3" in remarks(root, out)[0]
+    (root / "instances.csv").write_text(lines[1])
+    assert [row.result for row in answer(root, out)] == ["sat"]
+    assert "1 answers to instances that are not in instances.csv, such as sub/net.onnx" in remarks(root, out)[0]
+    assert len((out / "results.csv").read_text().splitlines()) == 1 and len(stored(out)) == 2
+
+
+def test_whatever_an_instance_raises_costs_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(problem: Problem, wanted: Property, seconds: float) -> Decision:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Problem, "decide", broken)
+    rows = list(answer(benchmark(tmp_path / "mnist"), tmp_path / "out"))
+    assert [row.reason for row in rows] == ["OSError: the disk is gone"] * 3

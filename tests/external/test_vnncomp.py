@@ -37,8 +37,23 @@ def test_a_known_verdict_accuses_only_who_contradicts_it(audit: Audit) -> None:
 def test_what_is_missing_twice_or_late(audit: Audit) -> None:
     instances = "onnx/net.onnx,vnnlib/a.vnnlib,5\nonnx/net.onnx,vnnlib/b.vnnlib,60\n"
     twice = results(a="unsat") * 2
-    code, _, document = audit({"one/mnist/results.csv": twice, "instances.csv": instances})
+    code, shown, document = audit({"one/mnist/results.csv": twice, "instances.csv": instances})
+    assert "1 rows repeat an instance, such as onnx/net.onnx vnnlib/a.vnnlib" in " ".join(shown.split())
     assert code == 0 and [f["check"] for f in document["verdicts"][0]["findings"]] == ["duplicate", "missing", "late"]
+
+
+def test_one_name_in_two_folders_is_two_instances(audit: Audit) -> None:
+    def rows(**answers: str) -> str:
+        return "".join(f"mnist,{folder}/n.onnx,p.vnnlib,1,{word},2\n" for folder, word in answers.items())
+
+    files = {"one/results.csv": rows(a="unsat", b="sat"), "two/results.csv": rows(a="unsat").replace("a/n", "x/a/n")}
+    code, _, document = audit(files)
+    assert code == 0 and [file["findings"] for file in document["verdicts"]] == [[], []]
+    assert audit(files | {"two/results.csv": rows(a="sat").replace("a/n", "x/a/n")})[0] == 3
+    code, _, document = audit(files | {"known.csv": "onnx,vnnlib,verdict\nn.onnx,p.vnnlib,sat\n"})
+    assert code == 0 and [f["check"] for f in document["verdicts"][2]["findings"]] == ["names"]
+    code, _, document = audit({"one/results.csv": rows(a="unsat"), "two/results.csv": rows(c="sat")})
+    assert code == 0 and [f["check"] for file in document["verdicts"] for f in file["findings"]] == ["folders"] * 2
 
 
 @pytest.mark.parametrize(
