@@ -124,6 +124,8 @@ def audit_log(
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     logs, results, instances, unreadable = _read(paths)
     instances, refereed = vnncomp.placed(instances, results), None
+    if category and root is None:
+        raise ConfigError("category is given, but root is not: it is the category of that benchmark", ("category",))
     if root is not None and not results:
         raise ConfigError("root is given, but no results of VNN-COMP are", ("root",))
     if root is not None:

@@ -123,6 +123,8 @@ def judge(problem: Problem, wanted: Property, witness: Witness) -> Judgement:
         other = f"not in {REAL} beyond rounding" if single else f"not in {program}"
         says = f"the counterexample is right in {precisions[0]} alone, {other}{stated}"
         return Judgement(RIGHT, says, precisions, off)
+    if not bool(ours.isfinite().all()):
+        return Judgement(WRONG, f"the counterexample is wrong: its outputs are not finite in {program}", off=off)
     nearest = min(wanted.disjuncts, key=lambda one: _miss(one, given, ours, size))
     outside, short = nearest.outside(given), -float(nearest.least(ours[None])[0])
     text = f"it leaves the box by {outside:.2g}" if outside > 0 else ""
@@ -138,8 +140,6 @@ def judge(problem: Problem, wanted: Property, witness: Witness) -> Judgement:
 
 def _miss(one: Disjunct, x: Float[Tensor, " inputs"], y: Float[Tensor, " outputs"], size: float) -> float:
     """Return by how much an input misses a disjunct: the box, or a condition in units of the outputs' size."""
-    if not bool(y.isfinite().all()):
-        return math.inf
     return max(one.outside(x), max(0.0, -float(one.least(y[None])[0])) / size)
 
 

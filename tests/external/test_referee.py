@@ -116,7 +116,7 @@ def test_a_counterexample_names_its_precisions_and_nan_is_none(tmp_path: Path) -
     wanted, witness = load(root / "near.vnnlib"), Witness({0: 0.7}, {}, tmp_path)
     assert judge(Problem(root / "net.onnx"), wanted, witness).precisions == ("float32", "float64")
     found = judge(Problem(root / "root.onnx"), wanted, witness)
-    assert found.kind == WRONG and found.precisions == ()
+    assert found.kind == WRONG and found.precisions == () and "are not finite in float32" in found.says
 
 
 def test_networks_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
@@ -159,6 +159,8 @@ def test_a_benchmark_of_another_name_has_to_be_named(tmp_path: Path) -> None:
     path = tool(tmp_path / "one", {"near": "sat"})
     with pytest.raises(ConfigError, match="no answer is of the category other; give the one that is meant: mnist"):
         audit_log([path], root=benchmark(tmp_path / "other"))
+    with pytest.raises(ConfigError, match="root is not"):
+        audit_log([path], category="mnist")
     found = audit_log([path], root=tmp_path / "other", category="mnist")
     assert [one.verdict for one in found.proved.values()] == ["sat"]
 
