@@ -111,7 +111,8 @@ def judge(problem: Problem, wanted: Property, witness: Witness) -> Judgement:
     size = max(1.0, float(ours.abs().max()))
     program = precision_of(problem)
     points = given, rounded.double()  # the box of one number, such as 0.1, may have the first alone
-    single = any(one.holds(ours) and min(map(one.outside, points)) == 0 for one in wanted.disjuncts)
+    finite = bool(ours.isfinite().all())
+    single = finite and any(one.holds(ours) and min(map(one.outside, points)) == 0 for one in wanted.disjuncts)
     real = any(violates(problem.exact, shape, x, wanted.disjuncts) for x in points)
     precisions = (program,) * single + (REAL,) * real
     off, stated = _off(witness, ours, size), ""
@@ -123,7 +124,7 @@ def judge(problem: Problem, wanted: Property, witness: Witness) -> Judgement:
         other = f"not in {REAL} beyond rounding" if single else f"not in {program}"
         says = f"the counterexample is right in {precisions[0]} alone, {other}{stated}"
         return Judgement(RIGHT, says, precisions, off)
-    if not bool(ours.isfinite().all()):
+    if not finite:
         return Judgement(WRONG, f"the counterexample is wrong: its outputs are not finite in {program}", off=off)
     nearest = min(wanted.disjuncts, key=lambda one: _miss(one, given, ours, size))
     outside, short = nearest.outside(given), -float(nearest.least(ours[None])[0])
