@@ -110,8 +110,8 @@ def test_large_coefficients_that_cancel(order: tuple[int, ...]) -> None:
     network = affine([[0.0], [1.0], [0.0]], [1.0, 0.0, 1.0])
     network.weight.data, network.bias.data = network.weight.data[[*order]], network.bias.data[[*order]]
     conditions = [[[1e16, 1.0, -1e16][j] for j in order] + [-0.5]]
-    assert answered(network, [disjunct([(0.625, 0.75)], conditions)]).verdict in ("sat", "unknown")
-    assert answered(network, [disjunct([(0.25, 0.375)], conditions)]).verdict in ("unsat", "unknown")
+    assert answered(network, [disjunct([(0.625, 0.75)], conditions)], seconds=1.0).verdict != "unsat"
+    assert answered(network, [disjunct([(0.25, 0.375)], conditions)], seconds=1.0).verdict != "sat"
     assert disjunct([(0, 1)], conditions).holds(network(torch.tensor([[0.625]]))[0])
     assert not disjunct([(0, 1)], conditions).holds(network(torch.tensor([[0.375]]))[0])
 
