@@ -18,11 +18,13 @@ from certbench.cli import (
     compare,
     doctor,
     export,
+    merge,
     recertify,
     report,
     run,
     show,
     show_network,
+    status,
     train,
     validate,
     vnncomp,
@@ -43,6 +45,8 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(certify.certify)
+app.command()(status.status)
+app.command()(merge.merge)
 app.command("list")(listing.list_)
 app.command()(show.show)
 app.command("show-network")(show_network.show_network)

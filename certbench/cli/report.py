@@ -21,10 +21,10 @@ def report(
     from certbench.results.folder import radii
 
     found = read(folder)
-    path = write_report(folder, found.manifest, found.rows, found.estimates)
+    path = write_report(folder, found.manifest, found.rows, found.estimates, found.missing)
     if markdown:
         summaries = metrics.summarise(found.rows, radii(found.manifest))
         text = tables.markdown(summaries, metrics.summarise_estimates(found.estimates))
         out.print(text, markup=False, soft_wrap=True)
     out.print(f"Report: {path}", markup=False, soft_wrap=True)
-    raise typer.Exit(print_verdict(found.rows, known_issues(known)))
+    raise typer.Exit(print_verdict(found.rows, known_issues(known), found.missing))

@@ -33,9 +33,22 @@ def read(folder: Path) -> "RunResults":
     from certbench.results.folder import read_results
 
     found = read_results(folder)
-    if found.missing:
-        err.print(f"[yellow]note:[/] {found.missing} rows of this run have not been computed yet")
+    said_missing(found)
     return found
+
+
+def said_missing(found: "RunResults") -> None:
+    """Say if rows are missing, before anything else."""
+    if found.missing:
+        whole = found.missing + len(found.rows)
+        text = f"{found.missing} of {whole} rows of this run have not been computed yet"
+        err.print(f"[bold yellow]INCOMPLETE:[/] {text}{_elsewhere(found.manifest)}", soft_wrap=True)
+
+
+def _elsewhere(manifest: Mapping[str, Any]) -> str:
+    """Say where the missing rows of a shard are."""
+    shard = manifest.get("shard")
+    return f"; this is shard {shard}: put the shards together by certbench merge" if isinstance(shard, str) else ""
 
 
 def print_table(manifest: Mapping[str, Any], rows: "list[Row]", estimates: "list[Estimate]") -> None:
@@ -47,11 +60,11 @@ def print_table(manifest: Mapping[str, Any], rows: "list[Row]", estimates: "list
     tables.render(metrics.summarise(rows, radii(manifest)), out, metrics.summarise_estimates(estimates))
 
 
-def print_verdict(rows: "list[Row]", issues: "KnownIssues") -> ExitCode:
+def print_verdict(rows: "list[Row]", issues: "KnownIssues", missing: int = 0) -> ExitCode:
     """Print the problems of a run, and return its exit code."""
     from certbench.results.verdict import judge
 
-    verdict = judge(rows, issues)
+    verdict = judge(rows, issues, missing)
     for row, entry in verdict.known[:10]:
         place = f"{row.certifier} on {row.model}, norm {row.norm:g}, input {row.input}"
         err.print(f"known: {place}: {entry.kind}: {entry.reason}", markup=False, soft_wrap=True)

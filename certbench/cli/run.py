@@ -1,9 +1,11 @@
 """The command `certbench run`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from certbench.cli.console import again, err, out
 from certbench.cli.progress import ProgressWatcher
@@ -12,6 +14,9 @@ from certbench.core import registry
 from certbench.errors import ConfigError, StoreError
 from certbench.exit_codes import ExitCode
 from certbench.results.folder import RESULTS
+
+if TYPE_CHECKING:
+    from certbench.runs.suite import Suite
 
 
 def run(
@@ -36,6 +41,22 @@ def run(
             help="Number of processes; 0: as many as cores. [default: the suite's]", min=0, show_default=False
         ),
     ] = None,
+    inputs: Annotated[
+        int | None, typer.Option(help="Number of inputs. [default: the suite's]", min=1, show_default=False)
+    ] = None,
+    models: Annotated[str, typer.Option(help="Models of the suite or the zoo, as cnn-plain,mlp-plain.")] = "",
+    certifiers: Annotated[str, typer.Option(help="Certifiers of the suite or the table, as crown,ibp.")] = "",
+    norms: Annotated[str, typer.Option(help="Norms, as L2,Linf.")] = "",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change a setting: attacks.steps=0, or certifiers.crown.engine=own.", show_default=False
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Part of the inputs, as 2/8; see `certbench merge`.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be computed, and end.")] = False,
     known: Known = None,
 ) -> None:
     """Run a suite, or what is left of it: rows that are stored already are not computed again."""
@@ -45,18 +66,24 @@ def run(
     if executor in (None, "process") and not (likely / RESULTS).exists():
         server.start()  # it imports while this process does
     from certbench.report.html import write_report
-    from certbench.runs.run import RERUN
+    from certbench.runs.run import RERUN, Shard
     from certbench.runs.run import run as run_suite
+    from certbench.runs.selection import Selection
     from certbench.runs.suite import load
 
     if rerun not in RERUN:
         raise ConfigError(registry.unknown("choice of --rerun", rerun, RERUN))
-    loaded, issues = load(suite), known_issues(known)
+    part = None if shard is None else Shard.read(shard)
+    selection = Selection(inputs, _names(models), _names(certifiers), _names(norms), tuple(changes or ()))
+    loaded, issues = load(suite, selection), known_issues(known)
     folder = folder or Path("reports/runs") / loaded.settings.name
+    if dry_run:
+        _preview(loaded, folder, rerun)
+        return
     with ProgressWatcher() as watcher:
         try:
             finished = run_suite(
-                loaded, folder, watcher, rerun=rerun, threads=threads, executor=executor, workers=workers
+                loaded, folder, watcher, rerun=rerun, threads=threads, executor=executor, workers=workers, shard=part
             )
         except KeyboardInterrupt:
             watcher.stop()
@@ -66,11 +93,34 @@ def run(
             watcher.stop()
             err.print(f"To go on once this is solved: {again()}", markup=False, soft_wrap=True)
             raise
-    path = write_report(folder, finished.manifest, finished.rows, finished.estimates)
+    path = write_report(folder, finished.manifest, finished.rows, finished.estimates, finished.missing)
     print_table(finished.manifest, finished.rows, finished.estimates)
-    counted = f"{len(finished.rows)} rows, {finished.computed} computed now. Report: {path}"
+    counted = f"{len(finished.rows)} rows; {finished.computed} rows and attacks computed now. Report: {path}"
     out.print(counted, markup=False, soft_wrap=True)
+    if finished.missing:
+        err.print(f"{finished.missing} rows belong to other shards; put them together by certbench merge")
     code = print_verdict(finished.rows, issues)
     if finished.unaudited:
         err.print(f"the attacks failed on {finished.unaudited} inputs; their certificates are not audited")
     raise typer.Exit(ExitCode.INCOMPLETE if finished.unaudited and code is ExitCode.OK else code)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _preview(suite: "Suite", folder: Path, rerun: str) -> None:
+    """Print what a run would compute."""
+    from certbench.runs.preview import preview
+
+    table = Table("model", "threat", "certifier", "rows", "stored", "seconds left", box=None, pad_edge=False)
+    refused: list[str] = []
+    for one in preview(suite, folder, rerun):
+        left = "" if one.seconds is None else f"{one.seconds:.3g}"
+        table.add_row(*map(escape, (one.model, one.threat, one.certifier)), str(one.rows), str(one.stored), left)
+        if one.reason is not None:
+            refused.append(f"unsupported: {one.certifier} on {one.model}, {one.threat}: {one.reason}")
+    out.print(table)
+    for line in refused:
+        out.print(line, markup=False, soft_wrap=True)
+    out.print("seconds left: what is left at the pace of the stored rows; empty: nothing is stored, or left")

@@ -26,7 +26,7 @@ def show(
     if is_run(Path(thing)):
         found = read(Path(thing))
         print_table(found.manifest, found.rows, found.estimates)
-        raise typer.Exit(print_verdict(found.rows, known_issues(known)))
+        raise typer.Exit(print_verdict(found.rows, known_issues(known), found.missing))
     if thing in registry.table() or thing in registry.FORMER:
         _show_certifier(thing)
     elif thing in cards():

@@ -52,6 +52,7 @@ def write(
     rows: Iterable[Row],
     radii: Mapping[float, Sequence[float]],
     estimates: Iterable[Estimate] = (),
+    missing: int = 0,
 ) -> None:
     """Write the report of these rows; readers see the old file or the whole new one.
 
@@ -62,22 +63,25 @@ def write(
         rows: the run's rows.
         radii: for each norm, the eps at which certified accuracy is tabulated.
         estimates: the run's estimates, shown in tables of their own.
+        missing: number of rows that have not been computed.
 
     Raises:
         StoreError: the file cannot be written; the old file is intact.
     """
-    text = html(title, manifest, list(rows), radii, list(estimates))
+    text = html(title, manifest, list(rows), radii, list(estimates), missing)
     writing.write(Path(path), text.encode(errors="backslashreplace"))
 
 
-def write_report(folder: Path, manifest: Mapping[str, Any], rows: Iterable[Row], estimates: Iterable[Estimate]) -> Path:
+def write_report(
+    folder: Path, manifest: Mapping[str, Any], rows: Iterable[Row], estimates: Iterable[Estimate], missing: int = 0
+) -> Path:
     """Write the report of a run into its folder, and return its path.
 
     Raises:
         StoreError: the file cannot be written; the one that was there is intact.
     """
     path = folder / "report.html"
-    write(path, f"certbench: {manifest['suite']['name']}", manifest, rows, radii(manifest), estimates)
+    write(path, f"certbench: {manifest['suite']['name']}", manifest, rows, radii(manifest), estimates, missing)
     return path
 
 
@@ -87,6 +91,7 @@ def html(
     rows: Sequence[Row],
     radii: Mapping[float, Sequence[float]],
     estimates: Sequence[Estimate] = (),
+    missing: int = 0,
 ) -> str:
     """Return the page as text."""
     summaries = metrics.summarise(rows, radii)
@@ -104,6 +109,7 @@ def html(
         version=__version__,
         facts=[_fact(key, value) for key, value in manifest.items()],
         rows=len(rows),
+        missing=missing,
         pairs=len(summaries),
         refuted=refuted[:UNSOUND_SHOWN],
         refuted_count=len(refuted),

@@ -9,19 +9,19 @@ scales with many numbers stand in `boxes`, once; the plan has their names.
 
 import hashlib
 import json
-import math
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from certbench.core.claims import Guarantee, Outcome, Subject
-from certbench.core.threat import Domain, Numbers, read, written
-from certbench.errors import ConfigError, StoreError
+from certbench.core.threat import Domain, Numbers, written
+from certbench.errors import StoreError
 from certbench.files.json_text import plain
 from certbench.results.rows import Estimate, Row
+from certbench.results.stored import Boxes, estimate_of, named, row_of
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plan (
@@ -42,11 +42,13 @@ CREATE TABLE IF NOT EXISTS estimate_plan (
 CREATE TABLE IF NOT EXISTS estimates (key TEXT PRIMARY KEY, value REAL);
 CREATE TABLE IF NOT EXISTS boxes (name TEXT PRIMARY KEY, content TEXT NOT NULL);
 """
+_RESULT = (
+    "key", "prediction", "radius", "upper", "seconds", "prepare_seconds", "outcome", "reason", "evidence",
+    "cpu_seconds",
+)  # fmt: skip
 VERSION = 1
 SHORT = 200
 """Number of characters from which on a domain with its scales is stored once, under a name."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,29 @@ class Counterexample:
     distance: float
     attack: str
     point: bytes | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the rows of one certifier on one model are.
+
+    Attributes:
+        model: its name.
+        norm: exponent of the norm.
+        certifier: its name in tables.
+        planned: number of rows that the suite asks for.
+        done: number of rows that were computed.
+        unanswered: number of those without an answer.
+        seconds: time that they took together.
+    """
+
+    model: str
+    norm: float
+    certifier: str
+    planned: int
+    done: int
+    unanswered: int
+    seconds: float
 
 
 class Store:
@@ -193,8 +218,11 @@ class Store:
             )
             for r in results
         ]
-        columns = "key, prediction, radius, upper, seconds, prepare_seconds, outcome, reason, evidence, cpu_seconds"
-        changes = ", ".join(f"{name} = excluded.{name}" for name in columns.split(", ")[1:])
+        self._put(values)
+
+    def _put(self, values: Sequence[Sequence[Any]]) -> None:
+        columns = ", ".join(_RESULT)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in _RESULT[1:])
         answers = ", ".join(f"'{outcome.value}'" for outcome in Outcome if outcome.answered)
         with self._transaction():
             self._connection.executemany(
@@ -218,10 +246,46 @@ class Store:
         with self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO estimates VALUES (?,?)", values.items())
 
+    def take(self, other: Path) -> None:
+        """Take the plan and the results of another store of the same suite, as `put` and the others do."""
+        theirs = Store(other, create=False)
+        try:
+            for table in ("plan", "estimate_plan", "boxes"):
+                self._copy(theirs, table)
+            with theirs._guard():
+                columns = [
+                    name for (name,) in theirs._connection.execute("SELECT name FROM pragma_table_info('results')")
+                ]
+                read = ", ".join(_RESULT if "cpu_seconds" in columns else _RESULT[:-1])
+                rows = theirs._connection.execute(f"SELECT {read} FROM results").fetchall()
+                attacks = theirs._connection.execute("SELECT key, distance, attack, point FROM attacks").fetchall()
+            self._put([row if len(row) == len(_RESULT) else (*row, None) for row in rows])
+            self.put_attacks(Counterexample(*found) for found in attacks)
+            self._copy(theirs, "estimates")
+        finally:
+            theirs.close()
+
+    def _copy(self, theirs: "Store", table: str) -> None:
+        """Copy a table; rows of the same key are replaced."""
+        with theirs._guard():
+            if not theirs._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+                return
+            rows = theirs._connection.execute(f"SELECT * FROM {table}").fetchall()
+        if rows:
+            with self._transaction():
+                marks = ",".join("?" * len(rows[0]))
+                self._connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)
+
     def outcomes(self) -> dict[str, Outcome]:
         """Return the outcome of each stored result, by key."""
         with self._guard():
             return {key: Outcome(text) for key, text in self._connection.execute("SELECT key, outcome FROM results")}
+
+    def times(self) -> dict[str, tuple[Outcome, float]]:
+        """Return the outcome and the seconds of each stored result, by key."""
+        with self._guard():
+            found = self._connection.execute("SELECT key, outcome, seconds FROM results")
+            return {key: (Outcome(text), seconds) for key, text, seconds in found}
 
     def attacked(self) -> dict[str, float]:
         """Return the distance of each stored counterexample, by key."""
@@ -242,7 +306,7 @@ class Store:
         with self._guard():
             if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'estimates'").fetchone():
                 return []  # written before there were estimates
-            return [_named(_estimate, values, self._boxes()) for values in self._connection.execute(query).fetchall()]
+            return [named(estimate_of, values, self._boxes()) for values in self._connection.execute(query).fetchall()]
 
     def rows(self) -> list[Row]:
         """Return the computed rows of the plan, in the plan's order."""
@@ -259,13 +323,28 @@ class Store:
                 "LEFT JOIN attacks a ON a.key = p.attack ORDER BY p.position"
             )
             boxes, found = self._boxes(), self._connection.execute(query)
-            return [(_named(_row, values, boxes), key, attack) for key, attack, *values in found]
+            return [(named(row_of, values, boxes), key, attack) for key, attack, *values in found]
 
     def counterexamples(self) -> dict[str, tuple[str, bytes]]:
         """Return the stored counterexamples by key: the attack that found each, and its float64 bytes."""
         query = "SELECT key, attack, point FROM attacks WHERE point IS NOT NULL"
         with self._guard():
             return {key: (attack, point) for key, attack, point in self._connection.execute(query)}
+
+    def progress(self) -> list[Progress]:
+        """Return how far each certifier is on each model, in the plan's order."""
+        answers = ", ".join(f"'{outcome.value}'" for outcome in Outcome if outcome.answered)
+        query = (
+            f"SELECT p.model, p.norm, p.certifier, count(*), count(r.key), sum(r.outcome NOT IN ({answers})), "
+            "sum(r.seconds) FROM plan p LEFT JOIN results r ON r.key = p.key "
+            "GROUP BY p.model, p.norm, p.certifier, p.domain ORDER BY min(p.position)"
+        )
+        with self._guard():
+            found = self._connection.execute(query).fetchall()
+        return [
+            Progress(model, norm, certifier, planned, done, unanswered or 0, seconds or 0.0)
+            for model, norm, certifier, planned, done, unanswered, seconds in found
+        ]
 
     def missing(self) -> int:
         """Return the number of planned rows that have not been computed."""
@@ -279,11 +358,11 @@ class Store:
         columns = self._connection.execute("SELECT name FROM pragma_table_info('results')").fetchall()
         return ("cpu_seconds",) in columns
 
-    def _boxes(self) -> "_Boxes":
+    def _boxes(self) -> Boxes:
         """Return a reader of the plan's domains and scales."""
         if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'boxes'").fetchone():
-            return _Boxes({})  # written before there were any
-        return _Boxes(dict(self._connection.execute("SELECT name, content FROM boxes")))
+            return Boxes({})  # written before there were any
+        return Boxes(dict(self._connection.execute("SELECT name, content FROM boxes")))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -303,88 +382,3 @@ class Store:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a word that no version wrote
             raise StoreError(f"cannot read or write {self.path}: {error}; what was stored before is intact") from error
-
-
-class _Boxes:
-    """Domains and scales, each read once."""
-
-    def __init__(self, contents: Mapping[str, str]) -> None:
-        self.contents = contents
-        self.known: dict[str, tuple[Domain | None, Numbers | None]] = {}
-
-    def __getitem__(self, text: str) -> tuple[Domain | None, Numbers | None]:
-        if text not in self.known:
-            value = json.loads(text)
-            try:
-                self.known[text] = read(json.loads(self.contents[value]) if isinstance(value, str) else value)
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
-        return self.known[text]
-
-
-def _named(make: Callable[[Sequence[Any], _Boxes], _T], values: Sequence[Any], boxes: _Boxes) -> _T:
-    """Read a row of the file; ValueError if no version of certbench writes such a row."""
-    try:
-        return make(values, boxes)
-    except (TypeError, LookupError, AttributeError, ValueError) as error:
-        raise ValueError(f"the row {', '.join(map(str, values[:2]))} is no row of a run: {error}") from error
-
-
-def _row(values: Sequence[Any], boxes: _Boxes) -> Row:
-    (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
-    (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, cpu, distance) = values[9:]
-    known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
-    options, found = json.loads(spec), json.loads(evidence)
-    for part, kind in ((model, str), (certifier, str), (reason, str), (options, dict), (found, dict)):
-        _check(part, kind)
-    for part in (index, label, prediction):
-        _check(part, int)
-    for part in (norm, radius, seconds, prepare, *known, *(() if cpu is None else (cpu,))):
-        _check(part, (int, float))
-    box, scale = boxes[domain]
-    return Row(
-        model=model,
-        certifier=certifier,
-        spec=options,
-        guarantee=Guarantee(guarantee),
-        subject=Subject(subject),
-        norm=norm,
-        domain=box,
-        scale=scale,
-        input=index,
-        label=label,
-        prediction=prediction,
-        radius=radius,
-        upper=min(known),
-        seconds=seconds,
-        prepare_seconds=prepare,
-        cpu_seconds=cpu,
-        outcome=Outcome(outcome),
-        reason=reason,
-        evidence=found,
-    )
-
-
-def _estimate(values: Sequence[Any], boxes: _Boxes) -> Estimate:
-    model, method, norm, domain, index, value, cap, upper = values
-    for part, kind in ((model, str), (method, str), (index, int)):
-        _check(part, kind)
-    for part in (norm, cap, *(part for part in (value, upper) if part is not None)):
-        _check(part, (int, float))
-    box, scale = boxes[domain]
-    return Estimate(
-        model=model,
-        method=method,
-        norm=norm,
-        domain=box,
-        scale=scale,
-        input=index,
-        value=math.nan if value is None else value,  # SQLite has no NaN
-        cap=cap,
-        upper=math.inf if upper is None else upper,
-    )
-
-
-def _check(value: Any, kind: type | tuple[type, ...]) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{str(value)[:100]!r} is of type {type(value).__name__}")

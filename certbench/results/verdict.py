@@ -17,23 +17,33 @@ class RunVerdict:
         unanswered: rows without an answer, without known issues.
         known: rows whose problem is a known issue, each with that issue.
         stale: known issues that match rows, none of which has the problem any more.
+        missing: number of rows that have not been computed.
     """
 
     refuted: Sequence[Row]
     unanswered: Sequence[Row]
     known: Sequence[tuple[Row, KnownIssue]]
     stale: Sequence[KnownIssue]
+    missing: int = 0
 
     @property
     def exit_code(self) -> ExitCode:
         """Exit code of a command that shows the run: that of the gravest problem; known issues do not count."""
-        return ExitCode.UNSOUND if self.refuted else ExitCode.INCOMPLETE if self.unanswered else ExitCode.OK
+        if self.refuted:
+            return ExitCode.UNSOUND
+        return ExitCode.INCOMPLETE if self.unanswered or self.missing else ExitCode.OK
 
 
-def judge(rows: Sequence[Row], issues: KnownIssues) -> RunVerdict:
-    """Sort the problems of these rows into refuted, unanswered and known ones."""
+def judge(rows: Sequence[Row], issues: KnownIssues, missing: int = 0) -> RunVerdict:
+    """Sort the problems of these rows into refuted, unanswered and known ones.
+
+    Args:
+        rows: the computed rows.
+        issues: known issues.
+        missing: number of rows that have not been computed.
+    """
     problems = [(row, kind) for row in rows if (kind := problem(row)) is not None]
     fresh, known = issues.split(problems)
     refuted = [row for row, kind in fresh if kind == "unsound"]
     unanswered = [row for row, kind in fresh if kind != "unsound"]
-    return RunVerdict(refuted, unanswered, known, issues.stale(rows, problems))
+    return RunVerdict(refuted, unanswered, known, issues.stale(rows, problems), missing)

@@ -1,6 +1,7 @@
 """Run a suite: every certifier on every model, norm and input; rows are stored as they come, and runs resume."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 
 from certbench.core.claims import Outcome
+from certbench.errors import ConfigError
 from certbench.files.writing import write
 from certbench.results.folder import MANIFEST, RESULTS
 from certbench.results.rows import Estimate, Row
 from certbench.results.store import Store
 from certbench.runs import executors
 from certbench.runs.events import Watcher, gently
+from certbench.runs.keys import hashes
 from certbench.runs.load import load
 from certbench.runs.manifest import manifest_of
 from certbench.runs.plan import correct, pairs_of, wanted_attacks, wanted_estimates
@@ -46,6 +49,7 @@ class Finished:
         unaudited: number of inputs of base classifiers on which the attacks failed.
         folder: folder in which the run is stored.
         estimates: guesses beside the attacks, if the suite asks for some; they prove nothing.
+        missing: number of rows that have not been computed: those of other shards.
     """
 
     rows: list[Row]
@@ -54,6 +58,49 @@ class Finished:
     unaudited: int
     folder: Path
     estimates: list[Estimate]
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of a run, on machines of their own. Inputs belong to parts by their hashes.
+
+    Attributes:
+        number: number of the part, from 1.
+        of: number of parts.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise ConfigError(
+                f"there is no shard {self}; write 1/{max(self.of, 1)} to {max(self.of, 1)}/{max(self.of, 1)}"
+            )
+
+    def __str__(self) -> str:
+        """Write it as the command line does."""
+        return f"{self.number}/{self.of}"
+
+    @classmethod
+    def read(cls, text: str) -> "Shard":
+        """Read a shard as the command line has it: `2/8`.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isascii() and number.isdecimal() and of.isascii() and of.isdecimal()):
+            raise ConfigError(f"{text!r} is no shard; write the number of the part and of all parts, as 2/8")
+        return cls(int(number), int(of))
+
+    def places(self, digests: Sequence[str]) -> frozenset[int]:
+        """Return the places of its inputs."""
+        return frozenset(i for i, digest in enumerate(digests) if int(digest[:15], 16) % self.of == self.number - 1)
 
 
 def run(
@@ -65,6 +112,7 @@ def run(
     threads: int = 1,
     executor: str | None = None,
     workers: int | None = None,
+    shard: Shard | None = None,
 ) -> Finished:
     """Compute what the folder does not hold yet, and nothing else.
 
@@ -77,6 +125,7 @@ def run(
         threads: number of torch's threads, in each process.
         executor: key of `certbench.runs.executors.TABLE` of the executor that computes; None: the suite's.
         workers: largest number of processes, 0: as many as there are cores; None: the suite's.
+        shard: part of the inputs that is computed; None: all of them.
 
     Raises:
         ConfigError: a model or the data cannot be loaded; nothing has run.
@@ -95,6 +144,8 @@ def run(
     store = Store(folder / RESULTS)
     try:
         manifest = manifest_of(suite, dataset, models, threads) | {"executor": {"name": executor, "workers": workers}}
+        manifest |= {} if shard is None else {"shard": str(shard)}
+        mine = (shard or Shard()).places(hashes(inputs))
         write(folder / MANIFEST, json.dumps(manifest, indent=2))
         pairs = list(pairs_of(suite, models, inputs, labels))
         asked = suite.settings.attacks.steps or suite.settings.clever
@@ -104,9 +155,11 @@ def run(
         stored, attacked, estimated = store.outcomes(), store.attacked(), store.estimated()
         fresh = {key for key, outcome in stored.items() if outcome not in RERUN[rerun]}
         wanted = claimed if suite.settings.attacks.steps else {}
-        total = sum(len(pair.planned) for pair in pairs) + sum(len(indices) for indices in wanted.values())
+        wanted = {model: [(i, keys) for i, keys in entries if i in mine] for model, entries in wanted.items()}
+        guesses = [(model, threat, [e for e in part if e.input in mine]) for model, threat, part in guesses]
+        total = len(pairs) * len(mine) + sum(len(indices) for indices in wanted.values())
         total += sum(len(part) for _, _, part in guesses)
-        done = sum(p.key in fresh for pair in pairs for p in pair.planned)
+        done = sum(p.key in fresh for pair in pairs for p in pair.planned if p.input in mine)
         done += sum(attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         done += sum(e.key in estimated for _, _, part in guesses for e in part)
         watcher.data(f"data {dataset.name}: {'; '.join(dataset.done)}")
@@ -118,15 +171,16 @@ def run(
         for model in wanted:
             stages += attacks(suite, desk, sources[model], inputs, wanted[model], attacked)
         for pair in pairs:
-            stages += certificates(suite, desk, sources[pair.classifier], pair, inputs, fresh)
+            stages += certificates(suite, desk, sources[pair.classifier], pair, inputs, fresh, mine)
         for model, threat, part in guesses:
-            stages += estimates(suite, desk, sources[model], threat, inputs, part, estimated)
+            stages += estimates(suite, desk, sources[model], threat, inputs, part, estimated) if part else []
         with gently(watcher.now) as stop:
             computed = perform(stages, desk, computer, stop)
         attacked = store.attacked()
         unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
         manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         write(folder / MANIFEST, json.dumps(manifest, indent=2))
-        return Finished(store.rows(), manifest, computed, unaudited, folder, store.estimates())
+        missing = store.missing()
+        return Finished(store.rows(), manifest, computed, unaudited, folder, store.estimates(), missing)
     finally:
         store.close()

@@ -203,10 +203,10 @@ def estimates(
 
 
 def certificates(
-    suite: Suite, desk: Desk, source: ModelSource, pair: Pair, inputs: Tensor, fresh: set[str]
+    suite: Suite, desk: Desk, source: ModelSource, pair: Pair, inputs: Tensor, fresh: set[str], mine: frozenset[int]
 ) -> list[Stage]:
-    """Return the rows of a pair that are not stored."""
-    todo = [i for i, planned in enumerate(pair.planned) if planned.key not in fresh]
+    """Return the rows of a pair that are not stored, of the inputs of a shard."""
+    todo = [i for i, planned in enumerate(pair.planned) if i in mine and planned.key not in fresh]
     if not todo:
         return []
     settings = suite.settings

@@ -20,6 +20,7 @@ from certbench.files.yaml_lines import Lines, at, read
 from certbench.formats import is_whole, stem_of
 from certbench.models.cards import cards
 from certbench.models.data.source import Source
+from certbench.runs.selection import Selection, chosen, swept
 from certbench.runs.shipped import suites
 
 Made = TypeVar("Made")
@@ -188,8 +189,12 @@ class Suite:
             raise self.error((*where, *error.path), str(error)) from error
 
 
-def load(name: str) -> Suite:
+def load(name: str, selection: Selection | None = None) -> Suite:
     """Load a shipped suite by its name, or any suite by the path of its file.
+
+    Args:
+        name: its name or path.
+        selection: changes by the command line.
 
     Raises:
         ConfigError: there is no such suite, or it asks for something that cannot be run; the message
@@ -200,6 +205,8 @@ def load(name: str) -> Suite:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(registry.unknown("suite", name, suites()) + "; or write the path of a .yaml file")
     values, lines = read(read_text(path, "the suite"), path)
+    if selection is not None and isinstance(values, dict):
+        values, lines = chosen(values, lines, selection)
     try:
         return _validate(values, path, lines)
     except ConfigError as error:
@@ -236,14 +243,13 @@ def _validate(values: Any, path: Path, lines: Lines) -> Suite:
         plain.scaled(settings.scale)
     threats = tuple(_located(("norms", i), lambda p=p: ThreatModel(p, box)) for i, p in enumerate(settings.norms))
     usual = {} if settings.search is None else {"search": choose(RadiusSearch, settings.search, ("search",))}
-    certifiers = tuple(
-        _located(("certifiers", i), lambda spec=spec: _certifier(spec, usual))
-        for i, spec in enumerate(settings.certifiers)
-    )
+    specs = list(swept(settings.certifiers, lambda i, make: _located(("certifiers", i), make)))
+    certifiers = tuple(_located(("certifiers", i), lambda spec=spec: _certifier(spec, usual)) for i, spec in specs)
+    places = {"norms": range(len(threats)), "certifiers": [i for i, _ in specs]}
     for name, parts in (("norms", threats), ("certifiers", certifiers)):
         for i, part in enumerate(parts):
             if part in parts[:i]:
-                raise ConfigError("this is given twice", (name, i))
+                raise ConfigError("this is given twice", (name, places[name][i]))
     for i, threat in enumerate(threats):
         if not any(threat.p in certifier.norms for certifier in certifiers):
             raise ConfigError(f"no certifier of this suite offers {threat.name}", ("norms", i))

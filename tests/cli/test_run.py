@@ -29,9 +29,9 @@ from tests.support.runs import MISHAPS
 def test_a_users_own_model_and_data_run_from_the_current_directory(certbench: Run) -> None:
     code, out, _ = certbench("run", "little.yaml")
     assert code == 0
-    assert "3 rows, 3 computed now" in out
+    assert "3 rows; 3 rows and attacks computed now" in out
     assert (FOLDER / "report.html").exists()
-    assert "0 computed now" in certbench("run", "little.yaml")[1]
+    assert "; 0 rows and attacks computed now" in certbench("run", "little.yaml")[1]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_missing_backend_fails_its_rows_until_it_is_mended(
     assert INSTALL in err
     code, out, _ = certbench("run", "little.yaml")
     assert code == 0
-    assert "6 rows, 3 computed now" in out
+    assert "6 rows; 3 rows and attacks computed now" in out
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "report.html"])
@@ -192,7 +192,7 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on(home: Path) -> Non
     assert 3 <= stored < 6
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    assert f"6 rows, {6 - stored} computed now" in done.stdout
+    assert f"6 rows; {6 - stored} rows and attacks computed now" in done.stdout
 
 
 def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:
@@ -201,7 +201,73 @@ def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:
     code, _, err = certbench("run", "little.yaml")
     assert code == ExitCode.INTERRUPTED
     assert "To go on: certbench run little.yaml" in err
-    assert certbench("show", str(FOLDER))[2] == "note: 3 rows of this run have not been computed yet\n"
+    for command in ("show", "report", "status"):
+        code, out, err = certbench(command, str(FOLDER))
+        assert code == ExitCode.INCOMPLETE
+        assert "3 of 6 rows" in (out if command == "status" else err.splitlines()[0])
+    assert "INCOMPLETE: 3 of 6 rows have not been computed yet." in (FOLDER / "report.html").read_text()
+
+
+def test_a_dry_run_computes_nothing(certbench: Run) -> None:
+    write(certifiers=["lipschitz", "splitting"])
+    code, out, _ = certbench("run", "little.yaml", "--dry-run")
+    assert (code, FOLDER.exists()) == (0, False)
+    assert "unsupported: splitting" in out
+    certbench("run", "little.yaml", "--certifiers", "lipschitz", "--inputs", "2")
+    _, out, _ = certbench("run", "little.yaml", "--dry-run")
+    row = next(line.split() for line in out.splitlines() if "lipschitz" in line)
+    assert row[3:5] == ["3", "2"] and float(row[5]) > 0
+
+
+def test_parts_and_settings_of_a_suite_are_chosen(certbench: Run) -> None:
+    write(norms=[2, "inf"], certifiers=["lipschitz", {"name": "crown", "search": "secant"}, "ibp"])
+    words = ("--norms", "Linf", "--certifiers", "crown,fast-lin", "--models", "plane", "--inputs", "1")
+    code, out, _ = certbench("run", "little.yaml", *words, "--set", "seed=3", "--set", "certifiers.crown.engine=own")
+    assert code == 0 and "2 rows; 2 rows" in out
+    manifest = json.loads((FOLDER / "manifest.json").read_text())
+    assert (manifest["suite"]["seed"], [spec["name"] for spec in manifest["certifiers"]]) == (3, ["crown", "fast-lin"])
+    assert manifest["certifiers"][0]["engine"] == "own"
+    for words, message in (
+        (("--certifiers", "crwn"), "did you mean 'crown'"),
+        (("--models", "plan"), "did you mean 'plane'"),
+        (("--set", "seed"), "write key=value"),
+        (("--set", "certifiers.lp.tighten=true"), "no certifier 'lp'"),
+        (("--set", "attacks.stepz=0"), "did you mean 'steps'"),
+        (("--set", "name.of=3"), "name"),
+        (("--set", "seed=[1"), "not valid YAML"),
+        (("--norms", "L3"), "L3"),
+        (("--shard", "0/2"), "there is no shard 0/2"),
+        (("--shard", "half"), "is no shard"),
+    ):
+        code, _, err = certbench("run", "little.yaml", *words)
+        assert code == ExitCode.USAGE and message in err, err
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_shards_are_the_run(certbench: Run, parts: int) -> None:
+    write(certifiers=["lipschitz", "crown"], attacks={"steps": 5})
+    certbench("run", "little.yaml", "--out", "whole")
+    folders = [f"part{i}" for i in range(parts)]
+    for i, folder in enumerate(folders):
+        assert certbench("run", "little.yaml", "--shard", f"{i + 1}/{parts}", "--out", folder)[0] in (0, 5)
+    code, out, _ = certbench("merge", *folders, "--out", "merged")
+    assert code == 0 and "6 rows of" in out
+
+    def rows(folder: str) -> list[tuple[object, ...]]:
+        store = Store(Path(folder) / "results.db", create=False)
+        found = [(row.model, row.certifier, row.input, row.radius, row.upper) for row in store.rows()]
+        store.close()
+        return found
+
+    assert rows("merged") == rows("whole") and len(rows("merged")) == 6
+    assert [part["shard"] for part in json.loads(Path("merged/manifest.json").read_text())["parts"]] == [
+        f"{i + 1}/{parts}" for i in range(parts)
+    ]
+    assert "6 rows; 0 rows and attacks" in certbench("run", "little.yaml", "--out", "merged")[1]
+    write(certifiers=["lipschitz"])
+    certbench("run", "little.yaml", "--out", "other")
+    code, _, err = certbench("merge", "part0", "other", "--out", "merged2")
+    assert code == ExitCode.USAGE and "their suite differ" in err
 
 
 @pytest.mark.parametrize("executor", ["inline", "process"])

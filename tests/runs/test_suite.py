@@ -14,6 +14,7 @@ from certbench.runs.shipped import suites
 from certbench.runs.suite import Suite, load
 from certbench.verifiers.linear.crown import Crown
 from certbench.verifiers.lipschitz.margin import LayerwiseLipschitz
+from certbench.verifiers.smoothing.smoothing import Smoothing
 from tests.support import mnist
 
 GOOD = """\
@@ -37,6 +38,16 @@ def read(folder: Path, text: str) -> Suite:
     path = folder / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     return load(str(path))
+
+
+def test_a_matrix_is_every_combination(tmp_path: Path) -> None:
+    sweep = "  - {name: smoothing, n: 100, noise: gaussian, matrix: {noise.sigma: [0.25, 0.5], alpha: [0.1, 1e-2]}}\n"
+    found = read(tmp_path, GOOD.replace("  - crown\n", sweep))
+    swept = [(one.noise.sigma, one.alpha) for one in found.certifiers if isinstance(one, Smoothing)]
+    assert swept == [(0.25, 0.1), (0.25, 0.01), (0.5, 0.1), (0.5, 0.01)]
+    for wrong in ("{}", "{n: 3}", "{n: []}"):
+        with pytest.raises(ConfigError, match=r"line 10: .*a matrix has a list of values"):
+            read(tmp_path, GOOD.replace("  - crown\n", f"  - {{name: smoothing, matrix: {wrong}}}\n"))
 
 
 @pytest.mark.parametrize("name", suites())

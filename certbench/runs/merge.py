@@ -1,0 +1,65 @@
+"""Put the shards of a run together."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from certbench.errors import ConfigError
+from certbench.files.writing import write
+from certbench.results.folder import MANIFEST, RESULTS, RunFolder, RunResults, read_results
+from certbench.results.store import Store
+
+SAME = ("suite", "data", "models", "certifiers", "threat")
+"""Parts of a manifest that shards have in common."""
+
+FREE = ("executor", "workers")
+"""Settings of a suite on which no answer depends."""
+
+
+def merge(folders: Sequence[Path], into: Path) -> RunResults:
+    """Put the results of several folders of one suite into one folder, which may hold results of the suite already.
+
+    Answers are known by keys made of content alone. No failure replaces an answer, and the closest counterexample
+    stays. The manifests of the parts are kept in that of the whole.
+
+    Args:
+        folders: folders of the parts.
+        into: folder of the whole.
+
+    Raises:
+        ConfigError: a folder is not that of a run, or the runs are not of one suite, with the same models and data.
+        StoreError: a folder cannot be read or written; what was stored stays.
+    """
+    opened = [RunFolder(folder) for folder in folders]
+    parts: list[dict[str, Any]] = [one.manifest(lambda manifest: dict(manifest)) for one in opened]
+    if into in folders:
+        raise ConfigError(f"{into} is one of the parts; give a folder of its own for the whole")
+    if (into / RESULTS).exists():
+        opened.append(RunFolder(into))
+        parts.append(opened[-1].manifest(lambda manifest: dict(manifest)))
+    for one, part in zip(opened, parts, strict=True):
+        for key in SAME:
+            if _common(part, key) != _common(parts[0], key):
+                raise ConfigError(f"{one.path} and {opened[0].path} are not parts of one run: their {key} differ")
+    whole = Store(into / RESULTS)
+    try:
+        for one in opened:
+            if one.path != into:
+                with one.store():  # it is a store, and can be read
+                    whole.take(one.path / one.database)
+    finally:
+        whole.close()
+    merged = [
+        earlier for part in parts for earlier in part.get("parts", [{k: v for k, v in part.items() if k not in SAME}])
+    ]
+    manifest = {key: value for key, value in parts[0].items() if key not in ("shard", "parts")} | {"parts": merged}
+    write(into / MANIFEST, json.dumps(manifest, indent=2))
+    return read_results(into)
+
+
+def _common(manifest: dict[str, Any], key: str) -> Any:
+    found = manifest.get(key)
+    if key == "suite" and isinstance(found, dict):
+        return {name: value for name, value in found.items() if name not in FREE}
+    return found
