@@ -18,8 +18,9 @@ from torch import Tensor
 
 from certbench.errors import UnsupportedError
 from certbench.networks.activations import Activation
-from certbench.networks.maps import Dense, Map
+from certbench.networks.maps import Chain, Dense, Map, Scale, Sum
 from certbench.networks.piecewise_linear import RELU
+from certbench.networks.structured_maps import Along, Select, Sparse
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,11 @@ class Network:
         """Moduli of all maps, for interval arithmetic."""
         return tuple({source: part.absolute() for source, part in layer.maps.items()} for layer in self.layers)
 
+    @cached_property
+    def nonnegative(self) -> tuple[bool, ...]:
+        """Whether all entries of all maps of each layer are known to be at least 0."""
+        return tuple(all(_is_nonnegative(part) for part in layer.maps.values()) for layer in self.layers)
+
     def chain(self) -> list[Map]:
         """Return the maps of a chain, where each layer reads the one before it alone.
 
@@ -197,3 +203,16 @@ class Network:
         layers = tuple(layer.to(dtype) for layer in self.layers)
         peaks = {i: replace(peak, layer=peak.layer.to(dtype)) for i, peak in self.peaks.items()}
         return replace(self, layers=layers, peaks=peaks, shared=OrderedDict())
+
+
+def _is_nonnegative(part: Map) -> bool:
+    """Say whether all entries of a map are known to be at least 0; those of some kinds are not looked at."""
+    if isinstance(part, Select):
+        return True
+    if isinstance(part, Chain | Sum):
+        return all(_is_nonnegative(one) for one in part.maps)
+    if isinstance(part, Dense | Along):
+        return bool((part.weight >= 0).all())
+    if isinstance(part, Sparse):
+        return bool((part.weight.values() >= 0).all())
+    return isinstance(part, Scale) and bool((part.diagonal >= 0).all())

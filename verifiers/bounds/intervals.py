@@ -1,7 +1,7 @@
 """Interval bounds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from certbench.core import ball
 from certbench.networks.layers import Layer, Network
 from certbench.networks.maps import Map, unit_vectors
+from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.relaxations import image
 
@@ -78,56 +79,80 @@ def ball_intervals(network: Network, region: Region) -> tuple[LayerBounds, "Walk
 
 
 class Walk:
-    """Interval arithmetic, one layer at a time, on bounds that may be sharpened on the way."""
+    """Interval arithmetic, one layer at a time, on bounds that may be sharpened on the way.
+
+    All is rounded outward. Ends that are 1e17 apart leave a centre and a radius that differ by 1 or more in their last
+    digit. Steep functions, as the logarithm is near 0, make a wrong bound of that.
+    """
 
     def __init__(self, network: Network, region: Region) -> None:
         """Start with the box around each ball."""
         self.network, self.count = network, len(region)
-        self.centres, self.radii = ([part] for part in _middle(*region.box()))
+        low, high = region.box()
+        self.lower, self.upper = [low], [high]
 
     def step(self) -> tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]:
         """Bound the next layer."""
-        i = len(self.centres) - 1
-        low, high = self._affine(self.network.layers[i], self.network.absolute[i])
+        i = len(self.lower) - 1
+        low, high = self._affine(self.network.layers[i], self.network.absolute[i], self.network.nonnegative[i])
         peak = self.network.peaks.get(i)
         if peak is None:
             return low, high
         moduli = {source: part.absolute() for source, part in peak.layer.maps.items()}
-        least, most = (end[:, peak.windows].amax(dim=1) for end in self._affine(peak.layer, moduli))
+        least, most = (end[:, peak.windows].amax(dim=1) for end in self._affine(peak.layer, moduli, False))
         return torch.maximum(low, least), torch.minimum(high, most)
 
     def _affine(
-        self, layer: Layer, moduli: Mapping[int, Map]
+        self, layer: Layer, moduli: Mapping[int, Map], nonnegative: bool
     ) -> tuple[Float[Tensor, "n size"], Float[Tensor, "n size"]]:
         """Bound an affine layer."""
-        centre = layer.bias.expand(self.count, -1)
-        radius = torch.zeros_like(centre)
+        share = _share(layer.maps.values())
+        bias = layer.bias.expand(self.count, -1)
+        if nonnegative:  # each end by itself, with a small relative error
+            ends = []
+            for sign, given in ((-1, self.lower), (1, self.upper)):
+                end, size = bias, bias.abs()
+                for source, part in layer.maps.items():
+                    end, size = end + _moved(part, given[source]), size + _moved(part, given[source].abs())
+                ends.append(torch.where(end.isinf(), end, end + sign * share * size))
+            return ends[0], ends[1]
+        centre, radius = bias, share * bias.abs()
         for source, part in layer.maps.items():
-            centre = centre + part.forward(self.centres[source])
-            radius = radius + _spread(moduli[source], self.radii[source])
+            middle, half = _middle(self.lower[source], self.upper[source])
+            centre = centre + part.forward(middle)
+            radius = radius + _moved(moduli[source], half + share * (middle.abs() + half))
         return centre - radius, centre + radius
 
     def done(self, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]) -> None:
         """Take the bounds of that layer, and go on behind its activation."""
-        middle = _middle(*image(self.network.activation(len(self.centres) - 1), low, high))
-        self.centres.append(middle[0])
-        self.radii.append(middle[1])
+        low, high = image(self.network.activation(len(self.lower) - 1), low, high)
+        self.lower.append(low)
+        self.upper.append(high)
 
     def end(self, rows: Float[Tensor, "n k outputs"], region: Region) -> Float[Tensor, "n k"]:
         """Bound `rows` times the outputs from below; the last layer is merged with the rows."""
         layer = self.network.layers[-1]
-        lower = rows @ layer.bias
+        lower, size = rows @ layer.bias, rows.abs() @ layer.bias.abs()
         for source, part in layer.maps.items():
             a = part.transpose(rows.flatten(0, 1)).view(*rows.shape[:2], part.inputs)
             if source == 0:
                 lower = lower + region.minimum(a, torch.zeros_like(lower))
                 continue
-            centre, radius = self.centres[source][..., None], self.radii[source][..., None]
-            infinite = radius.isinf()
-            fall = (a.abs() @ torch.where(infinite, 0.0, radius)).squeeze(-1)
+            low, high = self.lower[source][..., None], self.upper[source][..., None]
+            infinite = low.isinf() | high.isinf()
+            low, high = torch.where(infinite, 0.0, low), torch.where(infinite, 0.0, high)
+            moduli = self.network.absolute[-1][source].transpose(rows.abs().flatten(0, 1)).view_as(a)
             lost = (a.abs() @ infinite.to(a)).squeeze(-1) > 0
-            lower = lower + (a @ centre).squeeze(-1) - torch.where(lost, torch.inf, fall)
-        return lower
+            size = size + (moduli @ torch.maximum(low.abs(), high.abs())).squeeze(-1)
+            least = (a.clamp(min=0) @ low + a.clamp(max=0) @ high).squeeze(-1)
+            lower = lower + torch.where(lost, -torch.inf, least)
+        steps = [part.transposed_roundings + part.inputs for part in layer.maps.values()]
+        return lower - gamma(2 * (max(steps, default=0) + layer.outputs + 16)) * size
+
+
+def _share(maps: Collection[Map]) -> float:
+    """Return what rounding may add to sums of moduli in an affine layer, relative to them."""
+    return gamma(2 * (max((part.roundings for part in maps), default=0) + len(maps) + 8))
 
 
 def _middle(low: Float[Tensor, "n m"], high: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
@@ -138,10 +163,13 @@ def _middle(low: Float[Tensor, "n m"], high: Float[Tensor, "n m"]) -> tuple[Floa
     return torch.where(infinite, 0.0, (low + high) / 2), torch.where(infinite, torch.inf, (high - low) / 2)
 
 
-def _spread(moduli: Map, radius: Float[Tensor, "n m"]) -> Float[Tensor, "n outputs"]:
-    """Return the product of a map of moduli and radii, where 0 times infinity is 0."""
-    infinite = radius.isinf()
+def _moved(part: Map, end: Float[Tensor, "n m"]) -> Float[Tensor, "n outputs"]:
+    """Apply a map without negative entries to ends of one sign where they are infinite; 0 times infinity is 0."""
+    infinite = end.isinf()
     if not bool(infinite.any()):
-        return moduli.forward(radius)
-    reached = moduli.forward(infinite.to(radius)) > 0
-    return torch.where(reached, torch.inf, moduli.forward(torch.where(infinite, 0.0, radius)))
+        return part.forward(end)
+    found = part.forward(torch.where(infinite, 0.0, end))
+    for sign in (-1, 1):
+        reached = part.forward((end == sign * torch.inf).to(end)) > 0
+        found = torch.where(reached, sign * torch.inf, found)
+    return found
