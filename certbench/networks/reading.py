@@ -72,8 +72,9 @@ def logits_of(classifier: Classifier, steps: bool = False) -> Classifier:
         UnsupportedError, NumericalError: as `read`.
     """
     graph = read(classifier)
-    if graph.head is None and not steps:
-        return classifier.double()
+    double = classifier.double()
+    if graph.head is None and not steps and double.dtype == torch.float64:  # a module without parameters stays float32
+        return double
     return replace(classifier, module=GraphModule(graph).to(classifier.device).eval())
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certbench import Classifier, NumericalError, UnsupportedError
-from certbench.networks.reading import relu_network
+from certbench.networks.reading import logits_of, relu_network
 from certbench.testing import network
 
 
@@ -237,3 +237,10 @@ def test_nan_parameters_are_refused() -> None:
         classifier.module[1].weight[0, 0] = torch.nan  # type: ignore[index, union-attr, operator]
     with pytest.raises(NumericalError):
         relu_network(classifier)
+
+
+def test_a_module_without_parameters_is_bounded_in_float64() -> None:
+    classifier = Classifier(Forward(lambda _, x: torch.cat([x.relu() + 0.1, -x], dim=1)).eval(), (1,), 2)
+    exact = logits_of(classifier)
+    assert exact.dtype == torch.float64
+    assert exact(torch.ones(1, 1)).dtype == torch.float64
