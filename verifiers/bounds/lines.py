@@ -16,6 +16,7 @@ from torch import Tensor
 
 from certbench.networks.activations import Activation
 from certbench.networks.piecewise_linear import RELU
+from certbench.numerics.rounding import TINY
 from certbench.verifiers.bounds.supports import Side, after, before, down, tiny, unit, up
 
 
@@ -235,9 +236,13 @@ def _corner(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sign: int) -> Tensor:
 
 
 def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN."""
-    unstable = (low < 0) & (high > 0)
-    slope = torch.where(unstable, high / (high - low), (low >= 0).to(low.dtype))
+    """Return slope and offset of the line above a ReLU on [low, high]; NaN bounds give NaN.
+
+    Where the width overflows it is z - low. Slopes that would underflow are raised, so that the line stays above.
+    """
+    unstable, width = (low < 0) & (high > 0), high - low
+    chord = torch.where(width.isinf(), 1.0, (high / width).clamp(min=TINY))
+    slope = torch.where(unstable, chord, (low >= 0).to(low.dtype))
     slope = torch.where(low.isnan() | high.isnan(), torch.nan, slope)
     return slope, torch.where(unstable, -low * slope, 0.0)
 

@@ -28,6 +28,7 @@ from certbench.core.search import RadiusSearch, Secant
 from certbench.errors import ConfigError
 from certbench.networks.layers import Network
 from certbench.networks.maps import unit_vectors
+from certbench.numerics.rounding import TINY
 from certbench.verifiers.bounds.backward import ENTRIES
 from certbench.verifiers.bounds.costs import relaxed
 from certbench.verifiers.bounds.proof import RelaxationProof, parallel, sufficient
@@ -138,9 +139,14 @@ class DualNetwork:
 
 
 def slope(lower: Float[Tensor, "..."], upper: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return 1 on I+, 0 on I-, u / (u - l) on I; NaN bounds belong to none of these and give NaN."""
+    """Return 1 on I+, 0 on I-, u / (u - l) on I; NaN bounds belong to none of these and give NaN.
+
+    On I any larger slope is sound, too. It is 1 where u - l overflows, and raised where it would underflow.
+    """
     settled = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, torch.nan)).to(lower)
-    return torch.where((lower < 0) & (upper > 0), upper / (upper - lower), settled)
+    width = upper - lower
+    chord = torch.where(width.isinf(), 1.0, (upper / width).clamp(min=TINY))
+    return torch.where((lower < 0) & (upper > 0), chord, settled)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from certbench.testing import inputs, sample_ball
 from certbench.verifiers.bounds.region import Region
 from certbench.verifiers.bounds.state import NetworkState
 from certbench.verifiers.linear import wong_kolter
+from certbench.verifiers.linear.crown import Crown
 from certbench.verifiers.linear.wong_kolter import DualNetwork, WongKolter, cascade, estimated_l1, layerwise
 from certbench.verifiers.linear.zonotope import DeepZ
 from tests.support.questions import THREATS, fast_lin, question
@@ -85,6 +86,19 @@ def test_nan_bounds_have_no_slope() -> None:
     nan, one = torch.tensor([math.nan], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
     for low, up in ((nan, nan), (-one, nan), (nan, one)):
         assert wong_kolter.slope(low, up).isnan().all()
+
+
+@pytest.mark.parametrize("width", [1e308, 1.5e308])
+def test_bounds_whose_width_overflows_prove_nothing(width: float) -> None:
+    """Ask for a ball in which max(x - 1, 0) > 0.5 somewhere, whose bounds are further apart than the largest double."""
+    layers = nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)
+    for layer, weight, bias in ((layers[0], [[1.0]], [-1.0]), (layers[2], [[-1.0], [0.0]], [0.5, 0.0])):
+        assert isinstance(layer, nn.Linear)
+        layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+    classifier = Classifier(nn.Sequential(*layers).eval(), (1,), 2)
+    for certifier in (WongKolter(search=Ladder((width,))), Crown(search=Ladder((width,)))):
+        state = certifier.prepare(classifier, Linf)
+        assert float(certifier.certify(state, torch.zeros(1, 1, dtype=torch.float64), [0]).radius) == 0.0
 
 
 def test_other_activations_are_refused() -> None:
