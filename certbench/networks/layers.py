@@ -56,7 +56,7 @@ class RowSoftmax:
 
     def rows(self, z: Float[Tensor, "... size"]) -> Float[Tensor, "... rows row"]:
         """Return a vector's rows."""
-        return z.reshape(*z.shape[:-1], -1, self.row)
+        return z.reshape(*z.shape[:-1], z.shape[-1] // self.row, self.row)
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,7 +109,7 @@ def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k
         constant = constant + _offsets(down, lines.lower_offset)
     if lines.lower_slope.dim() == 5:
         parts = ((down, lines.lower_slope), (up, lines.upper_slope))
-        moved = [part.reshape(*part.shape[:2], -1, 1, slope.shape[3]) @ slope for part, slope in parts]
+        moved = [part.reshape(*part.shape[:2], slope.shape[2], 1, slope.shape[3]) @ slope for part, slope in parts]
         return (moved[0] + moved[1]).flatten(2), constant
     if lines.lower_slope.shape[-1] == h.shape[-1]:
         return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 import certbench
 from certbench import Classifier, Linf, MarginCertifier
+from certbench.core.search import Ladder
 from certbench.networks import reading
 from certbench.networks.layers import RowSoftmax
 from certbench.verifiers.bounds import softmax
+from certbench.verifiers.linear.crown import AlphaCrown, Crown
 
 
 def boxes(count: int, row: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -115,3 +117,16 @@ def test_margins_behind_a_softmax_are_not_refuted_by_descent(name: str) -> None:
                 (slope,) = torch.autograd.grad(margin.sum(), point)
             assert bool((margin.detach() >= bound[:, j]).all())
             point = torch.maximum(torch.minimum(point.detach() - 0.1 * slope.sign(), x + 0.3), x - 0.3)
+
+
+def test_layers_without_an_open_neuron_may_follow_a_softmax() -> None:
+    """The sums of attention are linear: optimised bounds of hidden layers ask for none of them."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    module = nn.Sequential(nn.Linear(5, 12), nn.Unflatten(1, (3, 4)), layer, nn.Flatten(), nn.Linear(12, 3)).eval()
+    classifier, x, once = Classifier(module, (5,), 3), torch.zeros(1, 5, dtype=torch.float64), Ladder((1e-3,))
+    crown, alpha = (
+        float(certifier.certify(certifier.prepare(classifier, Linf), x, [0]).radius)
+        for certifier in (Crown(search=once), AlphaCrown(iterations=1, layers=1, search=once))
+    )
+    assert alpha >= crown
