@@ -55,7 +55,8 @@ class BranchAndBound(Certifier[NetworkState]):
         eps: None to search for the radius; a number to decide this radius alone. Then `radius` is `eps` if it is
             certified; if not, `upper` is at most `eps` and `radius` any radius that was proved.
 
-    Without a domain the search ends at `LIMIT` times the input's size; the outcome then is `limited`.
+    Where the domain has no end, or none is given, the search ends at `LIMIT` times the input's size; the outcome then
+    is `limited`.
     """
 
     seconds: Seconds = 60.0
@@ -103,7 +104,7 @@ class BranchAndBound(Certifier[NetworkState]):
         found = Closest(state.classifier, state.threat, x.flatten(1), int(label))
         if self.eps is None:
             guess = float(tangent(state, x, label).nan_to_num(1.0))
-            found.approach(state.classifier.num_classes, guess, widest(state.threat, x), seed)
+            found.approach(state.classifier.num_classes, guess, widest(state.threat, x)[0], seed)
         elif found.refute(state.classifier.num_classes, self.eps, seed):
             evidence = TreeEvidence(bracket=(0.0, found.distance), domains=0, splits=0, open=0, bounds="none")
             return Answer(int(label), 0.0, found.distance, Outcome.COMPLETED, evidence, found.point)
@@ -126,6 +127,6 @@ class BranchAndBound(Certifier[NetworkState]):
             bracket=(radius, upper), domains=tree.bounded, splits=tree.splits, open=tree.open, bounds=tree.method
         )
         outcome = Outcome.COMPLETED if done else Outcome.TIMED_OUT
-        if self.eps is None and state.threat.domain is None and tree.limit <= radius < upper:
+        if self.eps is None and not tree.whole and tree.limit <= radius < upper:
             outcome = Outcome.LIMITED
         return Answer(int(label), radius, upper, outcome, evidence, found.point)

@@ -50,7 +50,7 @@ still open, rounding is the reason: the allowance keeps the radius below the cou
 
 
 LIMIT = 1e4
-"""Largest radius that is searched without a domain, in units of the input's size (see `ball.size`)."""
+"""Largest radius that is searched where the domain has no end, in units of the input's size (see `ball.size`)."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,17 @@ class Answer:
     """Closest counterexample that was found, flat."""
 
 
-def widest(threat: ThreatModel, x: Tensor) -> float:
-    """Return the distance of the farthest point of the domain; without a domain, the largest radius that is tried."""
-    if threat.domain is None:
-        return LIMIT * float(ball.size(x.flatten(1)))
+def widest(threat: ThreatModel, x: Tensor) -> tuple[float, bool]:
+    """Return the largest radius that is tried, and whether its ball holds the whole domain.
+
+    It is the distance of the domain's farthest point, or a limit where the domain has no end, or none is given.
+    """
     low, high = threat.ends(x)
     way = torch.maximum(x - low, high - x).flatten()
-    return float(torch.linalg.vector_norm(way, ord=threat.p)) * (1 + 1e-12)
+    farthest = float(torch.linalg.vector_norm(way, ord=threat.p)) * (1 + 1e-12)
+    if math.isfinite(farthest):
+        return farthest, True
+    return LIMIT * float(ball.size(x.flatten(1))), False
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Tree:
         self.count, self.bounded, self.splits = len(self.leaves), 0, 0
         self.eps, self.method, self.tight = 0.0, "none", False  # of the present level
         self.bounds: LayerBounds | None = None
-        self.limit = widest(self.threat, self.x)
+        self.limit, self.whole = widest(self.threat, self.x)
         self.programs = Programs(self.network, self.threat, self.x)
         self.polished = math.inf
 
@@ -120,7 +124,7 @@ class Tree:
         least = self.leaves[0].radius if self.leaves else math.inf
         if least < self.limit:
             return least
-        return self.limit if self.threat.domain is None else math.inf
+        return math.inf if self.whole else self.limit
 
     @property
     def open(self) -> int:

@@ -162,6 +162,21 @@ def test_one_radius_is_decided_both_ways(threat: ThreatModel) -> None:
         assert (float(decided.upper) <= factor * exact) == (factor > 1)
 
 
+@pytest.mark.parametrize("threat", [L1, L2, Linf])
+def test_a_domain_without_an_end_is_searched_up_to_the_limit(threat: ThreatModel) -> None:
+    x, certifier = points(2, 3), BranchAndBound()
+    plain = certbench.certify(certifier, tiny(0), x, threat)
+    assert plain.radius.min() > 0
+    open_ended = certbench.certify(certifier, tiny(0), x, threat.within(-math.inf, math.inf))
+    assert torch.allclose(open_ended.radius, plain.radius, rtol=1e-4, atol=0)
+    level = nn.Linear(3, 2)
+    with torch.no_grad():
+        level.weight.zero_()
+        level.bias.copy_(torch.tensor([1.0, 0.0]))
+    found = certbench.certify(certifier, Classifier(level.eval(), (3,), 2), x, threat.within(-math.inf, 1))
+    assert found.outcome == (Outcome.LIMITED,) * 2 and found.radius.isfinite().all()
+
+
 def test_neighbours_do_not_matter() -> None:
     classifier, x = tiny(4, (4, 8, 8, 3)), points(3, 4, 6)
     certifier = BranchAndBound(iterations=5, seconds=60)
