@@ -21,8 +21,12 @@ AMBIGUOUS = 1e-3
 SMALL = 1e-3
 """Least size of an input's outputs, as a share of the largest: rounding of what cancels is no difference."""
 
-SCALES = (0.0, 0.1, 1.0, 10.0)
-"""Sizes of the random inputs. Half of those of each size are not negative, as pixels are."""
+SCALES = (0.0, 0.1, 1.0, 10.0, 100.0)
+"""Sizes of the random inputs: what happens far from 0 counts, too, as where inputs are bytes. Half of those of each size
+are not negative, as pixels are."""
+
+SPREAD = (5, 6, 9)
+"""Places of three of them, of different sizes."""
 
 
 def examples(module: OnnxModule) -> Tensor:
@@ -39,7 +43,7 @@ def examples(module: OnnxModule) -> Tensor:
 def runs_in_batches(many: OnnxModule, one: OnnxModule | None) -> str | None:
     """Say why inputs cannot be run in batches; None if batches of 1, 2 and 3 give what single inputs give."""
     many_double = _double(many)
-    x = examples(many)[-3:]
+    x = examples(many)[[*SPREAD]]
     try:
         singles = _double(one)(x) if one is not None else torch.cat([many_double(x[i : i + 1]) for i in range(len(x))])
         for n in (1, 2, 3):
@@ -54,7 +58,9 @@ def runs_in_batches(many: OnnxModule, one: OnnxModule | None) -> str | None:
 
 
 @torch.no_grad()
-def compare(module: OnnxModule, path: Path, entry: str, output: str, declared: int | None) -> None:
+def compare(
+    module: OnnxModule, path: Path, entry: str, output: str, declared: int | None, dtype: torch.dtype
+) -> None:
     """Compare a module with onnxruntime.
 
     Args:
@@ -63,11 +69,12 @@ def compare(module: OnnxModule, path: Path, entry: str, output: str, declared: i
         entry: name of the file's input.
         output: name of the tensor that the module returns.
         declared: number of inputs for which the file is written; None: any; 0: it has no batch axis.
+        dtype: precision of the file's input; constants may have another one.
 
     Raises:
-        ConfigError: outputs differ by more than `CLOSE`, and rounding in float32 does not explain it.
+        ConfigError: outputs differ by more than `CLOSE`, and rounding in float32 does not explain it; or onnxruntime
+            cannot run the file.
     """
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
     x = examples(module).to(dtype)
     theirs = torch.cat([*_theirs(module, path, entry, output, declared, x)]).double()
     ours = module(x).double()

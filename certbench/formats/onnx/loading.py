@@ -45,7 +45,7 @@ def load(path: str | Path, *, input_shape: Sequence[int] | None = None, output: 
         module = opened.module(sizes, batch_axis)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    compare(module, path, entry.name, wanted, declared if batch_axis else 0)
+    compare(module, path, entry.name, wanted, declared if batch_axis else 0, opened.dtype)
     return module
 
 

@@ -154,6 +154,25 @@ def test_an_operator_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.
         load(write(tmp_path / "net.onnx", [("Relu", "x", "y", {})], ("n", 3)))
 
 
+def test_an_operator_that_is_wrong_far_from_0_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLE, ("", "Relu"), Operator(lambda x: torch.clamp(x, 0, 60)))
+    with pytest.raises(ConfigError, match="gives other outputs than onnxruntime"):
+        load(write(tmp_path / "a.onnx", [("Relu", "x", "y", {})], ("n", 3)))
+
+
+def test_a_file_that_onnxruntime_opens_and_cannot_run_is_refused(tmp_path: Path) -> None:
+    same = {"auto_pad": "SAME_UPPER", "dilations": [2, 2]}  # its convolutions know no such padding with gaps
+    path = write(tmp_path / "a.onnx", [("Conv", "x,w", "y", same)], ("n", 1, 6, 6), {"w": numbers(1, 1, 2, 2)})
+    with pytest.raises(ConfigError, match="onnxruntime cannot run it: .*Dilation"):
+        load(path)
+
+
+def test_constants_in_another_precision_than_the_input(tmp_path: Path) -> None:
+    nodes: list[Node] = [("CastLike", "c,x", "d", {}), ("Mul", "d,x", "y", {})]
+    constants = {"c": numbers(3).astype(np.float64) + 1e-12}
+    assert load(write(tmp_path / "a.onnx", nodes, ("n", 3), constants, opset=17))(torch.ones(1, 3)).shape == (1, 3)
+
+
 def test_a_classifier_in_float64_keeps_its_precision(tmp_path: Path) -> None:
     constants = {"w": numbers(6, 3).astype(np.float64) / 3}
     module = load(write(tmp_path / "net.onnx", [("MatMul", "x,w", "y", {})], ("n", 6), constants, kind=11))

@@ -145,7 +145,9 @@ def cast(x: Any, to: int) -> Any:
 
 def cast_like(x: Any, like: Any) -> Any:
     """Change the type of numbers to that of another tensor."""
-    return x if like.is_floating_point() and x.is_floating_point() else x.to(like.dtype)
+    if like.dtype in (torch.float16, torch.bfloat16):
+        raise UnsupportedError("rounds to half precision; convert the network to float32")
+    return x.to(like.dtype)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:

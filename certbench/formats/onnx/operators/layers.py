@@ -105,13 +105,17 @@ def max_pool(
     axes = len(kernel_shape)
     stride, dilation = tuple(strides or (1,) * axes), tuple(dilations or (1,) * axes)
     before, after = padded_for(x.shape[2:], kernel_shape, stride, dilation, pads, auto_pad)
+    starts = [(n + first - 1) // s + 1 for n, first, s in zip(x.shape[2:], before, stride, strict=True)]
     if before != after or any(2 * n > k for n, k in zip(before, kernel_shape, strict=True)):
         # The pixel at the edge is in every window that reaches beyond it, if there are no gaps: it changes no maximum.
         gaps = max(dilation) > 1
         wide, kind = around(before, after), "constant" if gaps else "replicate"
         x, before = functional.pad(x, wide, mode=kind, value=-math.inf if gaps else None), (0,) * axes
     function: Any = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[axes - 1]
-    return function(x, tuple(kernel_shape), stride, before, dilation, bool(ceil_mode))
+    found = function(x, tuple(kernel_shape), stride, before, dilation, bool(ceil_mode))
+    for axis, most in enumerate(starts):  # no window begins behind the image
+        found = found.narrow(2 + axis, 0, most) if found.shape[2 + axis] > most else found
+    return found
 
 
 def average_pool(

@@ -15,10 +15,14 @@ def scaler(x: Any, *, offset: Any, scale: Any) -> Any:
 
 
 def normalizer(x: Any, *, norm: str = "MAX") -> Any:
-    """Divide each input by its norm."""
+    """Divide each input by its norm, or by its largest entry, unless that is 0."""
     if norm not in ("L1", "L2", "MAX"):
         raise UnsupportedError(f"the norm {norm!r} is not known here")
-    return x / torch.linalg.vector_norm(x, {"L1": 1, "L2": 2, "MAX": float("inf")}[norm], -1, keepdim=True)
+    if norm == "MAX":
+        length = x.amax(-1, keepdim=True)
+    else:
+        length = torch.linalg.vector_norm(x, {"L1": 1, "L2": 2}[norm], -1, keepdim=True)
+    return x / torch.where(length == 0, torch.ones_like(length), length)
 
 
 def _scores(x: Any, coefficients: Any, intercepts: Any, rows: int) -> Any:

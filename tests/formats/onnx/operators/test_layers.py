@@ -33,6 +33,7 @@ def test_pooling_of_everything(tmp_path: Path) -> None:
     single(tmp_path, "GlobalAveragePool", (2, 3, 4))
     single(tmp_path, "GlobalMaxPool", (2, 3, 4))
     single(tmp_path, "MaxPool", (2, 9), kernel_shape=[3], dilations=[2], pads=[0, 1])
+    single(tmp_path, "MaxPool", (1, 8, 6), kernel_shape=[4, 2], pads=[1, 0, 3, 0], strides=[3, 3], ceil_mode=1)
 
 
 def test_normalisations(tmp_path: Path) -> None:

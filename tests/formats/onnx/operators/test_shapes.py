@@ -33,6 +33,7 @@ def test_reductions(tmp_path: Path, operator: str) -> None:
         ("Unsqueeze", (), 11, {"axes": [2]}),
         ("Slice", (np.int64([1]), np.int64([-1]), np.int64([3])), 17, {}),
         ("Slice", (np.int64([3, -1]), np.int64([0, -9]), np.int64([3, 2]), np.int64([-2, -1])), 17, {}),
+        ("Slice", (np.int64([-9]), np.int64([-9]), np.int64([3]), np.int64([-1])), 17, {}),
         ("Slice", (), 9, {"starts": [0, 1], "ends": [2, 99], "axes": [2, 3]}),
         ("Gather", (np.int64(-1),), 17, {"axis": 2}),
         ("Gather", (np.int64([[1, 0], [-1, 2]]),), 17, {"axis": 3}),
