@@ -35,12 +35,15 @@ def number(value: object) -> float:
 
 
 def is_number(text: str) -> bool:
-    """Say whether a cell of a table is a number; inf and nan are, see `is_decimal`."""
+    """Say whether a cell of a table is a number in ASCII digits, inf and nan among them; see `is_decimal`.
+
+    `1_000` is none, which Python alone reads.
+    """
     try:
         float(text)
     except ValueError:
         return False
-    return True
+    return text.isascii() and "_" not in text
 
 
 def decimal(text: str) -> float:

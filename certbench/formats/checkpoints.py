@@ -59,7 +59,8 @@ def put(module: nn.Module, state: State, path: Path) -> None:
     """Load tensors whose names are the module's own, and refuse to round one.
 
     Raises:
-        ConfigError: a tensor has another shape, or would be rounded.
+        ConfigError: a tensor has another shape, or would be rounded; or the module shares a parameter under two names,
+            under which the file has two.
     """
     own = module.state_dict()
     for key, tensor in state.items():
@@ -68,15 +69,28 @@ def put(module: nn.Module, state: State, path: Path) -> None:
             raise ConfigError(f"{path} holds the parameters of another module: {key} has shape {shapes}")
         refuse_rounding(key, tensor, own[key], path)
     module.load_state_dict(state, strict=False)
+    for key, tensor in module.state_dict().items():
+        if key in state and not torch.equal(tensor.nan_to_num(), state[key].to(tensor).nan_to_num()):
+            raise ConfigError(
+                f"{path} has another {key} than the module after loading: {key} is one parameter under two "
+                "names, which have two values in the file; let the factory make two, as the file has"
+            )
 
 
 def refuse_rounding(key: str, stored: Tensor, own: Tensor, path: Path) -> None:
-    """Refuse a tensor whose numbers the module's precision cannot hold.
+    """Refuse a tensor whose numbers the module's precision cannot hold, or that is no dense tensor.
 
     Raises:
-        ConfigError: it would be rounded.
+        ConfigError: it would be rounded, or its numbers cannot be read as they are.
     """
-    if torch.promote_types(stored.dtype, own.dtype) != own.dtype:
+    if stored.layout != torch.strided or stored.is_quantized or stored.is_meta:
+        raise ConfigError(
+            f"{path}: {key} is no dense tensor of numbers; store key: tensor.to_dense(), or dequantize it"
+        )
+    whole = not stored.is_floating_point() and own.is_floating_point()
+    if torch.promote_types(stored.dtype, own.dtype) != own.dtype or (
+        whole and not torch.equal(stored.to(own.dtype).to(stored.dtype), stored)
+    ):
         raise ConfigError(
             f"{path}: {key} is {stored.dtype} and would be rounded to {own.dtype}; "
             "let the factory make the module in the precision of its weights, for example model.double()"
@@ -119,8 +133,20 @@ def is_script(path: Path) -> bool:
         return any(name.endswith("constants.pkl") for name in file.namelist())
 
 
-def states(given: Any, where: str = "") -> Iterator[tuple[str, State]]:
-    """Yield the state dicts inside an object, each with the keys that lead to it, joined by dots."""
+def states(given: Any, where: str = "", around: frozenset[int] = frozenset()) -> Iterator[tuple[str, State]]:
+    """Yield the state dicts inside an object, each with the keys that lead to it, joined by dots.
+
+    Args:
+        given: the object.
+        where: keys that lead to it.
+        around: identities of the containers around it.
+
+    Raises:
+        ConfigError: a container holds itself.
+    """
+    if id(given) in around:
+        raise ConfigError("the file has a list or a mapping that holds itself; store the state dict alone")
+    around |= {id(given)}
     if isinstance(given, Mapping):
         tensors = {key: value for key, value in given.items() if isinstance(value, Tensor)}
         if tensors and len(tensors) == len(given) and all(isinstance(key, str) for key in given):
@@ -128,10 +154,10 @@ def states(given: Any, where: str = "") -> Iterator[tuple[str, State]]:
         else:
             for key, value in given.items():
                 if isinstance(key, str) and key != "optimizer":
-                    yield from states(value, f"{where}.{key}".lstrip("."))
+                    yield from states(value, f"{where}.{key}".lstrip("."), around)
     elif isinstance(given, list | tuple):
         for at, value in enumerate(given):
-            yield from states(value, f"{where}.{at}".lstrip("."))
+            yield from states(value, f"{where}.{at}".lstrip("."), around)
     elif isinstance(given, nn.Module):
         yield where or type(given).__name__, given.state_dict()
 

@@ -21,6 +21,9 @@ LABELS = ("labels", "y")
 PACKED = 1032
 """Largest factor by which deflate packs bytes. A file that claims more does not hold what it claims."""
 
+MOST = 2**31
+"""Largest number of classes. A larger label is no class, and may not fit into 64 bits with a sign."""
+
 LAYOUTS = {"NCHW": 4, "NHWC": 4, "HW": 3}
 """Number of axes of images in each layout, the batch included."""
 
@@ -139,6 +142,7 @@ def _labels(found: Found, path: str) -> tuple[NDArray[Any], int]:
         raise ConfigError(f"{path} has no labels; store one integer per input")
     low, high = int(labels.min()), int(labels.max())
     num_classes = high + 1 if found.num_classes is None else found.num_classes
+    num_classes = min(num_classes, MOST)
     if low < 0 or high >= num_classes:
         cure = (
             "; if -1 and 1 are the two classes, store (labels > 0).astype(int)"

@@ -26,6 +26,8 @@ def read_idx(path: Path, source: Source) -> Found:
     Raises:
         ConfigError: one of the files is missing or damaged.
     """
+    if source.features is not None:
+        raise ConfigError(f"{path} is one array, which has no names; leave features out")
     if source.labels is None:
         beside = path.with_name(re.sub(r"idx\d", "idx1", path.name.replace("images", "labels")))
         if beside == path or not beside.is_file():

@@ -23,6 +23,8 @@ def read_npy(path: Path, source: Source) -> Found:
     """
     if source.labels is None:
         raise ConfigError(f"{path} has inputs alone; write labels: FILE.npy, with one integer per input")
+    if source.features is not None:
+        raise ConfigError(f"{path} is one array, which has no names; leave features out")
     inputs, labels = array_of(path), array_of(Path(str(source.labels)))
     if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
         raise ConfigError(f"{path} has shape {inputs.shape}, but {source.labels} has shape {labels.shape}")

@@ -25,7 +25,8 @@ def read_table(path: Path, source: Source) -> Found:
     then counted in their alphabetical order.
 
     Raises:
-        ConfigError: the file cannot be read, has rows of different lengths, or cells that are no numbers.
+        ConfigError: the file cannot be read, has rows of different lengths, cells that are no numbers, or columns of
+            which it is not clear whether they are features.
     """
     lines = _lines(path)
     try:
@@ -40,6 +41,16 @@ def read_table(path: Path, source: Source) -> Found:
         raise ConfigError(f"{path}, line {first_at}: one column; write features, then a label, separated by commas")
     at = _place(source.labels, first if named else [], len(first), path)
     columns = _columns(source, first if named else [], len(first), at, path)
+    if named and source.features is None and not all(map(str.strip, first)):
+        raise ConfigError(
+            f"{path}: the column in place {[*map(str.strip, first)].index('')} has no name, as the numbers of rows "
+            "that pandas writes; leave it out (index=False), give it a name, or choose columns by features: [...]"
+        )
+    if not named and len(first) > 2 and first == [f"{i}" for i in range(len(first))]:
+        raise ConfigError(
+            f"{path}, line {first_at}: the cells are 0, 1, .., which pandas writes where columns have no names; leave "
+            "them out (header=False), or give all columns a name"
+        )
     if not named:
         wrong = next((first[i] for i in columns if not is_number(first[i])), None)
         if wrong is not None:

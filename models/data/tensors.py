@@ -24,6 +24,8 @@ def read_tensors(path: Path, source: Source) -> Found:
         ConfigError: the file is damaged, or holds something else.
     """
     found = _read(path)
+    if source.features is not None and not isinstance(found, Mapping):
+        raise ConfigError(f"{path} has no names of tensors; leave features out")
     if isinstance(found, Tensor):
         if source.labels is None:
             raise ConfigError(f"{path} has inputs alone; write labels: FILE.pt, with one integer per input")
@@ -57,12 +59,13 @@ def _read(path: Path) -> Any:
 
 def _array(tensor: Any, what: str, path: Path) -> NDArray[Any]:
     """Return a tensor as an array, in memory that is there."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise ConfigError(f"{path}: {what} are no dense tensor; {SAVE}")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ConfigError(
             f"{path}: {what} have shape {tuple(tensor.shape)}, but fewer numbers are stored; write x.clone()"
         )
-    tensor = tensor.detach()
-    found: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).resolve_conj().numpy()
+    short = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
+    tensor = (tensor.detach().float() if short else tensor.detach()).resolve_conj().resolve_neg()
+    found: NDArray[Any] = tensor.numpy()  # what NumPy has no type for, of fewer bits than float32, is exact in it
     return found

@@ -130,3 +130,35 @@ def test_other_files_are_refused_with_what_to_do(tmp_path: Path, name: str, word
 
 def test_tensors_of_an_optimiser_are_no_candidates() -> None:
     assert [where for where, _ in states({"model": state(), "optimizer": {"x": torch.zeros(1)}})] == ["model"]
+
+
+def test_what_would_be_lost_in_loading_is_refused(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+    def loaded(module: nn.Module, given: Any) -> None:
+        torch.save(given, tmp_path / "w.pt")
+        formats.fill(module, tmp_path / "w.pt")
+
+    tied = dict(Tied().state_dict())
+    loaded(Tied(), tied)
+    with pytest.raises(ConfigError, match="one parameter under two names"):
+        loaded(Tied(), tied | {"b.weight": tied["b.weight"] + 1})
+    whole = torch.full((3, 4), 2**24)
+    loaded(net(), state() | {"0.weight": whole})
+    with pytest.raises(ConfigError, match="would be rounded"):
+        loaded(net(), state() | {"0.weight": whole + 1})
+    for odd in (
+        whole.float().to_sparse(),
+        whole.to("meta"),
+        torch.quantize_per_tensor(whole.float(), 1, 0, torch.qint8),
+    ):
+        with pytest.raises(ConfigError, match="no dense tensor"):
+            loaded(net(), state() | {"0.weight": odd})
+    around: list[Any] = [state()]
+    around.append(around)
+    with pytest.raises(ConfigError, match="holds itself"):
+        loaded(net(), around)

@@ -22,8 +22,8 @@ SMALL = 1e-3
 """Least size of an input's outputs, as a share of the largest: rounding of what cancels is no difference."""
 
 SCALES = (0.0, 0.1, 1.0, 10.0, 100.0)
-"""Sizes of the random inputs: what happens far from 0 counts, too, as where inputs are bytes. Half of those of each size
-are not negative, as pixels are."""
+"""Sizes of the random inputs: what happens far from 0 counts, too, as where pixels are bytes. Half of those of each
+size are not negative, as pixels are."""
 
 SPREAD = (5, 6, 9)
 """Places of three of them, of different sizes."""
@@ -58,9 +58,7 @@ def runs_in_batches(many: OnnxModule, one: OnnxModule | None) -> str | None:
 
 
 @torch.no_grad()
-def compare(
-    module: OnnxModule, path: Path, entry: str, output: str, declared: int | None, dtype: torch.dtype
-) -> None:
+def compare(module: OnnxModule, path: Path, entry: str, output: str, declared: int | None, dtype: torch.dtype) -> None:
     """Compare a module with onnxruntime.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 
 from certbench.errors import ConfigError, MissingBackendError
 from certbench.models import data
-from tests.support.pictures import png, stand_in
+from tests.support.pictures import Picture, png, stand_in
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 3), dtype=np.uint8)
 
@@ -55,6 +55,22 @@ def test_classes_are_in_the_order_of_their_names_and_take_turns(folder: Path) ->
 def test_what_does_not_fit_is_named(folder: Path, place: str, content: bytes, message: str) -> None:
     (folder / place).parent.mkdir(exist_ok=True)
     (folder / place).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("n_frames", 3, "has 3 frames"),
+        ("tile", [("zip", (0, 0, 5, 3), 41, "RGB;16B")], "16 bits per channel"),
+        ("tile", [("ppm", (0, 0, 5, 3), 15, ("RGB", 65535))], "16 bits per channel"),
+    ],
+)
+def test_what_pillow_would_cut_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, attribute: str, value: Any, message: str
+) -> None:
+    monkeypatch.setattr(Picture, attribute, value, raising=False)
     with pytest.raises(ConfigError, match=message):
         load(folder)
 

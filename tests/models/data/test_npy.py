@@ -46,6 +46,8 @@ def test_a_header_that_lies_is_refused(folder: Path, shape: tuple[int, ...]) -> 
 
 
 def test_objects_lengths_and_other_files_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="leave features out"):
+        data.load(data.source(path="x.npy", labels="y.npy", features="a"))
     np.save("y.npy", np.array([0, 1, 2]))
     with pytest.raises(ConfigError, match=r"x\.npy has shape \(4, 3\), but y\.npy has shape \(3,\)"):
         load()

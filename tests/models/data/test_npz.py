@@ -61,6 +61,7 @@ def test_bytes_are_divided_by_255_where_it_is_said(write: Callable[..., str]) ->
         ({"x": X, "y": Y[:, None]}, r"of shape \(3, 1\); store labels\[:, 0\]\.astype\(int\): these are a column"),
         ({"x": X, "y": np.array(["a", "b", "c"])}, "labels are <U1.*store one integer per input"),
         ({"x": X, "y": [0, -1, 1]}, r"labels lie in -1\.\.1, not in 0\.\.1"),
+        ({"x": X, "y": np.array([0, 1, 2**63 + 1], dtype=np.uint64)}, r"not in 0\.\.2147483647"),
         ({"x": X, "y": Y, "num_classes": 2}, r"not in 0\.\.1"),
         ({"x": X, "y": Y, "num_classes": [3]}, "num_classes is int64 of shape"),
         ({"x": X, "y": Y, "num_classes": 3.5}, "num_classes is float64"),

@@ -62,6 +62,9 @@ def test_words_are_classes_in_their_order(table: Path) -> None:
         ("a,b\n1,0\n", {"features": ["b"]}, "column 'b' has the labels"),
         ('a,b\n"1,0\n', {}, "cannot be read as a table"),
         ("a,b\n1,0\0\n", {}, "line 2 has a zero byte"),
+        ("0,1,2\n5,6,0\n", {}, r"pandas writes .*header=False"),
+        (",a,b\n0,5,0\n", {}, r"in place 0 has no name.*index=False"),
+        ("a,b\n1_000,0\n", {}, "'1_000' is no finite number"),
     ],
 )
 def test_a_table_with_something_else_is_refused(table: Path, text: str, said: dict[str, Any], message: str) -> None:

@@ -30,6 +30,8 @@ def test_a_tuple_a_dict_and_single_tensors_are_the_same(file: Path) -> None:
         ({"x": X, "labels": Y, "epoch": 3}, {}),
         ({"x": X + 1, "a": X, "b": Y}, {"features": "a", "labels": "b"}),
         ([X.bfloat16(), Y], {}),
+        ([X.to(torch.float8_e4m3fn), Y], {}),
+        ([torch._neg_view(-X), Y], {}),
         (X, {"labels": str(file.with_name("y.pt"))}),
     ):
         assert load(file, content, **said).fingerprint() == first.fingerprint()
@@ -54,6 +56,7 @@ class Bomb:
         ((X, Y[:3]), "4 inputs, but 3 labels"),
         ((torch.zeros(1).expand(10**13, 3), Y), "fewer numbers are stored"),
         ((X.to_sparse(), Y), "inputs are no dense tensor"),
+        ((X.to("meta"), Y), "inputs are no dense tensor"),
         ((X * float("nan"), Y), "NaN"),
         (Bomb(), r"more than tensors.*write torch\.save"),
     ],

@@ -94,7 +94,7 @@ def cut(
     steps = [1] * len(starts) if steps is None else steps
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         axis = axis % x.dim()
-        start = max(start, -x.shape[axis]) if step < 0 else start  # there ONNX begins at the first entry, Python nowhere
+        start = max(start, -x.shape[axis]) if step < 0 else start  # ONNX then begins at the first entry
         kept = range(x.shape[axis])[slice(start, end, step)]
         if step < 0:
             kept = kept[::-1]
