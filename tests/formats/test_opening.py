@@ -70,6 +70,11 @@ class Mixed(nn.Module):
         return x - x.mean(0)
 
 
+class FarMixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.relu(x - 5000).mean(0)
+
+
 BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no program": ("net.pt2", lambda path: path.write_bytes(b"no"), "cannot be read as a program of torch.export"),
     "missing": ("net.pt2", lambda path: None, "there is no file"),
@@ -83,6 +88,11 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a batch mixed": (
         "net.ts",
         lambda path: torch.jit.save(torch.jit.script(Mixed()), path),
+        "the outputs for an input depend on the others",
+    ),
+    "a batch mixed where numbers are large": (
+        "net.ts",
+        lambda path: torch.jit.save(torch.jit.script(FarMixed()), path),
         "the outputs for an input depend on the others",
     ),
     "weights of safetensors": ("net.safetensors", lambda path: path.write_bytes(b""), "no file of a whole model"),

@@ -149,7 +149,8 @@ class Walk:
             operands = self._for_batch(node.op_type, operands)
         with self.fake if moving else torch.no_grad(), _quiet():
             shown = [part.example if isinstance(part, Value) else part for part in operands]
-            found = operator.function(*shown, **options)
+            function = operator.function if moving or operator.exact is None else operator.exact
+            found = function(*shown, **options)
         results = tuple(found) if isinstance(found, tuple | list) else (found,)
         if not moving:
             return results

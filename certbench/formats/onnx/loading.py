@@ -69,7 +69,11 @@ class _Opened:
     declared: int | None
 
     def module(self, sizes: tuple[int, ...], batch_axis: bool) -> OnnxModule:
-        """Make the module, for whole batches if that is what the graph allows."""
+        """Make the module, for whole batches if that is what the graph allows; in float64 if a constant is."""
+        made = self._made(sizes, batch_axis)
+        return made.double() if any(part.dtype == torch.float64 for part in made.parameters()) else made
+
+    def _made(self, sizes: tuple[int, ...], batch_axis: bool) -> OnnxModule:
         singles = batch_axis and self.declared in (None, 1)
         if not batch_axis or singles:
             alone = (1, *sizes) if batch_axis else sizes
@@ -165,7 +169,7 @@ def _sizes(
     """Return the shape of one input, whether there is a batch axis before it, and for how many inputs the file is."""
     kind = entry.type.tensor_type
     given = None if given is None else (*given,)
-    axes = [axis.dim_value or None for axis in kind.shape.dim]
+    axes = [axis.dim_value if axis.dim_value > 0 else None for axis in kind.shape.dim]
     if not kind.HasField("shape"):
         if given is None:
             raise ConfigError(f"{path} does not say the shape of its input; give the shape of one")

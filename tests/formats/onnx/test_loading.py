@@ -173,6 +173,28 @@ def test_constants_in_another_precision_than_the_input(tmp_path: Path) -> None:
     assert load(write(tmp_path / "a.onnx", nodes, ("n", 3), constants, opset=17))(torch.ones(1, 3)).shape == (1, 3)
 
 
+def test_constants_are_rounded_as_the_file_rounds_them(tmp_path: Path) -> None:
+    half = numbers(3, 2).astype(np.float16)
+    nodes: list[Node] = [("Cast", "h", "w", {"to": 1}), ("MatMul", "x,w", "y", {})]
+    opened = load(write(tmp_path / "a.onnx", nodes, ("n", 3), {"h": half}))
+    assert torch.equal(opened(torch.eye(3)), torch.from_numpy(half.astype(np.float32)))
+    nodes = [("Cast", "x", "d", {"to": 11}), ("MatMul", "d,w", "e", {}), ("Cast", "e", "y", {"to": 1})]
+    opened = load(write(tmp_path / "b.onnx", nodes, ("n", 3), {"w": half.astype(np.float64) + 1e-12}))
+    assert torch.equal(opened(torch.eye(3).double()), torch.from_numpy(half.astype(np.float64) + 1e-12))
+
+
+def test_inputs_that_mix_only_where_numbers_are_large_are_run_one_by_one(tmp_path: Path) -> None:
+    nodes: list[Node] = [
+        ("Sub", "x,c", "s", {}),
+        ("Relu", "s", "r", {}),
+        ("ReduceMax", "r", "m", {"axes": [0]}),
+        ("Add", "x,m", "y", {}),
+    ]
+    opened = load(write(tmp_path / "a.onnx", nodes, ("n", 2), {"c": np.float32([5e3])}))
+    x = torch.tensor([[1.0, 2.0], [9e3, 9e3]])
+    assert torch.equal(opened(x)[:1], x[:1])
+
+
 def test_a_classifier_in_float64_keeps_its_precision(tmp_path: Path) -> None:
     constants = {"w": numbers(6, 3).astype(np.float64) / 3}
     module = load(write(tmp_path / "net.onnx", [("MatMul", "x,w", "y", {})], ("n", 6), constants, kind=11))
@@ -291,6 +313,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two inputs": (
         lambda folder: write(folder / "net.onnx", [("Add", "x,other", "y", {})], ("n", 3)),
         "takes 'other', which nothing makes",
+    ),
+    "a negative axis": (
+        lambda folder: write(folder / "net.onnx", [("Relu", "x", "y", {})], ("n", -1)),
+        "leaves the shape of an input open",
     ),
     "no use of the input": (
         lambda folder: write(folder / "net.onnx", [("Relu", "c", "y", {})], ("n", 3), {"c": numbers(3)}),

@@ -25,6 +25,7 @@ class Operator:
         numbers: whether constants without an axis are handed over as numbers.
         ignored: attributes that do not change results.
         shape_alone: whether results depend on the shapes of operands alone.
+        exact: function in the place of `function` where all operands are constants; None: the same one.
         settled: what is done once, when a file is loaded, to operands and options; it may look at examples.
     """
 
@@ -33,4 +34,5 @@ class Operator:
     numbers: bool = False
     ignored: tuple[str, ...] = ()
     shape_alone: bool = False
+    exact: Callable[..., Any] | None = None
     settled: Settle = as_they_are

@@ -143,6 +143,13 @@ def cast(x: Any, to: int) -> Any:
     return x.to(TYPES[to])
 
 
+def cast_constant(x: Any, to: int) -> Any:
+    """Change the type of constants as the file does, with its rounding."""
+    if to not in TYPES:
+        raise UnsupportedError(f"the type of numbers with the code {to} is not known here")
+    return x.to(TYPES[to])
+
+
 def cast_like(x: Any, like: Any) -> Any:
     """Change the type of numbers to that of another tensor."""
     if like.dtype in (torch.float16, torch.bfloat16):
@@ -193,7 +200,7 @@ TABLE: dict[tuple[str, str], Operator] = {
     ("com.microsoft", "QuickGelu"): Operator(swish),
     ("", "ThresholdedRelu"): Operator(thresholded_relu),
     ("", "Shrink"): Operator(shrink),
-    ("", "Cast"): Operator(cast, ignored=("saturate", "round_mode")),
+    ("", "Cast"): Operator(cast, exact=cast_constant, ignored=("saturate", "round_mode")),
     ("", "CastLike"): Operator(cast_like, ignored=("saturate", "round_mode")),
     ("", "Where"): Operator(where),
 }
