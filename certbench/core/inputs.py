@@ -79,6 +79,12 @@ def check_inputs(classifier: Classifier, x: Any, threat: Any) -> tuple[Tensor, T
     size = math.prod(classifier.input_shape)
     if threat.coordinates not in (None, size):
         raise ConfigError(f"{classifier.name} takes {size} numbers, but scale or domain are for {threat.coordinates}")
+    for shape in threat.shapes:
+        if [n for n in shape if n != 1] != [n for n in classifier.input_shape if n != 1]:
+            raise ConfigError(
+                f"scale or domain have shape {shape}, inputs {classifier.input_shape}; "
+                "bring their axes into the same order, or give them flat"
+            )
     if threat.domain is not None and len(x):
         check_domain(x, threat)
     return x, threat

@@ -46,8 +46,9 @@ class ThreatModel:
     scale: Numbers | None = None
 
     def __post_init__(self) -> None:
-        """Read the norm, the domain and the scales."""
+        """Read the norm, the domain and the scales, and remember the shapes in which they were given."""
         object.__setattr__(self, "p", _norm(self.p))
+        object.__setattr__(self, "_shapes", _shapes(self.domain) | _shapes((self.scale,)))
         if self.domain is not None:
             object.__setattr__(self, "domain", _pair(self.domain))
         if self.scale is not None:
@@ -64,11 +65,22 @@ class ThreatModel:
 
     def within(self, low: Any, high: Any = None) -> "ThreatModel":
         """Return the same norm for inputs that lie in `[low, high]`, coordinate by coordinate; a pair will do, too."""
-        return replace(self, domain=_pair(low if high is None else (low, high)))
+        given = low if high is None else (low, high)
+        return self._with(given, domain=_pair(given))
 
     def scaled(self, scale: Any) -> "ThreatModel":
         """Return the same norm of the perturbation divided by these scales; a mask will do, too."""
-        return replace(self, scale=_scales(scale, self.p))
+        return self._with((scale,), scale=_scales(scale, self.p))
+
+    def _with(self, given: Any, **read: Any) -> "ThreatModel":
+        made = replace(self, **read)
+        object.__setattr__(made, "_shapes", self.shapes | _shapes(given))
+        return made
+
+    @property
+    def shapes(self) -> frozenset[tuple[int, ...]]:
+        """Shapes of the arrays with several axes in which ends and scales were given, as far as that is known."""
+        return getattr(self, "_shapes", frozenset())
 
     @property
     def q(self) -> float:
@@ -203,6 +215,8 @@ def _pair(given: Any) -> Domain:
         problem = "is no pair of numbers; write (low, high), the same for every coordinate or one number for each"
         raise ConfigError(f"domain {_short(given)} {problem}", ("domain",))
     count = max(len(low), len(high))
+    if not low or not high:
+        raise ConfigError("the domain has no numbers; write (low, high)", ("domain",))
     if len(low) == len(high) == 1 and not any(map(_many, given)):
         if not low < high:
             raise ConfigError(f"domain {given!r} is empty; write [low, high], low < high", ("domain",))
@@ -214,6 +228,12 @@ def _pair(given: Any) -> Domain:
         if not (least <= most and least < math.inf and most > -math.inf):
             raise ConfigError(f"the domain of coordinate {i}, [{least:g}, {most:g}], is empty", ("domain",))
     return low, high
+
+
+def _shapes(parts: Any) -> frozenset[tuple[int, ...]]:
+    """Return the shapes of arrays and tensors with several axes."""
+    shapes = (getattr(part, "shape", ()) for part in (() if parts is None else parts))
+    return frozenset(tuple(map(int, shape)) for shape in shapes if len(shape) > 1)
 
 
 def _scales(given: Any, p: float) -> Numbers:

@@ -42,9 +42,25 @@ def test_a_domain_is_any_pair_of_numbers(pair: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "pair", [[0], (0, 1, 2), 5, "01", ("0", "1"), ([0, 0], [1, 1, 1]), (0, math.nan), (1, 0), (0, 0)]
+    "pair", [[0], (0, 1, 2), 5, None, ((), ()), "01", ("0", "1"), ([0, 0], [1, 1, 1]), (0, math.nan), (1, 0), (0, 0)]
 )
 def test_what_is_no_domain_is_refused_with_what_to_write(pair: Any) -> None:
     with pytest.raises(ConfigError, match="write") as caught:
         L2.within(pair)
     assert caught.value.path == ("domain",)
+
+
+def test_arrays_have_the_axes_of_an_input_in_their_order() -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    with torch.no_grad():
+        module[1].weight.copy_(torch.linspace(-1, 2, 24).view(2, 12))
+    classifier = certbench.Classifier(module.eval(), (3, 2, 2), 2)
+    x, mask = torch.full((1, 3, 2, 2), 0.4), np.ones((2, 2, 3))
+    mask[0] = 0
+    moved = np.moveaxis(mask, 2, 0)
+    forms = (moved, moved[None], moved.ravel())
+    radii = [float(certbench.certify("crown", classifier, x, L2.scaled(one)).radius) for one in forms]
+    assert radii[0] == radii[1] == radii[2] > 0
+    for threat in (L2.scaled(mask), L2.scaled(mask).within(0, 1), L2.within(mask * 0, 1)):
+        with pytest.raises(ConfigError, match=r"have shape \(2, 2, 3\), inputs \(3, 2, 2\); bring their axes"):
+            certbench.certify("crown", classifier, x, threat)
