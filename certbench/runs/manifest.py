@@ -1,5 +1,6 @@
 """The manifest of a run: what was asked for, with which versions, on which machine."""
 
+import json
 import os
 import platform
 import shlex
@@ -14,6 +15,7 @@ from certbench.core.classifier import Classifier
 from certbench.core.options import describe
 from certbench.files.json_text import plain
 from certbench.models.data.base import Dataset
+from certbench.results.folder import MANIFEST
 from certbench.runs.suite import Suite
 
 
@@ -41,6 +43,15 @@ def manifest_of(suite: Suite, dataset: Dataset, models: list[Classifier], thread
         "command": shlex.join(["certbench", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what the manifest in a folder says of the calls of its run before; nothing if it says none."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["history"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []  # a run of before, or a damaged manifest, which is written anew
+    return [call for call in found if isinstance(call, dict)] if isinstance(found, list) else []
 
 
 def _version(package: str) -> str:

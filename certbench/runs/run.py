@@ -1,6 +1,7 @@
 """Run a suite: every certifier on every model, norm and input; rows are stored as they come, and runs resume."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from certbench.runs import executors
 from certbench.runs.events import Watcher, gently
 from certbench.runs.keys import hashes
 from certbench.runs.load import load
-from certbench.runs.manifest import manifest_of
+from certbench.runs.manifest import history_of, manifest_of
 from certbench.runs.plan import correct, pairs_of, wanted_attacks, wanted_estimates
 from certbench.runs.stages import Desk, Stage, attacks, certificates, estimates, perform, source_of
 from certbench.runs.suite import Suite
@@ -118,8 +119,8 @@ def run(
 
     Args:
         suite: what to run.
-        folder: folder of the run, created if it is missing. It holds `results.db`, `manifest.json` and, after errors,
-            `errors.log`.
+        folder: folder of the run, created if it is missing. It holds `results.db`, `manifest.json` with the history of
+            all calls, and, after errors, `errors.log`.
         watcher: observer of the run's progress.
         rerun: a key of `RERUN`.
         threads: number of torch's threads, in each process.
@@ -145,6 +146,9 @@ def run(
     try:
         manifest = manifest_of(suite, dataset, models, threads) | {"executor": {"name": executor, "workers": workers}}
         manifest |= {} if shard is None else {"shard": str(shard)}
+        call = {"started": manifest["started"], "command": manifest["command"], "executor": executor}
+        manifest["history"] = [*history_of(folder), call]
+        start = time.perf_counter()
         mine = (shard or Shard()).places(hashes(inputs))
         write(folder / MANIFEST, json.dumps(manifest, indent=2))
         pairs = list(pairs_of(suite, models, inputs, labels))
@@ -174,12 +178,22 @@ def run(
             stages += certificates(suite, desk, sources[pair.classifier], pair, inputs, fresh, mine)
         for model, threat, part in guesses:
             stages += estimates(suite, desk, sources[model], threat, inputs, part, estimated) if part else []
-        with gently(watcher.now) as stop:
-            computed = perform(stages, desk, computer, stop)
+
+        def ended(how: str) -> None:
+            time_spent = round(time.perf_counter() - start, 1)
+            manifest[how] = datetime.now(UTC).isoformat(timespec="seconds")
+            call.update({how: manifest[how], "seconds": time_spent})
+            write(folder / MANIFEST, json.dumps(manifest, indent=2))
+
+        try:
+            with gently(watcher.now) as stop:
+                computed = perform(stages, desk, computer, stop)
+        except KeyboardInterrupt:
+            ended("interrupted")
+            raise
         attacked = store.attacked()
         unaudited = sum(not attacked.keys() >= set(keys.values()) for model in wanted for _, keys in wanted[model])
-        manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write(folder / MANIFEST, json.dumps(manifest, indent=2))
+        ended("finished")
         missing = store.missing()
         return Finished(store.rows(), manifest, computed, unaudited, folder, store.estimates(), missing)
     finally:

@@ -192,6 +192,9 @@ def test_ctrl_c_keeps_what_was_computed_and_says_how_to_go_on(home: Path) -> Non
     assert 3 <= stored < 6
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
+    history = json.loads(Path("my run/manifest.json").read_text())["history"]
+    assert [("interrupted" in call, "finished" in call) for call in history] == [(True, False), (False, True)]
+    assert all(call["seconds"] > 0 and "my run" in call["command"] for call in history)
     assert f"6 rows; {6 - stored} rows and attacks computed now" in done.stdout
 
 
