@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from certbench.errors import ConfigError
-from certbench.files.numbers import is_number
+from certbench.files.numbers import is_decimal, is_number
 from certbench.models.data.found import Found
 from certbench.models.data.source import Source
 
@@ -63,7 +63,7 @@ def read_table(path: Path, source: Source) -> Found:
         if len(cells) != len(first):
             raise ConfigError(f"{path}, line {line}: {len(cells)} cells, but {len(first)} in the first row")
         for i in columns:
-            value = float(cells[i]) if is_number(cells[i]) else math.nan
+            value = float(cells[i]) if is_decimal(cells[i].strip()) else math.nan
             if not math.isfinite(value):
                 name = first[i] if named else f"{i + 1}"
                 raise ConfigError(f"{path}, line {line}, column {name}: {cells[i]!r} is no finite number")
