@@ -1,5 +1,6 @@
 """The threat models of a suite, once its data are known: scales, features that move, and the domain."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,10 +59,10 @@ def made(threats: Sequence[ThreatModel], wishes: Wishes, dataset: Dataset, taken
     domain = wishes.domain
     if domain == "data":
         domain = tuple(inputs.min(axis=0).tolist()), tuple(inputs.max(axis=0).tolist())
-    scale = located("scale", lambda: _scale(wishes.scale, inputs))
+    scale = located("scale", lambda: _scale(wishes.scale, inputs, dataset.input_shape))
     for name, wanted in (("move", wishes.move), ("fixed", wishes.fixed)):
         if wanted is not None:
-            chosen = located(name, lambda wanted=wanted: _chosen(wanted, inputs.shape[1]))
+            chosen = located(name, lambda wanted=wanted: _chosen(wanted, dataset.input_shape))
             kept = chosen if name == "move" else ~chosen
             scale = np.where(kept, 1.0 if scale is None else scale, 0.0)
     given = next((name for name in ("move", "fixed", "scale") if getattr(wishes, name) is not None), "domain")
@@ -99,21 +100,22 @@ def with_threats(suite: Suite, dataset: Dataset) -> Suite:
     return replace(suite, threats=threats)
 
 
-def _scale(given: Any, inputs: NDArray[Any]) -> NDArray[Any] | None:
+def _scale(given: Any, inputs: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
     if given == "std":
         found = [float(f"{one:.{DIGITS}g}") for one in inputs.std(axis=0).tolist()]
         return np.array(found)
     if isinstance(given, str):
-        return _numbers(given)
+        return _numbers(given, shape)
     if given is not None and len(given) != inputs.shape[1]:
         raise ConfigError(f"the data have {inputs.shape[1]} features, but there are {len(given)} scales")
     return None if given is None else np.array(given)
 
 
-def _chosen(given: Any, features: int) -> NDArray[np.bool_]:
+def _chosen(given: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return a mask of features from their places or from a file."""
+    features = math.prod(shape)
     if isinstance(given, str):
-        values = _numbers(given)
+        values = _numbers(given, shape)
         if values.shape != (features,) or not np.isin(values, (0, 1)).all():
             raise ConfigError(f"{given} must hold {features} zeros and ones, one per feature")
         return values.astype(bool)
@@ -125,11 +127,15 @@ def _chosen(given: Any, features: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _numbers(path: str) -> NDArray[Any]:
-    """Read a file of numbers, flat."""
+def _numbers(path: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read a file of numbers, flat; an array of several axes must have those of an input of this shape."""
     try:
         if Path(path).suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64).ravel()
+            found = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+            if found.ndim > 1 and [n for n in found.shape if n != 1] != [n for n in shape if n != 1]:
+                problem = "bring its axes into the order of the input's, or store it flat"
+                raise ConfigError(f"{path} has shape {found.shape}, inputs {shape}; {problem}")
+            return found.ravel()
         return np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=1).ravel()
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read as numbers, one per feature: {error}") from error

@@ -13,6 +13,7 @@ from certbench.auditing.audit import audit
 from certbench.comparison.baseline import read as read_side
 from certbench.comparison.baseline import text_of
 from certbench.errors import ConfigError
+from certbench.models.data import Dataset
 from certbench.report.tables import columns
 from certbench.results.metrics import summarise
 from certbench.runs.load import load as load_data
@@ -64,6 +65,22 @@ def test_standard_deviations_and_ranges_are_those_of_the_whole_data_set(tmp_path
     threat, _ = read(tmp_path, table + "scale: std\ndomain: data\n").threats
     assert threat.scale == pytest.approx(x.std(axis=0).tolist(), rel=1e-11)
     assert threat.domain == (tuple(x.min(axis=0).tolist()), tuple(x.max(axis=0).tolist()))
+
+
+def test_a_mask_of_images_has_their_axes_in_their_order(
+    tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.yaml").write_text(table + "move: mask.npy\n", encoding="utf-8")
+    suite = load(str(tmp_path / "table.yaml"))
+    images = Dataset("images", torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64), 2)
+    mask = np.zeros((2, 2, 3))
+    mask[0] = 1
+    np.save("mask.npy", mask)
+    with pytest.raises(ConfigError, match=r"mask.npy has shape \(2, 2, 3\), inputs \(3, 2, 2\); bring"):
+        with_threats(suite, images)
+    np.save("mask.npy", np.moveaxis(mask, 2, 0))
+    assert with_threats(suite, images).threats[0].scale == (1, 1, 0, 0) * 3
 
 
 @pytest.mark.parametrize("more", ["move: [0, 2]", "fixed: [1]", "move: mask.npy", "fixed: mask.csv"])
