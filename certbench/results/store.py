@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,18 +180,23 @@ class Store:
         """Replace what the suite asks for; results stay."""
         boxes: dict[str, str] = {}
 
-        def box(one: Planned | PlannedEstimate) -> str:
-            text = json.dumps(plain(written(one.domain, one.scale)))
+        @cache
+        def box(domain: Domain | None, scale: Numbers | None) -> str:
+            text = json.dumps(plain(written(domain, scale)))
             if len(text) < SHORT:
                 return text
             name = hashlib.sha256(text.encode()).hexdigest()
             boxes[name] = text
             return json.dumps(name)
 
+        specs: dict[int, str] = {}  # the rows of a pair share theirs
+        for p in planned:
+            if id(p.spec) not in specs:
+                specs[id(p.spec)] = json.dumps(plain(p.spec))
         values = [
             (
-                *(i, p.key, p.attack, p.model, p.certifier, json.dumps(plain(p.spec)), p.guarantee.value),
-                *(p.subject.value, p.norm, box(p), p.input, p.label),
+                *(i, p.key, p.attack, p.model, p.certifier, specs[id(p.spec)], p.guarantee.value),
+                *(p.subject.value, p.norm, box(p.domain, p.scale), p.input, p.label),
             )
             for i, p in enumerate(planned)
         ]
@@ -204,7 +210,7 @@ class Store:
             self._connection.executemany(
                 "INSERT INTO estimate_plan VALUES (?,?,?,?,?,?,?,?,?)",
                 [
-                    (i, e.key, e.attack, e.model, e.method, e.norm, box(e), e.input, e.cap)
+                    (i, e.key, e.attack, e.model, e.method, e.norm, box(e.domain, e.scale), e.input, e.cap)
                     for i, e in enumerate(estimates)
                 ],
             )
