@@ -22,6 +22,7 @@ from certbench.cli import (
     recertify,
     report,
     run,
+    schema,
     show,
     show_network,
     status,
@@ -51,6 +52,7 @@ app.command("list")(listing.list_)
 app.command()(show.show)
 app.command("show-network")(show_network.show_network)
 app.command()(validate.validate)
+app.command()(schema.schema)
 app.command()(report.report)
 app.command()(recertify.recertify)
 app.command()(doctor.doctor)

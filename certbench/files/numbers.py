@@ -81,10 +81,10 @@ def whole(value: object) -> int:
     return int(result)
 
 
-Number = Annotated[float, BeforeValidator(number)]
+Number = Annotated[float, BeforeValidator(number, json_schema_input_type=float | str)]
 
 
-Whole = Annotated[int, BeforeValidator(whole)]
+Whole = Annotated[int, BeforeValidator(whole, json_schema_input_type=int | float | str)]
 
 
 UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
@@ -108,4 +108,4 @@ def size(value: object) -> float:
     return result
 
 
-Size = Annotated[float, BeforeValidator(size)]
+Size = Annotated[float, BeforeValidator(size, json_schema_input_type=float | str)]

@@ -132,9 +132,11 @@ class SuiteFile(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
-    data: Annotated[Source, BeforeValidator(_as_source)] = Source(path="digits")
+    data: Annotated[Source, BeforeValidator(_as_source, json_schema_input_type=Source | str)] = Source(path="digits")
     inputs: Whole = Field(gt=0)
-    models: list[Annotated[ModelSpec, BeforeValidator(_as_model)]] = Field(min_length=1)
+    models: list[Annotated[ModelSpec, BeforeValidator(_as_model, json_schema_input_type=ModelSpec | str)]] = Field(
+        min_length=1
+    )
     norms: list[Number] = Field(min_length=1)
     domain: Annotated[Any, BeforeValidator(_as_domain)] = None
     scale: Annotated[Any, BeforeValidator(_as_scale)] = None
