@@ -59,9 +59,10 @@ def test_no_attack_and_no_random_point_refutes_a_certificate(
     bundle: ModuleType, name: str, threat: ThreatModel
 ) -> None:
     if name in DENSE:
-        classifier, x = published(bundle, name, 8)
+        classifier, x = published(bundle, name, 2)
     else:
         classifier, x = zoo.load(name), mnist.load(zoo.TABLE[name].data).inputs[:8].double()
+    x = x if x[0].numel() <= 100 else x[:2]  # minutes for each input of MNIST
     box = threat.domain or (-1.0, 2.0)
     distance = attack(classifier, x, (threat,), box, steps=60)[threat].distance
     exact = classifier.double()
