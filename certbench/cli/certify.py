@@ -139,7 +139,8 @@ def _summary(certificate: "Certificate", labels: "Tensor", radii: list[float]) -
         f"{int((right & (certificate.radius >= eps)).sum())} of {len(labels)} certified at {eps:g}" for eps in radii
     ]
     finite = certificate.radius[right & certificate.radius.isfinite()]
-    return "; ".join([*parts, f"mean radius {float(finite.mean()):.6g}" if len(finite) else "no finite radius"])
+    none = "no finite radius" if right.any() else "no right answer, so no mean radius"
+    return "; ".join([*parts, f"mean radius {float(finite.mean()):.6g}" if len(finite) else none])
 
 
 def _or_file(text: str, read: Callable[[str], list[Any]]) -> Any:
