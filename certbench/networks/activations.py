@@ -63,10 +63,10 @@ class Activation(ABC):
         """
         raise NotImplementedError(f"{self.name} has no piece that bends")
 
-    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."], sign: int) -> Tensor | None:
-        """Return about the slope of the line below sign f on [low, high] with the largest integral; None: not known.
+    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."]) -> Float[Tensor, "2 ..."] | None:
+        """Return about the slopes of the lines below f and below -f on [low, high] with the largest integrals.
 
-        A bad one costs tightness alone. Where there is none, the result may be any number or NaN.
+        A bad one costs tightness alone. Where there is none, the result may be any number or NaN. None: not known.
         """
         return None
 
@@ -78,13 +78,13 @@ class Activation(ABC):
         """Bound the error of `slope`, the computed f'(z), in float64."""
         return (32 * UNIT) * slope.abs() + TINY
 
-    def joints_near(self, low: Float[Tensor, "..."]) -> list[Tensor]:
-        """Return the joints as tensors that broadcast against `low`; those of a periodic function begin near it."""
-        return [low.new_tensor(joint) for joint in self.joints]
+    def joints_near(self, low: Float[Tensor, "..."]) -> Float[Tensor, "joints ..."]:
+        """Return the joints, of all entries or for each entry of `low`; those of a periodic function begin near it."""
+        return low.new_tensor(self.joints)
 
-    def turning_near(self, low: Float[Tensor, "..."]) -> list[Tensor]:
-        """Return the turning points as tensors, likewise."""
-        return [low.new_tensor(point) for point in self.turning]
+    def turning_near(self, low: Float[Tensor, "..."]) -> Float[Tensor, "points ..."]:
+        """Return the turning points, likewise."""
+        return low.new_tensor(self.turning)
 
     def defined(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Say where f is defined on all of [low, high]."""

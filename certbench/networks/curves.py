@@ -302,15 +302,15 @@ class Sine(Activation):
         """Return the start of the last concave piece that begins at or before `low`, up to rounding."""
         return ((low - self._shift) / (2 * math.pi)).floor()
 
-    def joints_near(self, low: Float[Tensor, "..."]) -> list[Tensor]:
+    def joints_near(self, low: Float[Tensor, "..."]) -> Float[Tensor, "3 ..."]:
         """Return three zeros; the first follows the one where the period of `low` begins."""
         first = self._period(low)
-        return [first * (2 * math.pi) + (self._shift + i * math.pi) for i in (1, 2, 3)]
+        return torch.stack([first * (2 * math.pi) + (self._shift + i * math.pi) for i in (1, 2, 3)])
 
-    def turning_near(self, low: Float[Tensor, "..."]) -> list[Tensor]:
+    def turning_near(self, low: Float[Tensor, "..."]) -> Float[Tensor, "4 ..."]:
         """Return the four extremes from the same period on."""
         first = self._period(low)
-        return [first * (2 * math.pi) + (self._shift + (i + 0.5) * math.pi) for i in range(4)]
+        return torch.stack([first * (2 * math.pi) + (self._shift + (i + 0.5) * math.pi) for i in range(4)])
 
     def covered(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Say where [low, high] is no longer than a period and not too far out."""

@@ -94,16 +94,20 @@ class PiecewiseLinear(Activation):
         """Return f'(z), at a knot that of its left."""
         return self._anchors(z)[2].expand_as(z)
 
-    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."], sign: int) -> Tensor | None:
+    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."]) -> Float[Tensor, "2 ..."] | None:
         """Return a chord's slope, or one of a function's that is convex; not known for more than one knot."""
         if len(self.knots) > 1:
             return None
-        slopes = sign * self.slopes.to(low)
+        slopes = self.slopes.to(low)
         if len(self.knots) == 0:
-            return slopes[0].expand_as(low + high)
-        inside = torch.where(low + high > 2 * self.knots[0].to(low), slopes[1], slopes[0])
-        chord = sign * (self.value(high) - self.value(low)) / (high - low)
-        return torch.where((slopes[1] >= slopes[0]) | ~chord.isfinite(), inside, chord)
+            inside = chord = slopes[0].expand_as(low)
+        else:
+            inside = torch.where(low + high > 2 * self.knots[0].to(low), slopes[1], slopes[0])
+            first, last = self.value(torch.stack([low, high]))
+            chord = (last - first) / (high - low)
+            chord = torch.where(chord.isfinite(), chord, inside)
+        convex = slopes[-1] >= slopes[0]
+        return torch.stack([torch.where(convex, inside, chord), -torch.where(convex, chord, inside)])
 
     def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Bound the error of `value`; it is 0 where z itself, -z or the value at the first knot is returned."""
@@ -119,13 +123,13 @@ class PiecewiseLinear(Activation):
         """Bound the error of `slope`; integers are exact."""
         return torch.where(slope == slope.round(), 0.0, 4 * UNIT * slope.abs())
 
-    def joints_near(self, low: Float[Tensor, "..."]) -> list[Tensor]:
+    def joints_near(self, low: Float[Tensor, "..."]) -> Float[Tensor, "k ..."]:
         """Return the knots."""
-        return list(self.knots.to(low))
+        return self.knots.to(low)
 
-    def turning_near(self, low: Float[Tensor, "..."]) -> list[Tensor]:
+    def turning_near(self, low: Float[Tensor, "..."]) -> Float[Tensor, "k ..."]:
         """Return the knots: f is monotone between them."""
-        return list(self.knots.to(low))
+        return self.knots.to(low)
 
     def at(self, neurons: Tensor) -> "PiecewiseLinear":
         """Return the function of some of the neurons alone."""

@@ -31,20 +31,18 @@ class SShaped(Activation):
         """Return about the |z| where f' is `slope`."""
         raise NotImplementedError
 
-    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."], sign: int) -> Tensor | None:
+    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."]) -> Float[Tensor, "2 ..."]:
         """Return the slope of a tangent, of a chord, or of the tangent that meets f again at the right end.
 
         That tangent touches f left of 0; where it does is interpolated in a table. Below -f it is the same, turned.
         """
-        if sign < 0:
-            turned = self.supporting(-high, -low, 1)
-            assert turned is not None
-            return -turned
+        low, high = torch.stack([low, -high]), torch.stack([high, -low])
         middle = low / 2 + high / 2
         touch = torch.where(high > 0, -self._table(high), high)
         start = torch.maximum(low, touch)
-        chord = (self.value(high) - self.value(start)) / (high - start)
-        return torch.where((middle < touch) | ~chord.isfinite(), self.slope(middle), chord)
+        last, first = self.value(torch.stack([high, start]))
+        slope = torch.where((middle < touch) | (start == high), self.slope(middle), (last - first) / (high - start))
+        return torch.stack([slope[0], -slope[1]])
 
     def _table(self, end: Tensor) -> Tensor:
         """Return about the |z| of the point whose tangent meets f again at `end` > 0."""

@@ -194,7 +194,7 @@ def intervals(case: Case, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def _special(f: Activation) -> tuple[list[Tensor], list[Tensor]]:
     zero = torch.zeros((), dtype=torch.float64)
-    return f.joints_near(zero), f.turning_near(zero)
+    return list(f.joints_near(zero)), list(f.turning_near(zero))
 
 
 def exact(number: Tensor | float) -> mpf:

@@ -8,16 +8,16 @@ of a ReLU are those of `upper_line` and `lower_slope`, without outward rounding:
 """
 
 from functools import reduce
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from certbench.networks.activations import Activation
 from certbench.networks.piecewise_linear import RELU
 from certbench.numerics.rounding import TINY
-from certbench.verifiers.bounds.supports import Side, after, before, down, tiny, unit, up
+from certbench.verifiers.bounds.supports import Sides, after, before, beside, down, finite, plain, tiny, unit, up
 
 
 class Lines(NamedTuple):
@@ -46,22 +46,27 @@ def enclose(f: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     unknown = low.isnan() | high.isnan()
     if f == RELU:
         return torch.where(unknown, torch.nan, low.clamp(min=0)), torch.where(unknown, torch.nan, high.clamp(min=0))
-    ends = [low, high, *(torch.minimum(torch.maximum(low, point), high) for point in f.turning_near(low))]
-    least, largest = torch.full_like(low, torch.inf), torch.full_like(low, -torch.inf)
-    for z in ends:
-        value = f.value(z)
-        error = torch.where(value.isinf(), 0.0, f.error(z, value))
-        least, largest = torch.minimum(least, down(value - error)), torch.maximum(largest, up(value + error))
+    turning = beside(f.turning_near(low), low).clamp(low, high)
+    z = torch.cat([low[None], high[None], turning.expand(-1, *low.shape)])
+    value = f.value(z)
+    error = f.error(z, value)
+    if not finite(value):
+        error = torch.where(value.isinf(), 0.0, error)
+    least, largest = down((value - error).amin(dim=0)), up((value + error).amax(dim=0))
     lag = f.excess(low, high)
     if lag is not None:
         least = down(least - lag)
     # A value that overflows is infinite, but as a lower bound only very large.
     limit = torch.finfo(low.dtype).max / 2
-    least, largest = least.clamp(max=limit), largest.clamp(min=-limit)
     bottom, top = f.limits
-    inside = f.covered(low, high) & ~least.isnan() & ~largest.isnan()
-    least = torch.where(inside, least.clamp(min=bottom if lag is None else -torch.inf), bottom)
-    largest = torch.where(inside, largest.clamp(max=top), top)
+    inside = least, largest = (
+        least.clamp(bottom if lag is None else -torch.inf, limit),
+        largest.clamp(-limit, top),
+    )
+    if plain(f, low, high) and finite(*inside):
+        return inside
+    covered = f.covered(low, high) & ~least.isnan() & ~largest.isnan()
+    least, largest = torch.where(covered, least, bottom), torch.where(covered, largest, top)
     defined = f.defined(low, high)
     least, largest = torch.where(defined, least, -torch.inf), torch.where(defined, largest, torch.inf)
     return torch.where(unknown, torch.nan, least), torch.where(unknown, torch.nan, largest)
@@ -72,51 +77,44 @@ def below(f: Activation, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
 
     All arguments broadcast. The derivative is that of the minimum where it is attained (Danskin's theorem).
     """
-    return offset_below(Side.of(f, low, high, 1), slope)
+    return offsets(Sides.of(f, low, high), torch.stack([slope, -slope]))[0]
 
 
 def above(f: Activation, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
     """Return offsets of lines of the given slopes above f on [low, high], as `below`."""
-    return -offset_below(Side.of(f, low, high, -1), -slope)
+    return -offsets(Sides.of(f, low, high), torch.stack([slope, -slope]))[1]
 
 
-def offset_below(side: Side, slope: Tensor) -> Tensor:
-    """Return the offset of the line below one side of a function; its derivative is minus the point of touch."""
+def offsets(sides: Sides, slope: Float[Tensor, "2 ..."]) -> Float[Tensor, "2 ..."]:
+    """Return the offsets of lines below f and -f; their derivatives are minus the points of touch."""
     with torch.no_grad():
         fixed = slope.detach()
-        offset = _offset(side, fixed)
+        offset = _offsets(sides, fixed)
         if not slope.requires_grad:
             return offset
-        point = side.lowest(fixed)[0].nan_to_num(0.0, 0.0, 0.0)
+        point = sides.lowest(fixed)[0].nan_to_num(0.0, 0.0, 0.0)
     return offset + (fixed - slope) * point
 
 
-def _offset(side: Side, slope: Tensor) -> Tensor:
-    """Return the offset of the line below one side, from the range of the function where its pieces give none."""
-    f, low, high, sign = side.f, side.low, side.high, side.sign
-    offset = side.offset(slope)
-    lost = offset == -torch.inf
-    if bool(lost.any()):  # bound f alone
-        level = _level(f, low, high, sign)
+def _offsets(sides: Sides, slope: Tensor) -> Tensor:
+    """Return the offsets of lines below f and -f, from the range of the function where its pieces give none."""
+    f, low, high = sides.f, sides.low, sides.high
+    offset = sides.offset(slope)
+    if not finite(offset):  # bound f alone
+        least, largest = enclose(f, low, high)
+        level = torch.stack([least, -largest])
         most = torch.where(slope == 0, 0.0, torch.maximum(slope * low, slope * high))
         rest = down(level - most - 8 * unit(level) * (level.abs() + most.abs()))
-        offset = torch.where(lost & ~rest.isnan(), rest, offset)
-    return _relu(low, high, slope, sign, offset) if f == RELU else offset
+        offset = torch.where((offset == -torch.inf) & ~rest.isnan(), rest, offset)
+    return _relu(low, high, slope, offset) if f == RELU else offset
 
 
-def _level(f: Activation, low: Tensor, high: Tensor, sign: int) -> Tensor:
-    """Return a lower bound of sign f."""
-    ends = enclose(f, low, high)
-    return ends[0] if sign == 1 else -ends[1]
-
-
-def _relu(low: Tensor, high: Tensor, slope: Tensor, sign: int, offset: Tensor) -> Tensor:
+def _relu(low: Tensor, high: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     """Replace a ReLU's offsets by those that the engine has for ReLU networks."""
-    if sign == 1:
-        touches = torch.where((low < 0) & (high > 0), (slope >= 0) & (slope <= 1), slope == (low >= 0).to(slope.dtype))
-        return torch.where(touches, 0.0, offset)
+    below, above = slope
+    touches = torch.where((low < 0) & (high > 0), (below >= 0) & (below <= 1), below == (low >= 0).to(slope.dtype))
     line, exact = upper_line(low, high)
-    return torch.where(slope == -line, -exact, offset)
+    return torch.stack([torch.where(touches, 0.0, offset[0]), torch.where(above == -line, -exact, offset[1])])
 
 
 @torch.no_grad()
@@ -125,23 +123,25 @@ def slopes(f: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
     They are infinite where f is undefined, NaN where an end is NaN.
     """
-    least, largest = torch.full_like(low, torch.inf), torch.full_like(low, -torch.inf)
-    joints = f.joints_near(low)
-    edges: list[Tensor | None] = [None, *joints, None]
-    for left, right in pairwise(edges):
-        # The slope is monotone on a piece; at a kink it is taken just inside.
-        first = low if left is None else torch.maximum(low, after(left).expand_as(low))
-        last = high if right is None else torch.minimum(high, before(right).expand_as(high))
-        meets = torch.ones_like(low, dtype=torch.bool) if left is None else high > left
-        meets = meets if right is None else meets & (low < right)
-        for z in (first, last):
-            slope = f.slope(z)
-            error = torch.where(slope.isinf(), 0.0, f.slope_error(z, slope))
-            least = torch.where(meets, torch.minimum(least, slope - error), least)
-            largest = torch.where(meets, torch.maximum(largest, slope + error), largest)
+    joints = beside(f.joints_near(low), low)
+    # The slope is monotone on a piece; at a kink it is taken just inside.
+    first = torch.cat([low[None], torch.maximum(low, after(joints))])
+    last = torch.cat([torch.minimum(high, before(joints)), high[None]])
+    every = torch.ones_like(low[None], dtype=torch.bool)
+    meets = torch.cat([every, high > joints]) & torch.cat([low < joints, every])
+    z = torch.stack([first, last])
+    slope = f.slope(z)
+    error = f.slope_error(z, slope)
+    if not finite(slope):
+        error = torch.where(slope.isinf(), 0.0, error)
+    least = torch.where(meets, slope - error, torch.inf).amin(dim=(0, 1))
+    largest = torch.where(meets, slope + error, -torch.inf).amax(dim=(0, 1))
     empty = least > largest  # a single point, at a joint
-    slope = f.slope(low)
-    least, largest = torch.where(empty, slope, least), torch.where(empty, slope, largest)
+    if bool(empty.any()):
+        slope = f.slope(low)
+        least, largest = torch.where(empty, slope, least), torch.where(empty, slope, largest)
+    if plain(f, low, high) and finite(least, largest):
+        return least, largest
     whole = f.covered(low, high) & f.defined(low, high) & ~least.isnan() & ~largest.isnan()
     least, largest = torch.where(whole, least, -torch.inf), torch.where(whole, largest, torch.inf)
     unknown = low.isnan() | high.isnan()
@@ -158,15 +158,13 @@ def tightest(f: Activation, low: Tensor, high: Tensor) -> Lines:
     if f == RELU:
         line = lower_slope(low, high, None)
         return Lines(line, torch.zeros_like(line), *upper_line(low, high))
-    sides = Side.both(f, low, high)
-    supporting = [f.supporting(low, high, side.sign) for side in sides]
-    if all(slope is not None for slope in supporting):
-        sober = [side.sober(slope) for side, slope in zip(sides, supporting, strict=True) if slope is not None]
-        lower, upper = ((slope, side.offset(slope)) for side, slope in zip(sides, sober, strict=True))
+    sides, supporting = Sides.of(f, low, high), f.supporting(low, high)
+    if supporting is None:
+        slope, offset = sides.tightest(*slopes(f, low, high))
     else:
-        least, largest = slopes(f, low, high)
-        lower, upper = sides[0].tightest(least, largest), sides[1].tightest(-largest, -least)
-    return _lines(f, low, high, (*lower, lower[1].isinf()), (*upper, upper[1].isinf()))
+        slope = sides.sober(supporting)
+        offset = sides.offset(slope)
+    return _lines(f, low, high, slope, offset, offset.isinf())
 
 
 @torch.no_grad()
@@ -175,26 +173,19 @@ def parallel(f: Activation, low: Tensor, high: Tensor) -> Lines:
     if f == RELU:
         slope, offset = upper_line(low, high)
         return Lines(slope, torch.zeros_like(slope), slope, offset)
-    lower, upper = Side.both(f, low, high)
-    slope = lower.sober(lower.chord(*slopes(f, low, high)))
-    below, above = lower.offset(slope), upper.offset(-slope)
-    lost = below.isinf() | above.isinf()
-    return _lines(f, low, high, (slope, below, lost), (-slope, above, lost))
+    sides = Sides.of(f, low, high)
+    slope = sides.chord(*slopes(f, low, high))
+    offset = sides.offset(slope)
+    return _lines(f, low, high, slope, offset, offset.isinf().any(dim=0))
 
 
-Found = tuple[Tensor, Tensor, Tensor]
-"""Slopes and offsets of lines below f or -f, and where none was found."""
-
-
-def _lines(f: Activation, low: Tensor, high: Tensor, lower: Found, upper: Found) -> Lines:
-    """Return lines; horizontal ones where none was found."""
-    if bool((lower[2] | upper[2]).any()):
+def _lines(f: Activation, low: Tensor, high: Tensor, slope: Tensor, offset: Tensor, lost: Tensor) -> Lines:
+    """Return lines, given those below f and -f; horizontal ones where none was found."""
+    if bool(lost.any()):
         least, largest = enclose(f, low, high)
-        lower, upper = (
-            (torch.where(lost, 0.0, slope), torch.where(lost, level, offset), lost)
-            for (slope, offset, lost), level in ((lower, least), (upper, -largest))
-        )
-    return Lines(lower[0], lower[1], -upper[0], -upper[1])
+        slope = torch.where(lost, 0.0, slope)
+        offset = torch.where(lost, torch.stack([least, -largest]), offset)
+    return Lines(slope[0], offset[0], -slope[1], -offset[1])
 
 
 def product(

@@ -11,7 +11,7 @@ from certbench.networks.layers import Bilinear, RowSoftmax
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
 from certbench.verifiers.bounds import lines, softmax
 from certbench.verifiers.bounds.lines import Lines, lower_slope, upper_line
-from certbench.verifiers.bounds.supports import Side
+from certbench.verifiers.bounds.supports import Sides, finite
 
 Function = Activation | Bilinear | RowSoftmax
 """What follows a layer: a function of each entry, the product of the two halves, or the softmax of each row."""
@@ -63,7 +63,7 @@ class Family:
     low: Float[Tensor, "n 1 size"]
     high: Float[Tensor, "n 1 size"]
     slopes: tuple[Tensor, Tensor] | None = None
-    sides: tuple[Side, Side] | None = None
+    sides: Sides | None = None
 
     @staticmethod
     def of(function: Function, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]) -> "Family":
@@ -71,8 +71,7 @@ class Family:
         low, high = low[:, None], high[:, None]
         if function == RELU or isinstance(function, Bilinear | RowSoftmax):
             return Family(function, low, high)
-        sides = Side.of(function, low, high, 1), Side.of(function, low, high, -1)
-        return Family(function, low, high, lines.slopes(function, low, high), sides)
+        return Family(function, low, high, lines.slopes(function, low, high), Sides.of(function, low, high))
 
     def chosen(self, choice: Float[Tensor, "n k _"]) -> Lines:
         """Return lines chosen by numbers that are clamped into [0, 1]; any choice is sound, and NaN bounds give NaN.
@@ -89,10 +88,10 @@ class Family:
             above, offset = upper_line(self.low, self.high)
             return Lines(lower_slope(self.low, self.high, choice), None, above, offset)
         least, largest = self.slopes
-        below, above = (least + part * (largest - least) for part in choice.clamp(0, 1).chunk(2, dim=-1))
-        below, above = (torch.where(slope.isfinite(), slope, 0.0) for slope in (below, above))
-        offsets = lines.offset_below(self.sides[0], below), -lines.offset_below(self.sides[1], -above)
-        return _level(Lines(below, offsets[0], above, offsets[1]))
+        slope = torch.stack([least + part * (largest - least) for part in choice.clamp(0, 1).chunk(2, dim=-1)])
+        below, above = torch.where(slope.isfinite(), slope, 0.0)
+        offset = lines.offsets(self.sides, torch.stack([below, -above]))
+        return _level(Lines(below, offset[0], above, -offset[1]))
 
 
 def chosen(
@@ -176,6 +175,8 @@ def _times(x: Tensor, y: Tensor) -> Tensor:
 def _level(found: Lines) -> Lines:
     """Make lines with an infinite offset or slope constant, and infinite: other slopes would make NaN of them."""
     assert found.lower_offset is not None
+    if finite(*found):
+        return found
     parts: list[Tensor] = []
     for slope, offset, end in (
         (found.lower_slope, found.lower_offset, -torch.inf),

@@ -6,12 +6,13 @@ $f(t) - s t + (f'(t) - s) (z - t)$, at an end of the piece, bounds it; the bound
 are lines below -f.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from functools import reduce
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from certbench.networks.activations import CONVEX, LINEAR, Activation
@@ -21,212 +22,212 @@ STEPS = 4
 digits. A correct line needs none."""
 
 
-class _Point(NamedTuple):
-    """A point of the interval, and sign f there with a bound of its error."""
-
-    z: Tensor
-    value: Tensor
-    error: Tensor
-
-
-class _Bowl(NamedTuple):
-    """A convex piece of sign f.
+class _Bowls(NamedTuple):
+    """The convex pieces of f and those of -f, as many of both: a piece that a side lacks is one that it never meets.
 
     Attributes:
-        piece: its index.
-        first: the first point of its part in the interval.
-        last: the last one; less than the first if the piece lies elsewhere.
-        start: the first point where a tangent may be taken, inside the piece; in the interval if possible.
-        end: the last one.
-        flattest: the slope of sign f at the start.
-        steepest: the slope of sign f at the end.
+        pieces: their indices, by side.
+        ends: the first and the last points of their parts in the interval.
+        met: where such a part has a length.
+        start: the first points where a tangent may be taken, inside the pieces; in the interval if possible.
+        end: the last ones.
+        flattest: the slopes of f or -f at the start.
+        steepest: those at the end.
     """
 
-    piece: int
-    first: Tensor
-    last: Tensor
-    start: Tensor
-    end: Tensor
-    flattest: Tensor
-    steepest: Tensor
+    pieces: list[list[int]]
+    ends: Float[Tensor, "2 2 pieces ..."]
+    met: Bool[Tensor, "2 pieces ..."]
+    start: Float[Tensor, "2 pieces ..."]
+    end: Float[Tensor, "2 pieces ..."]
+    flattest: Float[Tensor, "2 pieces ..."]
+    steepest: Float[Tensor, "2 pieces ..."]
+
+    @classmethod
+    def of(cls, f: Activation, low: Tensor, high: Tensor) -> "_Bowls | None":
+        """Find the convex pieces."""
+        pieces = [[i for i, bend in enumerate(f.bends) if sign * bend == CONVEX] for sign in (1, -1)]
+        most, some = max(map(len, pieces)), pieces[0] + pieces[1]
+        if not some:
+            return None
+        real = torch.tensor([[i < len(row) for i in range(most)] for row in pieces], device=low.device)
+        pieces = [row + some[:1] * (most - len(row)) for row in pieces]
+        joints = beside(f.joints_near(low), low)
+        infinite = joints.new_full((1, *joints.shape[1:]), torch.inf)
+        edges = torch.cat([-infinite, joints, infinite])
+        left, right = (
+            torch.stack([edges[i + shift] for row in pieces for i in row]).unflatten(0, (2, most)) for shift in (0, 1)
+        )
+        ends = torch.stack([torch.maximum(low, left), torch.minimum(high, right)])
+        # Points beyond 1e100 are never touched: products with slopes stay finite.
+        far = min(1e100, torch.finfo(low.dtype).max ** 0.5)
+        touched = ends.clamp(after(left).clamp(min=-far), before(right).clamp(max=far))
+        slopes = signs(touched[0]) * f.slope(touched)
+        met = ends[0] < ends[1]
+        if not bool(real.all()):
+            met = met & real.view(2, most, *[1] * low.dim())
+        return cls(pieces, ends, met, *touched, *slopes)
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """The function sign f on [low, high]; lines are sought below it.
+class Sides:
+    """The functions f and -f on [low, high]; lines are sought below both, one beside the other in a first dimension.
 
     Attributes:
-        points: the ends, and the joints between them (elsewhere an end again) that no convex piece has as its end.
-        bowls: its convex pieces.
-        bounded: whether all ends are finite.
+        plain: whether all intervals are finite, in the domain, and covered by the pieces.
+        z: the ends, and the joints between them (elsewhere the low end again) that lines below f or -f may touch.
+        value: f and -f there; values that overflow are replaced by large ones.
+        loss: bounds of the errors of the values and of what is computed with them.
+        bowls: the convex pieces; None if there are none.
     """
 
     f: Activation
     low: Tensor
     high: Tensor
-    sign: int
-    points: list[_Point]
-    bowls: list[_Bowl]
-    bounded: bool
-
-    @classmethod
-    def both(cls, f: Activation, low: Tensor, high: Tensor) -> "tuple[Side, Side]":
-        """Return the sides below f and below -f, whose ends are evaluated once."""
-        shape = (low <= high).shape
-        values = [_value(f, z.expand(shape)) for z in (low, high)]
-        return cls.of(f, low, high, 1, values), cls.of(f, low, high, -1, values)
+    plain: bool
+    z: Float[Tensor, "points ..."]
+    value: Float[Tensor, "2 points ..."]
+    loss: Float[Tensor, "2 points ..."]
+    bowls: _Bowls | None
 
     @classmethod
     @torch.no_grad()
-    def of(
-        cls, f: Activation, low: Tensor, high: Tensor, sign: int, values: Sequence[tuple[Tensor, Tensor]] | None = None
-    ) -> "Side":
-        """Evaluate f at the ends, unless values and their errors are given, and at the joints."""
-        shape = (low <= high).shape
+    def of(cls, f: Activation, low: Tensor, high: Tensor) -> "Sides":
+        """Evaluate f at the ends and at the joints."""
+        low, high = torch.broadcast_tensors(low, high)
+        points = [low, high]
+        if any(left * right >= 0 for left, right in pairwise(f.bends)):
+            for joint, (left, right) in zip(beside(f.joints_near(low), low), pairwise(f.bends), strict=False):
+                if left * right >= 0:  # else a convex piece of either side ends there
+                    points.append(torch.where((low < joint) & (joint < high), joint, low))
+        shape = torch.broadcast_shapes(*(point.shape for point in points))
         low, high = low.expand(shape), high.expand(shape)
-        values = [_value(f, z) for z in (low, high)] if values is None else values
-        points = [_point(z, *found, sign) for z, found in zip((low, high), values, strict=True)]
-        joints = f.joints_near(low)
-        convex = [sign * bend == CONVEX for bend in f.bends]
-        for i, joint in enumerate(joints):
-            if not (convex[i] or convex[i + 1]):
-                inside, found = (low < joint) & (joint < high), _point(joint, *_value(f, joint), sign)
-                points.append(_Point(*(torch.where(inside, a, b) for a, b in zip(found, points[0], strict=True))))
-        # Points beyond 1e100 are never touched: products with slopes stay finite.
-        far = low.new_tensor(min(1e100, torch.finfo(low.dtype).max ** 0.5))
-        edges, bowls = [-far, *joints, far], []
-        for i in range(len(f.bends)):
-            if convex[i]:
-                first = low if i == 0 else torch.maximum(low, joints[i - 1])
-                last = high if i == len(joints) else torch.minimum(high, joints[i])
-                left, right = after(edges[i]), before(edges[i + 1])
-                start, end = (torch.minimum(torch.maximum(z, left), right) for z in (first, last))
-                bowls.append(_Bowl(i, first, last, start, end, sign * f.slope(start), sign * f.slope(end)))
-        return cls(f, low, high, sign, points, bowls, not bool((low.isinf() | high.isinf()).any()))
+        z = torch.stack([point.expand(shape) for point in points])
+        value = f.value(z)
+        error, value = f.error(z, value), torch.stack([value, -value])
+        if not finite(value):
+            error = torch.where(value[0].isinf() & z.isfinite(), 0.0, error)
+            value = torch.where((value == torch.inf) & z.isfinite(), torch.finfo(z.dtype).max / 4, value)
+        loss = torch.add(error + tiny(z), value.abs(), alpha=8 * unit(z))
+        return cls(f, low, high, plain(f, low, high), z, value, loss, _Bowls.of(f, low, high))
 
-    def offset(self, slope: Tensor) -> Tensor:
-        """Return a lower bound of sign f(z) - slope z on the interval.
+    def offset(self, slope: Float[Tensor, "2 ..."]) -> Float[Tensor, "2 ..."]:
+        """Return lower bounds of f(z) - slope z and of -f(z) - slope z on the interval, each for its own slope.
 
-        It is minus infinity where the pieces do not cover the interval, and NaN where an end is.
+        They are minus infinity where the pieces do not cover the interval, and NaN where an end is.
         """
-        low, high = self.low, self.high
-        best = reduce(torch.minimum, [self._at(point, slope) for point in self.points])
-        for bowl in self.bowls:
-            best = torch.minimum(best, self._tangent(bowl, slope))
-        good = self.f.covered(low, high) & self.f.defined(low, high) & (best < torch.inf)  # NaN is not good
-        best = torch.where(good, best, -torch.inf)
-        lag = self.f.excess(low, high) if self.sign == 1 else None
-        if lag is not None:
-            best = down(best - lag)
-        return torch.where(low.isnan() | high.isnan() | slope.isnan(), torch.nan, best)
+        low, high, along = self.low, self.high, slope[:, None]
+        product = along * self.z
+        found = self.value - product - torch.add(self.loss, product.abs(), alpha=8 * unit(product))
+        if not self.plain:
+            # On a piece that bends down or not at all the slope's limit is its least towards an infinite end. Tangents
+            # do the rest.
+            rises = (signs(found) * self.f.slope(self.z) - along) * self.z.sign() >= 0
+            found = torch.where(self.z.isinf(), torch.where(rises, torch.inf, -torch.inf), found)
+        best = found.amin(dim=1)
+        if self.bowls is not None:
+            best = torch.minimum(best, self._tangents(self.bowls, along).amin(dim=1))
+        if not (self.plain and finite(best)):
+            good = self.f.covered(low, high) & self.f.defined(low, high) & (best < torch.inf)  # NaN is not good
+            best = torch.where(good, best, -torch.inf)
+            best = torch.where(low.isnan() | high.isnan() | slope.isnan(), torch.nan, best)
+        lag = self.f.excess(low, high)
+        return best if lag is None else torch.stack([down(best[0] - lag), best[1]])
 
-    def tightest(self, least: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-        """Return slope and offset of the line with the largest integral; slopes of sign f lie in [least, largest]."""
-        f, low, high = self.f, self.low, self.high
+    def tightest(self, least: Tensor, largest: Tensor) -> tuple[Float[Tensor, "2 ..."], Float[Tensor, "2 ..."]]:
+        """Return slopes and offsets of the lines with the largest integral; f's slopes lie in [least, largest]."""
+        bends, (low, high) = self.f.bends, self.z[:2]
+        ends = torch.stack([least, -largest]), torch.stack([largest, -least])
         middle = low / 2 + high / 2
-        tangent = self.sober(_between(self.sign * f.slope(middle), least, largest))
-        if len(f.bends) == 1 and self.bowls:
-            return tangent, self.offset(tangent)
-        chord = self.sober(self.chord(least, largest))
-        if len(f.bends) == 1:
-            return chord, self.offset(chord)
-        (left, at_left, _), (right, at_right, _) = self.points[:2]
-        for _ in range(STEPS if any(bend != LINEAR for bend in f.bends) else len(f.bends) - 1):
+        steep = self.f.slope(middle)
+        tangent = self.sober(torch.stack([steep, -steep]).clamp(*ends))
+        chord = self.chord(least, largest)
+        if len(bends) == 1:
+            slope = torch.stack([tangent[0], chord[1]] if bends[0] == CONVEX else [chord[0], tangent[1]])
+            return slope, self.offset(slope)
+        (left, right), (at_left, at_right) = self.z[:2], self.value[:, :2].unbind(dim=1)
+        for _ in range(STEPS if any(bend != LINEAR for bend in bends) else len(bends) - 1):
             z, value = self.lowest(chord)
             early = z <= middle
             left, at_left = torch.where(early, z, left), torch.where(early, value, at_left)
             right, at_right = torch.where(early, right, z), torch.where(early, at_right, value)
-            chord = _between((at_right - at_left) / (right - left), least, largest, tangent)
+            chord = (at_right - at_left) / (right - left)
+            chord = torch.where(chord.isfinite(), chord, tangent).clamp(*ends)
         first, second = self.offset(chord), self.offset(tangent)
         better = tangent * middle + second > chord * middle + first
         return torch.where(better, tangent, chord), torch.where(better, second, first)
 
-    def chord(self, least: Tensor, largest: Tensor) -> Tensor:
-        """Return the slope of the chord over the interval, or of f in the middle where there is none."""
-        (low, first, _), (high, last, _) = self.points[:2]
-        middle = self.sign * self.f.slope(low / 2 + high / 2)
-        return _between((last - first) / (high - low), least, largest, middle)
+    def chord(self, least: Tensor, largest: Tensor) -> Float[Tensor, "2 ..."]:
+        """Return the slope of the chord over the interval, or of f in the middle where there is none, and minus it."""
+        (low, high), (first, last) = self.z[:2], self.value[0, :2]
+        chord = (last - first) / (high - low)
+        if not finite(chord):
+            chord = torch.where(chord.isfinite(), chord, self.f.slope(low / 2 + high / 2))
+        chord = chord.clamp(least, largest)
+        return self.sober(torch.stack([chord, -chord]))
 
-    def sober(self, slope: Tensor) -> Tensor:
+    def sober(self, slope: Float[Tensor, "2 ..."]) -> Float[Tensor, "2 ..."]:
         """Return 0 instead of slopes that are infinite or not covered by the pieces."""
+        if self.plain and finite(slope):
+            return slope
         good = slope.isfinite() & self.f.covered(self.low, self.high)
         return torch.where(good | self.low.isnan() | self.high.isnan(), slope, 0.0)
 
-    def _at(self, point: _Point, slope: Tensor) -> Tensor:
-        """Return a lower bound of sign f(z) - slope z at a point; at an infinite one, whether it rises towards it."""
-        z, value, error = point
-        product = slope * z
-        size = value.abs() + product.abs()
-        found = value - product - (error + 8 * unit(z) * size + tiny(z))
-        if self.bounded:
-            return found
-        # On a piece that bends down or not at all the slope's limit is its least towards the end. Tangents do the rest.
-        rises = (self.sign * self.f.slope(z) - slope) * z.sign() >= 0
-        return torch.where(z.isinf(), torch.where(rises, torch.inf, -torch.inf), found)
+    def _touch(self, bowls: _Bowls, slope: Float[Tensor, "2 1 ..."]) -> Float[Tensor, "2 pieces ..."]:
+        """Return the points of convex pieces whose tangents are used: inside them, and if possible in the interval."""
+        steep = (slope[0, 0], -slope[1, 0])
+        touch = [self.f.touch(steep[side], i, self.low) for side, row in enumerate(bowls.pieces) for i in row]
+        found = torch.stack(touch).unflatten(0, (2, -1)).clamp(bowls.start, bowls.end)
+        found = torch.where(slope >= bowls.steepest, bowls.end, found)
+        return torch.where(slope <= bowls.flattest, bowls.start, found)
 
-    def _touch(self, bowl: _Bowl, slope: Tensor) -> Tensor:
-        """Return the point of a convex piece whose tangent is used: inside it, and if possible in the interval."""
-        touch = self.f.touch(self.sign * slope, bowl.piece, self.low)
-        touch = torch.minimum(torch.maximum(touch, bowl.start), bowl.end)
-        touch = torch.where(slope >= bowl.steepest, bowl.end, touch)
-        return torch.where(slope <= bowl.flattest, bowl.start, touch)
-
-    def _tangent(self, bowl: _Bowl, slope: Tensor) -> Tensor:
-        """Bound sign f(z) - slope z from below on a convex piece; infinite if it does not meet the interval."""
-        touch = self._touch(bowl, slope)
-        value, steep = self.f.value(touch), self.f.slope(touch)
-        fall, error = self.sign * steep - slope, self.f.slope_error(touch, steep)
+    def _tangents(self, bowls: _Bowls, slope: Float[Tensor, "2 1 ..."]) -> Float[Tensor, "2 pieces ..."]:
+        """Bound f(z) - slope z and -f(z) - slope z from below on convex pieces; infinite where these are not met."""
+        touch = self._touch(bowls, slope)
+        value, steep, sign = self.f.value(touch), self.f.slope(touch), signs(touch)
+        fall, error = sign * steep - slope, self.f.slope_error(touch, steep)
         product = slope * touch
-        base = self.sign * value - product
+        base = sign * value - product
         loss = self.f.error(touch, value) + 8 * unit(touch) * (value.abs() + product.abs()) + tiny(touch)
-        heights = []
-        for z, direction in ((bowl.first, -1), (bowl.last, 1)):
-            run = z - touch
-            change = fall * run
-            height = base + change - (loss + error * run.abs() + 8 * unit(touch) * change.abs())
-            if not self.bounded:
-                level = torch.where(fall * direction >= error, base - loss, -torch.inf)
-                height = torch.where(z.isinf(), level, height)
-            heights.append(height)
-        found = torch.minimum(*heights)
-        return torch.where(bowl.first < bowl.last, found, torch.inf)
+        run = bowls.ends - touch
+        change = fall * run
+        heights = base + change - (loss + error * run.abs() + 8 * unit(touch) * change.abs())
+        if not self.plain:
+            levels = torch.where(torch.stack([-fall, fall]) >= error, base - loss, -torch.inf)
+            heights = torch.where(bowls.ends.isinf(), levels, heights)
+        return torch.where(bowls.met, heights.amin(dim=0), torch.inf)
 
-    def lowest(self, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return about the lowest point of sign f(z) - slope z, and sign f there: for searching alone."""
-        candidates = [point[:2] for point in self.points]
-        for bowl in self.bowls:
-            touch = self._touch(bowl, slope)
-            met = bowl.first < bowl.last
-            value = torch.where(met, self.sign * self.f.value(touch), self.points[0].value)
-            candidates.append((torch.where(met, touch, self.low), value))
-        best, best_value = candidates[0]
-        least = best_value - slope * best
-        for z, value in candidates[1:]:
-            tilted = value - slope * z
-            lower = tilted < least
-            best, best_value = torch.where(lower, z, best), torch.where(lower, value, best_value)
-            least = torch.minimum(least, tilted)
-        return best, best_value
+    def lowest(self, slope: Float[Tensor, "2 ..."]) -> tuple[Float[Tensor, "2 ..."], Float[Tensor, "2 ..."]]:
+        """Return about the lowest points of f(z) - slope z and -f(z) - slope z, and f and -f there: for searching."""
+        along, shape = slope[:, None], (2, -1, *slope.shape[1:])
+        z, value = self.z.expand(2, *self.z.shape).expand(shape), self.value.expand(shape)
+        if self.bowls is not None:
+            touch = self._touch(self.bowls, along)
+            height = torch.where(self.bowls.met, signs(touch) * self.f.value(touch), torch.inf)
+            z, value = torch.cat([z, touch], dim=1), torch.cat([value, height], dim=1)
+        tilted = (value - along * z).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        place = tilted.argmin(dim=1, keepdim=True)
+        return z.gather(1, place).squeeze(1), value.gather(1, place).squeeze(1)
 
 
-def _value(f: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return f(z), and a bound of its error."""
-    value = f.value(z)
-    return value, f.error(z, value)
+def plain(f: Activation, low: Tensor, high: Tensor) -> bool:
+    """Say whether all intervals are finite, in the domain of f, and covered by its pieces."""
+    return finite(low, high) and bool((f.covered(low, high) & f.defined(low, high)).all())
 
 
-def _point(z: Tensor, value: Tensor, error: Tensor, sign: int) -> _Point:
-    """Return a point; a value of sign f that overflows is replaced by a large one."""
-    value = sign * value
-    above = (value == torch.inf) & z.isfinite()
-    return _Point(z, torch.where(above, torch.finfo(z.dtype).max / 4, value), torch.where(above, 0.0, error))
+def finite(*parts: Tensor) -> bool:
+    """Say whether all numbers are finite; it may say no where their sum overflows."""
+    return all(math.isfinite(float(part.detach().sum())) for part in parts)
 
 
-def _between(slope: Tensor, least: Tensor, largest: Tensor, instead: Tensor | None = None) -> Tensor:
-    """Return slopes within their bounds; `instead` where they are no numbers."""
-    if instead is not None:
-        slope = torch.where(slope.isfinite(), slope, instead)
-    return torch.minimum(torch.maximum(slope, least), largest)
+def signs(like: Float[Tensor, "2 ..."]) -> Tensor:
+    """Return the signs of f and of -f as factors of both sides."""
+    return like.new_tensor([1.0, -1.0]).view(2, *[1] * (like.dim() - 1))
+
+
+def beside(points: Float[Tensor, "points ..."], low: Tensor) -> Tensor:
+    """Return points of all entries, or of each, in a shape that broadcasts with ends of intervals behind a first one."""
+    return points.view(len(points), *[1] * (low.dim() + 1 - points.dim()), *points.shape[1:])
 
 
 def down(z: Tensor) -> Tensor:
