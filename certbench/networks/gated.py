@@ -21,11 +21,40 @@ FAR = 40.0
 POINTS = 2**13
 """Number of points of a table. Slopes between them are then right to about 1e-6, which lines do not show."""
 
+FARTHEST = 1e6
+"""Largest distance from a joint for which the tangents from an end are tabulated."""
+
 
 class Gated(Activation):
-    """A smooth function z g(z); the point of a given slope is interpolated from a table."""
+    """A smooth function z g(z); the points of given slopes, or of tangents, are interpolated from tables."""
 
     bends = (CONCAVE, CONVEX, CONCAVE)
+
+    def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."]) -> Float[Tensor, "2 ..."]:
+        """Return the slopes of tangents, of chords, or of tangents that meet f again at an end.
+
+        Below f, an end on a concave piece has a tangent that touches the convex piece; the envelope follows it up to
+        there. Above f, an end on the convex piece or beyond it has a tangent that touches the concave piece on the
+        other side, if any. Where they touch is interpolated in tables; those that cross leave the chord.
+        """
+        left, right = self.joints
+        middle = low / 2 + high / 2
+        ends = torch.stack([left - low, high - right, high - left, right - low])
+        from_low, from_high, to_left, to_right = _interpolated(self, ends)
+        start = torch.where(low < left, torch.minimum(from_low, high), low)
+        end = torch.where(high > right, torch.maximum(from_high, low), high)
+        crossing = start > end
+        first = torch.where(crossing | (middle < start), low, end)
+        last = torch.where(~crossing & (middle < start), start, high)
+        below = (start <= middle) & (middle <= end)
+        begin = torch.where(high > left, torch.maximum(to_left, low), high)
+        stop = torch.where(low < right, torch.minimum(to_right, high), low)
+        above = (middle < begin) | (middle > stop)
+        first, last = torch.stack([first, begin]), torch.stack([last, stop])
+        at_first, at_last = self.value(torch.stack([first, last]))
+        smooth = torch.stack([below, above]) | (first == last)
+        slope = torch.where(smooth, self.slope(middle), (at_last - at_first) / (last - first))
+        return torch.stack([slope[0], -slope[1]])
 
     def touch(self, slope: Float[Tensor, "..."], piece: int, low: Tensor) -> Float[Tensor, "..."]:
         """Return about the point of a piece where f' is `slope`."""
@@ -44,6 +73,42 @@ def _table(f: Activation, piece: int, dtype: torch.dtype, device: torch.device) 
     points = torch.linspace(*ends, POINTS, dtype=torch.float64)
     slopes, order = f.slope(points).sort()
     return slopes.to(device, dtype), points[order].to(device, dtype)
+
+
+def _interpolated(f: Gated, distances: Float[Tensor, "4 ..."]) -> Float[Tensor, "4 ..."]:
+    """Return about where tangents from ends at distances from joints touch; see `_tangents`."""
+    table = _tangents(f, distances.dtype, distances.device)
+    at = distances.clamp(0, FARTHEST).nan_to_num(0.0).log1p() * ((POINTS - 1) / math.log1p(FARTHEST))
+    row = at.long().clamp(max=POINTS - 2)
+    place = row + POINTS * torch.arange(4, device=at.device).view(4, *[1] * (at.dim() - 1))
+    return torch.lerp(table.take(place), table.take(place + 1), at - row)
+
+
+@lru_cache(maxsize=64)
+def _tangents(f: Gated, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "4 points"]:
+    """Tabulate, over log(1 + distance), where tangents from ends touch, by bisection.
+
+    They touch the convex piece from ends left of c and right of d, the left concave piece from ends right of c, and the
+    right one from ends left of d. The gap between f at an end and the tangent at t is monotone in t on each piece. Where
+    no tangent meets the end, the result is an end of the piece.
+    """
+    left, right = f.joints
+    distance = torch.linspace(0, math.log1p(FARTHEST), POINTS, dtype=torch.float64).expm1()
+    ends = torch.stack([left - distance, right + distance, left + distance, right - distance])
+    low, high, sign = torch.tensor(
+        [
+            [left, left, left - FARTHEST, right],
+            [right, right, left, right + FARTHEST],
+            [-1.0, 1.0, -1.0, 1.0],  # that of the gap between the start of the piece and the point
+        ],
+        dtype=torch.float64,
+    )[..., None]
+    low, high = low.expand_as(ends), high.expand_as(ends)
+    for _ in range(80):
+        t = (low + high) / 2
+        before = sign * (f.value(ends) - f.value(t) - f.slope(t) * (ends - t)) > 0
+        low, high = torch.where(before, t, low), torch.where(before, high, t)
+    return high.to(device, dtype)
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ class Sides:
             height = torch.where(self.bowls.met, signs(touch) * self.f.value(touch), torch.inf)
             z, value = torch.cat([z, touch], dim=1), torch.cat([value, height], dim=1)
         tilted = (value - along * z).nan_to_num(torch.inf, torch.inf, -torch.inf)
-        place = tilted.argmin(dim=1, keepdim=True)
+        place = tilted.min(dim=1, keepdim=True).indices
         return z.gather(1, place).squeeze(1), value.gather(1, place).squeeze(1)
 
 
