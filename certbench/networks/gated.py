@@ -22,7 +22,7 @@ POINTS = 2**13
 """Number of points of a table. Slopes between them are then right to about 1e-6, which lines do not show."""
 
 FARTHEST = 1e6
-"""Largest distance from a joint for which the tangents from an end are tabulated."""
+"""Largest place for which tangents from an end are tabulated; beyond it those of this place are used."""
 
 
 class Gated(Activation):
@@ -33,22 +33,21 @@ class Gated(Activation):
     def supporting(self, low: Float[Tensor, "..."], high: Float[Tensor, "..."]) -> Float[Tensor, "2 ..."]:
         """Return the slopes of tangents, of chords, or of tangents that meet f again at an end.
 
-        Below f, an end on a concave piece has a tangent that touches the convex piece; the envelope follows it up to
-        there. Above f, an end on the convex piece or beyond it has a tangent that touches the concave piece on the
-        other side, if any. Where they touch is interpolated in tables; those that cross leave the chord.
+        Below f, an end on a concave piece has a tangent that touches the convex piece. Above f, a right end between c
+        and 0 has one that touches the left concave piece, and a left end between 0 and d one that touches the right:
+        beyond, f has the wrong sign or f - z has. Where they touch is interpolated in tables.
         """
         left, right = self.joints
         middle = low / 2 + high / 2
-        ends = torch.stack([left - low, high - right, high - left, right - low])
-        from_low, from_high, to_left, to_right = _interpolated(self, ends)
-        start = torch.where(low < left, torch.minimum(from_low, high), low)
-        end = torch.where(high > right, torch.maximum(from_high, low), high)
+        touch = _interpolated(self, torch.stack([left - low, high - right, left / high - 1, right / low - 1]))
+        start = torch.where(low < left, torch.minimum(touch[0], high), low)
+        end = torch.where(high > right, torch.maximum(touch[1], low), high)
         crossing = start > end
         first = torch.where(crossing | (middle < start), low, end)
         last = torch.where(~crossing & (middle < start), start, high)
         below = (start <= middle) & (middle <= end)
-        begin = torch.where(high > left, torch.maximum(to_left, low), high)
-        stop = torch.where(low < right, torch.minimum(to_right, high), low)
+        begin = torch.where(high > left, torch.where(high < 0, torch.maximum(touch[2], low), low), high)
+        stop = torch.where(low < right, torch.where(low > 0, torch.minimum(touch[3], high), high), low)
         above = (middle < begin) | (middle > stop)
         first, last = torch.stack([first, begin]), torch.stack([last, stop])
         at_first, at_last = self.value(torch.stack([first, last]))
@@ -75,39 +74,38 @@ def _table(f: Activation, piece: int, dtype: torch.dtype, device: torch.device) 
     return slopes.to(device, dtype), points[order].to(device, dtype)
 
 
-def _interpolated(f: Gated, distances: Float[Tensor, "4 ..."]) -> Float[Tensor, "4 ..."]:
-    """Return about where tangents from ends at distances from joints touch; see `_tangents`."""
-    table = _tangents(f, distances.dtype, distances.device)
-    at = distances.clamp(0, FARTHEST).nan_to_num(0.0).log1p() * ((POINTS - 1) / math.log1p(FARTHEST))
+def _interpolated(f: Gated, places: Float[Tensor, "4 ..."]) -> Float[Tensor, "4 ..."]:
+    """Return about where tangents from ends touch; see `_tangents`."""
+    table = _tangents(f, places.dtype, places.device)
+    at = places.clamp(0, FARTHEST).nan_to_num(0.0).log1p() * ((POINTS - 1) / math.log1p(FARTHEST))
     row = at.long().clamp(max=POINTS - 2)
-    place = row + POINTS * torch.arange(4, device=at.device).view(4, *[1] * (at.dim() - 1))
-    return torch.lerp(table.take(place), table.take(place + 1), at - row)
+    index = row + POINTS * torch.arange(4, device=at.device).view(4, *[1] * (at.dim() - 1))
+    return torch.lerp(table.take(index), table.take(index + 1), at - row)
 
 
 @lru_cache(maxsize=64)
 def _tangents(f: Gated, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "4 points"]:
-    """Tabulate, over log(1 + distance), where tangents from ends touch, by bisection.
+    """Tabulate, over log(1 + place), where tangents from the ends c - place, d + place, c / (1 + place) and d / ... touch.
 
-    They touch the convex piece from ends left of c and right of d, the left concave piece from ends right of c, and the
-    right one from ends left of d. The gap between f at an end and the tangent at t is monotone in t on each piece. Where
-    no tangent meets the end, the result is an end of the piece.
+    The first two touch the convex piece, the others the left and the right concave one. The gap between f at the end
+    and the tangent at a point is monotone in that point on each piece, and changes its sign: bisection finds where.
     """
     left, right = f.joints
-    distance = torch.linspace(0, math.log1p(FARTHEST), POINTS, dtype=torch.float64).expm1()
-    ends = torch.stack([left - distance, right + distance, left + distance, right - distance])
+    place = torch.linspace(0, math.log1p(FARTHEST), POINTS, dtype=torch.float64).expm1()
+    ends = torch.stack([left - place, right + place, left / (1 + place), right / (1 + place)])
     low, high, sign = torch.tensor(
         [
-            [left, left, left - FARTHEST, right],
-            [right, right, left, right + FARTHEST],
-            [-1.0, 1.0, -1.0, 1.0],  # that of the gap between the start of the piece and the point
+            [left, left, left - FAR, right],
+            [right, right, left, right + FAR],
+            [-1.0, 1.0, -1.0, 1.0],  # that of the gap, left of the point sought
         ],
         dtype=torch.float64,
     )[..., None]
     low, high = low.expand_as(ends), high.expand_as(ends)
-    for _ in range(80):
+    for _ in range(60):
         t = (low + high) / 2
-        before = sign * (f.value(ends) - f.value(t) - f.slope(t) * (ends - t)) > 0
-        low, high = torch.where(before, t, low), torch.where(before, high, t)
+        earlier = sign * (f.value(ends) - f.value(t) - f.slope(t) * (ends - t)) > 0
+        low, high = torch.where(earlier, t, low), torch.where(earlier, high, t)
     return high.to(device, dtype)
 
 
