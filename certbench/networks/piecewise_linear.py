@@ -76,19 +76,28 @@ class PiecewiseLinear(Activation):
             found.append(_along(self.knots[i - 1], found[-1], self.slopes[i], self.knots[i]))
         return found
 
+    @cached_property
+    def through_zero(self) -> bool:
+        """Whether the only knot and the value there are 0."""
+        return len(self.knots) == 1 and not bool(self.knots.any()) and not bool(self.start.any())
+
     def _anchors(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return knot, height and slope of the piece that holds z; at a knot those of the piece to its left."""
         knots, slopes = self.knots.to(z), self.slopes.to(z)
         knot, height, slope = knots[0] if len(knots) else z.new_zeros(()), self.heights[0].to(z), slopes[0]
         for i in range(len(knots)):
             right = z > knots[i]
-            knot, slope = torch.where(right, knots[i], knot), torch.where(right, slopes[i + 1], slope)
-            height = torch.where(right, self.heights[i].to(z), height)
+            slope = torch.where(right, slopes[i + 1], slope)
+            if i > 0:
+                knot, height = torch.where(right, knots[i], knot), torch.where(right, self.heights[i].to(z), height)
         return knot, height, slope
 
     def value(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return f(z)."""
-        return _along(*self._anchors(z), z)
+        knot, height, slope = self._anchors(z)
+        if self.through_zero:
+            return torch.where(slope == 0, 0.0, slope * z)
+        return _along(knot, height, slope, z)
 
     def slope(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return f'(z), at a knot that of its left."""
@@ -112,6 +121,9 @@ class PiecewiseLinear(Activation):
     def error(self, z: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Bound the error of `value`; it is 0 where z itself, -z or the value at the first knot is returned."""
         knot, height, slope = self._anchors(z)
+        if self.through_zero:
+            whole = (slope == 0) | (slope.abs() == 1)
+            return torch.where(whole, 0.0, (8 * UNIT) * value.abs() + TINY)
         near = z <= self.knots[1].to(z) if len(self.knots) > 1 else torch.ones_like(z, dtype=torch.bool)
         whole = near & ((slope == 0) | ((slope.abs() == 1) & (height == slope * knot)))
         scale = height.abs() + slope.abs() * (torch.where(slope == 0, 0.0, z.abs()) + knot.abs())

@@ -23,6 +23,7 @@ from certbench.verifiers.bounds.intervals import Walk, interval_bounds
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
 from certbench.verifiers.bounds.relaxations import chosen, undecided
+from certbench.verifiers.bounds.supports import finite
 
 ENTRIES = 2**20
 """Largest number of coefficients that are held at once for one layer of features: 8 MB in float64. That fits a
@@ -119,7 +120,7 @@ def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k
 
 def _offsets(h: Float[Tensor, "_ k m"], offset: Tensor) -> Float[Tensor, "_ k"]:
     """Sum up coefficients times offsets; an infinite offset counts only where its coefficient is not zero."""
-    if not bool(offset.isfinite().all()):
+    if not finite(offset):
         return torch.where(h == 0, 0.0, h * offset).sum(dim=-1)
     if offset.shape[1] == 1:
         return (h @ offset.transpose(1, 2)).squeeze(-1)
@@ -203,7 +204,7 @@ def _layer_bounds(
             upper[i] = torch.where(open_, torch.minimum(upper[i], high), upper[i])
         if walk is not None:
             walk.done(lower[i], upper[i])
-    if not all(bool((~end.isnan()).all()) for end in (*lower, *upper)):
+    if not finite(*lower, *upper) and any(bool(end.isnan().any()) for end in (*lower, *upper)):
         raise NumericalError("a layer's bounds are NaN")
     return LayerBounds(tuple(lower), tuple(upper), method, drawn)
 

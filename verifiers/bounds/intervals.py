@@ -13,6 +13,7 @@ from certbench.networks.maps import Map, unit_vectors
 from certbench.numerics.rounding import gamma
 from certbench.verifiers.bounds.region import LayerBounds, Region
 from certbench.verifiers.bounds.relaxations import image
+from certbench.verifiers.bounds.supports import finite
 
 
 def interval_bounds(network: Network, region: Region) -> LayerBounds:
@@ -157,18 +158,17 @@ def _share(maps: Collection[Map]) -> float:
 
 def _middle(low: Float[Tensor, "n m"], high: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
     """Return the middle of each interval and half its width; 0 and infinity if an end is infinite."""
-    infinite = low.isinf() | high.isinf()
-    if not bool(infinite.any()):
+    if finite(low, high):
         return (low + high) / 2, (high - low) / 2
+    infinite = low.isinf() | high.isinf()
     return torch.where(infinite, 0.0, (low + high) / 2), torch.where(infinite, torch.inf, (high - low) / 2)
 
 
 def _moved(part: Map, end: Float[Tensor, "n m"]) -> Float[Tensor, "n outputs"]:
     """Apply a map without negative entries to ends of one sign where they are infinite; 0 times infinity is 0."""
-    infinite = end.isinf()
-    if not bool(infinite.any()):
+    if finite(end):
         return part.forward(end)
-    found = part.forward(torch.where(infinite, 0.0, end))
+    found = part.forward(torch.where(end.isinf(), 0.0, end))
     for sign in (-1, 1):
         reached = part.forward((end == sign * torch.inf).to(end)) > 0
         found = torch.where(reached, sign * torch.inf, found)

@@ -94,15 +94,14 @@ class Sides:
     @torch.no_grad()
     def of(cls, f: Activation, low: Tensor, high: Tensor) -> "Sides":
         """Evaluate f at the ends and at the joints."""
-        low, high = torch.broadcast_tensors(low, high)
+        shape = (low <= high).shape
+        low, high = low.expand(shape), high.expand(shape)
         points = [low, high]
         if any(left * right >= 0 for left, right in pairwise(f.bends)):
             for joint, (left, right) in zip(beside(f.joints_near(low), low), pairwise(f.bends), strict=False):
                 if left * right >= 0:  # else a convex piece of either side ends there
                     points.append(torch.where((low < joint) & (joint < high), joint, low))
-        shape = torch.broadcast_shapes(*(point.shape for point in points))
-        low, high = low.expand(shape), high.expand(shape)
-        z = torch.stack([point.expand(shape) for point in points])
+        z = torch.stack(points)
         value = f.value(z)
         error, value = f.error(z, value), torch.stack([value, -value])
         if not finite(value):
