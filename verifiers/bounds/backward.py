@@ -266,9 +266,11 @@ def _ends(
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
     """Return lower and upper bounds of the given neurons of each input."""
     k, part = neurons.shape[1], network.layers[layer]
+    if network.activations and bool((neurons == neurons[:1]).all()):
+        neurons = neurons[:1]  # the same for all inputs, until their bounds come in
     coefficients = {source: step.rows(neurons.flatten()).view(*neurons.shape, -1) for source, step in part.maps.items()}
     both = {source: torch.cat([rows, -rows], dim=1) for source, rows in coefficients.items()}
-    constant = part.bias[neurons]
+    constant = part.bias[neurons].expand(len(region), -1)
     linear = _descended(network, both, torch.cat([constant, -constant], dim=1), bounds)
     ends = region.minimum(linear.a, linear.b)
     return ends[:, :k], -ends[:, k:]

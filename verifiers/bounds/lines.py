@@ -164,7 +164,7 @@ def tightest(f: Activation, low: Tensor, high: Tensor) -> Lines:
     else:
         slope = sides.sober(supporting)
         offset = sides.offset(slope)
-    return _lines(f, low, high, slope, offset, offset.isinf())
+    return _lines(f, low, high, slope, offset)
 
 
 @torch.no_grad()
@@ -176,12 +176,20 @@ def parallel(f: Activation, low: Tensor, high: Tensor) -> Lines:
     sides = Sides.of(f, low, high)
     slope = sides.chord(*slopes(f, low, high))
     offset = sides.offset(slope)
-    return _lines(f, low, high, slope, offset, offset.isinf().any(dim=0))
+    return _lines(f, low, high, slope, offset, together=True)
 
 
-def _lines(f: Activation, low: Tensor, high: Tensor, slope: Tensor, offset: Tensor, lost: Tensor) -> Lines:
-    """Return lines, given those below f and -f; horizontal ones where none was found."""
-    if bool(lost.any()):
+def _lines(
+    f: Activation,
+    low: Tensor,
+    high: Tensor,
+    slope: Float[Tensor, "2 ..."],
+    offset: Float[Tensor, "2 ..."],
+    together: bool = False,
+) -> Lines:
+    """Return lines, given those below f and -f; horizontal ones where none was found, or not both (`together`)."""
+    if not finite(offset):
+        lost = offset.isinf().any(dim=0) if together else offset.isinf()
         least, largest = enclose(f, low, high)
         slope = torch.where(lost, 0.0, slope)
         offset = torch.where(lost, torch.stack([least, -largest]), offset)
@@ -211,19 +219,18 @@ def product(
     """
     a, b = low_y * lower + high_y * (1 - lower), low_x * lower + high_x * (1 - lower)
     c, d = low_y * upper + high_y * (1 - upper), high_x * upper + low_x * (1 - upper)
-    corners = [(x, y) for x in (low_x, high_x) for y in (low_y, high_y)]
-    bottom = reduce(torch.minimum, (_corner(x, y, a, b, 1) for x, y in corners))
-    top = reduce(torch.minimum, (_corner(x, y, c, d, -1) for x, y in corners))
-    return Planes(a, b, bottom, c, d, -top)
+    x, y = torch.stack([low_x, low_x, high_x, high_x]), torch.stack([low_y, high_y, low_y, high_y])
+    return Planes(a, b, _least(x, y, a, b, 1), c, d, -_least(x, y, c, d, -1))
 
 
-def _corner(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sign: int) -> Tensor:
-    """Return a lower bound of sign (x y - a x - b y)."""
+def _least(x: Float[Tensor, "corners ..."], y: Float[Tensor, "corners ..."], a: Tensor, b: Tensor, sign: int) -> Tensor:
+    """Return a lower bound of sign (x y - a x - b y) at all corners."""
     terms = (x * y, a * x, b * y)
     size = terms[0].abs() + terms[1].abs() + terms[2].abs()
     found = sign * (terms[0] - terms[1] - terms[2]) - (8 * unit(x) * size + tiny(x))
-    unknown = x.isnan() | y.isnan()
-    return torch.where(found.isnan() & ~unknown, -torch.inf, found)
+    if not finite(found):
+        found = torch.where(found.isnan() & ~(x.isnan() | y.isnan()), -torch.inf, found)
+    return reduce(torch.minimum, found)
 
 
 def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from certbench.networks.layers import Bilinear, RowSoftmax
 from certbench.networks.piecewise_linear import IDENTITY, RELU, PiecewiseLinear
 from certbench.verifiers.bounds import lines, softmax
 from certbench.verifiers.bounds.lines import Lines, lower_slope, upper_line
-from certbench.verifiers.bounds.supports import Sides, finite
+from certbench.verifiers.bounds.supports import Sides, down, finite, up
 
 Function = Activation | Bilinear | RowSoftmax
 """What follows a layer: a function of each entry, the product of the two halves, or the softmax of each row."""
@@ -157,19 +157,16 @@ def image(
         return torch.where(unknown, torch.nan, below), torch.where(unknown, torch.nan, above)
     if isinstance(function, Bilinear):
         (a, b), (c, d) = low.chunk(2, dim=-1), high.chunk(2, dim=-1)
-        corners = torch.stack([_times(x, y) for x in (a, c) for y in (b, d)])
-        least, largest = corners.amin(dim=0), corners.amax(dim=0)
-        return least.nextafter(least.new_tensor(-torch.inf)), largest.nextafter(largest.new_tensor(torch.inf))
+        x, y = torch.stack([a, a, c, c]), torch.stack([b, d, b, d])
+        corners = x * y
+        if not finite(corners):  # 0 times infinity is 0
+            corners = torch.where((x == 0) | (y == 0), 0.0, corners)
+            corners = torch.where(x.isnan() | y.isnan(), torch.nan, corners)
+        return down(corners.amin(dim=0)), up(corners.amax(dim=0))
     if isinstance(function, RowSoftmax):
         ends = softmax.enclose(function.rows(low), function.rows(high))
         return ends[0].flatten(-2), ends[1].flatten(-2)
     return lines.enclose(function, low, high)
-
-
-def _times(x: Tensor, y: Tensor) -> Tensor:
-    """Return x y, where 0 times infinity is 0."""
-    found = torch.where((x == 0) | (y == 0), 0.0, x * y)
-    return torch.where(x.isnan() | y.isnan(), torch.nan, found)
 
 
 def _level(found: Lines) -> Lines:
