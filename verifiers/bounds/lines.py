@@ -220,17 +220,24 @@ def product(
     a, b = low_y * lower + high_y * (1 - lower), low_x * lower + high_x * (1 - lower)
     c, d = low_y * upper + high_y * (1 - upper), high_x * upper + low_x * (1 - upper)
     x, y = torch.stack([low_x, low_x, high_x, high_x]), torch.stack([low_y, high_y, low_y, high_y])
-    return Planes(a, b, _least(x, y, a, b, 1), c, d, -_least(x, y, c, d, -1))
+    corners = x * y
+    wide, tall = (torch.maximum(low.abs(), high.abs()) for low, high in ((low_x, high_x), (low_y, high_y)))
+    bottom = reduce(torch.minimum, _tilted(corners, x, y, a, b)) - _loss(wide, tall, a, b)
+    top = reduce(torch.maximum, _tilted(corners, x, y, c, d)) + _loss(wide, tall, c, d)
+    if not finite(bottom, top):
+        known = ~(x.isnan() | y.isnan()).any(dim=0)
+        bottom, top = bottom.where(~(bottom.isnan() & known), -torch.inf), top.where(~(top.isnan() & known), torch.inf)
+    return Planes(a, b, bottom, c, d, top)
 
 
-def _least(x: Float[Tensor, "corners ..."], y: Float[Tensor, "corners ..."], a: Tensor, b: Tensor, sign: int) -> Tensor:
-    """Return a lower bound of sign (x y - a x - b y) at all corners."""
-    terms = (x * y, a * x, b * y)
-    size = terms[0].abs() + terms[1].abs() + terms[2].abs()
-    found = sign * (terms[0] - terms[1] - terms[2]) - (8 * unit(x) * size + tiny(x))
-    if not finite(found):
-        found = torch.where(found.isnan() & ~(x.isnan() | y.isnan()), -torch.inf, found)
-    return reduce(torch.minimum, found)
+def _tilted(product: Tensor, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return x y - a x - b y."""
+    return torch.addcmul(torch.addcmul(product, a, x, value=-1), b, y, value=-1)
+
+
+def _loss(wide: Tensor, tall: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Bound the error of x y - a x - b y for |x| <= wide and |y| <= tall."""
+    return 8 * unit(wide) * (wide * tall + a.abs() * wide + b.abs() * tall) + tiny(wide)
 
 
 def upper_line(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
