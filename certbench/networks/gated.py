@@ -80,19 +80,20 @@ def _interpolated(f: Gated, places: Float[Tensor, "4 ..."]) -> Float[Tensor, "4 
     at = places.clamp(0, FARTHEST).nan_to_num(0.0).log1p() * ((POINTS - 1) / math.log1p(FARTHEST))
     row = at.long().clamp(max=POINTS - 2)
     index = row + POINTS * torch.arange(4, device=at.device).view(4, *[1] * (at.dim() - 1))
-    return torch.lerp(table.take(index), table.take(index + 1), at - row)
+    found: Tensor = torch.lerp(table.take(index), table.take(index + 1), at - row)
+    return found
 
 
 @lru_cache(maxsize=64)
 def _tangents(f: Gated, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "4 points"]:
-    """Tabulate, over log(1 + place), where tangents from the ends c - place, d + place, c / (1 + place) and d / ... touch.
+    """Tabulate over log(1 + p) where tangents from the ends c - p, d + p, c / (1 + p) and d / (1 + p) touch.
 
     The first two touch the convex piece, the others the left and the right concave one. The gap between f at the end
     and the tangent at a point is monotone in that point on each piece, and changes its sign: bisection finds where.
     """
     left, right = f.joints
-    place = torch.linspace(0, math.log1p(FARTHEST), POINTS, dtype=torch.float64).expm1()
-    ends = torch.stack([left - place, right + place, left / (1 + place), right / (1 + place)])
+    p = torch.linspace(0, math.log1p(FARTHEST), POINTS, dtype=torch.float64).expm1()
+    ends = torch.stack([left - p, right + p, left / (1 + p), right / (1 + p)])
     low, high, sign = torch.tensor(
         [
             [left, left, left - FAR, right],
@@ -106,7 +107,8 @@ def _tangents(f: Gated, dtype: torch.dtype, device: torch.device) -> Float[Tenso
         t = (low + high) / 2
         earlier = sign * (f.value(ends) - f.value(t) - f.slope(t) * (ends - t)) > 0
         low, high = torch.where(earlier, t, low), torch.where(earlier, high, t)
-    return high.to(device, dtype)
+    touch: Tensor = high.to(device, dtype)
+    return touch
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def image(
 def _level(found: Lines) -> Lines:
     """Make lines with an infinite offset or slope constant, and infinite: other slopes would make NaN of them."""
     assert found.lower_offset is not None
-    if finite(*found):
+    if finite(found.lower_slope, found.lower_offset, found.upper_slope, found.upper_offset):
         return found
     parts: list[Tensor] = []
     for slope, offset, end in (

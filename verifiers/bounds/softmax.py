@@ -100,10 +100,11 @@ def planes(
     budget = 4 * (n + 8) * u * ((over.abs() * reach).sum(dim=-1) + height.abs() + rise * (entropy.abs() + 1))
     top_offset = top_offset + budget + tiny(low)
 
-    # Constants where there is no plane; NaN ends stay NaN.
-    bounds = enclose(low, high)
     fine = good & floor.isfinite() & down.isfinite().all(dim=-1)
     held = kept & top_offset.isfinite() & over.isfinite().all(dim=-1)
+    if bool((fine & held).all()):
+        return Planes(down, floor, over, top_offset)
+    bounds = enclose(low, high)  # constants where there is no plane; NaN ends stay NaN
     return Planes(
         torch.where(fine[..., None], down, 0.0),
         torch.where(fine, floor, bounds[0]),

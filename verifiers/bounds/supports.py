@@ -50,22 +50,21 @@ class _Bowls(NamedTuple):
         most, some = max(map(len, pieces)), pieces[0] + pieces[1]
         if not some:
             return None
-        real = torch.tensor([[i < len(row) for i in range(most)] for row in pieces], device=low.device)
+        real = [[i < len(row) for i in range(most)] for row in pieces]
         pieces = [row + some[:1] * (most - len(row)) for row in pieces]
         joints = beside(f.joints_near(low), low)
         infinite = joints.new_full((1, *joints.shape[1:]), torch.inf)
         edges = torch.cat([-infinite, joints, infinite])
-        left, right = (
-            torch.stack([edges[i + shift] for row in pieces for i in row]).unflatten(0, (2, most)) for shift in (0, 1)
-        )
+        shape = (2, most, *edges.shape[1:])
+        left, right = (torch.stack([edges[i + shift] for row in pieces for i in row]).view(shape) for shift in (0, 1))
         ends = torch.stack([torch.maximum(low, left), torch.minimum(high, right)])
         # Points beyond 1e100 are never touched: products with slopes stay finite.
         far = min(1e100, torch.finfo(low.dtype).max ** 0.5)
         touched = ends.clamp(after(left).clamp(min=-far), before(right).clamp(max=far))
         slopes = signs(touched[0]) * f.slope(touched)
         met = ends[0] < ends[1]
-        if not bool(real.all()):
-            met = met & real.view(2, most, *[1] * low.dim())
+        if not all(map(all, real)):
+            met = met & torch.tensor(real, device=low.device).view(2, most, *[1] * low.dim())
         return cls(pieces, ends, met, *touched, *slopes)
 
 
@@ -176,7 +175,7 @@ class Sides:
         """Return the points of convex pieces whose tangents are used: inside them, and if possible in the interval."""
         steep = (slope[0, 0], -slope[1, 0])
         touch = [self.f.touch(steep[side], i, self.low) for side, row in enumerate(bowls.pieces) for i in row]
-        found = torch.stack(touch).unflatten(0, (2, -1)).clamp(bowls.start, bowls.end)
+        found = torch.stack(touch).view(2, -1, *touch[0].shape).clamp(bowls.start, bowls.end)
         found = torch.where(slope >= bowls.steepest, bowls.end, found)
         return torch.where(slope <= bowls.flattest, bowls.start, found)
 

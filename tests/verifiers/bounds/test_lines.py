@@ -16,6 +16,7 @@ from certbench.networks.piecewise_linear import ABS, RELU, leaky_relu, prelu
 from certbench.networks.s_shaped import Sigmoid, Tanh
 from certbench.verifiers.bounds import lines
 from certbench.verifiers.bounds.lines import Lines
+from certbench.verifiers.bounds.supports import Sides
 from tests.support.functions import CASES, DIGITS, Case, exact, intervals
 
 BLOCK = 2**16
@@ -163,6 +164,22 @@ def test_no_line_is_higher_in_the_middle(name: str) -> None:
     assert ((above - between.amax(1)) <= 0.01 * scale).all()
     assert ((between.amin(1) - below - lag) / scale).mean() < 3e-4
     assert ((above - between.amax(1)) / scale).mean() < 3e-4
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "gelu", "gelu, tanh", "silu", "mish"])
+def test_lines_of_tables_are_those_of_the_search(name: str) -> None:
+    """They are as high in the middle as lines found by steps; ends next to 0 and far ones are where tables are hard."""
+    case = CASES[name]
+    ends = intervals(case, 3000, 6)
+    near = 10.0 ** torch.linspace(-9, 0.5, 400, dtype=torch.float64)
+    far = 10.0 ** torch.linspace(0, 5, 400, dtype=torch.float64).roll(97)
+    low, high = torch.cat([ends[0], -far, near, -near, -far]), torch.cat([ends[1], -near, near + far, far, near])
+    found, middle = lines.tightest(case.f, low, high), low / 2 + high / 2
+    slope, offset = Sides.of(case.f, low, high).tightest(*lines.slopes(case.f, low, high))
+    assert found.lower_offset is not None
+    allowed = 1e-6 + 1e-12 * middle.abs()
+    assert (found.lower_slope * middle + found.lower_offset >= slope[0] * middle + offset[0] - allowed).all()
+    assert (found.upper_slope * middle + found.upper_offset <= -(slope[1] * middle + offset[1]) + allowed).all()
 
 
 @pytest.mark.parametrize("name", SMOOTH)
