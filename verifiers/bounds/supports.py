@@ -175,7 +175,7 @@ class Sides:
         """Return the points of convex pieces whose tangents are used: inside them, and if possible in the interval."""
         steep = (slope[0, 0], -slope[1, 0])
         touch = [self.f.touch(steep[side], i, self.low) for side, row in enumerate(bowls.pieces) for i in row]
-        found = torch.stack(touch).view(2, -1, *touch[0].shape).clamp(bowls.start, bowls.end)
+        found = torch.stack(touch).view(2, len(touch) // 2, *touch[0].shape).clamp(bowls.start, bowls.end)
         found = torch.where(slope >= bowls.steepest, bowls.end, found)
         return torch.where(slope <= bowls.flattest, bowls.start, found)
 
@@ -224,7 +224,7 @@ def signs(like: Float[Tensor, "2 ..."]) -> Tensor:
 
 
 def beside(points: Float[Tensor, "points ..."], low: Tensor) -> Tensor:
-    """Return points of all entries, or of each, in a shape that broadcasts with ends of intervals behind a first one."""
+    """Return points of all entries, or of each, in a shape that broadcasts with ends behind a first axis."""
     return points.view(len(points), *[1] * (low.dim() + 1 - points.dim()), *points.shape[1:])
 
 
