@@ -7,7 +7,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from certbench.cli import (
     audit,
@@ -31,7 +30,7 @@ from certbench.cli import (
     vnncomp,
 )
 from certbench.cli import list as listing
-from certbench.cli.console import err, out
+from certbench.cli.console import err, out, tell
 from certbench.errors import CertbenchError, StoreError
 from certbench.exit_codes import ExitCode, explained
 from certbench.version import __version__
@@ -79,7 +78,7 @@ def main() -> None:
             err.print("interrupted")
         raise
     except CertbenchError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        tell("error:", "bold red", str(error))
         sys.exit(ExitCode.STORE if isinstance(error, StoreError) else ExitCode.USAGE)
 
 

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from certbench.cli.console import again, err, out, show
 from certbench.exit_codes import ExitCode
+from certbench.files.safe_text import terminal
 
 
 def audit(
@@ -38,11 +40,11 @@ def audit(
                 only=only,
                 seconds=seconds,
                 floats=floats,
-                watch=status.update,
+                watch=lambda text: status.update(Text(terminal(text))),
             )
     except KeyboardInterrupt:
         text = f"interrupted; the counterexamples that were found are stored. To go on: {again()}"
-        err.print(text, markup=False, soft_wrap=True)
+        err.print(text, soft_wrap=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     show(told(found))
     raise typer.Exit(found.exit_code)

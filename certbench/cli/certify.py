@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from certbench.cli.console import err, out
@@ -108,19 +107,19 @@ def certify(
             held = attack and built.subject is Subject.BASE
             found[name] = certified(built, classifier, x, threat, seed=seed, throw=False, attack=held)
         except UnsupportedError as error:
-            err.print(f"{name}: {error}", markup=False, soft_wrap=True)
-    table = Table("input", "label", "class", *map(escape, found), box=None, pad_edge=False)
+            err.print(f"{name}: {error}", soft_wrap=True)
+    table = Table("input", "label", "class", *found, box=None, pad_edge=False)
     for i in range(len(x)):
         cells = (_cell(one, i, int(classes[i])) for one in found.values())
         table.add_row(str(i), str(int(classes[i])), str(int(predicted[i])), *cells)
     right = int((predicted == classes).sum())
     title = f"{classifier.name}, {dataset.name}, {threat}: {right} of {len(x)} inputs are classified correctly"
-    out.print(title, markup=False, soft_wrap=True)
+    out.print(title, soft_wrap=True)
     read_as = [] if classifier.input_shape == dataset.input_shape else [f"read in shape {classifier.input_shape}"]
-    out.print(f"data {dataset.name}: {'; '.join([*dataset.done, *read_as])}", markup=False, soft_wrap=True)
+    out.print(f"data {dataset.name}: {'; '.join([*dataset.done, *read_as])}", soft_wrap=True)
     out.print(table)
     for name, one in found.items():
-        out.print(f"{name}: {_summary(one, classes, radii)}", markup=False, soft_wrap=True)
+        out.print(f"{name}: {_summary(one, classes, radii)}", soft_wrap=True)
     complete = len(found) == len(names) and all(o.answered for one in found.values() for o in one.outcome)
     raise typer.Exit(ExitCode.OK if complete else ExitCode.INCOMPLETE)
 

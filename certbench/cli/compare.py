@@ -37,7 +37,7 @@ def compare(
     if into is not None:
         write(into, shaped(comparison), create_folder=True)
     if into is None and shape != "text":
-        out.print(shaped(comparison), markup=False, soft_wrap=True, end="")
+        out.document(shaped(comparison))
     else:
         show(output.told(comparison))
     raise typer.Exit(comparison.exit_code)

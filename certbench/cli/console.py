@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from certbench.files.safe_text import SafeConsole
 
-class Lasting(Console):
+
+class Lasting(SafeConsole):
     """A stream that falls silent when nobody reads it any more (`| head`), and ends nothing."""
 
     def on_broken_pipe(self) -> None:
@@ -21,13 +23,18 @@ class Lasting(Console):
         os.close(nowhere)
 
 
-out, err = Lasting(highlight=False), Lasting(stderr=True, highlight=False)
+out, err = Lasting(), Lasting(stderr=True)
 
 
 def show(parts: Iterable[Table | Text | str], stream: Console = out) -> None:
-    """Print tables and lines; text is printed as it is, and a line stays one line."""
+    """Print tables and lines; a line stays one line."""
     for part in parts:
-        stream.print(part, markup=False, soft_wrap=not isinstance(part, Table))
+        stream.print(part, soft_wrap=not isinstance(part, Table))
+
+
+def tell(mark: str, style: str, text: str, stream: Console = err) -> None:
+    """Print a line that begins with a styled mark."""
+    stream.print(Text.assemble((mark, style), f" {text}"), soft_wrap=True)
 
 
 def again() -> str:

@@ -1,9 +1,8 @@
 """The command `certbench doctor`."""
 
 import typer
-from rich.markup import escape
 
-from certbench.cli.console import out
+from certbench.cli.console import out, tell
 from certbench.exit_codes import ExitCode
 
 
@@ -13,8 +12,8 @@ def doctor() -> None:
 
     checks = examine()
     for check in checks:
-        mark = "[green]ok[/]" if check.ok else "[bold red]broken[/]"
-        out.print(f"{mark}  {escape(check.name)} {check.version}  {escape(check.detail)}", soft_wrap=True)
+        mark, style = ("ok", "green") if check.ok else ("broken", "bold red")
+        tell(mark, style, f" {check.name} {check.version}  {check.detail}", out)
         if not check.ok:
-            out.print(f"        repair it by: {escape(check.mend)}", soft_wrap=True)
+            out.print(f"        repair it by: {check.mend}", soft_wrap=True)
     raise typer.Exit(ExitCode.OK if all(check.ok for check in checks) else ExitCode.INCOMPLETE)

@@ -2,7 +2,6 @@
 
 import json
 
-from rich.markup import escape
 from rich.table import Table
 
 from certbench.cli.console import out
@@ -15,7 +14,7 @@ def list_() -> None:
     """List certifiers, models and suites."""
     table = Table("certifier", "method", box=None, pad_edge=False)
     for name in sorted(registry.table()):
-        table.add_row(name, escape(registry.summary(name)))
+        table.add_row(name, registry.summary(name))
     out.print(table)
     table = Table("model", "architecture", "recipe", "accuracy", box=None, pad_edge=False)
     for name, path in cards().items():

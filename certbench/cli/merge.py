@@ -22,5 +22,5 @@ def merge(
     said_missing(found)
     path = write_report(into, found.manifest, found.rows, found.estimates, found.missing)
     print_table(found.manifest, found.rows, found.estimates)
-    out.print(f"{len(found.rows)} rows of {len(folders)} parts. Report: {path}", markup=False, soft_wrap=True)
+    out.print(f"{len(found.rows)} rows of {len(folders)} parts. Report: {path}", soft_wrap=True)
     raise typer.Exit(print_verdict(found.rows, known_issues(known), found.missing))

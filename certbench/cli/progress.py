@@ -15,7 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from certbench.cli.console import err
+from certbench.cli.console import err, tell
+from certbench.files.safe_text import terminal
 
 
 class ProgressWatcher:
@@ -53,7 +54,7 @@ class ProgressWatcher:
 
     def data(self, text: str) -> None:
         """Print how the data were read."""
-        err.print(text, markup=False, soft_wrap=True)
+        err.print(text, soft_wrap=True)
 
     def begin(self, total: int, done: int) -> None:
         """Start the bar."""
@@ -65,9 +66,9 @@ class ProgressWatcher:
     def now(self, text: str) -> None:
         """Name what is being computed."""
         if self.task is not None:
-            self.bar.update(self.task, description=escape(text))
+            self.bar.update(self.task, description=escape(terminal(text)))
         else:
-            err.print(f"[{self.done}/{self.total}] {text}", markup=False, soft_wrap=True)
+            err.print(f"[{self.done}/{self.total}] {text}", soft_wrap=True)
 
     def advance(self, outcomes: Mapping[str, int]) -> None:
         """Move the bar."""
@@ -79,4 +80,4 @@ class ProgressWatcher:
 
     def note(self, text: str) -> None:
         """Print what went wrong above the bar."""
-        err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+        tell("note:", "yellow", text)

@@ -78,7 +78,7 @@ def recertify(
     if into is not None and text_of is not None:
         write(into, text_of(tables))
         count = sum(len(certificate) for one in tables for certificate in one.certificates.values())
-        out.print(f"{count} certificates: {into}", markup=False, soft_wrap=True)
+        out.print(f"{count} certificates: {into}", soft_wrap=True)
 
 
 def told(one: "RecertifiedTable", radii: Sequence[float]) -> Iterator[Table | str]:

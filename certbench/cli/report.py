@@ -25,6 +25,6 @@ def report(
     if markdown:
         summaries = metrics.summarise(found.rows, radii(found.manifest))
         text = tables.markdown(summaries, metrics.summarise_estimates(found.estimates))
-        out.print(text, markup=False, soft_wrap=True)
-    out.print(f"Report: {path}", markup=False, soft_wrap=True)
+        out.document(text)
+    out.print(f"Report: {path}", soft_wrap=True)
     raise typer.Exit(print_verdict(found.rows, known_issues(known), found.missing))

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
-from certbench.cli.console import err, out
+from certbench.cli.console import err, out, tell
 from certbench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def said_missing(found: "RunResults") -> None:
     if found.missing:
         whole = found.missing + len(found.rows)
         text = f"{found.missing} of {whole} rows of this run have not been computed yet"
-        err.print(f"[bold yellow]INCOMPLETE:[/] {text}{_elsewhere(found.manifest)}", soft_wrap=True)
+        tell("INCOMPLETE:", "bold yellow", f"{text}{_elsewhere(found.manifest)}")
 
 
 def _elsewhere(manifest: Mapping[str, Any]) -> str:
@@ -67,19 +67,16 @@ def print_verdict(rows: "list[Row]", issues: "KnownIssues", missing: int = 0) ->
     verdict = judge(rows, issues, missing)
     for row, entry in verdict.known[:10]:
         place = f"{row.certifier} on {row.model}, norm {row.norm:g}, input {row.input}"
-        err.print(f"known: {place}: {entry.kind}: {entry.reason}", markup=False, soft_wrap=True)
+        err.print(f"known: {place}: {entry.kind}: {entry.reason}", soft_wrap=True)
     if verdict.known:
         err.print(f"{len(verdict.known)} problems are known issues", soft_wrap=True)
     for entry in verdict.stale:
-        err.print(f"stale: no row has the problem of this known issue any more: {entry}", markup=False, soft_wrap=True)
+        err.print(f"stale: no row has the problem of this known issue any more: {entry}", soft_wrap=True)
     for row in verdict.refuted[:10]:
-        err.print(
-            f"[bold red]UNSOUND:[/] {escape(row.certifier)} on {escape(row.model)}, norm {row.norm:g}, "
-            f"input {row.input}: radius {row.radius:.6g}, but a counterexample lies at {row.upper:.6g}",
-            soft_wrap=True,
-        )
+        place = f"{row.certifier} on {row.model}, norm {row.norm:g}, input {row.input}"
+        tell("UNSOUND:", "bold red", f"{place}: radius {row.radius:.6g}, but a counterexample lies at {row.upper:.6g}")
     if verdict.refuted:
-        err.print(f"[bold red]{len(verdict.refuted)} certificates are refuted by counterexamples[/]")
+        err.print(Text(f"{len(verdict.refuted)} certificates are refuted by counterexamples", style="bold red"))
     elif verdict.unanswered:
         text = f"{len(verdict.unanswered)} rows have no answer; the reasons are below the tables and in the report"
         err.print(text, soft_wrap=True)

@@ -87,16 +87,16 @@ def run(
             )
         except KeyboardInterrupt:
             watcher.stop()
-            err.print(f"interrupted; computed rows are stored. To go on: {again()}", markup=False, soft_wrap=True)
+            err.print(f"interrupted; computed rows are stored. To go on: {again()}", soft_wrap=True)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except StoreError:
             watcher.stop()
-            err.print(f"To go on once this is solved: {again()}", markup=False, soft_wrap=True)
+            err.print(f"To go on once this is solved: {again()}", soft_wrap=True)
             raise
     path = write_report(folder, finished.manifest, finished.rows, finished.estimates, finished.missing)
     print_table(finished.manifest, finished.rows, finished.estimates)
     counted = f"{len(finished.rows)} rows; {finished.computed} rows and attacks computed now. Report: {path}"
-    out.print(counted, markup=False, soft_wrap=True)
+    out.print(counted, soft_wrap=True)
     if finished.missing:
         err.print(f"{finished.missing} rows belong to other shards; put them together by certbench merge")
     code = print_verdict(finished.rows, issues)
@@ -122,5 +122,5 @@ def _preview(suite: "Suite", folder: Path, rerun: str) -> None:
             refused.append(f"unsupported: {one.certifier} on {one.model}, {one.threat}: {one.reason}")
     out.print(table)
     for line in refused:
-        out.print(line, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
     out.print("seconds left: what is left at the pace of the stored rows; empty: nothing is stored, or left")

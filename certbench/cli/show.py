@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from certbench.cli.console import out
@@ -30,9 +29,9 @@ def show(
     if thing in registry.table() or thing in registry.FORMER:
         _show_certifier(thing)
     elif thing in cards():
-        out.print(cards()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+        out.document(cards()[thing].read_text(encoding="utf-8"))
     elif thing in suites():
-        out.print(suites()[thing].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+        out.document(suites()[thing].read_text(encoding="utf-8"))
     else:
         names = [*registry.table(), *cards(), *suites()]
         raise ConfigError(registry.unknown("name or run", thing, names))
@@ -43,9 +42,9 @@ def _show_certifier(name: str) -> None:
 
     found = registry.find(name)
     norms = ", ".join(f"L{p:g}" for p in sorted(found.norms))
-    out.print(f"{name}: {found.guarantee.value}, certifies the {found.subject.value} classifier, {norms}", markup=False)
-    out.print(inspect.getdoc(found) or "", markup=False, soft_wrap=True)
+    out.print(f"{name}: {found.guarantee.value}, certifies the {found.subject.value} classifier, {norms}")
+    out.document(inspect.getdoc(found) or "")
     table = Table("option", "value", "default", box=None, pad_edge=False)
     for row in describe_options(found):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     out.print(table)

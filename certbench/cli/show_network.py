@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from certbench.cli.console import out
@@ -35,19 +34,19 @@ def show_network(
     try:
         graph = read(classifier)
     except UnsupportedError as error:
-        out.print(f"The network cannot be read: {error}", markup=False, soft_wrap=True)
+        out.print(f"The network cannot be read: {error}", soft_wrap=True)
     else:
         table = Table("", "operation", "of", "size", "from", box=None, pad_edge=False)
         for at, node in enumerate(graph.nodes):
             of = " ".join(str(source) for source in node.sources)
-            table.add_row(str(at), node.describe(), of, str(node.size), escape(node.origin))
+            table.add_row(str(at), node.describe(), of, str(node.size), node.origin)
         out.print(table)
         if graph.head is not None:
-            out.print(f"The last {graph.head} is left out: it keeps the order of the classes.", markup=False)
+            out.print(f"The last {graph.head} is left out: it keeps the order of the classes.")
     table = Table("certifier", f"L{norm}", box=None, pad_edge=False)
     for found in supports(classifier, ThreatModel(float(norm))):
         answer = f"yes, prepared in {found.seconds:.1f} s" if found.reason is None else f"no: {found.reason}"
-        table.add_row(found.certifier, escape(answer))
+        table.add_row(found.certifier, answer)
     out.print(table)
 
 

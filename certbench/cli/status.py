@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from certbench.cli.console import out
@@ -23,15 +22,13 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a run, which m
     for one in progress:
         pace = f"{one.seconds / one.done:.3g}" if one.done else ""
         cells = (str(one.done), str(one.planned - one.done), str(one.unanswered), pace)
-        table.add_row(escape(one.model), f"L{one.norm:g}", escape(one.certifier), *cells)
+        table.add_row(one.model, f"L{one.norm:g}", one.certifier, *cells)
     planned, done = sum(one.planned for one in progress), sum(one.done for one in progress)
     state = "done" if done == planned else f"{planned - done} of {planned} rows have not been computed yet"
     shard = f" (shard {manifest['shard']})" if "shard" in manifest else ""
     times = f"started {manifest.get('started')}, " + (
         f"ended {manifest['finished']}" if "finished" in manifest else "not ended"
     )
-    out.print(
-        f"{opened.path}: suite {manifest['suite']['name']}{shard}: {state}; {times}", markup=False, soft_wrap=True
-    )
+    out.print(f"{opened.path}: suite {manifest['suite']['name']}{shard}: {state}; {times}", soft_wrap=True)
     out.print(table)
     raise typer.Exit(ExitCode.OK if done == planned else ExitCode.INCOMPLETE)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from certbench.cli.console import out
 from certbench.models.cards import cards
@@ -23,9 +22,7 @@ def train(
     card = zoo.train(model, folder)
     seconds = time.perf_counter() - start
     new = card["accuracy"]["test"]
-    out.print(
-        f"{escape(str(folder / model))}.safetensors: test accuracy {100 * new:.1f} %, {seconds:.0f} s", soft_wrap=True
-    )
+    out.print(f"{folder / model}.safetensors: test accuracy {100 * new:.1f} %, {seconds:.0f} s", soft_wrap=True)
     if model in cards():
         old = json.loads(cards()[model].read_text(encoding="utf-8"))["accuracy"]["test"]
         out.print(

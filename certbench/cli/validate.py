@@ -15,4 +15,4 @@ def validate(suite: Annotated[str, typer.Argument(help="A shipped suite, or the 
     loaded = load(suite)
     pairs = plan(loaded)
     valid = f"{loaded.source} is valid: {pairs} pairs of {loaded.settings.inputs} inputs"
-    out.print(valid, markup=False, soft_wrap=True)
+    out.print(valid, soft_wrap=True)

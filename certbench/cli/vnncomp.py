@@ -39,17 +39,17 @@ def vnncomp(
     folder = folder or Path("reports/vnncomp") / root.resolve().name
     counts: Counter[str] = Counter()
     for remark in remarks(root, folder):
-        err.print(remark, markup=False, soft_wrap=True)
+        err.print(remark, soft_wrap=True)
     try:
         for row in answer(root, folder, scale=scale, only=only, rerun=rerun):
             counts[row.result] += 1
             how = ", ".join(part for part in (row.method if row.result in ("sat", "unsat") else "", row.reason) if part)
             names = f"{Path(row.onnx).name} {Path(row.vnnlib).name}"
             line = f"{names}: {row.result} in {row.seconds:.1f} s" + (f" ({how})" if how else "")
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
     except KeyboardInterrupt:
-        err.print(f"interrupted; answers are stored. To go on: {again()}", markup=False, soft_wrap=True)
+        err.print(f"interrupted; answers are stored. To go on: {again()}", soft_wrap=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     shown = ", ".join(f"{counts[word]} {word}" for word in ("unsat", "sat", "unknown", "timeout", "error"))
-    out.print(f"{shown}: {folder / 'results.csv'}", markup=False, soft_wrap=True)
+    out.print(f"{shown}: {folder / 'results.csv'}", soft_wrap=True)
     raise typer.Exit(ExitCode.INCOMPLETE if counts["timeout"] or counts["error"] else ExitCode.OK)

@@ -3,14 +3,12 @@
 import io
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 from xml.etree import ElementTree
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +19,7 @@ from certbench.comparison.update import BaselineUpdate
 from certbench.core import registry
 from certbench.errors import ConfigError
 from certbench.exit_codes import ExitCode
+from certbench.files import safe_text
 from certbench.files.json_text import plain
 from certbench.results.rows import Row
 
@@ -29,9 +28,6 @@ SHOWN = 20
 
 QUIET = (Kind.SAME, Kind.NOISE, Kind.NEW)
 """Classes whose rows are counted, not listed."""
-
-NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML forbids, even as references."""
 
 VERDICTS = {
     ExitCode.OK: "There is no difference that the policy forbids.",
@@ -59,19 +55,19 @@ def told(comparison: Comparison) -> Iterator[Table | str]:
 def text(comparison: Comparison) -> str:
     """Return what `told` yields as text of 160 columns, without colours."""
     file = io.StringIO()
-    console = Console(file=file, width=160)
+    console = safe_text.SafeConsole(file=file, width=160)
     for part in told(comparison):
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+        console.print(part, soft_wrap=isinstance(part, str))
     return file.getvalue()
 
 
 def markdown(comparison: Comparison) -> str:
     """Return Markdown, for a job's summary or a comment on a pull request."""
-    parts = [f"### {_cell(comparison.old.name)} → {_cell(comparison.new.name)}\n"]
+    parts = [f"### {safe_text.markdown(comparison.old.name)} → {safe_text.markdown(comparison.new.name)}\n"]
     for title, heads, rows in _tables(comparison):
-        lines = [f"**{title}**\n", _line(heads), _line(["---"] * len(heads)), *map(_line, rows)]
+        lines = [f"**{title}**\n", _line(heads), "|" + " --- |" * len(heads), *map(_line, rows)]
         parts.append("\n".join(lines) + "\n")
-    return "\n".join([*parts, *(f"- {_cell(line)}" for line in _verdict(comparison))]) + "\n"
+    return "\n".join([*parts, *(f"- {safe_text.markdown(line)}" for line in _verdict(comparison))]) + "\n"
 
 
 def as_json(comparison: Comparison) -> str:
@@ -107,16 +103,16 @@ def junit(comparison: Comparison) -> str:
             counts = Counter(change.kind.value for change in wrong)
             message = ", ".join(f"{count} {kind}" for kind, count in counts.items())
             failure = ElementTree.SubElement(case, "failure", message=message, type=wrong[0].kind.value)
-            failure.text = "\n".join(": ".join(filter(None, _described(change))) for change in wrong)
+            failure.text = "\n".join(safe_text.terminal(": ".join(filter(None, _described(one)))) for one in wrong)
     whole = ElementTree.SubElement(suite, "testcase", classname="certbench", name="both sides")
     if comparison.exit_code in (ExitCode.INCOMPARABLE, ExitCode.INCOMPLETE) or comparison.slower:
         failures += 1
         ElementTree.SubElement(whole, "failure", message=" ".join(_verdict(comparison)), type="run")
-    ElementTree.SubElement(suite, "system-out").text = "\n".join(_verdict(comparison))
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(map(safe_text.terminal, _verdict(comparison)))
     suite.attrib |= {"tests": str(len(groups) + 1), "failures": str(failures), "errors": "0"}
     ElementTree.indent(suite)
     written = ElementTree.tostring(suite, encoding="unicode")
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{NO_XML.sub(chr(0xFFFD), written)}\n'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{safe_text.lines(written)}\n'
 
 
 SHAPES: Mapping[str, Callable[[Comparison], str]] = {
@@ -262,10 +258,4 @@ def _finite(value: Any) -> Any:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(map(_cell, cells)) + " |"
-
-
-def _cell(content: str) -> str:
-    for mark in "\\|*_<[":
-        content = content.replace(mark, "\\" + mark)
-    return content
+    return "| " + " | ".join(map(safe_text.markdown, cells)) + " |"

@@ -40,6 +40,9 @@ from certbench.version import __version__
 REGIONS = (1.0, 1.001, 1.01, 1.05, 0.9999, LEAST)
 """Relative radii of the balls for which a witness is asked, in this order, until one proves the stored radius."""
 
+NAME_BYTES = 150
+"""Maximum length of model and certifier in the name of a file, which may have 255 bytes."""
+
 LOWER = (1.0, 0.9999, LEAST)
 """Relative radii that are claimed with a witness of another kind, in this order, until one is proved."""
 
@@ -166,7 +169,8 @@ class Exporter:
             "evidence": plain(evidence),
         }
         content["seal"] = reading.seal(content)
-        name = f"{row.model}-{row.certifier}-L{row.norm:g}-{row.input}-{content['seal'][:8]}"
+        pair = f"{row.model}-{row.certifier}".encode(errors="replace")[:NAME_BYTES].decode(errors="ignore")
+        name = f"{pair}-L{row.norm:g}-{row.input}-{content['seal'][:8]}"
         path = self.folder / ("".join(c if c.isalnum() or c in "-+=.," else "_" for c in name) + ".json")
         write(path, json.dumps(content, indent=1, allow_nan=False), create_folder=True)
         return path

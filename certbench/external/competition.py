@@ -15,6 +15,7 @@ import torch
 from certbench.core.properties import Property
 from certbench.core.registry import unknown
 from certbench.errors import CertbenchError, ConfigError, StoreError
+from certbench.files import safe_text
 from certbench.files.reading import plain
 from certbench.files.writing import write
 from certbench.formats.onnx.loading import load
@@ -277,7 +278,14 @@ def _store(
     table.writeheader()
     for key, row in rows.items():
         if key in listed:
-            lines.writerow([category, row.onnx, row.vnnlib, f"{row.prepare:.3f}", row.result, f"{row.seconds:.3f}"])
-        table.writerow(asdict(row))
+            names = (safe_text.csv(category), _path(row.onnx), _path(row.vnnlib))
+            lines.writerow([*names, f"{row.prepare:.3f}", row.result, f"{row.seconds:.3f}"])
+        cells = {name: safe_text.csv(cell) for name, cell in asdict(row).items()}
+        table.writerow(cells | {"onnx": _path(row.onnx), "vnnlib": _path(row.vnnlib)})
     write(folder / "results.csv", results.getvalue(), create_folder=True)
     write(folder / "details.csv", details.getvalue())
+
+
+def _path(path: str) -> str:
+    """Return a path that no spreadsheet takes for a formula; it leads to the same file."""
+    return f"./{path}" if path.startswith(tuple(safe_text.FORMULA)) else path

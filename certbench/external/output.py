@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -60,7 +59,7 @@ def _accuracies(
         figures = [f"{log.accuracy(r):.1f}" if log.has_radii else "" for r in radii]
         acr = f"{log.average_radius:.4f}" if log.has_radii else ""
         row = (str(len(log.entries)), f"{log.abstained:.1f}", f"{log.clean:.1f}", *figures, acr)
-        table.add_row(escape(names[log.path]), *row)
+        table.add_row(names[log.path], *row)
     for group in best:
         chosen = [f"{group['best'][f'{r:g}']['percent']:.1f}" for r in radii]
         table.add_row(f"best of {len(group['logs'])}, selected", "", "", "", *chosen, "", style="dim")
@@ -77,7 +76,7 @@ def _ladders(audited: Sequence[AuditedLog], names: Mapping[Path, str]) -> Table:
         levels = found.levels(n) if n else None
         interval = f"{levels[0]:.3g} to {levels[1]:.3g}" if levels else ""
         row = (f"{found.sigma:g}", f"{top.value:g}", str(top.rows), found.verdict, interval)
-        table.add_row(escape(names[one.log.path]), *row)
+        table.add_row(names[one.log.path], *row)
     return table
 
 
@@ -89,5 +88,5 @@ def _verdict_table(
     for file in results:
         wrong = sum(finding.check == "contradiction" for finding in found[file.path])
         source = f"{file.source} (known)" if file.known else file.source
-        table.add_row(escape(names[file.path]), escape(source), *(str(file.count(word)) for word in words), str(wrong))
+        table.add_row(names[file.path], source, *(str(file.count(word)) for word in words), str(wrong))
     return table

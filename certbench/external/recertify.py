@@ -18,6 +18,7 @@ from certbench.core.claims import ABSTAIN
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
 from certbench.external.count_files import CountTable, read
+from certbench.files import safe_text
 from certbench.verifiers.smoothing.noise.families import NOISES, Noise
 from certbench.verifiers.smoothing.recertification import recertify, recertify_exact
 
@@ -210,7 +211,7 @@ def _as_csv(tables: Sequence[RecertifiedTable]) -> str:
     writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {key: json.dumps(value) if isinstance(value, dict) else value for key, value in record.items()}
+        {key: json.dumps(value) if isinstance(value, dict) else safe_text.csv(value) for key, value in record.items()}
         for record in records
     )
     return file.getvalue()

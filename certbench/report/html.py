@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from certbench.core.claims import Guarantee, Subject
-from certbench.files import writing
+from certbench.files import safe_text, writing
 from certbench.report import tables
 from certbench.report.figures import COLOURS, CURVES, SCATTER, SHAPES, Drawn, Panel, Scatter, panel, scatters
 from certbench.results import metrics
@@ -69,7 +69,7 @@ def write(
         StoreError: the file cannot be written; the old file is intact.
     """
     text = html(title, manifest, list(rows), radii, list(estimates), missing)
-    writing.write(Path(path), text.encode(errors="backslashreplace"))
+    writing.write(Path(path), text)
 
 
 def write_report(
@@ -100,6 +100,7 @@ def html(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=safe_text.html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from certbench.core.claims import Guarantee, Subject
 from certbench.core.threat import ThreatModel
+from certbench.files import safe_text
 from certbench.results.metrics import EstimateSummary, Summary
 
 SMOOTHED = (
@@ -243,17 +244,17 @@ def markdown(summaries: Sequence[Summary], estimates: Sequence[EstimateSummary] 
         lines += [f"### {threat}" + (f", {inputs(group)}" if shown else ""), ""]
         if shown:
             heads = ["model", "certifies", "certifier", "guarantee", *(_markdown_head(c) for c in cells)]
-            lines += [_markdown_row(heads), _markdown_row(["---"] * 4 + ["---:"] * len(cells))]
+            lines += [_markdown_row(heads), _markdown_rule(4, len(cells))]
             lines += [
                 _markdown_row([s.model, s.subject.value, s.certifier, s.guarantee.value, *(c.cell(s) for c in cells)])
                 for s in shown
             ]
-            lines += ["", _markdown_text(LEGEND), ""]
-        lines += [f"- {_markdown_text(note.text)}" for note in notes(group)]
+            lines += ["", safe_text.markdown(LEGEND), ""]
+        lines += [f"- {safe_text.markdown(note.text)}" for note in notes(group)]
         guesses = [s for s in estimates if s.threat == threat]
         if guesses:
-            lines += ["", _markdown_row(ESTIMATE_HEADS), _markdown_row(["---"] * 2 + ["---:"] * 5)]
-            lines += [_markdown_row(estimate_cells(s)) for s in guesses] + ["", _markdown_text(ESTIMATES)]
+            lines += ["", _markdown_row(ESTIMATE_HEADS), _markdown_rule(2, 5)]
+            lines += [_markdown_row(estimate_cells(s)) for s in guesses] + ["", safe_text.markdown(ESTIMATES)]
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -367,12 +368,9 @@ def _markdown_head(column: Column) -> str:
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(_markdown_text(cell) for cell in cells) + " |"
+    return "| " + " | ".join(safe_text.markdown(cell) for cell in cells) + " |"
 
 
-def _markdown_text(text: str) -> str:
-    """Escape text so that Markdown shows it unchanged, in one table cell."""
-    text = " ".join(text.split())
-    for special in "\\`*_|<":
-        text = text.replace(special, "\\" + special)
-    return text
+def _markdown_rule(left: int, right: int) -> str:
+    """Return the line below the heads: columns to the left, then columns to the right."""
+    return "|" + " --- |" * left + " ---: |" * right

@@ -22,6 +22,7 @@ from certbench.core.evidence import HalvedEvidence, ReasonEvidence, TracebackEvi
 from certbench.core.memory import limits, now, patience
 from certbench.core.threat import ThreatModel
 from certbench.errors import CertificationError
+from certbench.files import safe_text
 from certbench.files.writing import writing
 from certbench.results.store import Counterexample, PlannedEstimate, Store, StoredAnswer
 from certbench.runs.events import Stop, Watcher
@@ -91,7 +92,8 @@ class Desk:
         """Append a traceback to the folder's log."""
         path = self.folder / "errors.log"
         with writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(f"{name}\n{trace}\n")
+            told = safe_text.lines(trace).replace("\n", "\n  ")  # no line but ours begins at the margin
+            file.write(f"{safe_text.terminal(name)}\n{told}\n")
 
 
 def perform(stages: Sequence[Stage], desk: Desk, executor: Executor, stop: Stop) -> int:

@@ -80,4 +80,4 @@ def test_junit_is_xml_whatever_a_reason_holds() -> None:
     new = side(row(0.0, outcome=Outcome.FAILED, reason=reason, prediction=ABSTAIN))
     suite = ElementTree.fromstring(SHAPES["junit"](compare(side(row(0.5)), new)).encode())
     (failure,) = suite.iter("failure")
-    assert failure.text is not None and "failed: a\ufffd\ufffd[31mred\ufffd<&>\ufffd" in failure.text
+    assert failure.text is not None and r"failed: a\x00\x1b[31mred\x0b<&>\ufffe" in failure.text
