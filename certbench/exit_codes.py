@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     INCOMPARABLE = 4, "runs cannot be compared"
     INCOMPLETE = 5, "rows failed, timed out, ran out of memory or were not reached"
     STORE = 6, "results cannot be written or read"
+    INTERNAL = 70, "an error that nobody foresaw; a log file has the traceback"
     INTERRUPTED = 130, "interrupted"
 
 

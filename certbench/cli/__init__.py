@@ -3,7 +3,10 @@
 Commands import what they need when they run, so that help and lists are quick. Only this room prints.
 """
 
+import errno
 import sys
+import tempfile
+import traceback
 from typing import Annotated
 
 import typer
@@ -30,7 +33,7 @@ from certbench.cli import (
     vnncomp,
 )
 from certbench.cli import list as listing
-from certbench.cli.console import err, out, tell
+from certbench.cli.console import again, err, out, tell
 from certbench.errors import CertbenchError, StoreError
 from certbench.exit_codes import ExitCode, explained
 from certbench.version import __version__
@@ -80,6 +83,23 @@ def main() -> None:
     except CertbenchError as error:
         tell("error:", "bold red", str(error))
         sys.exit(ExitCode.STORE if isinstance(error, StoreError) else ExitCode.USAGE)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            tell("error:", "bold red", f"a path is too long: {error.filename!s:.100}...")
+            sys.exit(ExitCode.USAGE)
+        tell("internal error:", "bold red", f"{type(error).__name__}: {error!s:.500}; {_logged()}")
+        sys.exit(ExitCode.INTERNAL)
+
+
+def _logged() -> str:
+    """Write the traceback of the present exception to a file, and name the file."""
+    try:
+        handle, path = tempfile.mkstemp(prefix="certbench-", suffix=".log")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"certbench {__version__}: {again()}\n{traceback.format_exc()}")
+    except OSError as error:
+        return f"the traceback cannot be written: {error}"
+    return f"please report it with {path}"
 
 
 def _version(wanted: bool) -> bool:

@@ -101,7 +101,7 @@ def told(one: "RecertifiedTable", radii: Sequence[float]) -> Iterator[Table | st
         abstained = int((certificate.prediction == ABSTAIN).sum())
         shares = [len(right), *(sum(radius >= eps for radius in right) for eps in radii)]
         cells = (f"{100 * share / max(n, 1):.1f}" for share in shares)
-        table.add_row(rule, str(n), str(abstained), *cells, f"{math.fsum(right) / n if n else 0.0:.4f}")
+        table.add_row(rule, str(n), str(abstained), *cells, f"{math.fsum(radius / n for radius in right):.4f}")
     yield table
     yield EXACT_NOTE if one.grid is not None else _note(certificate, one.alpha)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from certbench.cli.console import again, err, out
@@ -117,7 +116,7 @@ def _preview(suite: "Suite", folder: Path, rerun: str) -> None:
     refused: list[str] = []
     for one in preview(suite, folder, rerun):
         left = "" if one.seconds is None else f"{one.seconds:.3g}"
-        table.add_row(*map(escape, (one.model, one.threat, one.certifier)), str(one.rows), str(one.stored), left)
+        table.add_row(one.model, one.threat, one.certifier, str(one.rows), str(one.stored), left)
         if one.reason is not None:
             refused.append(f"unsupported: {one.certifier} on {one.model}, {one.threat}: {one.reason}")
     out.print(table)

@@ -19,8 +19,8 @@ from certbench.core import threat as threats
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.core.evidence import BracketEvidence, Evidence, TallyEvidence
 from certbench.errors import ConfigError
-from certbench.files.json_text import plain
-from certbench.results.folder import RunFolder
+from certbench.files.json_text import parse, plain
+from certbench.results.folder import RunFolder, check_classes
 from certbench.results.rows import Row
 from certbench.results.significance import counted
 
@@ -75,16 +75,17 @@ def read_run(folder: Path) -> tuple[Side, dict[str, Any]]:
     manifest, models, data, versions = opened.manifest(content)
     with opened.store() as store:
         rows, uncomputed = store.rows(), store.missing()
+    check_classes(manifest, rows)
     _once(folder, rows)
     return Side(str(folder), rows, models, data, uncomputed=uncomputed, versions=versions), manifest
 
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; give the folder of a run, or a baseline") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is neither the folder of a run nor a baseline: {error}") from error
 
 

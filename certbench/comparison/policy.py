@@ -160,7 +160,7 @@ def _number(values: Mapping[str, Any], key: str, where: tuple[str, ...], default
     value = values.get(key, default)
     try:  # YAML 1.1 reads 1e-3 as text
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
         raise ConfigError(f"write a number, at least 0, not {value!r}", (*where, key))

@@ -7,6 +7,7 @@ the search found it in a larger ball, the claim is lowered, to no less than `LEA
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -89,6 +90,8 @@ class Exporter:
         Raises:
             UnsupportedError: there is no evidence that the checker can verify, or it does not prove the claim.
         """
+        if not math.isfinite(row.radius):
+            raise UnsupportedError("its radius is infinite; a file claims a number")
         smoothed = row.subject is Subject.SMOOTHED
         low, high = row.domain or (0.0, 1.0)
         if row.scale is not None or isinstance(low, tuple) or isinstance(high, tuple):
@@ -168,11 +171,15 @@ class Exporter:
             },
             "evidence": plain(evidence),
         }
-        content["seal"] = reading.seal(content)
+        try:
+            content["seal"] = reading.seal(content)
+            text = json.dumps(content, indent=1, allow_nan=False)
+        except ValueError as error:
+            raise UnsupportedError("a number in it is infinite or NaN, which no file may hold") from error
         pair = f"{row.model}-{row.certifier}".encode(errors="replace")[:NAME_BYTES].decode(errors="ignore")
         name = f"{pair}-L{row.norm:g}-{row.input}-{content['seal'][:8]}"
         path = self.folder / ("".join(c if c.isalnum() or c in "-+=.," else "_" for c in name) + ".json")
-        write(path, json.dumps(content, indent=1, allow_nan=False), create_folder=True)
+        write(path, text, create_folder=True)
         return path
 
     def proved(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 
 from certbench.core.evidence import RecountEvidence
 from certbench.errors import ConfigError, StoreError
+from certbench.files import arrays
+from certbench.files.json_text import parse
 from certbench.files.numbers import is_number
 from certbench.results.folder import RunFolder
 
@@ -39,6 +40,9 @@ class CountTable:
         noise: `name` of the noise's family and options of its shape, if the file says so.
         dimension: dimension of the inputs, if the file says so.
         alpha: alpha of the certificates in the file, if it has some.
+
+    Raises:
+        ConfigError: the labels are not one whole number per input.
     """
 
     name: str
@@ -51,6 +55,14 @@ class CountTable:
     noise: Mapping[str, Any] | None = None
     dimension: int | None = None
     alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        labels = self.labels
+        if labels is not None and (labels.shape != self.counts.shape[:1] or labels.dtype.kind not in "iu"):
+            raise ConfigError(
+                f"{self.name}: labels must be one whole number for each of the {len(self.counts)} inputs; they are "
+                f"{labels.dtype} of shape {labels.shape}"
+            )
 
 
 def read(path: Path, labels: str = "auto") -> list[CountTable]:
@@ -83,15 +95,24 @@ def read(path: Path, labels: str = "auto") -> list[CountTable]:
             return [_npz(path)]
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            return [_records(path.name, [json.loads(line) for line in text.splitlines() if line.strip()])]
+            return [_records(path.name, [parse(line) for line in text.splitlines() if line.strip()])]
         if path.suffix == ".json":
-            return [_records(path.name, json.loads(text))]
+            return [_records(path.name, parse(text))]
         return [_text(path.name, text, labels)]
     except (ConfigError, StoreError):
         raise
-    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise ConfigError(f"cannot read counts from {path}: {type(error).__name__}: {error}") from error
-    except (zipfile.BadZipFile, csv.Error) as error:
+    except csv.Error as error:
         raise ConfigError(f"cannot read counts from {path}: {error}") from error
 
 
@@ -146,11 +167,13 @@ def _fits(counts: np.ndarray, labels: np.ndarray | None) -> bool:
 
 
 def _npz(path: Path) -> CountTable:
-    with np.load(path, allow_pickle=False) as file:
-        if "counts" not in file:
-            raise ConfigError(f"{path.name} has no array `counts`, but {', '.join(file) or 'nothing'}")
-        arrays = {key: file[key] for key in ("counts", "labels", "selection", "selected", "draws") if key in file}
-    return CountTable(path.name, **arrays)
+    names = arrays.names_of(path)
+    if "counts" not in names:
+        raise ConfigError(f"{path.name} has no array `counts`, but {', '.join(names) or 'nothing'}")
+    known = ("counts", "labels", "selection", "selected", "draws")
+    found = arrays.read_npz(path, [name for name in known if name in names])
+    labels, selection, selected, draws = (found.get(name) for name in known[1:])
+    return CountTable(path.name, found["counts"], labels, selection, selected, draws)
 
 
 def _records(name: str, records: Any) -> CountTable:

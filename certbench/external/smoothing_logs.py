@@ -184,7 +184,7 @@ def _parsed(path: Path, kind: str, texts: Sequence[str]) -> list[Any]:
             if "_" in text:
                 raise ValueError(text)  # which Python would accept
             result.append(parse(text))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(f"{path}:{line}: {text!r} is no {kind}") from None
     return result
 

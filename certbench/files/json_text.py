@@ -1,8 +1,36 @@
 """JSON text that every reader understands."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+DEEPEST = 100
+"""Maximum depth of nesting: far above what is written, and far below what ends a recursive function."""
+
+
+def parse(text: str) -> Any:
+    """Read JSON that others may have written.
+
+    Raises:
+        ValueError: the text is no JSON, or is nested deeper than `DEEPEST` levels.
+    """
+    deep = f"it is nested deeper than {DEEPEST} levels"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
+    if text.count("[") + text.count("{") > DEEPEST:
+        level = [value]
+        for _ in range(DEEPEST + 1):
+            level = [part for one in level if isinstance(one, dict | list) for part in _parts(one)]
+        if level:
+            raise ValueError(deep)
+    return value
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def plain(value: Any) -> Any:

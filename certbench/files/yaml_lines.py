@@ -14,6 +14,9 @@ Lines = Mapping[tuple[str, ...], int]
 DEEPEST = 20
 """Maximum depth of nesting, so that an alias inside its own anchor cannot go on for ever."""
 
+MOST = 100_000
+"""Maximum number of values, so that aliases of aliases cannot stand for billions."""
+
 
 def read(text: str, path: Path) -> tuple[Any, Lines]:
     """Read the values of a YAML text and the line of each; refuse a key that is given twice.
@@ -21,22 +24,26 @@ def read(text: str, path: Path) -> tuple[Any, Lines]:
     Raises:
         ConfigError: the text is no YAML.
     """
+    lines: dict[tuple[str, ...], int] = {}
     try:
-        values = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _note_lines(node, (), lines, path)  # first: reading merges what aliases stand for
+        values = yaml.safe_load(text)
+    except ConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: for example, the 31st of February
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    lines: dict[tuple[str, ...], int] = {}
-    if node is not None:
-        _note_lines(node, (), lines, path)
     return values, lines
 
 
 def _note_lines(node: yaml.Node, here: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
     lines[here] = node.start_mark.line + 1
+    if len(lines) > MOST:
+        raise ConfigError(f"{path}, line {lines[here]}: more than {MOST} values, those that aliases repeat included")
     if len(here) > DEEPEST:
         raise ConfigError(f"{path}, line {lines[here]}: nested deeper than {DEEPEST} levels")
     if isinstance(node, yaml.MappingNode):

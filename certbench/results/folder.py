@@ -1,13 +1,15 @@
 """The folder of a run, opened to be read: its manifest and its store. Imports nothing heavy."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from certbench.errors import ConfigError, StoreError
+from certbench.files.json_text import parse
+from certbench.files.numbers import number
 from certbench.results.rows import Estimate, Row
 from certbench.results.store import Store
 
@@ -55,8 +57,8 @@ class RunFolder:
         """
         path = self.path / MANIFEST
         try:
-            return choose(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            return choose(parse(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise StoreError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
     @contextmanager
@@ -106,9 +108,33 @@ def read_results(folder: Path) -> RunResults:
 
     manifest = opened.manifest(whole)
     with opened.store() as store:
-        return RunResults(manifest, store.rows(), store.estimates(), store.missing())
+        rows = store.rows()
+        check_classes(manifest, rows)
+        return RunResults(manifest, rows, store.estimates(), store.missing())
+
+
+def check_classes(manifest: Mapping[str, Any], rows: Iterable[Row]) -> None:
+    """Compare the classes in rows with the number of classes of their models, as far as the manifest has it.
+
+    Raises:
+        StoreError: a row names a class that its model does not know.
+    """
+    known = manifest.get("classes")
+    counts = known if isinstance(known, Mapping) else {}
+    for row in rows:
+        count, highest = counts.get(row.model), max(row.prediction, row.label)
+        if isinstance(count, int) and highest >= count:
+            place = f"the row {row.model}, {row.certifier}, input {row.input}"
+            raise StoreError(f"{place} names class {highest}, but the model knows {count} classes")
 
 
 def radii(manifest: Mapping[str, Any]) -> dict[float, list[float]]:
-    """Return for each norm the radii at which the suite asks for certified accuracy."""
-    return {float(p): [float(eps) for eps in values] for p, values in manifest["suite"]["radii"].items()}
+    """Return for each norm the radii at which the suite asks for certified accuracy.
+
+    Raises:
+        ValueError: a norm or a radius is no number that is at least 0.
+    """
+    found = {number(p): [number(eps) for eps in values] for p, values in manifest["suite"]["radii"].items()}
+    if not all(0 <= eps < math.inf for values in found.values() for eps in values):
+        raise ValueError("a radius is below 0, or infinite")
+    return found

@@ -386,5 +386,8 @@ class Store:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a word that no version wrote
+        except (sqlite3.OperationalError, OSError) as error:  # a full disk, a lock
             raise StoreError(f"cannot read or write {self.path}: {error}; what was stored before is intact") from error
+        except (sqlite3.Error, ValueError, OverflowError) as error:  # ValueError: a word that no version wrote
+            cure = "give a copy of before, or run the suite into another folder"
+            raise StoreError(f"cannot read {self.path}: {error}; the file is damaged: {cure}") from error

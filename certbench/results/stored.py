@@ -1,13 +1,13 @@
 """Rows and estimates as SQLite has them, read strictly."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from certbench.core.claims import Guarantee, Outcome, Subject
+from certbench.core.claims import ABSTAIN, Guarantee, Outcome, Subject
 from certbench.core.threat import Domain, Numbers, read
 from certbench.errors import ConfigError
+from certbench.files.json_text import parse
 from certbench.results.rows import Estimate, Row
 
 _T = TypeVar("_T")
@@ -24,9 +24,9 @@ class Boxes:
     def __getitem__(self, text: str) -> tuple[Domain | None, Numbers | None]:
         """Return the domain and the scales of a cell: a name, or the content itself."""
         if text not in self.known:
-            value = json.loads(text)
+            value = parse(text)
             try:
-                self.known[text] = read(json.loads(self.contents[value]) if isinstance(value, str) else value)
+                self.known[text] = read(parse(self.contents[value]) if isinstance(value, str) else value)
             except ConfigError as error:
                 raise ValueError(str(error)) from error
         return self.known[text]
@@ -36,7 +36,7 @@ def named(make: Callable[[Sequence[Any], Boxes], _T], values: Sequence[Any], box
     """Read a row of the file; ValueError if no version of certbench writes such a row."""
     try:
         return make(values, boxes)
-    except (TypeError, LookupError, AttributeError, ValueError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"the row {', '.join(map(str, values[:2]))} is no row of a run: {error}") from error
 
 
@@ -45,13 +45,15 @@ def row_of(values: Sequence[Any], boxes: Boxes) -> Row:
     (model, certifier, spec, guarantee, subject, norm, domain, index, label) = values[:9]
     (prediction, radius, upper, seconds, prepare, outcome, reason, evidence, cpu, distance) = values[9:]
     known = [upper] if distance is None or subject != Subject.BASE.value else [upper, distance]
-    options, found = json.loads(spec), json.loads(evidence)
+    options, found = parse(spec), parse(evidence)
     for part, kind in ((model, str), (certifier, str), (reason, str), (options, dict), (found, dict)):
         _check(part, kind)
     for part in (index, label, prediction):
         _check(part, int)
     for part in (norm, radius, seconds, prepare, *known, *(() if cpu is None else (cpu,))):
-        _check(part, (int, float))
+        _check_number(part)
+    if index < 0 or label < 0 or prediction < ABSTAIN:
+        raise ValueError(f"input {index}, label {label} and class {prediction} cannot be")
     box, scale = boxes[domain]
     return Row(
         model=model,
@@ -82,7 +84,7 @@ def estimate_of(values: Sequence[Any], boxes: Boxes) -> Estimate:
     for part, kind in ((model, str), (method, str), (index, int)):
         _check(part, kind)
     for part in (norm, cap, *(part for part in (value, upper) if part is not None)):
-        _check(part, (int, float))
+        _check_number(part)
     box, scale = boxes[domain]
     return Estimate(
         model=model,
@@ -95,6 +97,12 @@ def estimate_of(values: Sequence[Any], boxes: Boxes) -> Estimate:
         cap=cap,
         upper=math.inf if upper is None else upper,
     )
+
+
+def _check_number(value: Any) -> None:
+    _check(value, (int, float))
+    if not value >= 0:  # NaN, too
+        raise ValueError(f"{value} is below 0")
 
 
 def _check(value: Any, kind: type | tuple[type, ...]) -> None:

@@ -36,6 +36,7 @@ def manifest_of(suite: Suite, dataset: Dataset, models: list[Classifier], thread
             **({"features": list(dataset.features)} if dataset.features else {}),
         },
         "models": {model.name: model.fingerprint() for model in models},
+        "classes": {model.name: model.num_classes for model in models},
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         "commit": _commit(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(models[0].device)},

@@ -189,6 +189,8 @@ class Suite:
             return make()
         except ConfigError as error:
             raise self.error((*where, *error.path), str(error)) from error
+        except OSError as error:  # a path that no file can have, say
+            raise self.error(where, f"{error!s:.300}") from error
 
 
 def load(name: str, selection: Selection | None = None) -> Suite:

@@ -13,6 +13,7 @@ from torch import Tensor
 from certbench.core.inputs import check_domain
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError
+from certbench.files.arrays import open_npy
 from certbench.models.data.base import Dataset
 from certbench.runs.suite import Suite
 
@@ -131,11 +132,13 @@ def _numbers(path: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Read a file of numbers, flat; an array of several axes must have those of an input of this shape."""
     try:
         if Path(path).suffix == ".npy":
-            found = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+            found = np.asarray(open_npy(Path(path)), dtype=np.float64)
             if found.ndim > 1 and [n for n in found.shape if n != 1] != [n for n in shape if n != 1]:
                 problem = "bring its axes into the order of the input's, or store it flat"
                 raise ConfigError(f"{path} has shape {found.shape}, inputs {shape}; {problem}")
             return found.ravel()
         return np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=1).ravel()
-    except (OSError, ValueError, TypeError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise ConfigError(f"{path} cannot be read as numbers, one per feature: {error}") from error

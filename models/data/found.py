@@ -18,9 +18,6 @@ INPUTS = ("inputs", "x", "images")
 LABELS = ("labels", "y")
 """Usual names of an array of labels; likewise."""
 
-PACKED = 1032
-"""Largest factor by which deflate packs bytes. A file that claims more does not hold what it claims."""
-
 MOST = 2**31
 """Largest number of classes. A larger label is no class, and may not fit into 64 bits with a sign."""
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from certbench.errors import ConfigError
-from certbench.models.data.found import PACKED, Found
+from certbench.files.arrays import PACKED
+from certbench.models.data.found import Found
 from certbench.models.data.source import Source
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

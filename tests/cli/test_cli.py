@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,25 @@ def test_a_command_is_a_file_with_a_function_and_a_line(certbench: Run, monkeypa
 
 def test_the_version_is_printed(certbench: Run) -> None:
     assert certbench("--version")[1].strip() == cli.__version__
+
+
+def test_what_nobody_foresaw_has_a_code_and_a_log(
+    certbench: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stumble(name: str) -> str:
+        raise ZeroDivisionError(f"for {name}\x1b[2J")
+
+    monkeypatch.setattr(registry, "summary", stumble)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "logs"))
+    code, _, err = certbench("list")
+    assert code == ExitCode.INTERNAL and "the traceback cannot be written" in err
+    (tmp_path / "logs").mkdir()
+    code, _, err = certbench("list")
+    (log,) = (tmp_path / "logs").iterdir()
+    assert code == ExitCode.INTERNAL and err.startswith("internal error: ZeroDivisionError: for") and str(log) in err
+    assert "\x1b" not in err and "Traceback" in log.read_text() and "certbench list" in log.read_text()
+
+
+def test_paths_that_no_file_can_have_are_refused(certbench: Run) -> None:
+    for command in ("recertify", "report", "show", "run", "validate", "check", "audit-log"):
+        assert certbench(command, "x" * 5000)[0] in (ExitCode.USAGE, ExitCode.UNSOUND)

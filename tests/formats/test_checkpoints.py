@@ -89,6 +89,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"All shapes agree in their order.*rename them \(fc1\.weight -> 0\.weight",
     ),
     "another shape": (lambda: state() | {"0.bias": torch.zeros(9)}, r"0\.bias has shape \(9,\) in the file, \(3,\)"),
+    "whole numbers": (
+        lambda: {key: value.int() for key, value in state().items()},
+        "would be rounded to torch.float32",
+    ),
     "finer": (lambda: {key: value.double() for key, value in state().items()}, "would be rounded to torch.float32"),
     "nothing": (lambda: {"epoch": 3}, "holds no state dict"),
     "module": (net, r"holds more than tensors.*trust: true.*state_dict"),

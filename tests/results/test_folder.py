@@ -1,6 +1,7 @@
 """The folder of a run is opened once, with one error for each way in which it is none."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 
 from certbench.comparison.baseline import read
+from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.errors import ConfigError, StoreError
 from certbench.external.count_files import read as read_counts
 from certbench.results.folder import RunFolder, is_run, radii, read_results
-from certbench.results.store import Store
+from certbench.results.store import Planned, Store, StoredAnswer
 from certbench.runs.reopen import reopen
 
 MANIFEST: dict[str, Any] = {
@@ -61,3 +63,27 @@ def test_the_store_is_closed_whatever_happens(folder: Path) -> None:
         raise KeyError
     with pytest.raises(StoreError):
         store.rows()
+
+
+def test_a_class_that_the_model_does_not_know_is_refused(folder: Path) -> None:
+    planned = Planned("key", "", "net", "crown", {"name": "crown"}, Guarantee.SOUND, Subject.BASE, 2.0, None, 0, 3)
+    store = Store(folder / "results.db")
+    store.plan([planned])
+    store.put([StoredAnswer("key", 9, 0.5, math.inf, 0.0, 0.0, Outcome.COMPLETED, "", {})])
+    store.close()
+    for classes, fits in (({"net": 10}, True), ({"other": 9}, True), ({"net": 9}, False)):
+        (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"classes": classes}))
+        for door in (read_results, read):
+            if fits:
+                door(folder)
+            else:
+                with pytest.raises(StoreError, match="names class 9, but the model knows 9 classes"):
+                    door(folder)
+
+
+@pytest.mark.parametrize("eps", ["NaN", "-1", '"inf"', "true", "1" * 400])
+def test_radii_that_are_none_are_refused(folder: Path, eps: str) -> None:
+    text = json.dumps(MANIFEST).replace("[0.5]", f"[{eps}]")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        read_results(folder)

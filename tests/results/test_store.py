@@ -226,6 +226,11 @@ def test_a_word_that_no_version_wrote_is_refused(store: Store) -> None:
     [
         ("results", "radius", "'nan'"),
         ("results", "radius", "x'00'"),
+        ("results", "radius", "-5.0"),
+        ("results", "seconds", "-1"),
+        ("results", "prediction", "-2"),
+        ("attacks", "distance", "-0.5"),
+        ("plan", "label", "-1"),
         ("results", "prediction", "'three'"),
         ("results", "upper", "'nan'"),
         ("results", "reason", "x'00'"),
@@ -304,3 +309,13 @@ def test_a_run_that_cannot_be_written_can_be_read(store: Store) -> None:
         reader.put([RESULT])
     reader.close()
     locked.close()
+
+
+def test_a_damaged_file_is_called_damaged(store: Store) -> None:
+    store.plan([PLANNED])
+    store.put([replace(RESULT, key=str(i), reason="x" * 1000) for i in range(99)])
+    store.close()
+    store.path.write_bytes(store.path.read_bytes()[:-8192])
+    with pytest.raises(StoreError, match="the file is damaged: give a copy of before") as caught:
+        Store(store.path, create=False).outcomes()
+    assert "intact" not in str(caught.value)

@@ -21,6 +21,9 @@ from certbench.verifiers.smoothing.noise.families import Noise
 from certbench.verifiers.smoothing.splitting import ranking
 from certbench.verifiers.smoothing.votes import bounds, most_of_a_rival
 
+LARGEST_SIGMA = 1e300
+"""Largest standard deviation. Radii are at most some tens of it, and must be finite numbers."""
+
 RULES = ("one-vs-rest", "two-class", "top-k")
 
 
@@ -223,8 +226,8 @@ def _check_numbers(
     for name, value in (("sigma", sigma), ("alpha", alpha)):
         if isinstance(value, bool | str) or not isinstance(value, Real):
             raise ConfigError(f"{name} must be a number, not {value!r}", (name,))
-    if not 0 < sigma < math.inf:
-        raise ConfigError(f"sigma must be positive and finite, not {sigma}", ("sigma",))
+    if not 0 < sigma <= LARGEST_SIGMA:
+        raise ConfigError(f"sigma must be positive and at most {LARGEST_SIGMA:g}, not {sigma}", ("sigma",))
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}", ("alpha",))
     if rule not in RULES:
