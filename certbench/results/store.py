@@ -10,6 +10,7 @@ scales with many numbers stand in `boxes`, once; the plan has their names.
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ _RESULT = (
     "key", "prediction", "radius", "upper", "seconds", "prepare_seconds", "outcome", "reason", "evidence",
     "cpu_seconds",
 )  # fmt: skip
+PATIENCE = 120.0
+"""Seconds to wait for somebody else's lock on the file."""
+
 VERSION = 1
 SHORT = 200
 """Number of characters from which on a domain with its scales is stored once, under a name."""
@@ -155,7 +159,7 @@ class Store:
                 self._connection = sqlite3.connect(path, isolation_level=None)
             else:  # "ro" could not roll back what a killed writer left
                 uri = f"{path.absolute().as_uri()}?mode=rw"
-                self._connection = sqlite3.connect(uri, isolation_level=None, uri=True)
+                self._connection = sqlite3.connect(uri, isolation_level=None, uri=True, timeout=PATIENCE)
             undo.callback(self._connection.close)
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
@@ -373,14 +377,29 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._guard():
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._patiently("BEGIN IMMEDIATE")
             try:
                 yield
-                self._connection.execute("COMMIT")
+                self._patiently("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _patiently(self, statement: str) -> None:
+        """Try again while somebody else, who only reads perhaps, holds the lock of the file.
+
+        SQLite itself waits some seconds each time; in between, Ctrl-C is heard.
+        """
+        last = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._connection.execute(statement)
+                return
+            except sqlite3.OperationalError as error:
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                if code != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                    raise
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

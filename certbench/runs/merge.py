@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from certbench.errors import ConfigError
+from certbench.files.locking import FolderLock
 from certbench.files.writing import write
 from certbench.results.folder import MANIFEST, RESULTS, RunFolder, RunResults, read_results
 from certbench.results.store import Store
@@ -42,7 +43,12 @@ def merge(folders: Sequence[Path], into: Path) -> RunResults:
         for key in SAME:
             if _common(part, key) != _common(parts[0], key):
                 raise ConfigError(f"{one.path} and {opened[0].path} are not parts of one run: their {key} differ")
-    whole = Store(into / RESULTS)
+    lock = FolderLock(into)
+    try:
+        whole = Store(into / RESULTS)
+    except BaseException:
+        lock.close()
+        raise
     try:
         for one in opened:
             if one.path != into:
@@ -50,6 +56,7 @@ def merge(folders: Sequence[Path], into: Path) -> RunResults:
                     whole.take(one.path / one.database)
     finally:
         whole.close()
+        lock.close()
     merged = [
         earlier for part in parts for earlier in part.get("parts", [{k: v for k, v in part.items() if k not in SAME}])
     ]

@@ -12,6 +12,7 @@ import torch
 
 from certbench.core.claims import Outcome
 from certbench.errors import ConfigError
+from certbench.files.locking import FolderLock
 from certbench.files.writing import write
 from certbench.results.folder import MANIFEST, RESULTS
 from certbench.results.rows import Estimate, Row
@@ -130,7 +131,7 @@ def run(
 
     Raises:
         ConfigError: a model or the data cannot be loaded; nothing has run.
-        StoreError: the folder cannot be written; stored results stay.
+        StoreError: the folder cannot be written, or another run is writing it; stored results stay.
         Interrupted: Ctrl-C was pressed; computed results are stored.
     """
     torch.set_num_threads(threads)
@@ -142,7 +143,12 @@ def run(
     inputs = dataset.inputs[: suite.settings.inputs].double()
     labels = dataset.labels[: suite.settings.inputs]
 
-    store = Store(folder / RESULTS)
+    lock = FolderLock(folder)
+    try:
+        store = Store(folder / RESULTS)
+    except BaseException:
+        lock.close()
+        raise
     try:
         manifest = manifest_of(suite, dataset, models, threads) | {"executor": {"name": executor, "workers": workers}}
         manifest |= {} if shard is None else {"shard": str(shard)}
@@ -150,12 +156,13 @@ def run(
         manifest["history"] = [*history_of(folder), call]
         start = time.perf_counter()
         mine = (shard or Shard()).places(hashes(inputs))
-        write(folder / MANIFEST, json.dumps(manifest, indent=2))
         pairs = list(pairs_of(suite, models, inputs, labels))
         asked = suite.settings.attacks.steps or suite.settings.clever
         claimed = wanted_attacks(models, inputs, pairs) if asked else {}
         guesses = wanted_estimates(suite, inputs, correct(claimed, inputs, labels) if suite.settings.clever else {})
         store.plan([planned for pair in pairs for planned in pair.planned], [e for _, _, part in guesses for e in part])
+        # right after the plan, so that no table has the name of another suite
+        write(folder / MANIFEST, json.dumps(manifest, indent=2))
         stored, attacked, estimated = store.outcomes(), store.attacked(), store.estimated()
         fresh = {key for key, outcome in stored.items() if outcome not in RERUN[rerun]}
         wanted = claimed if suite.settings.attacks.steps else {}
@@ -198,3 +205,4 @@ def run(
         return Finished(store.rows(), manifest, computed, unaudited, folder, store.estimates(), missing)
     finally:
         store.close()
+        lock.close()

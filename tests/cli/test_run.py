@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from certbench.exit_codes import ExitCode
+from certbench.files.locking import FolderLock
 from certbench.models import zoo
 from certbench.results.store import Store
 from certbench.runs import work
@@ -283,3 +284,12 @@ def test_a_closed_pipe_neither_ends_a_run_nor_prints_a_traceback(home: Path, exe
     store = Store(FOLDER / "results.db", create=False)
     assert len(store.rows()) == 3
     store.close()
+
+
+def test_a_folder_has_one_writer(certbench: Run) -> None:
+    lock = FolderLock(FOLDER)
+    code, _, err = certbench("run", "little.yaml")
+    assert code == ExitCode.STORE and "is being written by another run (process" in err
+    assert not (FOLDER / "results.db").exists()
+    lock.close()
+    assert certbench("run", "little.yaml")[0] == ExitCode.OK

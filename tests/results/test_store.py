@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from certbench.core.claims import Guarantee, Outcome, Subject
 from certbench.errors import StoreError
+from certbench.results import store as stores
 from certbench.results.store import Counterexample, Planned, PlannedEstimate, Store, StoredAnswer
 from certbench.runs.keys import content_key
 
@@ -293,7 +295,8 @@ def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
             Store(path)
 
 
-def test_a_run_that_cannot_be_written_can_be_read(store: Store) -> None:
+def test_a_run_that_cannot_be_written_can_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "PATIENCE", 0.0)
     store.plan([PLANNED])
     store.put([RESULT])
     locked = sqlite3.connect(store.path, isolation_level=None)
@@ -319,3 +322,19 @@ def test_a_damaged_file_is_called_damaged(store: Store) -> None:
     with pytest.raises(StoreError, match="the file is damaged: give a copy of before") as caught:
         Store(store.path, create=False).outcomes()
     assert "intact" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", ["BEGIN; SELECT * FROM results", "BEGIN IMMEDIATE"])
+def test_a_writer_waits_for_whoever_holds_the_lock(store: Store, before: str) -> None:
+    store.plan([PLANNED])
+    store.put([RESULT])
+    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    for statement in before.split("; "):
+        other.execute(statement).fetchone()
+    store._connection.execute("PRAGMA busy_timeout = 50")  # far less than the lock is held
+    release = threading.Timer(0.5, lambda: other.execute("ROLLBACK"))
+    release.start()
+    store.put([replace(RESULT, radius=0.25)])
+    release.join()
+    other.close()
+    assert [row.radius for row in store.rows()] == [0.25]
