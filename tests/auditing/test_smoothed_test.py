@@ -28,7 +28,6 @@ def test_smoothing_that_overclaims_is_unsound_and_smoothing_is_not(bench: Bench)
 @pytest.mark.parametrize(
     ("change_", "law"),
     [
-        ("radius = -9", "a radius is a number, at least 0"),
         ("radius = 9e999", "samples prove no infinite radius"),
         ("prediction = -1", "an abstention certifies no radius"),
     ],
