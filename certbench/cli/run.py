@@ -30,7 +30,8 @@ def run(
     executor: Annotated[
         str | None,
         typer.Option(
-            help="Who computes: process (workers of their own, with hard limits) or inline. [default: the suite's]",
+            help="Who computes: process (workers of their own, with hard limits), ray (a cluster) or inline. "
+            "[default: the suite's]",
             show_default=False,
         ),
     ] = None,
@@ -38,6 +39,13 @@ def run(
         int | None,
         typer.Option(
             help="Number of processes; 0: as many as cores. [default: the suite's]", min=0, show_default=False
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a cluster of Ray, as 10.0.0.1:6379 or auto. [default: $RAY_ADDRESS, or this machine]",
+            show_default=False,
         ),
     ] = None,
     inputs: Annotated[
@@ -82,8 +90,9 @@ def run(
     with ProgressWatcher() as watcher:
         try:
             finished = run_suite(
-                loaded, folder, watcher, rerun=rerun, threads=threads, executor=executor, workers=workers, shard=part
-            )
+                loaded, folder, watcher, rerun=rerun, threads=threads, executor=executor, workers=workers,
+                address=address, shard=part,
+            )  # fmt: skip
         except KeyboardInterrupt:
             watcher.stop()
             err.print(f"interrupted; computed rows are stored. To go on: {again()}", soft_wrap=True)

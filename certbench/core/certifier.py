@@ -28,6 +28,7 @@ from certbench.core.margins import (
 )
 from certbench.core.memory import Cost
 from certbench.core.ranges import Options
+from certbench.core.resources import Resources
 from certbench.core.search import Evaluation, Found, RadiusSearch, Start
 from certbench.core.smoothed import SmoothedClassifier
 from certbench.core.threat import ThreatModel
@@ -67,6 +68,14 @@ class Certifier(Options, ABC, Generic[State]):
         or a limit of time decides how far it gets.
         """
         return all(member.repeatable for member in self.members)
+
+    @property
+    def resources(self) -> Resources:
+        """What a process that computes it reserves on a cluster: by default a core, or what its members need.
+
+        A certifier that needs more says `resources = Resources(gpus=1)`.
+        """
+        return Resources.largest(member.resources for member in self.members)
 
     def dominates(self, other: "Certifier[Any]") -> str | None:
         """Name the theorem by which this certifier proves at least the radius of `other`; None if there is none.

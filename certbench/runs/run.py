@@ -114,6 +114,7 @@ def run(
     threads: int = 1,
     executor: str | None = None,
     workers: int | None = None,
+    address: str | None = None,
     shard: Shard | None = None,
 ) -> Finished:
     """Compute what the folder does not hold yet, and nothing else.
@@ -127,17 +128,19 @@ def run(
         threads: number of torch's threads, in each process.
         executor: key of `certbench.runs.executors.TABLE` of the executor that computes; None: the suite's.
         workers: largest number of processes, 0: as many as there are cores; None: the suite's.
+        address: address of the cluster, for the executor `ray`; None: that of the environment, or this machine.
         shard: part of the inputs that is computed; None: all of them.
 
     Raises:
         ConfigError: a model or the data cannot be loaded; nothing has run.
+        MissingBackendError: a package that is needed is not installed.
         StoreError: the folder cannot be written, or another run is writing it; stored results stay.
         Interrupted: Ctrl-C was pressed; computed results are stored.
     """
     torch.set_num_threads(threads)
     workers = suite.settings.workers if workers is None else workers
     executor = suite.settings.executor if executor is None else executor
-    computer = executors.find(executor, executors.Settings(workers, threads))
+    computer = executors.find(executor, executors.Settings(workers, threads, address))
     dataset, models = load(suite)
     suite = with_threats(suite, dataset)
     inputs = dataset.inputs[: suite.settings.inputs].double()

@@ -25,6 +25,7 @@ from certbench.core.certifier import Certifier
 from certbench.core.claims import ABSTAIN, Outcome, Subject
 from certbench.core.classifier import Classifier
 from certbench.core.memory import Limits, limits, out_of_memory
+from certbench.core.resources import Resources
 from certbench.core.threat import ThreatModel
 from certbench.errors import (
     CertificationError,
@@ -119,6 +120,10 @@ class Work(Protocol):
     def foreign(self) -> bool:
         """Whether code of other packages runs that may change what all code of its process shares."""
 
+    @property
+    def resources(self) -> Resources:
+        """What a process that computes it reserves on a cluster."""
+
     def prepare(self, classifier: Classifier) -> Any:
         """Do what is done once; the result is the `state` of `compute`."""
 
@@ -142,6 +147,11 @@ class Certifying:
     def foreign(self) -> bool:
         """Whether the certifier, or one that it is made of, belongs to another package."""
         return _foreign(self.certifier)
+
+    @property
+    def resources(self) -> Resources:
+        """What the certifier needs."""
+        return self.certifier.resources
 
     def prepare(self, classifier: Classifier) -> Any:
         """Prepare the certifier."""
@@ -227,6 +237,7 @@ class Attacking:
     steps: int
     seed: int
     foreign: ClassVar[bool] = False
+    resources: ClassVar[Resources] = Resources()
 
     def prepare(self, classifier: Classifier) -> Any:
         """Prepare nothing."""
@@ -255,6 +266,7 @@ class Estimating:
     samples: int
     seed: int
     foreign: ClassVar[bool] = False
+    resources: ClassVar[Resources] = Resources()
 
     def prepare(self, classifier: Classifier) -> Any:
         """Prepare nothing."""

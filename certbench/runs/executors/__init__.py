@@ -67,10 +67,12 @@ class Settings:
     Attributes:
         workers: largest number of processes; 0: as many as there are cores.
         threads: number of threads of each.
+        address: address of a cluster; None: that in the environment, or none.
     """
 
     workers: int = 0
     threads: int = 1
+    address: str | None = None
 
 
 @runtime_checkable
@@ -97,6 +99,7 @@ class Executor(Protocol):
 TABLE = {
     "inline": "certbench.runs.executors.inline:Inline",
     "process": "certbench.runs.executors.process:Processes",
+    "ray": "certbench.runs.executors.ray:Ray",
 }
 """Executors by name, each with its class as `module:Class`."""
 
@@ -105,9 +108,12 @@ def find(name: str, settings: Settings) -> Executor:
     """Return the executor of that name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it has no use for an address.
+        MissingBackendError: it needs a package that is not installed.
     """
     if name not in TABLE:
         raise ConfigError(unknown("executor", name, TABLE), ("executor",))
+    if settings.address is not None and name in ("inline", "process"):
+        raise ConfigError(f"the executor {name} has no address; write --executor ray, or leave --address out")
     module, _, attribute = TABLE[name].partition(":")
     return cast(Executor, getattr(importlib.import_module(module), attribute)(settings))

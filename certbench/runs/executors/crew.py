@@ -1,16 +1,12 @@
 """What the run knows of its workers, and of how far each piece of work is."""
 
 import math
-import os
-import pickle
-import signal
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from certbench.core.resources import Resources
 from certbench.runs.executors import Assignment
 from certbench.runs.work import Failure
 
@@ -37,6 +33,7 @@ class Progress:
     Attributes:
         number: its place in the list.
         assignment: the work.
+        needs: what a worker must have reserved.
         waiting: jobs that nobody computes.
         on: the workers that compute it.
         spent: seconds that count for its limit.
@@ -48,6 +45,7 @@ class Progress:
 
     number: int
     assignment: Assignment
+    needs: Resources | None
     waiting: deque[Job]
     on: "set[Worker]" = field(default_factory=set)
     spent: float = 0.0
@@ -67,28 +65,42 @@ class Progress:
         return len(self.waiting) * seconds / jobs if jobs else math.inf
 
 
+@runtime_checkable
+class Body(Protocol):
+    """What a worker is made of: a process of this machine, or of another."""
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send `work` or a `job`; if it has ended, its end is noticed elsewhere."""
+
+    def kill(self) -> None:
+        """End it; this does not wait."""
+
+    def end(self) -> str:
+        """End it, and say how it ended: `by SIGKILL`, `with exit code 0`."""
+
+
 @dataclass(eq=False)
 class Worker:
-    """A process, as seen from the run.
+    """A worker, as seen from the run.
 
     Attributes:
+        body: the worker itself.
+        needs: what it has reserved; it takes work that needs the same.
         phase: `starting`, `idle`, `loading`, `preparing` or `computing`.
         since: time at which the phase began.
         progress: the work that it has loaded.
         job: the job at hand, or the one that follows the preparation.
         counts: whether its preparation counts for the limit of its work; that of a helper does not.
-        base: bytes that it used when it was ready.
         verdict: the failure for which it was killed.
     """
 
-    process: Any
-    connection: Connection
+    body: Body
+    needs: Resources | None = None
     phase: str = "starting"
     since: float = field(default_factory=time.perf_counter)
     progress: Progress | None = None
     job: Job | None = None
     counts: bool = True
-    base: int = 0
     verdict: Failure | None = None
 
     @property
@@ -99,27 +111,3 @@ class Worker:
     def enter(self, phase: str) -> None:
         """Begin a phase."""
         self.phase, self.since = phase, time.perf_counter()
-
-    def send(self, kind: str, content: bytes) -> None:
-        """Send a message; if the process has ended, its end is noticed elsewhere."""
-        with suppress(OSError):
-            self.connection.send_bytes(pickle.dumps((kind, content)))
-
-    def kill(self) -> None:
-        """End the process, and those that it started."""
-        with suppress(OSError, AttributeError):
-            if os.getpgid(self.process.pid) == self.process.pid:
-                os.killpg(self.process.pid, signal.SIGKILL)
-        with suppress(OSError):
-            self.process.kill()
-
-    def end(self) -> str:
-        """Say how the ended process ended."""
-        self.kill()
-        self.process.join(10)
-        self.connection.close()
-        code = self.process.exitcode
-        if code is not None and code < 0:
-            with suppress(ValueError):
-                return f"by {signal.Signals(-code).name}"
-        return f"with exit code {code}"

@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,62 +44,67 @@ def main(connection: Connection, threads: int, memory: float, folder: str) -> No
     os.chdir(folder)
     settle(threads)
     limit_memory(memory)
-    worker = _Worker(connection)
-    worker.say(ready=certbench.__file__)
+    station = Station()
+    say(connection, ready=certbench.__file__)
     while True:
         try:
             kind, content = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
         if kind == "work":
-            worker.take(content)
+            say(connection, **station.load(content))
+            say(connection, **station.prepare())
         else:
-            worker.compute(content)
+            say(connection, **station.compute(content))
 
 
-class _Worker:
-    """The work at hand, and the model that was loaded last."""
+def say(connection: Connection, **parts: Any) -> None:
+    """Send an answer; nobody hears it if the run has ended, and then this process ends, too."""
+    text = json.dumps(parts).encode()
+    try:
+        connection.send_bytes(text)
+    except OSError:
+        os._exit(1)
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+
+class Station:
+    """The work at hand, and the model that was loaded last. What its methods return is plain."""
+
+    def __init__(self, load: Callable[[ModelSource], Classifier] = ModelSource.open) -> None:
+        """Take the function that loads a model here."""
+        self.opened = load
         self.session: Session | None = None
         self.loaded: tuple[ModelSource, Classifier] | None = None
+        self.failure: Failure | None = None
 
-    def say(self, **parts: Any) -> None:
-        """Send an answer; nobody hears it if the run has ended, and then this process ends, too."""
-        text = json.dumps(parts).encode()
-        try:
-            self.connection.send_bytes(text)
-        except OSError:
-            os._exit(1)
-
-    def take(self, content: bytes) -> None:
-        """Prepare a piece of work; its model is loaded first, and not timed."""
+    def load(self, content: bytes) -> dict[str, Any]:
+        """Take a piece of work, and load its model; this is not timed."""
         self.session = None
 
         def load() -> None:
             work: Work = pickle.loads(content)  # imports the certifier's module
             if self.loaded is None or self.loaded[0] != work.source:
                 self.loaded = None
-                self.loaded = work.source, work.source.open()
+                self.loaded = work.source, self.opened(work.source)
             self.session = Session(work, self.loaded[1])
 
-        failure = attempt(load, "when the model and the certifier were loaded")
-        self.say(loaded=True)
-        if self.session is None:
-            self.say(prepared=0.0, failure=_written(failure))
-        else:
-            failure = self.session.prepare()
-            self.say(prepared=self.session.seconds, failure=_written(failure))
+        self.failure = attempt(load, "when the model and the certifier were loaded")
+        return {"loaded": True}
 
-    def compute(self, content: bytes) -> None:
+    def prepare(self) -> dict[str, Any]:
+        """Prepare the work; if it could not be loaded, say so."""
+        if self.session is None:
+            return {"prepared": 0.0, "failure": _written(self.failure)}
+        failure = self.session.prepare()
+        return {"prepared": self.session.seconds, "failure": _written(failure)}
+
+    def compute(self, content: bytes) -> dict[str, Any]:
         """Compute a job."""
         assert self.session is not None
         results = self.session.compute(pickle.loads(content))
-        failed = isinstance(results, Failure)
-        self.say(
-            failure=_written(results) if isinstance(results, Failure) else None, results=None if failed else results
-        )
+        if isinstance(results, Failure):
+            return {"failure": _written(results), "results": None}
+        return {"failure": None, "results": results}
 
 
 def _written(failure: Failure | None) -> dict[str, Any] | None:
