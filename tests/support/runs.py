@@ -20,6 +20,7 @@ from certbench.core.classifier import Classifier
 from certbench.core.threat import ThreatModel
 from certbench.errors import ConfigError, MissingBackendError, SolverError, UnsupportedError
 from certbench.results.rows import Row
+from certbench.results.store import Store
 from certbench.runs import run as benchmark
 from certbench.runs.run import Finished
 from certbench.runs.suite import load
@@ -175,3 +176,25 @@ def outcomes(rows: list[Row]) -> dict[str, set[Outcome]]:
 
 
 SMOOTHING = {"name": "smoothing", "n": 100}
+
+DIGITS = {
+    "data": "digits", "inputs": 5, "models": ["linear", "mlp-ibp"], "norms": [2], "domain": [0, 1], "batch": 2,
+    "attacks": {"steps": 2}, "clever": {"radius": {"2": 1.0}, "batches": 2, "samples": 3},
+}  # fmt: skip
+"""A suite of a network that is trained, with all that a run computes."""
+
+
+def bits(row: Row) -> tuple[Any, ...]:
+    """Return all of a row but the time that it took."""
+    return (
+        row.model, row.certifier, row.norm, row.input, row.prediction, row.radius.hex(), row.upper.hex(), row.outcome,
+        row.reason, str(row.evidence),
+    )  # fmt: skip
+
+
+def points(bench: Bench) -> dict[str, tuple[str, bytes]]:
+    store = Store(bench.folder / "run" / "results.db", create=False)
+    try:
+        return store.counterexamples()
+    finally:
+        store.close()

@@ -13,12 +13,13 @@ import importlib.metadata
 import json
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ class Ray:
         if assignments:
             memory = min((one.limits.memory for one in assignments if one.limits.memory is not None), default=None)
             with _connected(self.settings):
-                yield from Foreman(_Cluster(self.settings, memory)).answers(assignments, stop)
+                yield from Foreman(Cluster(self.settings, memory)).answers(assignments, stop)
 
 
 @contextmanager
@@ -80,7 +81,8 @@ def _connected(settings: Settings) -> Iterator[None]:
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {"address": "local", "num_cpus": settings.workers or cores(), "include_dashboard": False}
+    many = (settings.workers or cores()) * settings.threads
+    local: dict[str, Any] = {"address": "local", "num_cpus": many, "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -139,7 +141,7 @@ class Remote:
 
 
 @dataclass(eq=False)
-class _Cluster:
+class Cluster:
     """The cluster, where actors start.
 
     Attributes:
@@ -155,7 +157,10 @@ class _Cluster:
     nodes: tuple[float, dict[str, dict[str, float]]] = (0.0, {})
 
     def __post_init__(self) -> None:
+        import ray
+
         self.code = code()
+        self.seat: Any = ray.remote(max_restarts=0, max_task_retries=0)(Seat)
 
     def alive(self) -> dict[str, dict[str, float]]:
         """Return the resources of each node."""
@@ -168,7 +173,8 @@ class _Cluster:
 
     def most(self) -> int:
         """Return the number of workers that was asked for, or that of cores of the cluster."""
-        return self.settings.workers or max(1, int(sum(node.get("CPU", 0.0) for node in self.alive().values())))
+        total = sum(node.get("CPU", 0.0) for node in self.alive().values())
+        return self.settings.workers or max(1, int(total / self.settings.threads))
 
     def needs(self, work: Work) -> Resources | None:
         """Return what the certifier declares; each thread needs a core."""
@@ -195,12 +201,9 @@ class _Cluster:
 
     def start(self, needs: Resources | None) -> Worker:
         """Ask for an actor; it starts where and when there is room."""
-        import ray
-
         assert needs is not None
-        options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "memory": needs.memory or None}
-        kind = ray.remote(max_restarts=0, max_task_retries=0, **options)(Seat)
-        actor = kind.remote(self.settings.threads, self.memory, os.getcwd(), sys.path)
+        wanted = self.seat.options(num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory or None)
+        actor = wanted.remote(self.settings.threads, self.memory, os.getcwd(), sys.path)
         return Worker(Remote(actor, deque([actor.ready.remote()]), frozenset(self.alive())), needs)
 
     def hear(self, crew: Sequence[Worker]) -> Iterator[tuple[Worker, dict[str, Any] | None]]:
@@ -232,8 +235,8 @@ class _Cluster:
         """Refuse an actor that has other code."""
         if message["ready"] != self.code:
             raise ConfigError(
-                f"the node {message['node']} of the cluster has other code than this process: {message['ready']} there, "
-                f"{self.code} here; install the same certbench, torch and numpy on every node"
+                f"the node {message['node']} of the cluster has {', '.join(message['ready'])}, but this process has "
+                f"{', '.join(self.code)}; install the same certbench, torch and numpy on every node"
             )
 
     def watch(self, crew: Sequence[Worker]) -> None:
@@ -252,13 +255,17 @@ def _remote(worker: Worker) -> Remote:
 
 def _ending(error: Exception) -> str:
     """Return a few words for how an actor ended, from Ray's many."""
+    import ray
+
     text = str(error)
-    if "node" in text and "died" in text.partition("worker process")[0].partition("node")[2]:
-        return "with its node"
-    if "exit code" in text:
-        return f"with exit code{text.partition('exit code')[2]}".splitlines()[0].rstrip(". ")
-    cause = getattr(error, "cause", None)
-    return f"({cause or type(error).__name__})"
+    code = re.search(r"exit code (\d+)", text)
+    if isinstance(error, ray.exceptions.ActorUnavailableError) or "its node has died" in text:
+        return "with its node, which is not reached any more"
+    if code:
+        return f"with exit code {code[1]}"
+    if isinstance(error, ray.exceptions.RayTaskError) or "creation task" in text:
+        return f"by {text.strip().splitlines()[-1]}"
+    return "at once, as by a signal"
 
 
 def code() -> list[str]:
@@ -299,14 +306,26 @@ def _beside(path: Path) -> list[Path]:
         return []
     import onnx
 
-    graph = onnx.load(path, load_external_data=False).graph
-    names = {
-        entry.value
-        for tensor in onnx.external_data_helper._get_all_tensors(onnx.helper.make_model(graph))
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return [path.parent / name for name in sorted(names)]
+
+
+def unpacked(source: ModelSource, given: Mapping[str, Mapping[str, Any]]) -> Classifier:
+    """Load a model from files that `packed` read, wherever they were.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is not the run's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        here = {}
+        for name, files in given.items():
+            for file, content in files.items():
+                place = Path(folder, name, file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
+            here[name] = str(Path(folder, name, next(iter(files))))
+        return replace(source, spec=source.spec.model_copy(update=here)).open()
 
 
 class Seat:
@@ -333,7 +352,7 @@ class Seat:
         if memory is not None:
             limit_memory(memory)
         self.files: dict[str, dict[str, Any]] = {}
-        self.station = Station(self.opened)
+        self.station = Station(lambda source: unpacked(source, self.files))
 
     def ready(self) -> str:
         """Say which code this is, and where."""
@@ -355,15 +374,3 @@ class Seat:
     def compute(self, content: bytes) -> str:
         """Compute a job."""
         return json.dumps(self.station.compute(content))
-
-    def opened(self, source: ModelSource) -> Classifier:
-        """Load a model from its files, wherever they were."""
-        with tempfile.TemporaryDirectory() as folder:
-            here = {}
-            for name, files in self.files.items():
-                for file, content in files.items():
-                    place = Path(folder, name, file)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    place.write_bytes(content)
-                here[name] = str(Path(folder, name, next(iter(files))))
-            return replace(source, spec=source.spec.model_copy(update=here)).open()

@@ -11,12 +11,10 @@ import pytest
 
 from certbench.core import registry
 from certbench.errors import ConfigError
-from certbench.results.rows import Row
-from certbench.results.store import Store
 from certbench.runs.events import Interrupted
 from certbench.runs.executors import process
 from tests.runs.executors.misbehaving import Misbehaving
-from tests.support.runs import POINTS, SMOOTHING, Bench
+from tests.support.runs import DIGITS, POINTS, SMOOTHING, Bench, bits, points
 
 pytestmark = pytest.mark.machine
 
@@ -31,28 +29,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def misbehaving(deed: str = "nothing", **options: Any) -> dict[str, Any]:
     return {"name": "misbehaving", "deed": deed, **options}
-
-
-def bits(row: Row) -> tuple[Any, ...]:
-    """Return all of a row but the time that it took."""
-    return (
-        row.model, row.certifier, row.norm, row.input, row.prediction, row.radius.hex(), row.upper.hex(), row.outcome,
-        row.reason, str(row.evidence),
-    )  # fmt: skip
-
-
-def points(bench: Bench) -> dict[str, tuple[str, bytes]]:
-    store = Store(bench.folder / "run" / "results.db", create=False)
-    try:
-        return store.counterexamples()
-    finally:
-        store.close()
-
-
-DIGITS = {
-    "data": "digits", "inputs": 5, "models": ["linear", "mlp-ibp"], "norms": [2], "domain": [0, 1], "batch": 2,
-    "attacks": {"steps": 2}, "clever": {"radius": {"2": 1.0}, "batches": 2, "samples": 3},
-}  # fmt: skip
 
 
 def test_rows_attacks_and_estimates_are_equal_to_the_last_bit_whoever_computes(tmp_path: Path) -> None:
