@@ -46,9 +46,10 @@ def test_ours_stay_within_the_interface(name: str) -> None:
     again = build(describe(certifier))
     assert again == certifier and (again.repeatable, again.members) == (certifier.repeatable, certifier.members)
     assert all(isinstance(member, Certifier) for member in certifier.members)
+    assert all(certifier.resources.cpus >= member.resources.cpus > 0 for member in certifier.members)
     assert certifier.repeatable == all(member.repeatable for member in certifier.members or (certifier,))
     assert certifier.attainable(0.5, {}) >= 0.5
-    assert not {"repeatable", "members"} & {field.name for field in fields(certifier)}  # type: ignore[arg-type]
+    assert not {"repeatable", "members", "resources"} & {field.name for field in fields(certifier)}  # type: ignore[arg-type]
     if certifier.dominates(certifier) is not None:
         assert certifier.repeatable
 

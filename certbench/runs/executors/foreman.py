@@ -126,8 +126,6 @@ class Foreman:
         for worker in [worker for worker in self.crew if worker.phase == "idle"]:
             progress = self._choose(worker)
             if progress is None:
-                if not any(one.waiting or one.on for one in self.all if one.needs == worker.needs):
-                    self._dismiss(worker)  # others may need what it has reserved
                 continue
             before = worker.progress
             if before is not None and before is not progress and before.assignment.work.foreign:
@@ -155,7 +153,10 @@ class Foreman:
             worker.body.send("work", packed)
 
     def _hire(self) -> Iterator[Answer]:
-        """Start workers for what is left."""
+        """Start workers for what is left, and let those go for which nothing is left: others may need their room."""
+        for worker in [worker for worker in self.crew if worker.phase in ("starting", "idle")]:
+            if not any(one.waiting or one.on for one in self.all if one.needs == worker.needs):
+                self._dismiss(worker)
         most = min(self.hiring.most(), self.jobs)
         for needs in dict.fromkeys(one.needs for one in self.all if one.waiting):
             kind = [one for one in self.all if one.needs == needs]
@@ -168,10 +169,10 @@ class Foreman:
                 continue
             self.lacking.pop(needs, None)
             starting = sum(worker.phase == "starting" and worker.needs == needs for worker in self.crew)
+            count = sum(worker.phase != "starting" or worker.needs == needs for worker in self.crew)  # others may wait
             open_work = sum(bool(one.waiting) and (not one.on or one.worth_helping()) for one in kind)
-            while len(self.crew) < most and starting < open_work:
+            for _ in range(min(most - count, open_work - starting)):
                 self.crew.append(self.hiring.start(needs))
-                starting += 1
 
     def _choose(self, worker: Worker) -> Progress | None:
         """Return the work of which an idle worker takes the next job: its own, else new work, else the longest."""
