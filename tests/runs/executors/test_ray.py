@@ -135,8 +135,7 @@ def test_nodes_that_die_in_the_middle_cost_no_row(joined: Bench, cluster: Any, m
         if watcher.counts.total() == 1:
             for node in [*cluster.worker_nodes]:
                 cluster.remove_node(node, allow_graceful=False)
-            for _ in range(2):
-                cluster.add_node(**NODE)
+            cluster.add_node(**NODE)
 
     def count(foreman: Foreman, worker: Worker) -> Iterator[executors.Answer]:
         deaths.append(worker.phase)
