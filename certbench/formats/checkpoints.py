@@ -87,14 +87,20 @@ def refuse_rounding(key: str, stored: Tensor, own: Tensor, path: Path) -> None:
         raise ConfigError(
             f"{path}: {key} is no dense tensor of numbers; store key: tensor.to_dense(), or dequantize it"
         )
-    whole = not stored.is_floating_point() and own.is_floating_point()
-    if torch.promote_types(stored.dtype, own.dtype) != own.dtype or (
-        whole and not torch.equal(stored.to(own.dtype).to(stored.dtype), stored)
-    ):
+    if torch.promote_types(stored.dtype, own.dtype) != own.dtype or _rounded(stored, own.dtype):
         raise ConfigError(
             f"{path}: {key} is {stored.dtype} and would be rounded to {own.dtype}; "
             "let the factory make the module in the precision of its weights, for example model.double()"
         )
+
+
+def _rounded(stored: Tensor, dtype: torch.dtype) -> bool:
+    """Say whether whole numbers change in a precision; one beside the largest of their kind counts as changed."""
+    if stored.is_floating_point() or stored.dtype == torch.bool or not dtype.is_floating_point:
+        return False
+    there = stored.to(dtype)
+    beyond = there.double().abs() >= float(torch.iinfo(stored.dtype).max)  # no machine agrees how to convert it back
+    return bool(beyond.any()) or not torch.equal(there.to(stored.dtype), stored)
 
 
 def read(path: Path, trust: bool) -> Any:

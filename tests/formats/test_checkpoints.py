@@ -90,7 +90,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "another shape": (lambda: state() | {"0.bias": torch.zeros(9)}, r"0\.bias has shape \(9,\) in the file, \(3,\)"),
     "whole numbers": (
-        lambda: {key: value.int() for key, value in state().items()},
+        lambda: {key: value.int() + 2**24 + 1 for key, value in state().items()},
+        "would be rounded to torch.float32",
+    ),
+    "the largest whole numbers": (
+        lambda: {key: torch.full_like(value, 2**31 - 1, dtype=torch.int32) for key, value in state().items()},
         "would be rounded to torch.float32",
     ),
     "finer": (lambda: {key: value.double() for key, value in state().items()}, "would be rounded to torch.float32"),
