@@ -101,7 +101,7 @@ def test_features_that_move_are_listed_or_in_a_file(
         ("scale: [1, -2, 3]", 8, "finite numbers >= 0"),
         ("scale: [0, 0, 0]", 8, "nothing to certify"),
         ("scale: variance", 8, "std"),
-        ("scale: none.npy", 8, "cannot be read"),
+        ("scale: none.npy", 8, "there is no file none.npy"),
         ("move: [3]", 8, "no feature 3"),
         ("move: []", 8, "nothing to certify"),
         ("move: [0]\nfixed: [1]", 9, "not both"),
