@@ -164,7 +164,7 @@ def test_one_radius_is_decided_both_ways(threat: ThreatModel) -> None:
 
 @pytest.mark.parametrize("threat", [L1, L2, Linf])
 def test_a_domain_without_an_end_is_searched_up_to_the_limit(threat: ThreatModel) -> None:
-    x, certifier = points(2, 3), BranchAndBound()
+    x, certifier = points(1, 3), BranchAndBound(iterations=5)
     plain = certbench.certify(certifier, tiny(0), x, threat)
     assert plain.radius.min() > 0
     open_ended = certbench.certify(certifier, tiny(0), x, threat.within(-math.inf, math.inf))
@@ -174,7 +174,7 @@ def test_a_domain_without_an_end_is_searched_up_to_the_limit(threat: ThreatModel
         level.weight.zero_()
         level.bias.copy_(torch.tensor([1.0, 0.0]))
     found = certbench.certify(certifier, Classifier(level.eval(), (3,), 2), x, threat.within(-math.inf, 1))
-    assert found.outcome == (Outcome.LIMITED,) * 2 and found.radius.isfinite().all()
+    assert found.outcome == (Outcome.LIMITED,) and found.radius.isfinite().all()
 
 
 def test_neighbours_do_not_matter() -> None:
