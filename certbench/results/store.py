@@ -4,7 +4,7 @@ There are three tables of answers. `plan` says which rows the suite asked for la
 `results` and `attacks` hold answers under keys made of content alone (parameters, code, input, options, seed), so that
 a changed model never meets an old answer, and a renamed one finds its own. Estimates prove nothing. They have two
 tables of their own, so that none is ever read as a certificate; a file of the same format may lack them. Domains and
-scales with many numbers stand in `boxes`, once; the plan has their names.
+scales with many numbers stand in `boxes`, once; the plan has their names. The file is long because all SQL stands here.
 """
 
 import hashlib
