@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from certbench.cli.console import out
+from certbench.cli.console import err, out
 from certbench.cli.results import Known, known_issues, print_table, print_verdict, said_missing
+from certbench.exit_codes import ExitCode
 
 
 def merge(
@@ -23,4 +24,7 @@ def merge(
     path = write_report(into, found.manifest, found.rows, found.estimates, found.missing)
     print_table(found.manifest, found.rows, found.estimates)
     out.print(f"{len(found.rows)} rows of {len(folders)} parts. Report: {path}", soft_wrap=True)
-    raise typer.Exit(print_verdict(found.rows, known_issues(known), found.missing))
+    code = print_verdict(found.rows, known_issues(known), found.missing)
+    if found.unattacked:
+        err.print(f"attacks on {found.unattacked} inputs are missing; their certificates are not audited")
+    raise typer.Exit(ExitCode.INCOMPLETE if found.unattacked and code is ExitCode.OK else code)

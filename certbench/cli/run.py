@@ -131,4 +131,5 @@ def _preview(suite: "Suite", folder: Path, rerun: str) -> None:
     out.print(table)
     for line in refused:
         out.print(line, soft_wrap=True)
-    out.print("seconds left: what is left at the pace of the stored rows; empty: nothing is stored, or left")
+    out.print("seconds left: what is left at the pace of the stored rows; empty: nothing is stored, or left.")
+    out.print("A certifier that is not named as unsupported may still refuse when it prepares.")

@@ -15,7 +15,7 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a run, which m
     from certbench.results.folder import RunFolder
 
     opened = RunFolder(folder)
-    manifest = opened.manifest(lambda found: {"suite": str(found["suite"]["name"]), **found})
+    manifest = opened.manifest(lambda found: {**found, "name": str(found["suite"]["name"])})
     with opened.store() as store:
         progress = store.progress()
     table = Table("model", "norm", "certifier", "rows", "left", "no answer", "s/row", box=None, pad_edge=False)
@@ -29,6 +29,6 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a run, which m
     times = f"started {manifest.get('started')}, " + (
         f"ended {manifest['finished']}" if "finished" in manifest else "not ended"
     )
-    out.print(f"{opened.path}: suite {manifest['suite']['name']}{shard}: {state}; {times}", soft_wrap=True)
+    out.print(f"{opened.path}: suite {manifest['name']}{shard}: {state}; {times}", soft_wrap=True)
     out.print(table)
     raise typer.Exit(ExitCode.OK if done == planned else ExitCode.INCOMPLETE)

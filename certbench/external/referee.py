@@ -172,6 +172,7 @@ def referee(results: Sequence[Verdicts], root: Path | str, seconds: float, categ
 
     Raises:
         ConfigError: the benchmark has no instances, or no answer is of its category.
+        ContradictionError: our own bounds prove what a counterexample refutes in float64.
     """
     root = Path(root)
     category = category or root.resolve().name
@@ -207,6 +208,8 @@ def referee(results: Sequence[Verdicts], root: Path | str, seconds: float, categ
                 problems[network] = Problem(network)
             wanted = reading.load(case.instance.property)
             proved = _settle(case, name, problems[network], wanted, seconds, beside, findings)
+        except ContradictionError:  # a wrong bound of ours; nothing that we say is worth anything then
+            raise
         except Exception as error:  # whatever one instance raises, the others are judged
             kind = "" if isinstance(error, CertbenchError) else f"{type(error).__name__}: "
             text = f"{' '.join(name[1:])}: not judged: {kind}{error}"

@@ -84,12 +84,14 @@ class RunResults:
         rows: computed rows, in the order of the suite.
         estimates: guesses beside the attacks, which prove nothing.
         missing: number of rows that have not been computed.
+        unattacked: number of inputs of base classifiers whose attacks are not stored, if somebody has counted them.
     """
 
     manifest: dict[str, Any]
     rows: list[Row]
     estimates: list[Estimate]
     missing: int = 0
+    unattacked: int = 0
 
 
 def read_results(folder: Path) -> RunResults:

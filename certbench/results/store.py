@@ -356,6 +356,16 @@ class Store:
             for model, norm, certifier, planned, done, unanswered, seconds in found
         ]
 
+    def unattacked(self) -> int:
+        """Return the number of inputs, of each model with base certifiers, for which an attack is not stored."""
+        with self._guard():
+            query = (
+                "SELECT count(*) FROM (SELECT DISTINCT model, input FROM plan WHERE subject = ? "
+                "AND attack NOT IN (SELECT key FROM attacks))"
+            )
+            (count,) = self._connection.execute(query, (Subject.BASE.value,)).fetchone()
+        return int(count)
+
     def missing(self) -> int:
         """Return the number of planned rows that have not been computed."""
         with self._guard():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ def merge(folders: Sequence[Path], into: Path) -> RunResults:
         StoreError: a folder cannot be read or written; what was stored stays.
     """
     opened = [RunFolder(folder) for folder in folders]
-    parts: list[dict[str, Any]] = [one.manifest(lambda manifest: dict(manifest)) for one in opened]
-    if into in folders:
+    parts = [one.manifest(_whole) for one in opened]
+    if into.resolve() in {folder.resolve() for folder in folders}:
         raise ConfigError(f"{into} is one of the parts; give a folder of its own for the whole")
     if (into / RESULTS).exists():
         opened.append(RunFolder(into))
-        parts.append(opened[-1].manifest(lambda manifest: dict(manifest)))
+        parts.append(opened[-1].manifest(_whole))
     for one, part in zip(opened, parts, strict=True):
         for key in SAME:
             if _common(part, key) != _common(parts[0], key):
@@ -50,19 +51,27 @@ def merge(folders: Sequence[Path], into: Path) -> RunResults:
         lock.close()
         raise
     try:
-        for one in opened:
-            if one.path != into:
-                with one.store():  # it is a store, and can be read
-                    whole.take(one.path / one.database)
+        for folder in folders:
+            whole.take(folder / RESULTS)
+        unattacked = whole.unattacked() if parts[0]["suite"]["attacks"]["steps"] else 0
+        merged = [earlier for part in parts for earlier in part.get("parts", [_own(part)])]
+        manifest = {key: value for key, value in parts[0].items() if key not in ("shard", "parts")} | {"parts": merged}
+        write(into / MANIFEST, json.dumps(manifest, indent=2))
     finally:
         whole.close()
         lock.close()
-    merged = [
-        earlier for part in parts for earlier in part.get("parts", [{k: v for k, v in part.items() if k not in SAME}])
-    ]
-    manifest = {key: value for key, value in parts[0].items() if key not in ("shard", "parts")} | {"parts": merged}
-    write(into / MANIFEST, json.dumps(manifest, indent=2))
-    return read_results(into)
+    return replace(read_results(into), unattacked=unattacked)
+
+
+def _whole(manifest: Any) -> dict[str, Any]:
+    """Take a manifest, if it says what merging needs."""
+    int(manifest["suite"]["attacks"]["steps"])
+    return dict(manifest)
+
+
+def _own(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of its part alone."""
+    return {key: value for key, value in manifest.items() if key not in SAME}
 
 
 def _common(manifest: dict[str, Any], key: str) -> Any:

@@ -25,7 +25,7 @@ DIGITS = 12
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is said of threat models beyond their norm.
+    """A suite or a command line says this of its threat models, beyond their norms.
 
     Attributes:
         domain: pair of ends, numbers or one per feature; `data`, the range of each feature; None.

@@ -1,10 +1,12 @@
 """The command `run`: exit codes, one clear message and never a traceback, what a full disk or Ctrl-C leaves."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -268,6 +270,13 @@ def test_shards_are_the_run(certbench: Run, parts: int) -> None:
         f"{i + 1}/{parts}" for i in range(parts)
     ]
     assert "6 rows; 0 rows and attacks" in certbench("run", "little.yaml", "--out", "merged")[1]
+    code, _, err = certbench("merge", *folders, "--out", f"./{folders[0]}/../{folders[0]}")
+    assert code == ExitCode.USAGE and "is one of the parts" in err
+    for folder in folders:
+        with contextlib.closing(sqlite3.connect(f"{folder}/results.db")) as database, database:
+            database.execute("DELETE FROM attacks")
+    code, _, err = certbench("merge", *folders, "--out", "unaudited")
+    assert code == ExitCode.INCOMPLETE and "attacks on 3 inputs are missing" in err
     write(certifiers=["lipschitz"])
     certbench("run", "little.yaml", "--out", "other")
     code, _, err = certbench("merge", "part0", "other", "--out", "merged2")

@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from certbench import ConfigError
+from certbench import ConfigError, ContradictionError
 from certbench.external.audit_log import LogAudit, audit_log
 from certbench.external.competition import Problem
 from certbench.external.findings import Severity
 from certbench.external.referee import WRONG, judge
 from certbench.formats.vnnlib.reading import load
 from certbench.formats.vnnlib.witnesses import Witness
+from certbench.verifiers.complete.properties import Decision
 from tests.conftest import SHARED
 from tests.support.instances import benchmark, tool
 from tests.support.onnx_files import write
@@ -108,6 +109,16 @@ def test_a_counterexample_of_float64_alone_accuses_nobody(tmp_path: Path) -> Non
     assert all(
         "float64 alone, so both may be right" in said(found, name)["contradiction"][1] for name in ("one", "two")
     )
+
+
+def test_a_bound_of_ours_that_a_counterexample_refutes_ends_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = benchmark(tmp_path / "mnist")
+    (root / "lossy.vnnlib").write_text((root / "lossy.vnnlib").read_text().replace("(<= Y_0 0)", "(>= Y_0 0.4)"))
+    monkeypatch.setattr(Problem, "decide", lambda *_: Decision("unsat", "planted"))
+    with pytest.raises(ContradictionError, match="our bounds prove unsat, but one's counterexample holds in float64"):
+        audit_log([tool(tmp_path / "one", {"lossy": "sat"}, {"lossy": "((X_0 0.5)(Y_0 0.5))"})], root=root, limit=20)
 
 
 def test_a_counterexample_names_its_precisions_and_nan_is_none(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certbench.core import registry
 from certbench.runs.work import TIE
 from tests.runs.executors.misbehaving import Misbehaving
-from tests.support.runs import Bench
+from tests.support.runs import POINTS, Bench
 
 pytestmark = pytest.mark.machine
 
@@ -23,6 +23,16 @@ class Random(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1e-6 * torch.rand(1)
+
+
+class Undefined(nn.Linear):
+    """NaN left of 0."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, :1] < 0, torch.nan, super().forward(x))
 
 
 @pytest.fixture
@@ -54,11 +64,27 @@ def test_an_infinite_radius_of_a_base_classifier_is_refused(bench: Bench) -> Non
     assert "infinite radius" in reason(bench, radius=math.inf)
 
 
-def test_what_is_no_function_has_no_certificate(bench: Bench) -> None:
+def made(bench: Bench, name: str) -> dict[str, str]:
+    """A model of this file, as a suite names it."""
     weights = bench.folder / "one.safetensors"
     safetensors.torch.save_file({"weight": torch.eye(3)[:, :2].contiguous(), "bias": torch.zeros(3)}, weights)
-    model = {"name": "plane", "factory": f"{__name__}:Random", "weights": str(weights)}
-    rows = bench.run({"name": "misbehaving", "radius": 1e-9}, models=[model]).rows
+    return {"name": "plane", "factory": f"{__name__}:{name}", "weights": str(weights)}
+
+
+def test_logits_that_are_nan_cost_their_own_row_and_are_never_certified(bench: Bench) -> None:
+    model = made(bench, "Undefined")
+    undefined = [bool(x[0] < 0) for x in POINTS]
+    assert True in undefined and False in undefined
+    rows = bench.run({"name": "smoothing", "n": 100, "noise": {"name": "gaussian", "sigma": 1e-3}}, models=[model]).rows
+    assert [row.outcome.value == "completed" and row.radius > 0 for row in rows] == [not one for one in undefined]
+    assert not any("second pass" in row.reason for row in rows)
+    for row, nan in zip(bench.run("misbehaving", models=[model], batch=1).rows, undefined, strict=True):
+        if nan:
+            assert row.outcome.value == "failed" and "is certified, but plane says NaN" in row.reason
+
+
+def test_what_is_no_function_has_no_certificate(bench: Bench) -> None:
+    rows = bench.run({"name": "misbehaving", "radius": 1e-9}, models=[made(bench, "Random")]).rows
     assert {row.outcome.value for row in rows} == {"failed"}
     assert "other logits on a second pass" in rows[0].reason
 
