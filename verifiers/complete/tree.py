@@ -1,7 +1,8 @@
 """Leaves of a branch-and-bound tree: they are bounded in batches, split, and searched for counterexamples.
 
 In a ReLU network a neuron is split at 0, once. In others the interval of a pre-activation is split at any point, as
-often as it helps, and the layers behind it are bounded anew in each leaf.
+often as it helps, and the layers behind it are bounded anew in each leaf. The file is long because all this shares one
+list of leaves.
 """
 
 import heapq
