@@ -11,6 +11,7 @@ from certbench import cli
 from certbench.cli import baseline, console
 from certbench.core import registry
 from certbench.exit_codes import ExitCode
+from certbench.version import __version__
 from tests.cli.conftest import FOLDER, Run
 
 
@@ -90,6 +91,11 @@ def test_a_command_is_a_file_with_a_function_and_a_line(certbench: Run, monkeypa
 
 def test_the_version_is_printed(certbench: Run) -> None:
     assert certbench("--version")[1].strip() == cli.__version__
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "certbench", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
 
 
 def test_what_nobody_foresaw_has_a_code_and_a_log(
