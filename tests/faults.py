@@ -1,31 +1,47 @@
 """The campaign `make faults`: each run is disturbed at a random time, resumed, and held to the undisturbed one.
 
-    python -m tests.faults [--number 100] [--seed 0]
+    python -m tests.faults [--number 100] [--first 0] [--seed 0] [--log FILE]
 
 A fault is a kill of a worker, of all workers, of the server that they are forked from or of the run itself; Ctrl-C once
-or twice; SIGTERM; a file system that takes no more; or a certifier that misbehaves. It is right if every row of all
-other certifiers is equal to the undisturbed one, to the last bit, after one more run, and if no other pair was ever
-blamed. Kills are found in `/proc`, so this needs Linux.
+or twice; SIGTERM; a file system that takes no more; a second run into the same folder; a certifier that misbehaves; and,
+where Ray is installed, a kill of a node, of an actor or of the run on a cluster of two nodes. It is right if, after one
+more run, every row and counterexample is equal to the undisturbed one, to the last bit, none is lost, none is there that
+was not asked for, and no pair but that of the guilty certifier was ever blamed.
+
+What is disturbed depends on the seed and the number of the injection alone. Injections that a log has are not done
+again, and the table is that of the log: a campaign can be stopped, and done in parts. Runs are forked from this process,
+and their servers of workers from them, as all have to import the same. Kills are found in `/proc`, so this needs Linux.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
 import resource
+import select
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+import traceback
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+import certbench.attacks.battery
+import certbench.runs.executors.preloaded  # noqa: F401  # what each run would import
 from certbench.core import registry
-from certbench.results.rows import Row
+from certbench.errors import CertbenchError, StoreError
 from certbench.results.store import Store
+from certbench.runs import run
+from certbench.runs.suite import load
+from tests.support.ray_cluster import Nodes, children, command
+from tests.support.runs import Watcher
 
 SUITE: dict[str, Any] = {
     "name": "faults", "data": "digits", "inputs": 12, "models": ["linear", "mlp-ibp"], "norms": [2], "batch": 4,
@@ -34,87 +50,228 @@ SUITE: dict[str, Any] = {
     "limits": {"seconds": 60, "input_seconds": 20, "memory": "2 GB"},
 }  # fmt: skip
 
+ROWS = 12 * 2 * 4
+
 DEEDS = (
     "segfault", "abort", "os._exit", "sys.exit", "base", "allocates", "halves", "hooks", "trains", "dtype", "threads",
     "gradients", "patches", "endless", "endless in C",
 )  # fmt: skip
 
+PATIENCE = 120.0
+"""Seconds after which a run hangs."""
 
-def compute(suite: Path, folder: Path) -> None:
-    """Run the suite in this process; the misbehaving certifier has a name here."""
-    from certbench.errors import CertbenchError
-    from certbench.runs import run
-    from certbench.runs.suite import load
-    from tests.support.runs import Watcher
+TRIES = 5
+"""Number of runs that may end before they are disturbed."""
 
-    registry.table()["misbehaving"] = "tests.runs.executors.misbehaving:Misbehaving"
+
+@dataclass
+class Started:
+    """A run in a process of its own.
+
+    Attributes:
+        pid: the process.
+        said: where its words and those of its workers are read.
+        code: its exit code, when it has ended.
+    """
+
+    pid: int
+    said: int
+    code: int | None = None
+
+    def running(self) -> bool:
+        """Say whether it goes on."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code is None
+
+    def finished(self) -> str:
+        """Wait until it and all its workers have ended, and return what they said."""
+        words, end = b"", time.monotonic() + PATIENCE
+        while True:
+            if not select.select([self.said], [], [], max(0.0, end - time.monotonic()))[0]:
+                os.kill(self.pid, signal.SIGKILL)
+                words += b" HANGS"
+                break
+            part = os.read(self.said, 1 << 16)
+            if not part:
+                break
+            words += part
+        os.close(self.said)
+        while self.running():
+            time.sleep(0.01)
+        return words.decode(errors="replace")
+
+
+def started(suite: dict[str, Any], folder: Path, most: int | None = None, **options: Any) -> Started:
+    """Start a run; it can write files of so many bytes."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "suite.yaml"
+    path.write_text(json.dumps(suite), encoding="utf-8")
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(theirs)
+        return Started(pid, ours)
+    code = 70
     try:
-        run.run(load(str(suite)), folder, Watcher())
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(theirs, 2)
+        os.dup2(nowhere, 0)
+        os.dup2(nowhere, 1)
+        os.closerange(3, 1024)
+        if most is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        code = compute(path, folder / "run", options)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def compute(suite: Path, folder: Path, options: dict[str, Any]) -> int:
+    """Run the suite in this process; the misbehaving certifier has a name here."""
+    registry.table()["misbehaving"] = "tests.runs.executors.misbehaving:Misbehaving"
+    util.spawnv_passfds = _forked  # type: ignore[attr-defined]
+    try:
+        run.run(load(str(suite)), folder, Watcher(), **options)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except CertbenchError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started and that have not ended."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parts = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(parts[1]) == pid:
-                found.append(int(entry.name))
-    return found
+_start = util.spawnv_passfds  # type: ignore[attr-defined]
 
 
-def server(pid: int) -> list[int]:
+def _forked(path: bytes, words: list[str], kept: list[int]) -> int:
+    """Fork the server of workers, which would import what this process has; start others as ever."""
+    if "forkserver" not in words[-1]:
+        pid: int = _start(path, words, kept)
+        return pid
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for number in range(3, 1024):
+                if number not in kept:
+                    with suppress(OSError):
+                        os.close(number)
+            exec(words[-1], {})
+        finally:
+            os._exit(0)
+    return pid
+
+
+Content = dict[tuple[Any, ...], Any]
+
+
+def content(folder: Path) -> Content:
+    """Return all that is stored but times: rows, their counterexamples, and the number of answers to no question."""
+    path = folder / "results.db"
+    if not path.exists() or path.stat().st_size == 0:  # killed before anything was written
+        return {}
+    store = Store(path, create=False)
+    try:
+        rows = store.keyed_rows()
+        found: Content = {("row", row.model, row.certifier, row.input): (
+            row.prediction, row.radius.hex(), row.outcome.value, row.reason, str(row.evidence)
+        ) for row, _, _ in rows}  # fmt: skip
+        found |= {("upper", row.model, row.certifier, row.input): row.upper.hex() for row, _, _ in rows}
+        found |= {("point", key): value for key, value in store.counterexamples().items()}
+        known = {key for _, key, _ in rows}
+        return found | {("stray",): sum(key not in known for key in store.outcomes())}
+    finally:
+        store.close()
+
+
+def guilty(key: tuple[Any, ...]) -> bool:
+    """Say whether a row is one of the certifier that misbehaves."""
+    return len(key) > 2 and "misbehaving" in key[2]
+
+
+def differences(truth: Content, found: Content, *, whole: bool) -> list[str]:
+    """Return what is not as it should be; a run that goes on may lack rows, and attacks may follow rows."""
+    innocent = {key: value for key, value in found.items() if not guilty(key)}
+    wrong = [f"{key}: {value} for {truth.get(key)}" for key, value in innocent.items()
+             if truth.get(key) != value and (whole or key[0] != "upper")]  # fmt: skip
+    return wrong + [f"{key} is lost" for key in truth if whole and key not in innocent]
+
+
+Fault = Callable[[Started, random.Random, "Nodes | None"], bool]
+"""Disturbs a run; says whether there was anything to disturb."""
+
+
+def server(one: Started) -> list[int]:
     """Return the server of workers of a run."""
-    return [one for one in children(pid) if b"forkserver" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [child for child in children(one.pid) if "resource_tracker" not in command(child)]
 
 
-def workers(pid: int) -> list[int]:
+def killed(pids: list[int]) -> bool:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(pids)
+
+
+def workers(one: Started) -> list[int]:
     """Return the workers of a run."""
-    return [worker for one in server(pid) for worker in children(one)]
+    return [worker for parent in server(one) for worker in children(parent)]
 
 
-def one_worker(pid: int, chance: random.Random) -> None:
-    there = workers(pid)
-    if there:
-        os.kill(chance.choice(there), signal.SIGKILL)
+def one_worker(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    there = workers(one)
+    return killed([chance.choice(there)] if there else [])
 
 
-def all_workers(pid: int, chance: random.Random) -> None:
-    for worker in workers(pid):
-        os.kill(worker, signal.SIGKILL)
+def all_workers(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    return killed(workers(one))
 
 
-def its_server(pid: int, chance: random.Random) -> None:
-    for one in server(pid):
-        os.kill(one, signal.SIGKILL)
+def its_server(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    return killed(server(one))
 
 
-def driver(pid: int, chance: random.Random) -> None:
-    os.kill(pid, signal.SIGKILL)
+def driver(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    return killed([one.pid])
 
 
-def ctrl_c(pid: int, chance: random.Random) -> None:
-    os.kill(pid, signal.SIGINT)
+def ctrl_c(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    os.kill(one.pid, signal.SIGINT)
+    return True
 
 
-def ctrl_c_twice(pid: int, chance: random.Random) -> None:
-    ctrl_c(pid, chance)
-    time.sleep(0.2)
-    ctrl_c(pid, chance)
+def ctrl_c_twice(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    ctrl_c(one, chance, nodes)
+    time.sleep(chance.uniform(0, 0.2))
+    if one.running():
+        ctrl_c(one, chance, nodes)
+    return True
 
 
-def terminate(pid: int, chance: random.Random) -> None:
-    os.kill(pid, signal.SIGTERM)
+def terminate(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    os.kill(one.pid, signal.SIGTERM)
+    return True
 
 
-FAULTS: dict[str, Callable[[int, random.Random], None]] = {
+def ray_actor(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    assert nodes is not None
+    there = nodes.actors()
+    return killed([chance.choice(there)[1]] if there else [])
+
+
+def ray_node(one: Started, chance: random.Random, nodes: Nodes | None) -> bool:
+    assert nodes is not None
+    there = nodes.actors()
+    if not there:
+        return False
+    node, _ = chance.choice(there)
+    return killed([node, *children(node)])
+
+
+FAULTS: dict[str, Fault] = {
     "SIGKILL of a worker": one_worker,
     "SIGKILL of all workers": all_workers,
     "SIGKILL of the server": its_server,
@@ -124,48 +281,50 @@ FAULTS: dict[str, Callable[[int, random.Random], None]] = {
     "SIGTERM": terminate,
 }
 
+RAY: dict[str, Fault] = {
+    "Ray: SIGKILL of a node": ray_node,
+    "Ray: SIGKILL of a worker": ray_actor,
+    "Ray: SIGKILL of the run": driver,
+}
 
-def rows(folder: Path) -> dict[tuple[str, str, int], tuple[Any, ...]]:
-    """Return all of the stored rows but the time that they took."""
-    if not (folder / "results.db").exists():
-        return {}
-    store = Store(folder / "results.db", create=False)
-    try:
-        return {(row.model, row.certifier, row.input): _bits(row) for row in store.rows()}
-    finally:
-        store.close()
+OTHERS = ["no more space", "two runs at once", *(f"certifier: {deed}" for deed in DEEDS)]
 
 
-def _bits(row: Row) -> tuple[Any, ...]:
-    return row.prediction, row.radius.hex(), row.upper.hex(), row.outcome.value, row.reason, str(row.evidence)
+def disturbed(kind: str, folder: Path, usual: float, chance: random.Random, nodes: Nodes | None) -> list[str]:
+    """Run the suite, disturb the run at some time, and return what it said."""
+    options = {"executor": "ray", "address": nodes.address, "workers": 1} if nodes else {}
+    for _ in range(TRIES):
+        one = started(SUITE, folder, **options)
+        time.sleep(chance.uniform(0, 0.9) * usual)
+        while one.running() and not {**FAULTS, **RAY}[kind](one, chance, nodes):
+            time.sleep(0.02)
+        hit = one.code is None
+        said = one.finished()
+        if hit:
+            return [said]
+        shutil.rmtree(folder)
+    return ["HANGS never: it was not disturbed, as it ended too early"]
 
 
-def started(suite: dict[str, Any], folder: Path, most: int | None = None) -> "subprocess.Popen[str]":
-    """Start a run; it can write files of so many bytes."""
-    folder.mkdir(exist_ok=True)
-    path = folder / "suite.yaml"
-    path.write_text(json.dumps(suite), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.faults", "--compute", str(path), str(folder / "run")]
-
-    def limit() -> None:
-        if most is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=limit)
-
-
-def finished(process: "subprocess.Popen[str]") -> str:
-    """Wait for a run, and return what it said."""
-    try:
-        return process.communicate(timeout=300)[1]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return "HANGS: " + process.communicate()[1]
+def twice(folder: Path, usual: float, chance: random.Random) -> list[str]:
+    """Start a run while another one writes the folder, which may be killed meanwhile."""
+    first = started(SUITE, folder)
+    time.sleep(usual * chance.random() ** 2)
+    second = started(SUITE, folder)
+    if chance.random() < 0.5:
+        time.sleep(usual * chance.random() / 2)
+        if first.running():
+            killed([first.pid])
+    said = [one.finished() for one in (first, second)]
+    refused = [text for text in said if "is being written by another run" in text]
+    return [text for text in said if text and text not in refused] + ["Traceback: both were refused"] * (
+        len(refused) == 2
+    )
 
 
-def inject(kind: str, folder: Path, usual: float, chance: random.Random, truth: dict[Any, Any]) -> str:
+def inject(kind: str, folder: Path, usual: float, chance: random.Random, truth: Content, nodes: Nodes | None) -> str:
     """Disturb a run, resume it, and return what is wrong; nothing if all is right."""
-    suite, most = SUITE, None
+    suite, again = SUITE, chance.choice(["process", "inline"])
     if kind.startswith("certifier"):
         deed = {"name": "misbehaving", "deed": kind.split(": ")[1], "preparing": chance.random() < 0.3}
         certifiers = [*SUITE["certifiers"]]
@@ -173,60 +332,93 @@ def inject(kind: str, folder: Path, usual: float, chance: random.Random, truth: 
         limits = {**SUITE["limits"], "input_seconds": 3, "prepare_seconds": 20} | (
             {"seconds": 6} if "endless" in kind else {}
         )
-        suite = {**SUITE, "certifiers": certifiers, "limits": limits}
+        suite, again = {**SUITE, "certifiers": certifiers, "limits": limits}, "process"
+        said = [started(suite, folder).finished()]
     elif kind == "no more space":
-        most = chance.randrange(20_000, 150_000)
-    process = started(suite, folder, most)
-    if kind in FAULTS:
-        time.sleep(chance.uniform(0.3, 1.0) * usual)
-        if process.poll() is None:
-            FAULTS[kind](process.pid, chance)
-    said = [finished(process)]
-    between = rows(folder / "run") if most is None else {}
-    again = started(suite, folder)
-    said.append(finished(again))
-    after = rows(folder / "run")
-    innocent = {key: row for key, row in after.items() if "misbehaving" not in key[1]}
-    wrong = [f"{key}: {innocent.get(key)} for {row}" for key, row in truth.items() if innocent.get(key) != row]
-    wrong += [f"blamed: {key}: {row[3]} {row[4]}" for key, row in between.items()
-              if "misbehaving" not in key[1] and truth.get(key) != row]  # fmt: skip
-    wrong += [f"too many: {key}" for key in innocent if key not in truth]
+        said = [started(suite, folder, chance.randrange(20_000, 150_000)).finished()]
+    elif kind == "two runs at once":
+        said = twice(folder, usual, chance)
+    else:
+        said = disturbed(kind, folder, usual, chance, nodes if kind in RAY else None)
+    wrong = differences(truth, content(folder / "run"), whole=False)
+    said.append(started(suite, folder, executor=again).finished())
+    wrong += differences(truth, content(folder / "run"), whole=True)
     wrong += [f"said: {text[-300:]}" for text in said if "Traceback" in text or "HANGS" in text]
+    wrong += [f"the second run said: {said[-1][-300:]}" for _ in [0] if said[-1]]
     return "; ".join(wrong[:3])
 
 
-def main() -> None:
-    """Inject faults, one after the other, and print a table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--number", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compute", nargs=2, type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.compute:
-        compute(*given.compute)
-        return
-    chance = random.Random(given.seed)
-    kinds = [*FAULTS, "no more space", *(f"certifier: {deed}" for deed in DEEDS)]
-    good, bad = Counter[str](), Counter[str]()
-    with tempfile.TemporaryDirectory() as place:
+def undisturbed(place: Path) -> tuple[float, Content]:
+    """Return how long a run takes, and what is stored then."""
+    start = time.monotonic()
+    said = started(SUITE, place).finished()
+    seconds, truth = time.monotonic() - start, content(place / "run")
+    ends = {value[2] for key, value in truth.items() if key[0] == "row"}
+    if said or sum(key[0] == "row" for key in truth) != ROWS or ends - {"completed", "abstained", "limited"}:
+        sys.exit(f"the undisturbed run is not complete: {said} {ends}")
+    return seconds, truth
+
+
+def campaign(number: int, first: int, seed: int, log: Path, kinds: list[str], place: Path, nodes: Nodes | None) -> None:
+    """Inject faults, one after the other, and write each to the log."""
+    usual, truth = undisturbed(place / "undisturbed")
+    on_ray = usual
+    if nodes is not None:
         start = time.monotonic()
-        said = finished(started(SUITE, Path(place) / "undisturbed"))
-        usual, truth = time.monotonic() - start, rows(Path(place) / "undisturbed" / "run")
-        if (
-            said
-            or len(truth) != 12 * 2 * 4
-            or {row[3] for row in truth.values()} - {"completed", "abstained", "limited"}
-        ):
-            sys.exit(f"the undisturbed run is not complete: {said} {Counter(row[3] for row in truth.values())}")
-        for number in range(given.number):
-            kind = kinds[number % len(kinds)]
-            wrong = inject(kind, Path(place) / str(number), usual, chance, truth)
-            (bad if wrong else good)[kind] += 1
-            print(f"{number + 1:4} {kind}: {wrong or 'right'}", flush=True)
+        said = started(SUITE, place / "ray", executor="ray", address=nodes.address, workers=1).finished()
+        on_ray = time.monotonic() - start
+        wrong = differences(truth, content(place / "ray" / "run"), whole=True)
+        if said or wrong:
+            sys.exit(f"the undisturbed run on Ray is another one: {said} {wrong[:3]}")
+    print(f"undisturbed: {usual:.1f} s" + (f", on Ray {on_ray:.1f} s" if nodes else ""), flush=True)
+    done = {entry["number"] for entry in logged(log)}
+    for i in range(first, first + number):
+        if i in done:
+            continue
+        kind, chance, start = kinds[i % len(kinds)], random.Random(f"{seed} {i}"), time.monotonic()
+        wrong_here = inject(kind, place / str(i), on_ray if kind in RAY else usual, chance, truth, nodes)
+        entry = {"number": i, "kind": kind, "wrong": wrong_here, "seconds": round(time.monotonic() - start, 1)}
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        print(f"{i:4} {kind}: {wrong_here or 'right'} ({entry['seconds']} s)", flush=True)
+        if not wrong_here:
+            shutil.rmtree(place / str(i))
+        if nodes is not None and kind in RAY:
+            nodes.mend()
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    """Return what was injected."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def main() -> None:
+    """Inject faults, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=100, help="number of injections")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="file of injections that were done; a new one by default")
+    parser.add_argument("--only", default="", help="words that a kind must have")
+    given = parser.parse_args()
+    ray = importlib.util.find_spec("ray") is not None
+    kinds = [kind for kind in [*FAULTS, *(RAY if ray else ()), *OTHERS] if given.only in kind]
+    with ExitStack() as ending:
+        place = Path(ending.enter_context(tempfile.TemporaryDirectory()))
+        nodes = Nodes() if set(kinds) & set(RAY) else None
+        if nodes is not None:
+            ending.callback(nodes.close)
+        log = given.log or place / "log"
+        campaign(given.number, given.first, given.seed, log, kinds, place, nodes)
+        entries = logged(log)
     print("\n| fault | injected | right |\n| --- | --- | --- |")
-    for kind in kinds:
-        print(f"| {kind} | {good[kind] + bad[kind]} | {good[kind]} |")
-    sys.exit(1 if bad else 0)
+    for kind in dict.fromkeys(entry["kind"] for entry in entries):
+        ends = [not entry["wrong"] for entry in entries if entry["kind"] == kind]
+        print(f"| {kind} | {len(ends)} | {sum(ends)} |")
+    print(f"| all | {len(entries)} | {sum(not entry['wrong'] for entry in entries)} |")
+    if not ray:
+        print("\nRay is not installed: nothing was injected on a cluster.")
+    sys.exit(1 if any(entry["wrong"] for entry in entries) else 0)
 
 
 if __name__ == "__main__":
