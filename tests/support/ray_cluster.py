@@ -77,7 +77,8 @@ def main() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+    noticed = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False, "_system_config": noticed}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
@@ -85,7 +86,7 @@ def main() -> None:
         print(cluster.address, file=answers)
         for _ in sys.stdin:
             for node in [*cluster.worker_nodes]:
-                if not node.all_processes_alive():
+                if node.dead_processes():
                     cluster.remove_node(node, allow_graceful=False)
                     cluster.add_node(**NODE)
             print("mended", file=answers)
