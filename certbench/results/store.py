@@ -3,8 +3,11 @@
 There are three tables of answers. `plan` says which rows the suite asked for last, with the names it gave them.
 `results` and `attacks` hold answers under keys made of content alone (parameters, code, input, options, seed), so that
 a changed model never meets an old answer, and a renamed one finds its own. Estimates prove nothing. They have two
-tables of their own, so that none is ever read as a certificate; a file of the same format may lack them. Domains and
-scales with many numbers stand in `boxes`, once; the plan has their names. The file is long because all SQL stands here.
+tables of their own, so that none is ever read as a certificate. Domains and scales with many numbers stand in `boxes`,
+once; the plan has their names. The file is long because all SQL stands here.
+
+The version of the format is SQLite's `user_version`. A file of an earlier one is brought up to date by the next run;
+who only reads it sees what is missing as empty, and changes nothing. A file of a later one is refused.
 """
 
 import hashlib
@@ -51,7 +54,9 @@ _RESULT = (
 PATIENCE = 120.0
 """Seconds to wait for somebody else's lock on the file."""
 
-VERSION = 1
+VERSION = 2
+"""Version of the format that is written. Files of version 1 may lack CPU seconds, estimates and `boxes`."""
+
 SHORT = 200
 """Number of characters from which on a domain with its scales is stored once, under a name."""
 
@@ -161,20 +166,49 @@ class Store:
                 uri = f"{path.absolute().as_uri()}?mode=rw"
                 self._connection = sqlite3.connect(uri, isolation_level=None, uri=True, timeout=PATIENCE)
             undo.callback(self._connection.close)
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise StoreError(f"{path} was written by another version of certbench (format {version})")
-            if not create:
-                if version == 0:
-                    raise StoreError(f"{path} is empty, or not the store of a run")
-                self._connection.execute("PRAGMA query_only = 1")
-            elif version == 0:  # new
+            version = self._version()
+            if version > VERSION:
+                raise StoreError(
+                    f"{path} was written by a later version of certbench: its format is {version}, and this version "
+                    f"knows those up to {VERSION}. Install a newer certbench; the file is left as it was"
+                )
+            if version < 0 or (version == 0 and not create):
+                raise StoreError(f"{path} is empty, or not the store of a run")
+            if version == 0:  # new
                 self._connection.executescript(
                     f"BEGIN; {_SCHEMA} {_ESTIMATES} PRAGMA user_version = {VERSION}; COMMIT;"
                 )
-            elif not self._has_cpu_seconds():  # written before they were measured
-                self._connection.execute("ALTER TABLE results ADD COLUMN cpu_seconds REAL")
+            elif version < VERSION:
+                self._migrate() if create else self._complete()
+            if not create:
+                self._connection.execute("PRAGMA query_only = 1")
             undo.pop_all()
+
+    def _version(self) -> int:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+    def _migrate(self) -> None:
+        """Bring a file of version 1 up to date, in one transaction: a kill leaves it as it was."""
+        with self._transaction():
+            if not self._has_cpu_seconds():
+                self._connection.execute("ALTER TABLE results ADD COLUMN cpu_seconds REAL")
+            for statement in _ESTIMATES.split(";")[:-1]:
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _complete(self) -> None:
+        """Let what a file of version 1 lacks be seen as empty by this connection; the file stays as it is."""
+        self._connection.execute("PRAGMA temp_store = MEMORY")
+        tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for statement in _ESTIMATES.split(";")[:-1]:
+            if statement.partition("EXISTS ")[2].partition(" ")[0] not in tables:
+                self._connection.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE"))
+        if not self._has_cpu_seconds():
+            columns = ", ".join(_RESULT[:-1])
+            self._connection.execute(
+                f"CREATE TEMP VIEW results AS SELECT {columns}, NULL AS cpu_seconds FROM main.results"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -207,8 +241,6 @@ class Store:
         with self._transaction():
             self._connection.execute("DELETE FROM plan")
             self._connection.executemany(f"INSERT INTO plan VALUES ({','.join('?' * 12)})", values)
-            for statement in _ESTIMATES.split(";")[:-1]:
-                self._connection.execute(statement)
             self._connection.execute("DELETE FROM estimate_plan")
             self._connection.executemany("INSERT OR REPLACE INTO boxes VALUES (?,?)", boxes.items())
             self._connection.executemany(
@@ -263,13 +295,9 @@ class Store:
             for table in ("plan", "estimate_plan", "boxes"):
                 self._copy(theirs, table)
             with theirs._guard():
-                columns = [
-                    name for (name,) in theirs._connection.execute("SELECT name FROM pragma_table_info('results')")
-                ]
-                read = ", ".join(_RESULT if "cpu_seconds" in columns else _RESULT[:-1])
-                rows = theirs._connection.execute(f"SELECT {read} FROM results").fetchall()
+                rows = theirs._connection.execute(f"SELECT {', '.join(_RESULT)} FROM results").fetchall()
                 attacks = theirs._connection.execute("SELECT key, distance, attack, point FROM attacks").fetchall()
-            self._put([row if len(row) == len(_RESULT) else (*row, None) for row in rows])
+            self._put(rows)
             self.put_attacks(Counterexample(*found) for found in attacks)
             self._copy(theirs, "estimates")
         finally:
@@ -278,8 +306,6 @@ class Store:
     def _copy(self, theirs: "Store", table: str) -> None:
         """Copy a table; rows of the same key are replaced."""
         with theirs._guard():
-            if not theirs._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-                return
             rows = theirs._connection.execute(f"SELECT * FROM {table}").fetchall()
         if rows:
             with self._transaction():
@@ -314,8 +340,6 @@ class Store:
             "JOIN estimates e ON e.key = p.key LEFT JOIN attacks a ON a.key = p.attack ORDER BY p.position"
         )
         with self._guard():
-            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'estimates'").fetchone():
-                return []  # written before there were estimates
             return [named(estimate_of, values, self._boxes()) for values in self._connection.execute(query).fetchall()]
 
     def rows(self) -> list[Row]:
@@ -325,11 +349,10 @@ class Store:
     def keyed_rows(self) -> list[tuple[Row, str, str]]:
         """Return the computed rows of the plan, each with its key and the key of its counterexample."""
         with self._guard():
-            cpu = "r.cpu_seconds" if self._has_cpu_seconds() else "NULL"
             query = (
                 "SELECT p.key, p.attack, p.model, p.certifier, p.spec, p.guarantee, p.subject, p.norm, p.domain, "
                 "p.input, p.label, r.prediction, r.radius, r.upper, r.seconds, r.prepare_seconds, r.outcome, r.reason, "
-                f"r.evidence, {cpu}, a.distance FROM plan p JOIN results r ON r.key = p.key "
+                "r.evidence, r.cpu_seconds, a.distance FROM plan p JOIN results r ON r.key = p.key "
                 "LEFT JOIN attacks a ON a.key = p.attack ORDER BY p.position"
             )
             boxes, found = self._boxes(), self._connection.execute(query)
@@ -374,14 +397,11 @@ class Store:
         return int(count)
 
     def _has_cpu_seconds(self) -> bool:
-        """Say whether results have CPU seconds; files of earlier releases lack them."""
         columns = self._connection.execute("SELECT name FROM pragma_table_info('results')").fetchall()
         return ("cpu_seconds",) in columns
 
     def _boxes(self) -> Boxes:
         """Return a reader of the plan's domains and scales."""
-        if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'boxes'").fetchone():
-            return Boxes({})  # written before there were any
         return Boxes(dict(self._connection.execute("SELECT name, content FROM boxes")))
 
     @contextmanager

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,20 +91,6 @@ def test_no_failure_replaces_an_answer(store: Store, outcome: Outcome) -> None:
     assert (store.rows()[0].radius, store.rows()[0].outcome) == (0.5, Outcome.COMPLETED)
 
 
-def test_a_file_from_before_cpu_seconds_is_read_and_goes_on(store: Store) -> None:
-    store.plan([PLANNED, replace(PLANNED, key="new", input=1)])
-    store.put([replace(RESULT, cpu_seconds=3.0)])
-    assert store.rows()[0].cpu_seconds == 3.0
-    store._connection.execute("ALTER TABLE results DROP COLUMN cpu_seconds")
-    old = Store(store.path, create=False)
-    assert [row.cpu_seconds for row in old.rows()] == [None]
-    old.close()
-    new = Store(store.path)
-    new.put([replace(RESULT, key="new", cpu_seconds=4.0)])
-    assert [row.cpu_seconds for row in new.rows()] == [None, 4.0]
-    new.close()
-
-
 @pytest.mark.parametrize("distances", [(0.5, 0.75), (0.75, 0.5), (0.5, math.inf), (math.inf, 0.5), (0.5, 0.5)])
 def test_the_closest_counterexample_stays(store: Store, distances: tuple[float, float]) -> None:
     for distance in distances:
@@ -148,15 +135,76 @@ def test_estimates_are_read_apart_from_certificates(store: Store) -> None:
     assert store.estimates() == [] and store.estimated() == {"guess", "none"}
 
 
-def test_a_file_from_before_there_were_estimates_is_read_and_goes_on(store: Store) -> None:
-    store.plan([PLANNED])
-    store.put([RESULT])
-    for table in ("estimates", "estimate_plan"):
-        store._connection.execute(f"DROP TABLE {table}")
-    assert (store.estimates(), len(store.rows())) == ([], 1)
-    store.plan([PLANNED], [GUESS])
-    store.put_estimates({"guess": 0.5})
-    assert [estimate.value for estimate in store.estimates()] == [0.5]
+FIRST = """
+CREATE TABLE plan (
+    position INTEGER PRIMARY KEY, key TEXT NOT NULL, attack TEXT NOT NULL, model TEXT NOT NULL,
+    certifier TEXT NOT NULL, spec TEXT NOT NULL, guarantee TEXT NOT NULL, subject TEXT NOT NULL,
+    norm REAL NOT NULL, domain TEXT NOT NULL, input INTEGER NOT NULL, label INTEGER NOT NULL);
+CREATE TABLE results (
+    key TEXT PRIMARY KEY, prediction INTEGER NOT NULL, radius REAL NOT NULL, upper REAL NOT NULL,
+    seconds REAL NOT NULL, prepare_seconds REAL NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    evidence TEXT NOT NULL);
+CREATE TABLE attacks (
+    key TEXT PRIMARY KEY, distance REAL NOT NULL, attack TEXT NOT NULL, point BLOB);
+PRAGMA user_version = 1;
+INSERT INTO plan VALUES (0, 'key', 'attack', 'net', 'crown', '{"name": "crown"}', 'sound', 'base', 2.0, '[0, 1]', 0, 3);
+INSERT INTO plan VALUES (1, 'new', '', 'net', 'crown', '{"name": "crown"}', 'sound', 'base', 2.0, '[0, 1]', 1, 3);
+INSERT INTO results VALUES ('key', 3, 0.5, 9e999, 1.0, 2.0, 'completed', '', '{}');
+"""
+"""The first files of version 1."""
+
+CPU = "ALTER TABLE results ADD COLUMN cpu_seconds REAL; UPDATE results SET cpu_seconds = 3.0;"
+
+GUESSES = """
+CREATE TABLE estimate_plan (
+    position INTEGER PRIMARY KEY, key TEXT NOT NULL, attack TEXT NOT NULL, model TEXT NOT NULL, method TEXT NOT NULL,
+    norm REAL NOT NULL, domain TEXT NOT NULL, input INTEGER NOT NULL, cap REAL NOT NULL);
+CREATE TABLE estimates (key TEXT PRIMARY KEY, value REAL);
+INSERT INTO estimate_plan VALUES (0, 'guess', 'attack', 'net', 'clever', 2.0, '[0, 1]', 0, 1.0);
+INSERT INTO estimates VALUES ('guess', 0.25);
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "cpu", "guesses"), [(FIRST, None, []), (FIRST + CPU, 3.0, []), (FIRST + GUESSES + CPU, 3.0, [0.25])]
+)
+def test_a_file_of_version_1_is_read_as_it_is_and_brought_up_to_date_by_the_next_run(
+    tmp_path: Path, content: str, cpu: float | None, guesses: list[float]
+) -> None:
+    path = tmp_path / "results.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(content)
+    before = path.read_bytes()
+    old = Store(path, create=False)
+    first = old.rows()
+    assert [(row.radius, row.cpu_seconds, row.domain) for row in first] == [(0.5, cpu, (0, 1))]
+    assert [guess.value for guess in old.estimates()] == guesses
+    old.close()
+    assert path.read_bytes() == before
+    copy = Store(tmp_path / "merged.db")
+    copy.take(path)
+    assert (copy.rows(), [guess.value for guess in copy.estimates()]) == (first, guesses)
+    copy.close()
+    new = Store(path)
+    assert new.rows() == first
+    new.put([replace(RESULT, key="new", cpu_seconds=4.0)])
+    assert [row.cpu_seconds for row in new.rows()] == [cpu, 4.0]
+    new.plan([PLANNED], [GUESS])
+    new.put_estimates({"guess": 0.5})
+    assert [guess.value for guess in new.estimates()] == [0.5]
+    assert new._version() == stores.VERSION > 1
+    new.close()
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(FIRST)
+    before = path.read_bytes()
+    monkeypatch.setattr(stores, "_ESTIMATES", f"{stores._ESTIMATES} CREATE TABLE;")  # it breaks at its end
+    with pytest.raises(StoreError, match="incomplete input"):
+        Store(path)
+    assert path.read_bytes() == before
 
 
 def test_a_killed_writer_loses_only_its_last_transaction(tmp_path: Path) -> None:
@@ -198,12 +246,16 @@ def test_a_full_disk_is_said_and_what_was_stored_stays(store: Store) -> None:
     assert [row.radius for row in store.rows()] == [0.25]
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "results.db") as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(StoreError, match="another version of certbench"):
-        Store(tmp_path / "results.db")
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_of_a_later_version_is_refused_and_left_as_it_is(tmp_path: Path, create: bool) -> None:
+    path = tmp_path / "results.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"{FIRST} PRAGMA user_version = 99;")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"a later version of certbench: its format is 99.*Install a newer"):
+        Store(path, create=create)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.db"]
 
 
 @pytest.mark.parametrize("content", [b"this is no database, " * 99, b"SQLite format 3\0" + b"\xff" * 999])
