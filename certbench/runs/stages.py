@@ -103,15 +103,15 @@ def perform(stages: Sequence[Stage], desk: Desk, executor: Executor, stop: Stop)
         CertificationError: the executor left out an input, or answered twice.
         Interrupted: Ctrl-C was pressed; what was computed is stored.
     """
-    open_places = [Counter(place for job in stage.assignment.jobs for place in job) for stage in stages]
+    open_places = [{place for job in stage.assignment.jobs for place in job} for stage in stages]
     count = 0
     try:
         for answer in executor.answers([stage.assignment for stage in stages], stop):
             if answer is not None:
-                extra = Counter(answer.places) - open_places[answer.work]
+                extra = len(answer.places) - len(open_places[answer.work].intersection(answer.places))
                 if extra:
-                    raise CertificationError(f"the executor answered twice for {len(extra)} inputs")
-                open_places[answer.work] -= Counter(answer.places)
+                    raise CertificationError(f"the executor answered twice for {extra} inputs")
+                open_places[answer.work].difference_update(answer.places)
                 stages[answer.work].keep(answer)
                 count += len(answer.places)
             desk.store_some()
@@ -120,7 +120,7 @@ def perform(stages: Sequence[Stage], desk: Desk, executor: Executor, stop: Stop)
     for number, (stage, left) in enumerate(zip(stages, open_places, strict=True)):
         if left:
             reason = f"the executor gave no answer for {len(left)} inputs"
-            stage.keep(Answer(number, tuple(left), Failure(Outcome.FAILED, reason)))
+            stage.keep(Answer(number, tuple(sorted(left)), Failure(Outcome.FAILED, reason)))
             count += len(left)
     desk.store_all()
     return count

@@ -188,7 +188,8 @@ class Foreman:
     def _compute(self, worker: Worker, progress: Progress) -> None:
         assert worker.job is not None
         worker.enter("computing")
-        worker.body.send("job", pickle.dumps(progress.assignment.rows(worker.job.places)))
+        inputs = progress.assignment.rows(worker.job.places).numpy()  # a tensor's pickle takes ten times as long
+        worker.body.send("job", pickle.dumps(inputs))
 
     def _told(self, worker: Worker, message: dict[str, Any]) -> Iterator[Answer]:
         if worker.phase == "starting":

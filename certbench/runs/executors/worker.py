@@ -99,9 +99,9 @@ class Station:
         return {"prepared": self.session.seconds, "failure": _written(failure)}
 
     def compute(self, content: bytes) -> dict[str, Any]:
-        """Compute a job."""
+        """Compute a job: the pickle of an array of inputs."""
         assert self.session is not None
-        results = self.session.compute(pickle.loads(content))
+        results = self.session.compute(torch.from_numpy(pickle.loads(content)))
         if isinstance(results, Failure):
             return {"failure": _written(results), "results": None}
         return {"failure": None, "results": results}
