@@ -49,16 +49,26 @@ class Snapshot:
     quick: bytes | None
 
     @classmethod
-    def of(cls, classifier: Classifier, before: "Snapshot | None" = None) -> "Snapshot":
-        """Take a snapshot. If its quick hash is that of `before`, so is the fingerprint, which takes longer to compute.
+    def of(cls, classifier: Classifier, before: "Snapshot | None" = None, fingerprint: str | None = None) -> "Snapshot":
+        """Take a snapshot.
+
+        A fingerprint takes long to compute. If the quick hash is that of `before`, so is the fingerprint.
+
+        Args:
+            classifier: the classifier.
+            before: an earlier snapshot.
+            fingerprint: the classifier's fingerprint, if it is known.
 
         Raises:
             ConfigError: a setting of a submodule can no longer be read.
         """
         quick = _quick(classifier)
-        same = before is not None and quick is not None and quick == before.quick
+        if before is not None and quick == before.quick:
+            fingerprint = before.fingerprint
+        if quick is None:  # what is read later is compared with what is read now
+            fingerprint = None
         return cls(
-            before.fingerprint if before is not None and same else classifier.fingerprint(),
+            fingerprint or classifier.fingerprint(),
             tuple(_flags(part) for part in classifier.module.modules()),
             torch.get_default_dtype(),
             torch.get_num_threads(),

@@ -299,7 +299,7 @@ class Session:
         self.passing = passing
         self.pristine = model.double()
         self.classifier = replace(model, module=copy.deepcopy(model.module))
-        self.before = Snapshot.of(self.classifier)
+        self.before = Snapshot.of(self.classifier, fingerprint=work.source.fingerprint)
         self.state: Any = None
         self.seconds = 0.0
 
