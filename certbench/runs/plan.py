@@ -50,7 +50,7 @@ def pairs_of(suite: Suite, models: list[Classifier], inputs: torch.Tensor, label
             steps = suite.settings.attacks.steps
             attack_keys = [attack_key(fingerprint, h, threat, seed, steps) for h in digests]
             for certifier in suite.certifiers:
-                spec = describe(certifier)
+                spec, name = describe(certifier), label(certifier, suite.usual)
                 keys = [row_key(fingerprint, h, threat, seed, spec, versions(certifier)) for h in digests]
                 yield Pair(
                     model,
@@ -61,7 +61,7 @@ def pairs_of(suite: Suite, models: list[Classifier], inputs: torch.Tensor, label
                             key=key,
                             attack=attack_keys[i],
                             model=model.name,
-                            certifier=label(certifier, suite.usual),
+                            certifier=name,
                             spec=spec,
                             guarantee=certifier.guarantee,
                             subject=certifier.subject,
