@@ -3,7 +3,8 @@
     python -m benchmarks.executors [--tasks 10000] [--workers 2] [--only inline,process,ray]
 
 Each task is a job of one input: the harness copies the input, computes, compares the classifier with what it was, and
-brings the answer to the one process that stores. Memory is measured after a tenth of the tasks, and after all.
+brings the answer to the one process that stores. Memory is measured after a tenth of the tasks, and after all. The
+processor time of that process (all its threads) per task says how many tasks per second it takes at most.
 """
 
 import argparse
@@ -58,20 +59,21 @@ def measure(name: str, tasks: int, workers: int) -> None:
     inputs, half = torch.rand(tasks, *model.input_shape, dtype=torch.float64), tasks // 2
     parts = [tuple((i,) for i in part) for part in (range(half), range(half, tasks))]
     work = [executors.Assignment(Waiting(f"half {i}", source), inputs, part) for i, part in enumerate(parts)]
-    start, first, count, early = time.perf_counter(), 0.0, 0, 0
+    start, first, count, early, cpu = time.perf_counter(), 0.0, 0, 0, 0.0
     for answer in executors.find(name, executors.Settings(workers)).answers(work, Stop()):
         if answer is None:
             continue
         if not isinstance(answer.results, list):
             raise RuntimeError(answer.results.reason)
-        first = first or time.perf_counter()
+        if not first:
+            first, cpu = time.perf_counter(), time.process_time()
         count += len(answer.places)
         if count == tasks // 10:
             early = resident(os.getpid())
-    end = time.perf_counter()
-    memory = f"{early / 1e6:.1f} MB after a tenth, {resident(os.getpid()) / 1e6:.1f} MB after all"
+    end, cpu = time.perf_counter(), (time.process_time() - cpu) / max(count - 1, 1)
+    memory = f"memory {early / 1e6:.1f} MB after a tenth, {resident(os.getpid()) / 1e6:.1f} MB after all"
     rate = f"{(count - 1) / (end - first):.0f} tasks/s, {first - start:.1f} s until the first answer"
-    print(f"{name:8} {count} tasks: {rate}; memory {memory}", flush=True)
+    print(f"{name:8} {count} tasks: {rate}; {1e6 * cpu:.0f} us of processor in this process each; {memory}", flush=True)
 
 
 def main() -> None:

@@ -2,16 +2,16 @@
 
     python -m benchmarks.runs [cost] [workers] [--suite default] [--inputs 100] [--rounds 3]
 
-`cost` runs a suite in this process (executor `inline`), and a bare loop over the same calls: `prepare`, and `certify` of
-the same batches; the attacks. Both load the models first. They take turns (A, B, B, A, ...), and so share what the
+`cost` runs a suite in this process (executor `inline`), and a bare loop over the same calls: `prepare`, and `certify`
+of the same batches; the attacks. Both load the models first. They take turns (A, B, B, A, ...), and so share what the
 machine does meanwhile; one round of each comes before, for imports. Processor time is compared: other programs slow it
 down less. All that the harness adds is in it: keys, copies of models, comparisons of models before and after, second
 forward passes, the store. On a busy machine rounds differ by more than that; so the time outside of these calls and of
 loading is told, too, as a share of the time inside of them, in the same rounds of the harness.
 
-`workers` runs the suite with one worker process and with two, in turns. Start-up is told apart: the time until the first
-piece of work begins, in which data and models are loaded, rows are planned, and the server of workers imports torch. Use
-a machine with two idle cores.
+`workers` runs the suite with one worker process and with two, in turns. Start-up is told apart: the time until the
+first piece of work begins, in which data and models are loaded, rows are planned, and the server of workers imports
+torch. Use a machine with two idle cores.
 """
 
 import argparse
@@ -31,7 +31,6 @@ from certbench.core.certification import certify, prepare
 from certbench.errors import UnsupportedError
 from certbench.runs import run, server, work
 from certbench.runs.load import load
-from certbench.runs.plan import pairs_of, wanted_attacks
 from certbench.runs.selection import Selection
 from certbench.runs.stages import ATTACK_BATCH
 from certbench.runs.suite import Suite
@@ -133,10 +132,14 @@ def cost(suite: Suite, rounds: int) -> None:
                 seconds[name].append(cpu)
             if number and name == "harness":
                 outside.append(cpu / sum(spent) - 1)
-            print(f"{name:8} {cpu:7.2f} s of processor time, {wall:7.2f} s{'' if number else ' (not counted)'}", flush=True)
+            print(
+                f"{name:8} {cpu:7.2f} s of processor time, {wall:7.2f} s{'' if number else ' (not counted)'}",
+                flush=True,
+            )
     ratios = [one / other - 1 for one, other in zip(seconds["harness"], seconds["bare"], strict=True)]
     best = min(seconds["harness"]) / min(seconds["bare"]) - 1
-    print(f"the harness costs {100 * statistics.median(ratios):.1f} % (median of {rounds}), {100 * best:.1f} % (best rounds)")
+    middle = statistics.median(ratios)
+    print(f"the harness costs {100 * middle:.1f} % (median of {rounds}), {100 * best:.1f} % (best rounds)")
     print(f"outside of the calls of the bare loop it spends {100 * statistics.median(outside):.1f} % (median)")
 
 
@@ -149,25 +152,30 @@ def speed_up(suite: Suite, rounds: int) -> None:
             clock = harness(suite, "process", workers)
             end = time.perf_counter()
             seconds[workers].append(end - clock.begun)
-            print(f"{workers} workers: start-up {clock.begun - clock.start:.1f} s, then {end - clock.begun:.1f} s", flush=True)
+            print(
+                f"{workers} workers: start-up {clock.begun - clock.start:.1f} s, then {end - clock.begun:.1f} s",
+                flush=True,
+            )
     ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
     best = min(seconds[1]) / min(seconds[2])
-    print(f"two workers are {statistics.median(ratios):.2f} times as fast (median of {rounds}), {best:.2f} (best rounds)")
+    print(
+        f"two workers are {statistics.median(ratios):.2f} times as fast (median of {rounds}), {best:.2f} (best rounds)"
+    )
 
 
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["cost", "workers", []], default=[])
+    parser.add_argument("what", nargs="*", choices=["cost", "workers"], default=["cost", "workers"])
     parser.add_argument("--suite", default="default")
     parser.add_argument("--inputs", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
     suite = suite_of(given.suite, Selection(inputs=given.inputs))
-    if "cost" in (given.what or ["cost"]):
+    if "cost" in given.what:
         cost(suite, given.rounds)
-    if "workers" in (given.what or ["workers"]):
+    if "workers" in given.what:
         speed_up(suite, given.rounds)
 
 

@@ -11,6 +11,7 @@ has the processor time of the driver with real actors.
 
 import argparse
 import heapq
+import importlib.util
 import itertools
 import json
 import math
@@ -258,6 +259,31 @@ def commits(number: int = 200) -> None:
         store.close()
 
 
+def waits(workers: int, number: int = 50) -> None:
+    """Print what it costs to ask Ray which of so many workers have answered; one actor stands for all of them."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        actor = ray.remote(_Slow).remote()
+        pending = [actor.wait.remote() for _ in range(workers)]
+        start = time.process_time()
+        for _ in range(number):
+            ray.wait(pending, num_returns=1, timeout=0)
+        spent = (time.process_time() - start) / number
+        print(
+            f"Ray says in {1e3 * spent:.1f} ms of processor time which of {workers} workers have answered", flush=True
+        )
+    finally:
+        ray.shutdown()
+
+
+class _Slow:
+    def wait(self) -> None:
+        time.sleep(3600)
+
+
 def main() -> None:
     """Measure the driver."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -275,6 +301,8 @@ def main() -> None:
     print(f"So {given.workers} workers are kept busy by jobs of {given.workers / most:.2f} s or more.")
     for seconds in map(float, given.seconds.split(",")):
         measure(suite, given.rows, given.workers, seconds)
+    if importlib.util.find_spec("ray") is not None:
+        waits(given.workers)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Check:
         ok: whether the part did what certbench needs.
         version: version of the part; empty if it is not installed or has none.
         detail: what the part did, or how it failed.
-        mend: command that repairs the part; empty if nothing is broken.
+        mend: command that repairs or installs the part; empty if it works.
+        optional: whether nothing is broken if it is not installed.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Check:
     version: str
     detail: str
     mend: str = ""
+    optional: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether it is not installed, and need not be."""
+        return self.optional and not self.ok and not self.version
 
 
 def examine() -> list[Check]:
@@ -52,6 +59,7 @@ def examine() -> list[Check]:
         _check("vnnlib", _vnnlib, 'pip install "certbench[vnnlib]"'),
         _check("highspy", _highspy, 'pip install "certbench[solvers]"'),
         _check("cvxpy", _cvxpy, 'pip install "certbench[solvers]"'),
+        replace(_check("ray", _ray, 'pip install "certbench[ray]"'), optional=True),
         _check("shipped weights", _weights, restore),
     ]
 
@@ -216,6 +224,17 @@ def _cvxpy() -> str:
     value = problem.solve(solver="SCS")  # type: ignore[no-untyped-call]
     _expect(bool(abs(value - 2) < 1e-2), f"a semidefinite program whose value is 2 gave {value}")
     return "a semidefinite program solved"
+
+
+def _ray() -> str:
+    import ray
+    from ray.cloudpickle import dumps, loads
+
+    from certbench.runs.executors.ray import Seat
+
+    _expect(loads(dumps(Seat)).__name__ == "Seat", "what runs on a cluster came back changed")
+    _expect(callable(ray.init) and not ray.is_initialized(), "this process is part of a cluster already")
+    return "what runs on a cluster can be sent there; no cluster was started"
 
 
 def _weights() -> str:

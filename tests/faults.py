@@ -4,9 +4,9 @@
 
 A fault is a kill of a worker, of all workers, of the server that they are forked from or of the run itself; Ctrl-C once
 or twice; SIGTERM; a file system that takes no more; a second run into the same folder; a certifier that misbehaves;
-and, where Ray is installed, a kill of a node, of an actor or of the run on a cluster of two nodes. It is right if, after
-one more run, every row and counterexample is equal to the undisturbed one, to the last bit, none is lost, none is there
-that was not asked for, and no pair but that of the guilty certifier was ever blamed.
+and, where Ray is installed, a kill of a node, of an actor or of the run on a cluster of two nodes. It is right if,
+after one more run, every row and counterexample is equal to the undisturbed one, to the last bit, none is lost, none is
+there that was not asked for, and no pair but that of the guilty certifier was ever blamed.
 
 What is disturbed depends on the seed and the number of the injection alone. Injections that a log has are not done
 again, and the table is that of the log: a campaign can be stopped, and done in parts. Kills are found in `/proc`, so

@@ -12,8 +12,11 @@ def doctor() -> None:
 
     checks = examine()
     for check in checks:
-        mark, style = ("ok", "green") if check.ok else ("broken", "bold red")
+        mark, style = (
+            ("ok", "green") if check.ok else ("missing", "yellow") if check.missing else ("broken", "bold red")
+        )
         tell(mark, style, f" {check.name} {check.version}  {check.detail}", out)
         if not check.ok:
-            out.print(f"        repair it by: {check.mend}", soft_wrap=True)
-    raise typer.Exit(ExitCode.OK if all(check.ok for check in checks) else ExitCode.INCOMPLETE)
+            verb = "to install it" if check.missing else "repair it by"
+            out.print(f"        {verb}: {check.mend}", soft_wrap=True)
+    raise typer.Exit(ExitCode.OK if all(check.ok or check.missing for check in checks) else ExitCode.INCOMPLETE)
