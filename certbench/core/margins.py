@@ -75,6 +75,10 @@ class Bounds:
         centre = None if self.centre is None else self.centre - error
         return Bounds(self.lower - error, self.coefficients, centre, self.slope)
 
+    def at_least(self, lower: Float[Tensor, "n k"]) -> "Bounds":
+        """Raise the bounds to other lower bounds over the same balls; a bound that is NaN stays so."""
+        return Bounds(torch.maximum(self.lower, lower), self.coefficients, self.centre, self.slope)
+
     def crossing(
         self, threat: ThreatModel, x: Float[Tensor, "n d"], floor: Float[Tensor, "n k"]
     ) -> Float[Tensor, " n"]:

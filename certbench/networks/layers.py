@@ -19,7 +19,7 @@ from torch import Tensor
 from certbench.errors import UnsupportedError
 from certbench.networks.activations import Activation
 from certbench.networks.maps import Chain, Dense, Map, Scale, Sum
-from certbench.networks.piecewise_linear import RELU
+from certbench.networks.piecewise_linear import RELU, PiecewiseLinear
 from certbench.networks.structured_maps import Along, Select, Sparse
 
 
@@ -150,6 +150,11 @@ class Network:
     def activation(self, layer: int) -> Activation | Bilinear | RowSoftmax:
         """Return the activation after a hidden layer."""
         return self.activations[layer] if self.activations else RELU
+
+    @property
+    def piecewise_linear(self) -> bool:
+        """Whether the network is a piecewise linear function."""
+        return all(isinstance(function, PiecewiseLinear) for function in self.activations)
 
     @cached_property
     def absolute(self) -> "tuple[Mapping[int, Map], ...]":

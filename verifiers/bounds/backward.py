@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from certbench.core.margins import Bounds
 from certbench.core.memory import out_of_memory
 from certbench.errors import NumericalError
 from certbench.networks.layers import Layer, Network
 from certbench.networks.piecewise_linear import IDENTITY
-from certbench.verifiers.bounds.intervals import Walk, interval_bounds
+from certbench.verifiers.bounds.intervals import Walk, interval_bounds, output_bounds
 from certbench.verifiers.bounds.lines import Lines
 from certbench.verifiers.bounds.region import LayerBounds, Linear, Region
 from certbench.verifiers.bounds.relaxations import chosen, undecided
@@ -125,6 +126,25 @@ def _offsets(h: Float[Tensor, "_ k m"], offset: Tensor) -> Float[Tensor, "_ k"]:
     if offset.shape[1] == 1:
         return (h @ offset.transpose(1, 2)).squeeze(-1)
     return (h * offset).sum(dim=-1)
+
+
+@torch.no_grad()
+def lower_bounds(network: Network, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds) -> Bounds:
+    """Bound `rows` times the outputs from below by one backward pass, from bounds of the hidden layers."""
+    linear = backward(network, rows, len(network.hidden), bounds)
+    found = Bounds.linear(linear.a, linear.at(region.x), region.threat, region.x, region.eps)
+    return raised(network, region, rows, bounds, found)
+
+
+def raised(
+    network: Network, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds, found: Bounds
+) -> Bounds:
+    """Raise bounds of `rows` times the outputs to those of intervals, unless the network is piecewise linear.
+
+    Lines around a function that saturates or rises fast are far from it on wide intervals, where its range is small.
+    Piecewise linear networks keep the bounds of the method as it is published.
+    """
+    return found if network.piecewise_linear else found.at_least(output_bounds(network, region, rows, bounds))
 
 
 def layer_bounds(

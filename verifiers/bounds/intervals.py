@@ -132,23 +132,43 @@ class Walk:
 
     def end(self, rows: Float[Tensor, "n k outputs"], region: Region) -> Float[Tensor, "n k"]:
         """Bound `rows` times the outputs from below; the last layer is merged with the rows."""
-        layer = self.network.layers[-1]
-        lower, size = rows @ layer.bias, rows.abs() @ layer.bias.abs()
-        for source, part in layer.maps.items():
-            a = part.transpose(rows.flatten(0, 1)).view(*rows.shape[:2], part.inputs)
-            if source == 0:
-                lower = lower + region.minimum(a, torch.zeros_like(lower))
-                continue
-            low, high = self.lower[source][..., None], self.upper[source][..., None]
-            infinite = low.isinf() | high.isinf()
-            low, high = torch.where(infinite, 0.0, low), torch.where(infinite, 0.0, high)
-            moduli = self.network.absolute[-1][source].transpose(rows.abs().flatten(0, 1)).view_as(a)
-            lost = (a.abs() @ infinite.to(a)).squeeze(-1) > 0
-            size = size + (moduli @ torch.maximum(low.abs(), high.abs())).squeeze(-1)
-            least = (a.clamp(min=0) @ low + a.clamp(max=0) @ high).squeeze(-1)
-            lower = lower + torch.where(lost, -torch.inf, least)
-        steps = [part.transposed_roundings + part.inputs for part in layer.maps.values()]
-        return lower - gamma(2 * (max(steps, default=0) + layer.outputs + 16)) * size
+        return _outputs(self.network, region, rows, dict(enumerate(zip(self.lower, self.upper, strict=True))))
+
+
+@torch.no_grad()
+def output_bounds(
+    network: Network, region: Region, rows: Float[Tensor, "n k outputs"], bounds: LayerBounds
+) -> Float[Tensor, "n k"]:
+    """Bound `rows` times the outputs from below, by intervals from bounds of the hidden layers."""
+    images = {
+        source: image(network.activation(source - 1), bounds.lower[source - 1], bounds.upper[source - 1])
+        for source in network.layers[-1].maps
+        if source > 0
+    }
+    return _outputs(network, region, rows, images)
+
+
+def _outputs(
+    network: Network, region: Region, rows: Float[Tensor, "n k outputs"], images: Mapping[int, tuple[Tensor, Tensor]]
+) -> Float[Tensor, "n k"]:
+    """Bound `rows` times the outputs from below; `images` bounds what the last layer reads, by source."""
+    layer = network.layers[-1]
+    lower, size = rows @ layer.bias, rows.abs() @ layer.bias.abs()
+    for source, part in layer.maps.items():
+        a = part.transpose(rows.flatten(0, 1)).view(*rows.shape[:2], part.inputs)
+        if source == 0:
+            lower = lower + region.minimum(a, torch.zeros_like(lower))
+            continue
+        low, high = (side[..., None] for side in images[source])
+        infinite = low.isinf() | high.isinf()
+        low, high = torch.where(infinite, 0.0, low), torch.where(infinite, 0.0, high)
+        moduli = network.absolute[-1][source].transpose(rows.abs().flatten(0, 1)).view_as(a)
+        lost = (moduli @ infinite.to(a)).squeeze(-1) > 0  # where `a` is 0, it may be so by rounding alone
+        size = size + (moduli @ torch.maximum(low.abs(), high.abs())).squeeze(-1)
+        least = (a.clamp(min=0) @ low + a.clamp(max=0) @ high).squeeze(-1)
+        lower = lower + torch.where(lost, -torch.inf, least)
+    steps = [part.transposed_roundings + part.inputs for part in layer.maps.values()]
+    return lower - gamma(2 * (max(steps, default=0) + layer.outputs + 16)) * size
 
 
 def _share(maps: Collection[Map]) -> float:

@@ -13,7 +13,7 @@ from certbench.core.search import Evaluation, RadiusSearch, Start
 from certbench.core.threat import ThreatModel
 from certbench.networks.layers import Network
 from certbench.networks.reading import logits_of, network, relu_network
-from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.backward import layer_bounds, lower_bounds
 from certbench.verifiers.bounds.region import Region
 
 
@@ -47,11 +47,10 @@ class NetworkState(MarginState):
 def crown_bounds(
     state: NetworkState, x: Float[Tensor, "n ..."], rows: Float[Tensor, "n k outputs"], eps: Float[Tensor, " n"]
 ) -> Bounds:
-    """Return CROWN's linear functions below `rows` times the logits."""
+    """Bound `rows` times the logits by CROWN."""
     region = Region(state.threat, x.flatten(1), eps)
     bounds = layer_bounds(state.network, region)
-    linear = backward(state.network, rows, len(state.network.layers) - 1, bounds)
-    return Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+    return lower_bounds(state.network, region, rows, bounds)
 
 
 def crown_radius(

@@ -18,7 +18,7 @@ from certbench.core.memory import Cost
 from certbench.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from certbench.core.search import RadiusSearch, Secant, Start
 from certbench.errors import UnsupportedError
-from certbench.verifiers.bounds.backward import ENTRIES, backward, layer_bounds
+from certbench.verifiers.bounds.backward import ENTRIES, layer_bounds, lower_bounds, raised
 from certbench.verifiers.bounds.costs import optimised, relaxed
 from certbench.verifiers.bounds.optimise import optimise, optimised_bounds
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, sufficient
@@ -75,8 +75,7 @@ class Crown(Engined):
         region = Region(state.threat, x.flatten(1), eps)
         errors = bound_errors(state.network, region) if self.rounding_safe else None
         bounds = layer_bounds(state.network, region, entries=self.entries, errors=errors)
-        linear = backward(state.network, rows, len(state.network.hidden), bounds)
-        found = Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+        found = lower_bounds(state.network, region, rows, bounds)
         return found if errors is None else _safe(state, region, bounds, rows, errors, found)
 
     def witness(
@@ -159,7 +158,7 @@ class AlphaCrown(Engined):
                 errors=errors,
             )
         found = optimise(state.network, region, bounds, rows, iterations=self.iterations, fast=fast)
-        result = Bounds(found.lower, found.a, found.centre)
+        result = raised(state.network, region, rows, bounds, Bounds(found.lower, found.a, found.centre))
         return result if errors is None else _safe(state, region, bounds, rows, errors, result)
 
     def witness(

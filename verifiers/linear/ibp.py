@@ -10,7 +10,7 @@ from torch import Tensor
 from certbench.core.margins import Bounds, margin_rows
 from certbench.core.memory import Cost
 from certbench.core.search import RadiusSearch, Secant
-from certbench.verifiers.bounds.backward import backward
+from certbench.verifiers.bounds.backward import lower_bounds
 from certbench.verifiers.bounds.costs import intervals
 from certbench.verifiers.bounds.intervals import ball_intervals, interval_bounds
 from certbench.verifiers.bounds.proof import RelaxationProof, adaptive, sufficient
@@ -65,8 +65,7 @@ class IBP(Engined):
         region = Region(state.threat, x.flatten(1), eps)
         bounds, walk = ball_intervals(state.network, region)
         if not state.network.hidden:
-            linear = backward(state.network, rows, 0, bounds)
-            found = Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+            found = lower_bounds(state.network, region, rows, bounds)
         else:
             found = Bounds(walk.end(rows, region))
         return found.less(self._error(state, region, rows)) if self.rounding_safe else found
@@ -120,9 +119,7 @@ class CrownIBP(Engined):
     ) -> Bounds:
         """Bound intermediate layers by intervals."""
         region = Region(state.threat, x.flatten(1), eps)
-        bounds = ball_intervals(state.network, region)[0]
-        linear = backward(state.network, rows, len(state.network.hidden), bounds)
-        return Bounds.linear(linear.a, linear.at(region.x), state.threat, region.x, eps)
+        return lower_bounds(state.network, region, rows, ball_intervals(state.network, region)[0])
 
     def witness(
         self, state: NetworkState, x: Float[Tensor, "1 ..."], label: Int[Tensor, " 1"], eps: Float[Tensor, " 1"]

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import certbench
-from certbench import L1, L2, Linf, ThreatModel
+from certbench import L1, L2, Classifier, Linf, MarginCertifier, ThreatModel
 from certbench.core.margins import margin_rows
 from certbench.testing import inputs, network, sample_ball
 from certbench.verifiers.bounds import backward as relaxation
-from certbench.verifiers.bounds.backward import backward, layer_bounds
+from certbench.verifiers.bounds.backward import backward, layer_bounds, lower_bounds
 from certbench.verifiers.bounds.region import Linear, Region
 from certbench.verifiers.bounds.state import NetworkState
 
@@ -120,3 +120,42 @@ def test_shared_bounds_cannot_be_changed_by_who_uses_them() -> None:
         certbench.certify({"name": name, **ladder}, state.classifier, x, Linf)
     for before, now in zip(kept, (*first.lower, *first.upper), strict=True):
         assert torch.equal(before, now)
+
+
+class _Wide(nn.Module):
+    """Functions that saturate, or rise fast: lines around them are far away on wide balls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(16, 6), nn.LayerNorm(6), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x.flatten(1))
+        return self.last(torch.cat([torch.log_softmax(z, dim=1), torch.tanh(self.norm(z))], dim=1))
+
+
+@pytest.mark.parametrize("name", ["crown-ibp", "crown", "alpha-crown"])
+def test_wide_balls_are_bounded_at_least_as_well_as_by_intervals_and_soundly(name: str) -> None:
+    torch.manual_seed(0)
+    classifier, n = Classifier(_Wide().double().eval(), (1, 4, 4), 4), 9
+    x = inputs(1).expand(n, -1, -1, -1).contiguous()
+    eps = 10.0 ** torch.arange(-6, 3, dtype=torch.float64)
+    label = classifier(x).argmax(dim=1)
+    for threat in (L2, Linf):
+        found = []
+        for other in (name, "ibp"):
+            certifier = certbench.build({"name": other, "engine": "own"})
+            assert isinstance(certifier, MarginCertifier)
+            found.append(certifier.margins(certifier.prepare(classifier, threat), x, label, eps).lower)
+        assert (found[0] >= found[1] - 1e-9 * found[1].abs()).all()
+        points = sample_ball(x, eps, threat, 200)
+        margins = classifier(points.flatten(0, 1)).view(n, 200, 4) @ margin_rows(label, 4).mT
+        assert (found[0][:, None] <= margins + 1e-9).all()
+
+
+def test_margins_of_piecewise_linear_networks_are_those_of_the_backward_pass() -> None:
+    state, x, region = problem("cnn", Linf)
+    rows, bounds = margin_rows(state.classifier(x).argmax(dim=1), 4), layer_bounds(state.network, region)
+    linear = backward(state.network, rows, len(state.network.hidden), bounds)
+    found = lower_bounds(state.network, region, rows, bounds)
+    torch.testing.assert_close(found.lower, region.minimum(linear.a, linear.b), rtol=1e-12, atol=1e-12)
