@@ -99,7 +99,9 @@ def relu_network(classifier: Classifier) -> Network:
 
 def _read(classifier: Classifier, double: Classifier) -> tuple[Graph, Graph]:
     """Record a classifier in float64, and compare it with the module; return the graph whole, and without its head."""
-    if not all(bool(tensor.isfinite().all()) for tensor in double.tensors()):
+    module = double.module  # a buffer may be a mask of -inf
+    wild = any(not bool(weight.isfinite().all()) for weight in module.parameters())
+    if wild or any(bool((buffer.isnan() | (buffer == torch.inf)).any()) for buffer in module.buffers()):
         raise NumericalError(f"{double.name} has parameters that are NaN or infinite")
     recorded = record(double, known, places=True)
     whole, graph = _written(double, recorded)

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from certbench.errors import UnsupportedError
 from certbench.networks.operators import arithmetic, functions, normalisation, pooling
-from certbench.networks.operators.builder import Builder, Moving, Rule, aten, packet, rearranged
+from certbench.networks.operators.builder import MASKS, Builder, Moving, Rule, aten, packet, rearranged
 from certbench.networks.operators.functions import FUNCTIONS
 from certbench.networks.operators.pooling import CHANNELWISE, linear
 
@@ -89,6 +90,8 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
         UnsupportedError: no table knows it, or its rule does not know its options.
     """
     name = packet(target)
+    if RULES.get(name) not in MASKING and name not in REARRANGING:
+        _check_finite((args, options))
     if name in RULES:
         return RULES[name](build, args, options, shape)
     if name in FUNCTIONS:
@@ -105,6 +108,28 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
             f"{name} jumps, or compares what depends on the input; smoothing can certify such modules"
         )
     raise UnsupportedError(f"{name} is not known here; smoothing can certify such modules")
+
+
+MASKING = (*arithmetic.MASKING, normalisation.RULES[aten._softmax], normalisation.RULES[aten._log_softmax])
+"""Rules that know what to do with entries that are minus infinity."""
+
+
+def _check_finite(value: Any) -> None:
+    """Check that a rule is given no tensor of which entries are NaN or infinite.
+
+    Raises:
+        UnsupportedError: it is.
+    """
+    if isinstance(value, list | tuple):
+        for part in value:
+            _check_finite(part)
+    elif isinstance(value, dict):
+        _check_finite(list(value.values()))
+    elif isinstance(value, Moving):
+        if value.masked is not None:
+            raise UnsupportedError(f"computes with entries that are -inf; {MASKS}")
+    elif isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+        raise UnsupportedError(f"computes with a constant that is NaN or infinite; {MASKS}")
 
 
 UNCHANGED = frozenset({

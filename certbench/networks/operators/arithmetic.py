@@ -15,7 +15,7 @@ from certbench.networks import piecewise_linear as pieces
 from certbench.networks.graph import Affine, Elementwise, Steep
 from certbench.networks.image_maps import Convolution
 from certbench.networks.maps import Dense, Map, Scale
-from certbench.networks.operators.builder import Builder, Moving, Rule, Shape, aten, rearranged
+from certbench.networks.operators.builder import MASKS, Builder, Moving, Rule, Shape, aten, rearranged
 from certbench.networks.structured_maps import Along, Transposed
 
 
@@ -27,7 +27,8 @@ def _added(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape
         if not isinstance(second, Moving):
             return build.shift(first, factor * build.flat(second, shape))
         second = build.expand(second, shape)
-        found = build.total(first, second if factor == 1 else build.scale(second, factor))
+        other = second if factor == 1 else build.scale(second, factor)
+        found = build.total(first, other).hiding(first.masked, other.masked)
         node = build.nodes[second.node]
         shrinks = isinstance(node, Elementwise) and isinstance(node.function, s_shaped.Tanh) and factor == -1
         return (
@@ -61,7 +62,10 @@ def _divided(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
     if not isinstance(second, Moving):
         value = build.expand(first, shape)
         flat = build.flat(second, shape)
-        return build.affine(value, Scale(torch.ones_like(flat) / flat, entry_roundings=1), shape)
+        if value.masked is not None and not bool((flat[value.masked] > 0).all()):
+            raise UnsupportedError(f"divides -inf by a number that is not positive; {MASKS}")
+        found = build.affine(value, Scale(torch.ones_like(flat) / flat, entry_roundings=1), shape)
+        return found.hiding(value.masked)
     if isinstance(first, Moving) and _is_softsign(build, first, second):
         return build.apply(s_shaped.Softsign(), first)
     inverse = build.expand(build.apply(curves.power(-1.0), second), shape)
@@ -265,3 +269,7 @@ RULES: Mapping[Any, Rule] = {
 
 KEEPING = (_same, _item)
 """Rules that keep all numbers as they are."""
+
+
+MASKING = (*KEEPING, _added, _subtracted, _subtracted_from, _multiplied, _divided, _copied, _where, _pad)
+"""Rules that know what to do with entries that are minus infinity."""

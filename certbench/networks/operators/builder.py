@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import scipy.sparse
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from certbench.errors import UnsupportedError
 from certbench.networks import curves, s_shaped
 from certbench.networks import piecewise_linear as pieces
 from certbench.networks.activations import Activation
@@ -29,14 +31,27 @@ def packet(target: Any) -> Any:
 
 @dataclass(frozen=True)
 class Moving:
-    """A tensor that depends on the input: a node of the graph, in a shape. The first axis is the batch's, of one."""
+    """A tensor that depends on the input: a node of the graph, in a shape. The first axis is the batch's, of one.
+
+    Attributes:
+        node: place of the node.
+        shape: the shape.
+        masked: flat, the entries that are minus infinity whatever the input is, for a softmax that leaves them out. The
+            node holds finite numbers there, which mean nothing. None: there are no such entries.
+    """
 
     node: int
     shape: Shape
+    masked: Bool[Tensor, " numel"] | None = field(default=None, compare=False)
 
     def view(self, shape: Sequence[int]) -> "Moving":
         """Return the same entries in another shape."""
-        return Moving(self.node, tuple(shape))
+        return Moving(self.node, tuple(shape), self.masked)
+
+    def hiding(self, *masks: Bool[Tensor, " numel"] | None) -> "Moving":
+        """Return the value with more entries that are minus infinity."""
+        found = [mask for mask in (self.masked, *masks) if mask is not None]
+        return Moving(self.node, self.shape, torch.stack(found).any(dim=0)) if found else self
 
     def numel(self) -> int:
         """Return the number of entries."""
@@ -86,13 +101,21 @@ class Builder:
         return (whole if whole.shape == (math.prod(shape),) else whole.expand(tuple(shape))).flatten()
 
     def shift(self, value: Moving, bias: Any) -> Moving:
-        """Add a constant."""
-        return self.affine(value, None, value.shape, self.flat(bias, value.shape))
+        """Add a constant, whose entries may be minus infinity."""
+        shift, masked = unmasked(self.flat(bias, value.shape))
+        return self.affine(value, None, value.shape, shift).hiding(masked, value.masked)
 
     def scale(self, value: Moving, factor: Any, bias: Any = None) -> Moving:
-        """Multiply by a constant, and add one."""
-        shift = None if bias is None else self.flat(bias, value.shape)
-        return self.affine(value, Scale(self.flat(factor, value.shape).clone()), value.shape, shift)
+        """Multiply by a constant, and add one, whose entries may be minus infinity.
+
+        Raises:
+            UnsupportedError: an entry that is minus infinity is multiplied by a number that is not positive.
+        """
+        shift, masked = (None, None) if bias is None else unmasked(self.flat(bias, value.shape))
+        factors = self.flat(factor, value.shape).clone()
+        if value.masked is not None and not bool((factors[value.masked] > 0).all()):
+            raise UnsupportedError(f"multiplies -inf by a number that is not positive; {MASKS}")
+        return self.affine(value, Scale(factors), value.shape, shift).hiding(masked, value.masked)
 
     def total(self, *values: Moving) -> Moving:
         """Add values of one shape."""
@@ -123,7 +146,9 @@ class Builder:
 
     def expand(self, value: Moving, shape: Sequence[int]) -> Moving:
         """Repeat a value as torch does, to fit a shape."""
-        return self.select(value, self.places(value).expand(tuple(shape)), shape)
+        places = self.places(value).expand(tuple(shape))
+        found = self.select(value, places, shape)
+        return found if value.masked is None else found.hiding(value.masked[places.flatten()])
 
     def places(self, value: Moving) -> Tensor:
         """Return the place of each entry, in the value's shape."""
@@ -195,6 +220,28 @@ def increasing(function: Activation) -> bool:
     return isinstance(function, rising)
 
 
+MASKS = (
+    "a mask of -inf that does not depend on the input, put in front of a softmax along one axis, is the one use of "
+    "infinity that is known here"
+)
+"""What is said of other uses."""
+
+
+def unmasked(constant: Float[Tensor, " numel"]) -> tuple[Float[Tensor, " numel"], Bool[Tensor, " numel"] | None]:
+    """Return a constant with 0 where it is minus infinity, and these places; None if there are none.
+
+    Raises:
+        UnsupportedError: an entry is NaN or infinity.
+    """
+    if bool(constant.isfinite().all()):
+        return constant, None
+    masked = constant == -torch.inf
+    found = torch.where(masked, 0.0, constant)
+    if not bool(found.isfinite().all()):
+        raise UnsupportedError(f"puts NaN or infinity beside what depends on the input; {MASKS}")
+    return found, masked
+
+
 Rule = Callable[[Builder, tuple[Any, ...], dict[str, Any], Any], Any]
 """Rule of an operator: builder, arguments, options, and shape of the result (of each, if there are several)."""
 
@@ -246,7 +293,9 @@ def _picked(build: Builder, result: Tensor, moving: Sequence[tuple[Moving, int]]
         return torch.zeros(tuple(result.shape), dtype=torch.float64, device=build.device) + (
             0.0 if bias is None else bias.reshape(result.shape)
         )
+    bias, masked = (None, None) if bias is None else unmasked(bias)
+    masks = [value.masked[index.clamp(min=0)] & (index >= 0) for value, index in parts if value.masked is not None]
     first, *others = parts
     found = build.select(first[0], first[1], tuple(result.shape), bias)
     rest = [build.select(value, index, tuple(result.shape)) for value, index in others]
-    return build.total(found, *rest) if rest else found
+    return (build.total(found, *rest) if rest else found).hiding(masked, *masks)

@@ -12,7 +12,7 @@ from certbench.networks import piecewise_linear as pieces
 from certbench.networks.graph import Normalised, Softmax
 from certbench.networks.maps import Scale
 from certbench.networks.operators.arithmetic import along
-from certbench.networks.operators.builder import FULL, Builder, Moving, Rule, Shape, aten
+from certbench.networks.operators.builder import FULL, MASKS, Builder, Moving, Rule, Shape, aten
 from certbench.networks.operators.pooling import axes_of, groups_of, windows_of
 
 
@@ -91,9 +91,11 @@ def _rms_norm(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sh
     return [found if weight is None else build.scale(found, weight), None]
 
 
-def _softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any, log: bool = False) -> Moving:
+def _softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any, log: bool = False) -> Any:
     r"""Write $e^{x_i} / \sum_j e^{x_j}$ as $1 / (1 + \sum_{j \ne i} e^{x_j - x_i})$; what all share cancels."""
     value, dim = args[0], args[1]
+    if value.masked is not None:
+        return _masked_softmax(build, value, dim, log)
     apart, last, axis = _differences(build, value, dim)
     rows, n, _ = apart.shape
     if n == 1:
@@ -109,6 +111,41 @@ def _softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
         build.marked(found, Softmax((last.node,), n, log))
     found = found.view(last.shape)
     return build.select(found, build.places(found).movedim(-1, axis), shape)
+
+
+def _masked_softmax(build: Builder, value: Moving, dim: int, log: bool) -> Any:
+    """Write a softmax over those entries of each row that are not minus infinity; the others' is 0.
+
+    Rows of the same number of entries become one softmax.
+    """
+    assert value.masked is not None
+    if log:
+        raise UnsupportedError(f"takes the logarithm of a softmax of -inf, which is -inf; {MASKS}")
+    places, kept = (
+        part.reshape(value.shape).movedim(dim, -1) for part in (build.places(value), (~value.masked).to(build.device))
+    )
+    shape, n = places.shape, places.shape[-1]
+    places, kept = places.reshape(-1, n), kept.reshape(-1, n)
+    counts = kept.sum(dim=1)
+    if bool((counts == 0).any()):
+        raise UnsupportedError(
+            "has a softmax of a row that is all -inf, which is NaN; leave an entry of each row unmasked"
+        )
+    index, bias = torch.full_like(places, -1), torch.zeros(places.shape, dtype=torch.float64, device=build.device)
+    bias[counts == 1] = kept[counts == 1].to(bias)  # the softmax of one entry is 1
+    parts, size = list[Moving](), 0
+    for count in counts.unique().tolist():
+        if count > 1:
+            same = kept & (counts == count)[:, None]
+            rows = int(same.sum()) // count, count
+            parts.append(_softmax(build, (build.select(value, places[same], rows), 1), {}, rows))
+            index[same] = torch.arange(size, size + math.prod(rows), device=build.device)
+            size += math.prod(rows)
+    index, bias = (part.reshape(shape).movedim(-1, dim) for part in (index, bias))
+    if not parts:
+        return bias
+    joint = parts[0] if len(parts) == 1 else build.joined(parts, (size,))
+    return build.select(joint.view((size,)), index, value.shape, bias.flatten() if bool(bias.any()) else None)
 
 
 def _log_softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
