@@ -181,12 +181,14 @@ class Graph:
         head: the last function of the module, if it was left out because it keeps the order of the classes.
         computed: whether the module computes some of its constants when it runs; their rounding is not followed.
         layers: places of the values that leave a layer of the module, by its name in `named_modules`.
+        masked: whether the module computes values of minus infinity, which a softmax leaves out; the nodes do not.
     """
 
     nodes: tuple[Node, ...]
     head: str | None = None
     computed: bool = False
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    masked: bool = False
     folds: dict[Any, Any] = field(default_factory=dict, repr=False)
     """Folds that were made of the graph before, so that work is shared."""
 

@@ -73,7 +73,9 @@ def logits_of(classifier: Classifier, steps: bool = False) -> Classifier:
     """
     graph = read(classifier)
     double = classifier.double()
-    if graph.head is None and not steps and double.dtype == torch.float64:  # a module without parameters stays float32
+    if (
+        graph.head is None and not steps and not graph.masked and double.dtype == torch.float64
+    ):  # a module without parameters stays float32
         return double
     return replace(classifier, module=GraphModule(graph).to(classifier.device).eval())
 
@@ -136,13 +138,16 @@ def _written(double: Classifier, recorded: fx.GraphModule) -> tuple[Graph, Graph
             last: Any = node.args[0]
             if not isinstance(last, fx.Node) or not isinstance(values[last], Moving):
                 raise UnsupportedError(f"the output of {double.name} does not depend on its input, or is no tensor")
+            if values[last].masked is not None:
+                raise UnsupportedError(f"{double.name} has outputs that are -inf whatever the input is; leave them out")
             computed |= build.computed
             leaving = _leaving(recorded, values)
-            whole = _graph(build, values[last].node, None, computed, leaving)
+            masked = any(isinstance(value, Moving) and value.masked is not None for value in values.values())
+            whole = _graph(build, values[last].node, None, computed, leaving, masked)
             if isinstance(double, Regressor):
                 return whole, whole
             last, head = _without_head(last, values)
-            return whole, _graph(build, values[last].node, head, computed, leaving)
+            return whole, _graph(build, values[last].node, head, computed, leaving, masked)
         else:
             build.origin = place(node) or str(packet(node.target))
             args, options = map_aggregate((node.args, node.kwargs), at_hand)
@@ -162,23 +167,27 @@ def _written(double: Classifier, recorded: fx.GraphModule) -> tuple[Graph, Graph
     raise UnsupportedError(f"{double.name} has no output")
 
 
-def _graph(build: Builder, last: int, head: str | None, computed: bool, leaving: dict[str, tuple[int, ...]]) -> Graph:
+def _graph(
+    build: Builder, last: int, head: str | None, computed: bool, leaving: dict[str, tuple[int, ...]], masked: bool
+) -> Graph:
     """Return the graph of a value, with the places of the values that leave layers and that it needs."""
     places = kept(build.nodes, last)
     layers = {name: tuple(places[at] for at in found if at in places) for name, found in leaving.items()}
-    return Graph(pruned(build.nodes, last), head, computed, layers)
+    return Graph(pruned(build.nodes, last), head, computed, layers, masked)
 
 
 def _leaving(recorded: fx.GraphModule, values: dict[fx.Node, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the places of the values that leave each layer, by its name."""
+    """Return the places of the values that leave each layer, by its name; none where one has entries of -inf."""
     found: dict[str, set[int]] = {}
+    masked = set[str]()
     for node in recorded.graph.nodes:
         value = values.get(node)
         if isinstance(value, Moving):
             for name in layers(node):
                 if any(name not in layers(user) for user in node.users):
                     found.setdefault(name, set()).add(value.node)
-    return {name: tuple(sorted(places)) for name, places in found.items()}
+                    masked |= set() if value.masked is None else {name}
+    return {name: tuple(sorted(places)) for name, places in found.items() if name not in masked}
 
 
 def _without_head(last: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.Node, str | None]:

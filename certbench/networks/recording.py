@@ -16,7 +16,7 @@ from traceback import extract_tb
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -27,6 +27,9 @@ from certbench.errors import UnsupportedError
 
 INSIDE = str(Path(torch.__file__).parent)
 """Folder of torch: lines of code in it are not the user's."""
+
+WRITTEN = "non-functional tensor"
+"""Words of torch's message when something is written into a constant."""
 
 FORMATS = str(Path(__file__).parents[1] / "formats")
 """Folder of the formats of files, whose modules run what a file says."""
@@ -65,9 +68,10 @@ def _recorded(module: nn.Module, classifier: Classifier, known: Callable[[Any], 
     x = torch.zeros(1, *classifier.input_shape, dtype=classifier.dtype, device=classifier.device)
     simpler = {op: rule for op, rule in _decompositions().items() if not known(op)}
 
-    def made(run: Callable[..., Any]) -> fx.GraphModule:
+    def made(run: Callable[..., Any], *constants: Any) -> fx.GraphModule:
+        functional = torch.func.functionalize(run, remove="mutations_and_views")
         found: fx.GraphModule = make_fx(
-            torch.func.functionalize(run, remove="mutations_and_views"),
+            lambda z: functional(z, *constants),
             decomposition_table=simpler,
             tracing_mode="fake",
             _allow_non_fake_inputs=True,
@@ -81,11 +85,24 @@ def _recorded(module: nn.Module, classifier: Classifier, known: Callable[[Any], 
         if places:
             stack.enter_context(traceback.preserve_node_meta())
             stack.enter_context(_layers(module))
-        with _NoNumbers():
-            graph = made(lambda z: module(z.clone()))  # it may write into its input
-        if any(_writes(node) for node in graph.graph.nodes):  # of operators that are written as several, as an LSTM
-            graph = made(fx.Interpreter(graph).run)
-    return graph
+        stack.enter_context(_NoNumbers())
+
+        def run(z: Tensor, *tensors: dict[str, Tensor]) -> Any:
+            return torch.func.functional_call(module, tensors, (z.clone(),)) if tensors else module(z.clone())
+
+        def twice(*tensors: dict[str, Tensor]) -> fx.GraphModule:
+            graph = made(run, *tensors)  # the module may write into its input
+            if any(_writes(node) for node in graph.graph.nodes):  # of operators written as several, as an LSTM
+                graph = made(fx.Interpreter(graph).run)
+            return graph
+
+        try:
+            return twice()
+        except RuntimeError as error:
+            if WRITTEN not in str(error):
+                raise
+        # The code writes into what it computes from its own tensors; then torch has to know these.
+        return twice({**dict(module.named_parameters()), **dict(module.named_buffers())})
 
 
 def _why(error: Exception) -> str:
@@ -93,7 +110,7 @@ def _why(error: Exception) -> str:
     own = [frame for frame in extract_tb(error.__traceback__) if _is_own(frame.filename)]
     where = f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}: " if own else ""
     text = str(error).partition("\n")[0]
-    if "non-functional tensor" in text:
+    if WRITTEN in text:
         return f"{where}its code writes what depends on the input into a constant"
     if type(error).__module__.startswith("torch") or "tracing" in text:
         return (

@@ -59,8 +59,11 @@ def sleeping(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def constant(m: nn.ModuleList, x: Tensor) -> Tensor:
-    c = m[1].bias.repeat(x.shape[0], 1)  # type: ignore[operator, union-attr]
+ZEROS = torch.zeros(3)
+
+
+def constant(m: nn.ModuleList, x: Tensor, zeros: Tensor = ZEROS) -> Tensor:
+    c = zeros.repeat(x.shape[0], 1)
     d = c.view(-1, 3)
     d += torch.relu(m[0](x.flatten(1)))
     return m[1](x.flatten(1)) + c  # type: ignore[no-any-return]
@@ -101,6 +104,11 @@ READ: dict[str, Callable[[], nn.Module]] = {
     ),
     "repeated to fit": lambda: Forward(
         lambda m, x: m[0](x.flatten(1)) + m[1](x.flatten(1)), nn.Linear(72, 3), nn.Linear(72, 1)
+    ),
+    "written into what it computes from its tensors": lambda: Forward(
+        lambda m, x: constant(m, x, m[1].bias),
+        nn.Linear(72, 3),
+        nn.Linear(72, 3),  # type: ignore[arg-type]
     ),
     "overwritten": lambda: Forward(branch, nn.Linear(72, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
     "overwritten through an alias": lambda: Forward(alias, nn.Linear(72, 4), nn.Dropout(), nn.Linear(4, 3)),

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from certbench.errors import UnsupportedError
 from certbench.networks.operators import arithmetic, functions, normalisation, pooling
-from certbench.networks.operators.builder import MASKS, Builder, Moving, Rule, aten, packet, rearranged
+from certbench.networks.operators.builder import Builder, Moving, Rule, aten, check_finite, packet, rearranged
 from certbench.networks.operators.functions import FUNCTIONS
 from certbench.networks.operators.pooling import CHANNELWISE, linear
 
@@ -91,7 +90,7 @@ def write(build: Builder, target: Any, args: tuple[Any, ...], options: dict[str,
     """
     name = packet(target)
     if RULES.get(name) not in MASKING and name not in REARRANGING:
-        _check_finite((args, options))
+        check_finite(args, options)
     if name in RULES:
         return RULES[name](build, args, options, shape)
     if name in FUNCTIONS:
@@ -114,24 +113,6 @@ MASKING = (*arithmetic.MASKING, normalisation.RULES[aten._softmax], normalisatio
 """Rules that know what to do with entries that are minus infinity."""
 
 
-def _check_finite(value: Any) -> None:
-    """Check that a rule is given no tensor of which entries are NaN or infinite.
-
-    Raises:
-        UnsupportedError: it is.
-    """
-    if isinstance(value, list | tuple):
-        for part in value:
-            _check_finite(part)
-    elif isinstance(value, dict):
-        _check_finite(list(value.values()))
-    elif isinstance(value, Moving):
-        if value.masked is not None:
-            raise UnsupportedError(f"computes with entries that are -inf; {MASKS}")
-    elif isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
-        raise UnsupportedError(f"computes with a constant that is NaN or infinite; {MASKS}")
-
-
 UNCHANGED = frozenset({
     aten.clone, aten.detach_copy, aten.detach, aten.alias, aten.alias_copy,
     aten.view, aten.view_copy, aten._unsafe_view, aten.reshape,
@@ -145,7 +126,7 @@ def keeps_order(target: Any, args: tuple[Any, ...], values: Mapping[Any, Any]) -
     A function that is constant somewhere (ReLU, a clamp) is none: it makes ties.
     """
     value, rest, name = values.get(args[0]), args[1:], packet(target)
-    if not isinstance(value, Moving) or len(value.shape) != 2:
+    if not isinstance(value, Moving) or len(value.shape) != 2 or value.masked is not None:
         return False
     if name in (aten._softmax, aten._log_softmax, aten._safe_softmax):
         return rest[0] in (1, -1)

@@ -15,7 +15,7 @@ from certbench.networks import piecewise_linear as pieces
 from certbench.networks.graph import Affine, Elementwise, Steep
 from certbench.networks.image_maps import Convolution
 from certbench.networks.maps import Dense, Map, Scale
-from certbench.networks.operators.builder import MASKS, Builder, Moving, Rule, Shape, aten, rearranged
+from certbench.networks.operators.builder import MASKS, Builder, Moving, Rule, Shape, aten, check_finite, rearranged
 from certbench.networks.structured_maps import Along, Transposed
 
 
@@ -51,7 +51,9 @@ def _subtracted_from(build: Builder, args: tuple[Any, ...], options: dict[str, A
 def _multiplied(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
     first, second = args if isinstance(args[0], Moving) else (args[1], args[0])
     if isinstance(second, Moving):
+        check_finite(first, second)
         return build.product(build.expand(first, shape), build.expand(second, shape))
+    check_finite(second)
     return build.scale(build.expand(first, shape), second)
 
 
@@ -59,6 +61,7 @@ def _divided(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
     if options.get("rounding_mode") is not None:
         raise UnsupportedError("rounds a quotient, which is not continuous")
     first, second = args
+    check_finite(second)
     if not isinstance(second, Moving):
         value = build.expand(first, shape)
         flat = build.flat(second, shape)
@@ -66,6 +69,7 @@ def _divided(build: Builder, args: tuple[Any, ...], options: dict[str, Any], sha
             raise UnsupportedError(f"divides -inf by a number that is not positive; {MASKS}")
         found = build.affine(value, Scale(torch.ones_like(flat) / flat, entry_roundings=1), shape)
         return found.hiding(value.masked)
+    check_finite(first)
     if isinstance(first, Moving) and _is_softsign(build, first, second):
         return build.apply(s_shaped.Softsign(), first)
     inverse = build.expand(build.apply(curves.power(-1.0), second), shape)
@@ -130,16 +134,19 @@ def _moving_product(build: Builder, first: Moving, second: Moving, shape: Shape)
 def _with_bias(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
     """Multiply matrices and add a bias: addmm, baddbmm, addmv."""
     bias, first, second = args
+    check_finite(first, second)
     product = _matrix_product(build, (first, second), {}, shape)
     alpha, beta = options.get("alpha", 1), options.get("beta", 1)
     node = build.nodes[-1]
-    if not isinstance(bias, Moving) and alpha == beta == 1 and isinstance(node, Affine) and node.bias is None:
+    plain = not isinstance(bias, Moving) and alpha == beta == 1 and bool(bias.isfinite().all())
+    if plain and isinstance(node, Affine) and node.bias is None:
         build.nodes[-1] = Affine(node.sources, node.size, node.origin, node.map, build.flat(bias, shape))
         return product
     scaled = product if alpha == 1 else build.scale(product, alpha)
     if isinstance(bias, Moving):
         shift = build.expand(bias, shape)
-        return build.total(scaled, shift if beta == 1 else build.scale(shift, beta))
+        shift = shift if beta == 1 else build.scale(shift, beta)
+        return build.total(scaled, shift).hiding(shift.masked)
     return build.shift(scaled, beta * bias)
 
 
@@ -271,5 +278,5 @@ KEEPING = (_same, _item)
 """Rules that keep all numbers as they are."""
 
 
-MASKING = (*KEEPING, _added, _subtracted, _subtracted_from, _multiplied, _divided, _copied, _where, _pad)
+MASKING = (*KEEPING, _added, _subtracted, _subtracted_from, _multiplied, _divided, _copied, _where, _pad, _with_bias)
 """Rules that know what to do with entries that are minus infinity."""

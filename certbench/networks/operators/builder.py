@@ -50,7 +50,7 @@ class Moving:
 
     def hiding(self, *masks: Bool[Tensor, " numel"] | None) -> "Moving":
         """Return the value with more entries that are minus infinity."""
-        found = [mask for mask in (self.masked, *masks) if mask is not None]
+        found = [mask for mask in (self.masked, *masks) if mask is not None and bool(mask.any())]
         return Moving(self.node, self.shape, torch.stack(found).any(dim=0)) if found else self
 
     def numel(self) -> int:
@@ -221,8 +221,8 @@ def increasing(function: Activation) -> bool:
 
 
 MASKS = (
-    "a mask of -inf that does not depend on the input, put in front of a softmax along one axis, is the one use of "
-    "infinity that is known here"
+    "infinity is known here only as a constant mask of -inf in front of a softmax: "
+    "x.masked_fill(mask, -inf).softmax(dim)"
 )
 """What is said of other uses."""
 
@@ -240,6 +240,24 @@ def unmasked(constant: Float[Tensor, " numel"]) -> tuple[Float[Tensor, " numel"]
     if not bool(found.isfinite().all()):
         raise UnsupportedError(f"puts NaN or infinity beside what depends on the input; {MASKS}")
     return found, masked
+
+
+def check_finite(*values: Any) -> None:
+    """Check that no tensor among the arguments of a rule has entries that are NaN or infinite.
+
+    Raises:
+        UnsupportedError: one has.
+    """
+    for value in values:
+        if isinstance(value, list | tuple):
+            check_finite(*value)
+        elif isinstance(value, dict):
+            check_finite(*value.values())
+        elif isinstance(value, Moving):
+            if value.masked is not None:
+                raise UnsupportedError(f"computes with entries that are -inf; {MASKS}")
+        elif isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UnsupportedError(f"computes with a constant that is NaN or infinite; {MASKS}")
 
 
 Rule = Callable[[Builder, tuple[Any, ...], dict[str, Any], Any], Any]
