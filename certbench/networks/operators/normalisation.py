@@ -134,7 +134,7 @@ def _masked_softmax(build: Builder, value: Moving, dim: int, log: bool) -> Any:
     index, bias = torch.full_like(places, -1), torch.zeros(places.shape, dtype=torch.float64, device=build.device)
     bias[counts == 1] = kept[counts == 1].to(bias)  # the softmax of one entry is 1
     parts, size = list[Moving](), 0
-    for count in counts.unique().tolist():
+    for count in sorted(set(counts.tolist())):
         if count > 1:
             same = kept & (counts == count)[:, None]
             rows = int(same.sum()) // count, count
@@ -148,7 +148,7 @@ def _masked_softmax(build: Builder, value: Moving, dim: int, log: bool) -> Any:
     return build.select(joint.view((size,)), index, value.shape, bias.flatten() if bool(bias.any()) else None)
 
 
-def _log_softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Moving:
+def _log_softmax(build: Builder, args: tuple[Any, ...], options: dict[str, Any], shape: Any) -> Any:
     return _softmax(build, args, options, shape, log=True)
 
 
