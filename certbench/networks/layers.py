@@ -112,6 +112,11 @@ class Peak:
     layer: Layer
     windows: Int64[Tensor, "members size"]
 
+    @cached_property
+    def absolute(self) -> Mapping[int, Map]:
+        """Moduli of the maps of the layer."""
+        return {source: part.absolute() for source, part in self.layer.maps.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Network:

@@ -115,8 +115,8 @@ def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k
         return (moved[0] + moved[1]).flatten(2), constant
     if lines.lower_slope.shape[-1] == h.shape[-1]:
         return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant
-    halves = zip(lines.lower_slope.chunk(2, dim=-1), lines.upper_slope.chunk(2, dim=-1), strict=True)
-    return torch.cat([torch.addcmul(down * lower, up, upper) for lower, upper in halves], dim=-1), constant
+    below, above = (slope.unflatten(-1, (2, -1)) for slope in (lines.lower_slope, lines.upper_slope))  # both factors
+    return (down[..., None, :] * below).addcmul_(up[..., None, :], above).flatten(-2), constant
 
 
 def _offsets(h: Float[Tensor, "_ k m"], offset: Tensor) -> Float[Tensor, "_ k"]:

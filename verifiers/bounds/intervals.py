@@ -99,8 +99,7 @@ class Walk:
         peak = self.network.peaks.get(i)
         if peak is None:
             return low, high
-        moduli = {source: part.absolute() for source, part in peak.layer.maps.items()}
-        least, most = (end[:, peak.windows].amax(dim=1) for end in self._affine(peak.layer, moduli, False))
+        least, most = (end[:, peak.windows].amax(dim=1) for end in self._affine(peak.layer, peak.absolute, False))
         return torch.maximum(low, least), torch.minimum(high, most)
 
     def _affine(

@@ -151,6 +151,8 @@ def image(
     function: Function, low: Float[Tensor, "n size"], high: Float[Tensor, "n size"]
 ) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
     """Return bounds of an activation's outputs; NaN bounds give NaN."""
+    if function == IDENTITY:
+        return low, high
     if function == RELU:
         below, above = low.clamp(min=0), high.clamp(min=0)
         unknown = low.isnan()
