@@ -32,7 +32,8 @@ class Grid:
     @staticmethod
     def of(index: Int64[Tensor, " outputs"]) -> "Grid | None":
         """Return the grid whose places are an index; None if there is none with at most `AXES` axes."""
-        places, shape, strides = index, list[int](), list[int]()
+        places = index
+        shape, strides = ([1], [1]) if len(index) == 1 else (list[int](), list[int]())
         while len(places) > 1:
             steps = places.diff()
             other = (steps != steps[0]).nonzero()
@@ -145,7 +146,9 @@ class Select(Map):
         half = len(self.index) // 2
         for parts in ([slice(0, len(self.index))], [slice(0, half), slice(half, len(self.index))]):
             found = [None if bool((self.index[part] < 0).all()) else Grid.of(self.index[part]) for part in parts]
-            if all(grid is not None or bool((self.index[part] < 0).all()) for grid, part in zip(found, parts, strict=True)):
+            if all(
+                grid is not None or bool((self.index[part] < 0).all()) for grid, part in zip(found, parts, strict=True)
+            ):
                 return tuple(zip(parts, found, strict=True))
         return None
 
@@ -153,7 +156,7 @@ class Select(Map):
         """Pick the inputs."""
         if self._grids is not None and not h.requires_grad:
             if len(self._grids) == 1 and self._grids[0][1] is not None:
-                return self._grids[0][1].of_rows(h).flatten(1)
+                return self._grids[0][1].of_rows(h).clone(memory_format=torch.contiguous_format).flatten(1)
             found = h.new_zeros(len(h), self.outputs)
             for part, grid in self._grids:
                 if grid is not None:

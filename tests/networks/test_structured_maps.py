@@ -43,6 +43,41 @@ def test_entries_that_are_selected_equally_often_are_added_up(index: list[int], 
     torch.testing.assert_close(part.transpose(a), a @ part.matrix())
 
 
+PLACES: dict[str, Tensor] = {
+    "slice": torch.arange(24)[5:17],
+    "steps": torch.arange(24)[1::3],
+    "backwards": torch.arange(24).flip(0),
+    "permuted": torch.arange(24).view(2, 3, 4).permute(2, 0, 1).flatten(),
+    "repeated": torch.arange(24).view(2, 3, 1, 4, 1).expand(2, 3, 2, 4, 3).flatten(),
+    "one": torch.tensor([7]),
+    "one, repeated": torch.full((6,), 7),
+    "overlapping": torch.arange(24).unfold(0, 5, 2).flatten(),
+    "halves": torch.cat([torch.arange(8).view(4, 2).repeat(1, 3).flatten(), torch.arange(24)]),
+    "an empty half": torch.cat([torch.full((6,), -1), torch.arange(6, 12)]),
+    "halves that share entries": torch.cat([torch.arange(6).repeat(2), torch.arange(6).repeat_interleave(2)]),
+    "unequal blocks": torch.tensor([0, 1, 2, 0, 1, 3]),
+    "holes": torch.tensor([-1, 0, 1, -1, 2, 3]),
+    "nothing": torch.full((4,), -1),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_places_in_any_order_are_read_and_written_as_their_index_says(kind: str) -> None:
+    index = PLACES[kind]
+    part = Select(index, 24)
+    # Of any strides, and one with the same row for all.
+    for h in (gauss(5, 24), gauss(24, 5).T, gauss(5, 48)[:, ::2], gauss(1, 24).expand(5, -1)):
+        before = h.clone()
+        expected = torch.where(index < 0, 0.0, before[:, index.clamp(min=0)])
+        found = part.forward(h)
+        assert torch.equal(found, expected)
+        found += 1.0  # what is given may be written into
+        assert torch.equal(h, before)
+    for a in (gauss(5, len(index)), gauss(len(index), 5).T, gauss(1, len(index)).expand(5, -1)):
+        expected = a.new_zeros(5, 25).index_add(1, torch.where(index < 0, 24, index), a.contiguous())[:, :24]
+        torch.testing.assert_close(part.transpose(a), expected, rtol=1e-14, atol=1e-14)
+
+
 def test_a_selection_of_a_selection_is_one() -> None:
     for first, second in zip(selections(), reversed(list(selections())), strict=True):
         fitting = Select(second.index.clamp(max=first.outputs - 1), first.outputs)
