@@ -1,4 +1,7 @@
-"""Linear maps with much structure, members of the family in `maps`: most of their entries are 0, or the same."""
+"""Linear maps with much structure, members of the family in `maps`: most of their entries are 0, or the same.
+
+The file is long because selections, the most used of them, are also read as grids, and the kinds belong together.
+"""
 
 import math
 import warnings
@@ -47,7 +50,7 @@ class Grid:
             strides.insert(0, int(steps[0]))
             places = blocks[:, 0]
         once = math.prod(size for size, stride in zip(shape, strides, strict=True) if stride)
-        if not len(index) or bool((index < 0).any()) or any(s < 0 for s in strides) or len(index.unique()) != once:
+        if not len(index) or bool((index < 0).any()) or any(s < 0 for s in strides) or len(set(index.tolist())) != once:
             return None
         return Grid(int(index[0]), tuple(shape), tuple(strides))
 
@@ -60,7 +63,7 @@ class Grid:
     def add(self, found: Float[Tensor, "m inputs"], a: Float[Tensor, "m outputs"]) -> None:
         """Add numbers to the places of each row."""
         repeated = [axis for axis, stride in enumerate(self.strides, 1) if stride == 0]
-        parts = a.unflatten(1, self.shape) if self.shape else a
+        parts = a.view(len(a), *self.shape)
         kept = [axis for axis, stride in enumerate(self.strides) if stride]
         once = Grid(self.offset, tuple(self.shape[i] for i in kept), tuple(self.strides[i] for i in kept))
         once.of_rows(found).add_(parts.sum(dim=repeated).view(len(a), *once.shape) if repeated else parts)
@@ -160,7 +163,7 @@ class Select(Map):
             found = h.new_zeros(len(h), self.outputs)
             for part, grid in self._grids:
                 if grid is not None:
-                    found[:, part].unflatten(1, grid.shape).copy_(grid.of_rows(h))
+                    found[:, part].view(len(h), *grid.shape).copy_(grid.of_rows(h))
             return found
         if self._holes is None:
             return h.index_select(1, self.index)
