@@ -12,11 +12,22 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
 
 from certbench.cli.console import err, tell
 from certbench.files.safe_text import terminal
+
+BAR = 12
+"""Number of characters of the bar. Names and counts share what numbers and times leave of the line."""
+
+
+def lasting(seconds: float) -> str:
+    """Write an expected time, in no more figures than are known: `40 s`, `12 min`, `3.5 h`."""
+    for name, unit in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2.0 * unit:
+            return f"{seconds / unit:.2g} {name}" if seconds < 100.0 * unit else f"{seconds / unit:,.0f} {name}"
+    return f"{seconds:.0f} s" if seconds >= 1.0 else "under 1 s"
 
 
 class ProgressWatcher:
@@ -24,13 +35,14 @@ class ProgressWatcher:
 
     def __init__(self) -> None:
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[counts]}"),
+            TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
+            BarColumn(BAR),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[counts]}", table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")),
             console=err,
+            expand=True,
             transient=True,
         )
         self.task: TaskID | None = None
@@ -61,7 +73,7 @@ class ProgressWatcher:
         self.total, self.done = total, done
         err.print(f"{total} rows, attacks and estimates, {done} of them stored already")
         if err.is_terminal:
-            self.task = self.bar.add_task("", total=total, completed=done, counts="")
+            self.task = self.bar.add_task("", total=total, completed=done, counts="", left="")
 
     def now(self, text: str) -> None:
         """Name what is being computed."""
@@ -77,6 +89,11 @@ class ProgressWatcher:
         if self.task is not None:
             counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
             self.bar.update(self.task, completed=self.done, counts=counts)
+
+    def left(self, seconds: float | None) -> None:
+        """Show the time that is expected to be left."""
+        if self.task is not None:
+            self.bar.update(self.task, left="" if seconds is None else f"{lasting(seconds)} left")
 
     def note(self, text: str) -> None:
         """Print what went wrong above the bar."""

@@ -28,6 +28,9 @@ class Watcher(Protocol):
     def advance(self, outcomes: Mapping[str, int]) -> None:
         """Take note of how many rows of each outcome were stored."""
 
+    def left(self, seconds: float | None) -> None:
+        """Take note of how many seconds are expected to be left; None if nobody can say."""
+
     def note(self, text: str) -> None:
         """Take note of a problem that does not stop the run."""
 
@@ -35,9 +38,14 @@ class Watcher(Protocol):
 class Stop:
     """A wish to stop, and what is in the works when it comes."""
 
-    def __init__(self, begins: Callable[[str], None] = lambda name: None) -> None:
-        """Take the function that hears the name of each piece of work that begins."""
+    def __init__(
+        self,
+        begins: Callable[[str], None] = lambda name: None,
+        left: Callable[[float | None], None] = lambda seconds: None,
+    ) -> None:
+        """Take the functions that hear the name of each piece of work that begins, and how long the rest will take."""
         self.begins = begins
+        self.left = left
         self.asked = False
         self.inputs = 0
 
@@ -77,12 +85,12 @@ def _hang_up(signum: int, frame: Any) -> None:
 
 
 @contextmanager
-def gently(begins: Callable[[str], None]) -> Iterator[Stop]:
+def gently(begins: Callable[[str], None], left: Callable[[float | None], None]) -> Iterator[Stop]:
     """Let the first Ctrl-C or SIGTERM wait for the jobs at hand; a second one does not wait.
 
     A terminal that is closed does not end the run; what is still printed goes nowhere.
     """
-    stop = Stop(begins)
+    stop = Stop(begins, left)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return

@@ -166,8 +166,8 @@ def run(
         store.plan([planned for pair in pairs for planned in pair.planned], [e for _, _, part in guesses for e in part])
         # right after the plan, so that no table has the name of another suite
         write(folder / MANIFEST, json.dumps(manifest, indent=2))
-        stored, attacked, estimated = store.outcomes(), store.attacked(), store.estimated()
-        fresh = {key for key, outcome in stored.items() if outcome not in RERUN[rerun]}
+        stored, attacked, estimated = store.times(), store.attacked(), store.estimated()
+        fresh = {key: seconds for key, (outcome, seconds) in stored.items() if outcome not in RERUN[rerun]}
         wanted = claimed if suite.settings.attacks.steps else {}
         wanted = {model: [(i, keys) for i, keys in entries if i in mine] for model, entries in wanted.items()}
         guesses = [(model, threat, [e for e in part if e.input in mine]) for model, threat, part in guesses]
@@ -196,7 +196,7 @@ def run(
             write(folder / MANIFEST, json.dumps(manifest, indent=2))
 
         try:
-            with gently(watcher.now) as stop:
+            with gently(watcher.now, watcher.left) as stop:
                 computed = perform(stages, desk, computer, stop)
         except KeyboardInterrupt:
             ended("interrupted")

@@ -178,7 +178,8 @@ def attacks(
         desk.watcher.advance({"attacked": len(answer.places)})
 
     jobs = divided(todo, starts_of(len(inputs), ATTACK_BATCH))
-    return [Stage(Assignment(work, inputs, jobs, Limits(memory=suite.settings.limits.memory)), keep)]
+    limits, like = Limits(memory=suite.settings.limits.memory), ("attacks", source.spec.name)
+    return [Stage(Assignment(work, inputs, jobs, limits, like), keep)]
 
 
 def estimates(
@@ -201,16 +202,29 @@ def estimates(
         desk.watcher.advance({"estimated": len(answer.places)})
 
     jobs = divided(list(todo), starts_of(len(inputs), suite.settings.batch))
-    return [Stage(Assignment(work, inputs, jobs, Limits(memory=suite.settings.limits.memory)), keep)]
+    limits, like = Limits(memory=suite.settings.limits.memory), ("estimates", source.spec.name, threat.name)
+    return [Stage(Assignment(work, inputs, jobs, limits, like), keep)]
 
 
 def certificates(
-    suite: Suite, desk: Desk, source: ModelSource, pair: Pair, inputs: Tensor, fresh: set[str], mine: frozenset[int]
-) -> list[Stage]:
-    """Return the rows of a pair that are not stored, of the inputs of a shard."""
+    suite: Suite, desk: Desk, source: ModelSource, pair: Pair, inputs: Tensor, fresh: Mapping[str, float],
+    mine: frozenset[int],
+) -> list[Stage]:  # fmt: skip
+    """Return the rows of a pair that are not stored, of the inputs of a shard.
+
+    What is stored says how long the others take, and those of pairs that are like it: all pairs have a stage.
+
+    Args:
+        suite: the suite.
+        desk: what the stage writes to.
+        source: the model.
+        pair: the pair.
+        inputs: all inputs.
+        fresh: seconds of the stored rows, by key.
+        mine: places of the inputs of this shard.
+    """
     todo = [i for i, planned in enumerate(pair.planned) if i in mine and planned.key not in fresh]
-    if not todo:
-        return []
+    kept = [seconds for planned in pair.planned if (seconds := fresh.get(planned.key, 0.0))]  # 0: it was refused
     settings = suite.settings
     name = f"{pair.planned[0].certifier} on {pair.classifier.name}, {pair.threat.name}"
     longest = min(settings.limits.seconds, settings.limits.input_seconds)
@@ -240,7 +254,9 @@ def certificates(
     starts = starts_of(len(inputs), 1 if alone else settings.batch)
     if settings.limits.seconds < math.inf and not alone:
         starts = growing_starts(len(inputs), settings.batch)
-    return [Stage(Assignment(work, inputs, divided(todo, starts), settings.limits), keep)]
+    like = pair.planned[0].certifier, pair.classifier.name, pair.threat.name
+    jobs, stored = divided(todo, starts), (len(kept), sum(kept))
+    return [Stage(Assignment(work, inputs, jobs, settings.limits, like, stored), keep)]
 
 
 def _nothing(outcome: Outcome, reason: str) -> dict[str, Any]:

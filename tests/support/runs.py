@@ -102,6 +102,7 @@ class Watcher:
         self.notes: list[str] = []
         self.steps: list[str] = []
         self.texts: list[str] = []
+        self.expected: list[float] = []
 
     def data(self, text: str) -> None:
         self.texts.append(text)
@@ -114,6 +115,9 @@ class Watcher:
 
     def advance(self, outcomes: Mapping[str, int]) -> None:
         self.counts.update(outcomes)
+
+    def left(self, seconds: float | None) -> None:
+        self.expected += [] if seconds is None else [seconds]
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -29,12 +29,16 @@ class Assignment:
         jobs: the places of the inputs of each job. Inputs of one job may be computed at once. Rows depend on this
             division by rounding errors, and on nothing that an executor decides.
         limits: time and memory of this work.
+        like: its method, model and norm, as far as it has them; work that shares them is expected to take alike.
+        stored: number of its inputs whose results are stored, and the seconds that they took.
     """
 
     work: Work
     inputs: Tensor
     jobs: tuple[tuple[int, ...], ...]
     limits: Limits = field(default_factory=Limits)
+    like: tuple[str, ...] = ()
+    stored: tuple[int, float] = (0, 0.0)
 
     def rows(self, places: Sequence[int]) -> Tensor:
         """Return the inputs at these places."""

@@ -1,11 +1,11 @@
 """What the run knows of its workers, and of how far each piece of work is."""
 
-import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from certbench.core.claims import Outcome
 from certbench.core.resources import Resources
 from certbench.runs.executors import Assignment
 from certbench.runs.work import Failure
@@ -37,10 +37,13 @@ class Progress:
         waiting: jobs that nobody computes.
         on: the workers that compute it.
         spent: seconds that count for its limit.
+        loaded: seconds in which it was loaded.
         prepared: seconds of its preparation; None if it was not prepared yet.
-        answered: number of jobs and seconds that they took.
+        answered: number of inputs that were computed, and the seconds that they took.
         deaths: number of workers that ended before it was prepared.
         begun: whether anybody was told.
+        refused: whether there are no certificates of this kind.
+        left: number of inputs without an answer.
     """
 
     number: int
@@ -49,20 +52,60 @@ class Progress:
     waiting: deque[Job]
     on: "set[Worker]" = field(default_factory=set)
     spent: float = 0.0
+    loaded: float = 0.0
     prepared: float | None = None
     answered: tuple[int, float] = (0, 0.0)
     deaths: int = 0
     begun: bool = False
+    refused: bool = False
+    left: int = field(init=False)
 
-    def worth_helping(self) -> bool:
-        """Say whether what waits costs more than to prepare it again."""
-        jobs, seconds = self.answered
-        return self.prepared is not None and jobs > 0 and len(self.waiting) * seconds / jobs > self.prepared
+    def __post_init__(self) -> None:
+        self.left = sum(len(job.places) for job in self.waiting)
 
-    def remaining(self) -> float:
-        """Return the expected seconds of what waits."""
-        jobs, seconds = self.answered
-        return len(self.waiting) * seconds / jobs if jobs else math.inf
+    @property
+    def open(self) -> bool:
+        """Whether something is left."""
+        return bool(self.waiting or self.on)
+
+    @property
+    def jobs(self) -> int:
+        """The number of jobs without an answer."""
+        return len(self.waiting) + len(self.on)
+
+    @property
+    def inputs(self) -> int:
+        """The number of inputs that nobody computes yet."""
+        return self.left - sum(len(worker.job.places) for worker in self.on if worker.job)
+
+    @property
+    def known(self) -> float | None:
+        """Its own seconds for an input: of what was computed, else of what is stored; None if there is neither."""
+        inputs, seconds = self.answered if self.answered[0] else self.assignment.stored
+        return seconds / inputs if inputs else None
+
+    @property
+    def setup(self) -> float | None:
+        """Seconds to load and prepare it; None if it was not prepared yet."""
+        return None if self.prepared is None else self.loaded + self.prepared
+
+    def took(self, inputs: int, seconds: float) -> None:
+        """Take note of inputs that were computed, or for which the time was spent."""
+        self.left -= inputs
+        self.answered = self.answered[0] + inputs, self.answered[1] + seconds
+
+    def places(self) -> tuple[int, ...]:
+        """Return the places of all inputs without an answer."""
+        jobs = [*(worker.job for worker in self.on if worker.job), *self.waiting]
+        return tuple(sorted(place for job in jobs for place in job.places))
+
+    def end(self, outcome: Outcome) -> None:
+        """Take note that all that is left has this outcome."""
+        self.refused = outcome is Outcome.UNSUPPORTED
+        if outcome is Outcome.TIMED_OUT:
+            self.took(self.left, sum(worker.elapsed for worker in self.on))
+        self.left = 0
+        self.waiting.clear()
 
 
 @runtime_checkable
@@ -107,6 +150,11 @@ class Worker:
     def elapsed(self) -> float:
         """Seconds of this phase."""
         return time.perf_counter() - self.since
+
+    @property
+    def computes(self) -> bool:
+        """Whether it computes a job."""
+        return self.phase == "computing"
 
     def enter(self, phase: str) -> None:
         """Begin a phase."""

@@ -5,10 +5,11 @@ that another has begun only where what is left costs more than to prepare it aga
 another package computes nothing else afterwards.
 """
 
+import math
 import pickle
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from certbench.files.json_text import clean
 from certbench.runs.events import Stop
 from certbench.runs.executors import Answer, Assignment
 from certbench.runs.executors.crew import Job, Progress, Worker
+from certbench.runs.executors.forecast import Forecast
 from certbench.runs.executors.inline import spent
 from certbench.runs.work import Failure, Work
 
@@ -34,6 +36,12 @@ STARTS = 3
 
 ROOM = 60.0
 """Seconds for which work waits for a machine that has what it needs."""
+
+SHARE = 0.02
+"""Share of what is left of a piece of work that it may cost to prepare it again, so that other work is begun first."""
+
+LIKE = 2.0
+"""Factor between two times that counts as a difference: an order of work needs no more."""
 
 
 @runtime_checkable
@@ -96,6 +104,8 @@ class Foreman:
             for i, one in enumerate(assignments)
         ]
         self.jobs = sum(len(one.jobs) for one in assignments)
+        self.forecast = Forecast(self.all)
+        self.seen = Counter(part for one in assignments for part in enumerate(one.like) if one.stored[0])
         try:
             while any(one.waiting or one.on for one in self.all):
                 stop.holding(sum(len(one.job.places) for one in self.crew if one.job and one.phase == "computing"))
@@ -107,6 +117,7 @@ class Foreman:
                 else:
                     yield from self._hand_out(stop)
                     yield from self._hire()
+                stop.left(self.forecast.left(min(self.hiring.most(), sum(one.jobs for one in self.all))))
                 for worker, message in self.hiring.hear(self.crew):
                     if worker not in self.crew:
                         continue  # killed meanwhile, as its work was given up
@@ -134,6 +145,7 @@ class Foreman:
             if not progress.begun:
                 stop.begins(progress.assignment.work.name)
                 progress.begun = True
+                self.seen.update(enumerate(progress.assignment.like))
             again = worker.progress is progress
             if not again:
                 try:
@@ -143,7 +155,7 @@ class Foreman:
                     yield from self._give_up(progress, Failure(Outcome.FAILED, reason, clean(traceback.format_exc())))
                     continue
             worker.job = progress.waiting.popleft()
-            worker.counts = not progress.on
+            worker.counts = progress.prepared is None
             progress.on.add(worker)
             if again:
                 self._compute(worker, progress)
@@ -170,20 +182,50 @@ class Foreman:
             self.lacking.pop(needs, None)
             starting = sum(worker.phase == "starting" and worker.needs == needs for worker in self.crew)
             count = sum(worker.phase != "starting" or worker.needs == needs for worker in self.crew)  # others may wait
-            open_work = sum(bool(one.waiting) and (not one.on or one.worth_helping()) for one in kind)
+            open_work = sum(bool(one.waiting) and (not one.on or self.forecast.worth_helping(one)) for one in kind)
             for _ in range(min(most - count, open_work - starting)):
                 self.crew.append(self.hiring.start(needs))
 
     def _choose(self, worker: Worker) -> Progress | None:
-        """Return the work of which an idle worker takes the next job: its own, else new work, else the longest."""
-        own = worker.progress
-        if own is not None and own.waiting:
+        """Return the work of which an idle worker takes the next job.
+
+        First comes a job of each piece of work, so that its pace is known: a worker leaves its work for that only where
+        it costs little to come back, and else stays at it. Then what is left longest comes first.
+        """
+        own = worker.progress if worker.progress is not None and worker.progress.waiting else None
+        if own is not None and (own.assignment.work.foreign or not self._soon_back(own)):
             return own
+        idle = [one for one in self.all if one.waiting and not one.on and one.needs == worker.needs]
+        fresh = [one for one in idle if not one.begun]
+        if fresh:
+            return min(fresh, key=lambda one: self._urgency(one, worker))
+        if own is not None:
+            return own
+        if idle:
+            return min(idle, key=lambda one: self._urgency(one, worker))
         kind = [one for one in self.all if one.waiting and one.needs == worker.needs]
-        fresh = next((one for one in kind if not one.on), None)
-        if fresh is not None:
-            return fresh
-        return max((one for one in kind if one.worth_helping()), key=Progress.remaining, default=None)
+        helped = [one for one in kind if self.forecast.worth_helping(one)]
+        return max(helped, key=lambda one: self.forecast.remaining(one) or 0.0, default=None)
+
+    def _soon_back(self, own: Progress) -> bool:
+        """Say whether it costs little to leave work and to prepare it again."""
+        left = self.forecast.remaining(own)
+        return left is not None and self.forecast.setup(own) < SHARE * left
+
+    def _urgency(self, progress: Progress, worker: Worker) -> tuple[float, ...]:
+        """Return what is least for the work to do next.
+
+        While there is a method, a model or a norm that nobody has begun, work comes first of which least is known. Then
+        the longest does. Of work that takes about as long, a worker does what has the model that it has loaded.
+        """
+        seen = [self.seen[part] for part in enumerate(progress.assignment.like)]
+        if not progress.begun and 0 in seen:
+            return -math.inf, sum(seen), progress.number
+        left = self.forecast.remaining(progress)
+        before = worker.progress
+        other = before is None or before.assignment.work.source is not progress.assignment.work.source
+        length = math.inf if left is None else round(math.log(max(left, TICK), LIKE))
+        return -length, float(other), progress.number
 
     def _compute(self, worker: Worker, progress: Progress) -> None:
         assert worker.job is not None
@@ -200,6 +242,7 @@ class Foreman:
         progress, job = worker.progress, worker.job
         assert progress is not None and job is not None
         if "loaded" in message:
+            progress.loaded = worker.elapsed
             worker.enter("preparing")
             return
         seconds, told = worker.elapsed, message["failure"]
@@ -217,7 +260,7 @@ class Foreman:
         if failure is None:
             self._free(worker)
             worker.enter("idle")
-            progress.answered = progress.answered[0] + 1, progress.answered[1] + seconds
+            progress.took(len(job.places), seconds)
             yield Answer(progress.number, job.places, message["results"], progress.prepared or 0.0, job.halved)
         elif failure.outcome is Outcome.OUT_OF_MEMORY:
             self._dismiss(worker)  # what it still holds is unknown
@@ -264,14 +307,15 @@ class Foreman:
         """Hold work to its limits."""
         for progress in [one for one in self.all if one.on]:
             limits, running = progress.assignment.limits, [w for w in progress.on if w.phase != "loading"]
+            preparing = min(limits.seconds, limits.prepare_seconds)
             counted = [worker for worker in running if worker.phase == "computing" or worker.counts]
             loading = [worker.elapsed for worker in progress.on if worker.phase == "loading"]
             if progress.spent + sum(worker.elapsed for worker in counted) > limits.seconds:
-                yield from self._give_up(progress, spent(limits.seconds, self._left(progress)))
-            elif any(w.phase == "preparing" and w.elapsed > limits.prepare_seconds for w in running):
-                reason = f"the limit of {limits.prepare_seconds:g} s for the preparation was spent"
+                yield from self._give_up(progress, spent(limits.seconds, progress.left))
+            elif any(w.phase == "preparing" and w.elapsed > preparing for w in running):
+                reason = f"the limit of {preparing:g} s for the preparation was spent"
                 yield from self._give_up(progress, Failure(Outcome.TIMED_OUT, reason))
-            elif any(seconds > LOADING + min(limits.seconds, limits.prepare_seconds) for seconds in loading):
+            elif any(seconds > LOADING + preparing for seconds in loading):
                 reason = "loading the model and the certifier took too long"
                 yield from self._give_up(progress, Failure(Outcome.TIMED_OUT, reason))
             else:
@@ -279,21 +323,21 @@ class Foreman:
                     job = worker.job
                     if worker.phase == "computing" and job and worker.elapsed > limits.input_seconds * len(job.places):
                         progress.spent += worker.elapsed
+                        progress.took(len(job.places), worker.elapsed)
                         self._dismiss(worker)
                         reason = f"the limit of {limits.input_seconds:g} s per input was spent"
                         failure = Failure(Outcome.TIMED_OUT, reason)
                         yield Answer(progress.number, job.places, failure, progress.prepared or 0.0, job.halved)
-
-    def _left(self, progress: Progress) -> int:
-        jobs = [*progress.waiting, *(worker.job for worker in progress.on if worker.job)]
-        return sum(len(job.places) for job in jobs)
 
     def _give_up(self, progress: Progress, failure: Failure, teller: Worker | None = None) -> Iterator[Answer]:
         """Answer for all that is left of a piece of work, and end the workers that are at it.
 
         The worker that told of the failure goes on with other work, unless it is spoilt.
         """
-        jobs = [*(worker.job for worker in progress.on if worker.job), *progress.waiting]
+        places = progress.places()
+        progress.end(failure.outcome)
+        if progress.refused and progress.begun:
+            self.seen.subtract(enumerate(progress.assignment.like))  # it told nothing of the time of others
         spoilt = failure.spoilt or failure.outcome is Outcome.OUT_OF_MEMORY or progress.assignment.work.foreign
         if teller is not None and not spoilt:
             self._free(teller)
@@ -301,8 +345,6 @@ class Foreman:
             teller.enter("idle")
         for worker in [*progress.on]:
             self._dismiss(worker)
-        progress.waiting.clear()
-        places = tuple(sorted(place for job in jobs for place in job.places))
         yield Answer(progress.number, places, failure, progress.prepared or 0.0)
 
     def _drop(self, worker: Worker) -> None:
