@@ -136,6 +136,7 @@ class BestOf(Certifier[BestOfState]):
             fixed=max((cost.fixed for cost in costs), default=0.0),
             each=max((cost.each for cost in costs), default=0.0),
             device=state.classifier.device,
+            partial=True,
         )
 
     def certify(self, state: BestOfState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from certbench.cli.console import again, err, out
-from certbench.cli.progress import ProgressWatcher
+from certbench.cli.progress import ProgressWatcher, lasting
 from certbench.cli.results import Known, known_issues, print_table, print_verdict
 from certbench.core import registry
 from certbench.errors import ConfigError, StoreError
@@ -118,18 +118,31 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _preview(suite: "Suite", folder: Path, rerun: str) -> None:
-    """Print what a run would compute."""
+    """Print what a run would compute, and what that takes."""
+    from certbench.core.memory import written
     from certbench.runs.preview import preview
 
-    table = Table("model", "threat", "certifier", "rows", "stored", "seconds left", box=None, pad_edge=False)
-    refused: list[str] = []
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "threat", "certifier"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows", "stored", "time", "memory"):
+        table.add_column(name, no_wrap=True, justify="right")
+    refused, known, unknown = list[str](), 0.0, 0
     for one in preview(suite, folder, rerun):
-        left = "" if one.seconds is None else f"{one.seconds:.3g}"
-        table.add_row(one.model, one.threat, one.certifier, str(one.rows), str(one.stored), left)
+        left = one.rows > one.stored and one.reason is None
+        seconds = "" if not left else "unknown" if one.seconds is None else lasting(one.seconds)
+        memory = "" if not left else "unknown" if one.memory is None else written(one.memory)
+        table.add_row(one.model, one.threat, one.certifier, str(one.rows), str(one.stored), seconds, memory)
+        known, unknown = known + (one.seconds or 0.0), unknown + (one.seconds is None)
         if one.reason is not None:
             refused.append(f"unsupported: {one.certifier} on {one.model}, {one.threat}: {one.reason}")
     out.print(table)
     for line in refused:
         out.print(line, soft_wrap=True)
-    out.print("seconds left: what is left at the pace of the stored rows; empty: nothing is stored, or left.")
-    out.print("A certifier that is not named as unsupported may still refuse when it prepares.")
+    missing = f", and {unknown} pair{'' if unknown == 1 else 's'} of unknown time" if unknown else ""
+    out.print(f"In all {lasting(known)} of one worker{missing}.")
+    out.print(
+        "Time: at the pace of stored rows, else predicted from sizes, which may be 3 times too high or low; "
+        "preparations and attacks come on top. Memory: of one batch, at most. "
+        "A certifier that is not named as unsupported may still refuse when it prepares."
+    )

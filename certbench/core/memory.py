@@ -104,6 +104,7 @@ class Cost:
         seconds: limit of time for one input that the certifier has of its own; None: the common one.
         advice: what to do where it does not fit.
         device: the device whose memory is used.
+        partial: whether other things take most of the time: a solver, a search.
     """
 
     fixed: float = 0.0
@@ -113,11 +114,20 @@ class Cost:
     seconds: float | None = None
     advice: str = "use ibp, crown-ibp or lipschitz"
     device: torch.device = CPU
+    partial: bool = False
 
     def batch(self, most: int) -> int:
         """Return the number of inputs that fit at once, at least 1 and at most `most`."""
         room = allowed(self.device) - self.fixed
         return most if self.each * most <= room else max(1, int(room // self.each))
+
+    def memory(self, most: int) -> float:
+        """Return the bytes that batches of at most `most` inputs need; 0 if memory is not predicted."""
+        return self.fixed + self.each * self.batch(most)
+
+    def time(self) -> float | None:
+        """Return the seconds for one input; None if they cannot be predicted."""
+        return None if self.partial else self.work / self.pace()
 
     def check(self, what: str) -> None:
         """Refuse what does not fit.

@@ -132,6 +132,16 @@ def source_of(suite: Suite, model: Classifier, fingerprint: str) -> ModelSource:
     return ModelSource(spec, model.input_shape, fingerprint, model)
 
 
+def certifying(suite: Suite, source: ModelSource, pair: Pair) -> Certifying:
+    """Return the work of a pair."""
+    settings = suite.settings
+    name = f"{pair.planned[0].certifier} on {pair.classifier.name}, {pair.threat.name}"
+    longest = min(settings.limits.seconds, settings.limits.input_seconds)
+    with limits(settings.limits.memory, patience(longest) if longest < math.inf else None):
+        allowed = now()
+    return Certifying(name, source, pair.certifier, pair.threat, settings.seed, settings.batch, allowed)
+
+
 def divided(places: Sequence[int], starts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Divide places into jobs, at fixed places: what a run that was stopped left is divided as it was before."""
     return tuple(tuple(part) for _, part in groupby(places, key=lambda place: bisect_right(starts, place)))
@@ -226,11 +236,8 @@ def certificates(
     todo = [i for i, planned in enumerate(pair.planned) if i in mine and planned.key not in fresh]
     kept = [seconds for planned in pair.planned if (seconds := fresh.get(planned.key, 0.0))]  # 0: it was refused
     settings = suite.settings
-    name = f"{pair.planned[0].certifier} on {pair.classifier.name}, {pair.threat.name}"
-    longest = min(settings.limits.seconds, settings.limits.input_seconds)
-    with limits(settings.limits.memory, patience(longest) if longest < math.inf else None):
-        allowed = now()
-    work = Certifying(name, source, pair.certifier, pair.threat, settings.seed, settings.batch, allowed)
+    work = certifying(suite, source, pair)
+    name = work.name
 
     def keep(answer: Answer) -> None:
         results = answer.results

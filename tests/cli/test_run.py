@@ -214,15 +214,22 @@ def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:
     assert "INCOMPLETE: 3 of 6 rows have not been computed yet." in (FOLDER / "report.html").read_text()
 
 
-def test_a_dry_run_computes_nothing(certbench: Run) -> None:
-    write(certifiers=["lipschitz", "splitting"])
+def test_a_dry_run_computes_nothing_and_says_what_a_run_would_take(certbench: Run) -> None:
+    write(certifiers=["lipschitz", "splitting", "crown", "branch-and-bound"])
     code, out, _ = certbench("run", "little.yaml", "--dry-run")
     assert (code, FOLDER.exists()) == (0, False)
     assert "unsupported: splitting" in out
+    assert all(len(line) <= 80 for line in out.splitlines() if not line.startswith("unsupported"))
+    rows = {line.split()[2]: line.split()[5:] for line in out.splitlines() if line.startswith("plane")}
+    assert rows["lipschitz"] == ["unknown", "unknown"] and rows["splitting"] == []
+    assert rows["crown"][:3] == ["under", "1", "s"] and rows["crown"][4] == "MB"
+    assert rows["branch-and-bound"][0] == "unknown" and rows["branch-and-bound"][2] == "MB"  # a search has no end
+    assert "In all under 1 s of one worker, and 2 pairs of unknown time." in out
     certbench("run", "little.yaml", "--certifiers", "lipschitz", "--inputs", "2")
     _, out, _ = certbench("run", "little.yaml", "--dry-run")
     row = next(line.split() for line in out.splitlines() if "lipschitz" in line)
-    assert row[3:5] == ["3", "2"] and float(row[5]) > 0
+    assert row[3:] == ["3", "2", "under", "1", "s", "unknown"]
+    assert "and 1 pair of unknown time." in out
 
 
 def test_parts_and_settings_of_a_suite_are_chosen(certbench: Run) -> None:

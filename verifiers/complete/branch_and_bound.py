@@ -80,7 +80,7 @@ class BranchAndBound(Certifier[NetworkState]):
         sizes = Sizes.of(state.network)
         leaves = self.domains * (CLIMB * sizes.neurons + sizes.live)
         tried = self.domains * self.candidates * (6 * sizes.neurons + sizes.live) / 2  # in float32
-        return replace(relaxed(state, state.network, more=leaves + tried), seconds=self.seconds)
+        return replace(relaxed(state, state.network, more=leaves + tried), seconds=self.seconds, partial=True)
 
     def certify(self, state: NetworkState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Search for one input after the other."""

@@ -82,7 +82,7 @@ class MILP(Certifier[NetworkState]):
     def cost(self, state: NetworkState) -> Cost:
         """Predict CROWN's bounds, which no limit of time interrupts, and the program of one input."""
         found = relaxed(state, state.network)
-        return replace(found, fixed=found.fixed + NONZERO * nonzeros(state.network), seconds=self.seconds)
+        return replace(found, fixed=found.fixed + NONZERO * nonzeros(state.network), seconds=self.seconds, partial=True)
 
     def certify(self, state: NetworkState, x: Float[Tensor, "n ..."], seeds: Sequence[int]) -> Certificate:
         """Solve for one input after the other."""

@@ -70,7 +70,7 @@ class LP(MarginCertifier[NetworkState]):
     def cost(self, state: NetworkState) -> Cost:
         """Predict CROWN's bounds, and the program of one input."""
         found = relaxed(state, state.network)
-        return replace(found, fixed=found.fixed + NONZERO * nonzeros(state.network))
+        return replace(found, fixed=found.fixed + NONZERO * nonzeros(state.network), partial=True)
 
     def start(self, state: NetworkState, x: Float[Tensor, "n ..."], label: Int[Tensor, " n"]) -> Start:
         """Return CROWN's radius, which the LP can only exceed, as far as the search asks."""

@@ -305,7 +305,7 @@ class Foreman:
 
     def _watch(self) -> Iterator[Answer]:
         """Hold work to its limits."""
-        for progress in [one for one in self.all if one.on]:
+        for progress in [one for one in self.all if one.begun and one.open]:
             limits, running = progress.assignment.limits, [w for w in progress.on if w.phase != "loading"]
             preparing = min(limits.seconds, limits.prepare_seconds)
             counted = [worker for worker in running if worker.phase == "computing" or worker.counts]
