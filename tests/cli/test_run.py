@@ -214,7 +214,10 @@ def test_an_interruption_inside_a_certifier_is_one_too(certbench: Run) -> None:
     assert "INCOMPLETE: 3 of 6 rows have not been computed yet." in (FOLDER / "report.html").read_text()
 
 
-def test_a_dry_run_computes_nothing_and_says_what_a_run_would_take(certbench: Run) -> None:
+def test_a_dry_run_computes_nothing_and_says_what_a_run_would_take(
+    certbench: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     write(certifiers=["lipschitz", "splitting", "crown", "branch-and-bound"])
     code, out, _ = certbench("run", "little.yaml", "--dry-run")
     assert (code, FOLDER.exists()) == (0, False)
