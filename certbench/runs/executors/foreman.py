@@ -1,8 +1,9 @@
 """The bookkeeping of executors that have workers: who does what and for how long, and who is blamed when one ends.
 
-There are never more workers than jobs, and none at all if nothing is left to compute. A second worker helps with work
-that another has begun only where what is left costs more than to prepare it again. A worker that ran a certifier of
-another package computes nothing else afterwards.
+A job of each piece of work comes first, then what is expected to take longest (see `forecast.py`). There are never more
+workers than jobs, and none at all if nothing is left to compute. A second worker helps with work that another has begun
+only where what is left costs more than to prepare it again. A worker that ran a certifier of another package computes
+nothing else afterwards.
 """
 
 import math
@@ -155,7 +156,7 @@ class Foreman:
                     yield from self._give_up(progress, Failure(Outcome.FAILED, reason, clean(traceback.format_exc())))
                     continue
             worker.job = progress.waiting.popleft()
-            worker.counts = progress.prepared is None
+            worker.counts = progress.prepared is None and not progress.on
             progress.on.add(worker)
             if again:
                 self._compute(worker, progress)
@@ -189,8 +190,10 @@ class Foreman:
     def _choose(self, worker: Worker) -> Progress | None:
         """Return the work of which an idle worker takes the next job.
 
-        First comes a job of each piece of work, so that its pace is known: a worker leaves its work for that only where
-        it costs little to come back, and else stays at it. Then what is left longest comes first.
+        First comes a job of each piece of work, so that its pace is known. A worker leaves its work for that only where
+        it costs little to come back, and else stays at it. States that are prepared are not kept: they would count as
+        memory of other work. Then what is left longest comes first, so that short work and shared jobs are at the end.
+        Jobs are never divided for that: rows would depend on it.
         """
         own = worker.progress if worker.progress is not None and worker.progress.waiting else None
         if own is not None and (own.assignment.work.foreign or not self._soon_back(own)):
