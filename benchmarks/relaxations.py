@@ -3,10 +3,12 @@
 Each network is trained on the digits for some seconds. Both engines bound the same margins over the same balls, all
 inputs in one batch, in turns. `looser` says by how much our mean bound lies further below the margin at the input than
 theirs does, as a share of theirs; a minus means tighter. `outrun` is their time in units of ours. auto-LiRPA gets the
-user's module, in float32 as usual; put a later release than 0.3 first on PYTHONPATH to measure against it.
+user's module, in float32 as usual, or in our float64 (`--double`); put a later release than 0.3 first on PYTHONPATH to
+measure against it.
 """
 
 import argparse
+import copy
 import logging
 import math
 import statistics
@@ -111,26 +113,29 @@ def ours(method: str, classifier: Classifier, x: Tensor, label: Int[Tensor, " n"
     return margins
 
 
-def theirs(method: str, classifier: Classifier, x: Tensor, label: Int[Tensor, " n"], radius: float) -> Margins:
+def theirs(
+    method: str, classifier: Classifier, x: Tensor, label: Int[Tensor, " n"], radius: float, dtype: torch.dtype
+) -> Margins:
     """Make auto-LiRPA's graph once."""
     library = auto_lirpa()
     from auto_LiRPA.perturbations import PerturbationLpNorm
 
     options = {"verbosity": 0, "optimize_bound_args": {"iteration": ITERATIONS, "fix_intermediate_layer_bounds": False}}
-    graph = library.BoundedModule(classifier.module, x[:1].float().expand(len(x), -1, -1, -1), bound_opts=options)
+    module, x = copy.deepcopy(classifier.module).to(dtype), x.to(dtype)
+    graph = library.BoundedModule(module, x[:1].expand(len(x), -1, -1, -1), bound_opts=options)
     graph.eval()
-    rows = margin_rows(label, classifier.num_classes).float()
+    rows = margin_rows(label, classifier.num_classes).to(dtype)
 
     def margins() -> Tensor:
         ball = PerturbationLpNorm(norm=math.inf, eps=radius)
-        question = {"x": (library.BoundedTensor(x.float(), ball),), "C": rows, "bound_upper": False}
+        question = {"x": (library.BoundedTensor(x, ball),), "C": rows, "bound_upper": False}
         with torch.set_grad_enabled(method == "alpha-crown"):
             return graph.compute_bounds(**question, method=METHODS[method])[0].detach().double()  # type: ignore[no-any-return]
 
     return margins
 
 
-def compare(name: str, inputs: int, rounds: int, methods: list[str]) -> Iterator[dict[str, Any]]:
+def compare(name: str, inputs: int, rounds: int, methods: list[str], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """Bound a network by each method, ours and theirs in turns."""
     make, radius = NETWORKS[name]
     classifier, digits = trained(make, name), data.load("digits")
@@ -142,7 +147,7 @@ def compare(name: str, inputs: int, rounds: int, methods: list[str]) -> Iterator
         row: dict[str, Any] = {"network": name, "method": method, "radius": radius}
         runners: dict[str, Margins] = {"ours": ours(method, classifier, x, label, radius)}
         try:
-            runners["theirs"] = theirs(method, classifier, x, label, radius)
+            runners["theirs"] = theirs(method, classifier, x, label, radius, dtype)
             runners["theirs"]()
         except Exception as error:  # it refuses networks by exceptions of all kinds
             runners.pop("theirs", None)
@@ -170,17 +175,19 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--inputs", type=int, default=20, help="number of inputs")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
+    parser.add_argument("--double", action="store_true", help="let auto-LiRPA compute in float64, as we do")
     options = parser.parse_args()
+    dtype = torch.float64 if options.double else torch.float32
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore")
     logging.disable()  # auto-LiRPA's, of operators that it does not know
     torch.set_num_threads(1)
-    print(f"auto-LiRPA {auto_lirpa().__version__}, {options.inputs} inputs, Linf, one thread\n")
+    print(f"auto-LiRPA {auto_lirpa().__version__}, {dtype}, {options.inputs} inputs, Linf, one thread\n")
     print("| network | radius | method | looser | outrun | median | our seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in NETWORKS:
         if options.only.lower() in name.lower():
-            for row in compare(name, options.inputs, options.rounds, options.methods):
+            for row in compare(name, options.inputs, options.rounds, options.methods, dtype):
                 apart = f"{row['looser']:+.2%} | {row['outrun']:.2f} | {row['median']:.2f}" if "looser" in row else ""
                 apart = apart or f"auto-LiRPA: {row['refused']} | |"
                 print(f"| {name} | {row['radius']:g} | {row['method']} | {apart} | {row['seconds']:.3f} |", flush=True)
