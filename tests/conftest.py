@@ -7,11 +7,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 from tests.support import building, shapes
 
-install_import_hook(["certbench"], f"{shapes.__name__}.check")
+shapes.install()
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Published networks and verdicts, where they are at hand; a stranger's machine has none."""

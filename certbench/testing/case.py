@@ -22,6 +22,7 @@ class Case:
         norms: norms that the certifier offers; it must refuse the others.
         domain: whether it accepts a domain; if not, it must refuse one.
         attacked: kinds of networks on which attacks are tried; fewer if a certificate takes seconds.
+        inputs: largest number of inputs of a law on networks; fewer if a certificate takes seconds, but 2 at least.
         backend: name of a pytest fixture that skips the tests if a package is missing.
         layers: kinds of networks from `KINDS` that the certifier must certify; it must refuse the others.
         batch: largest relative difference of radii between batch sizes. With a search, this is the search's tolerance,
@@ -43,6 +44,7 @@ class Case:
     norms: frozenset[float] = frozenset({1.0, 2.0, math.inf})
     domain: bool = True
     attacked: frozenset[str] = frozenset({"mlp", "cnn", "residual"})
+    inputs: int = 12
     backend: str | None = None
     layers: frozenset[str] = frozenset(KINDS)
     batch: float = 1e-7
@@ -65,6 +67,8 @@ class Case:
                 raise ConfigError(f"unknown kind of network {min(unknown)!r}; known: {', '.join(KINDS)}", (name,))
         if not self.layers:
             raise ConfigError("a certifier has to certify at least one kind of network", ("layers",))
+        if self.inputs < 2:
+            raise ConfigError("write 2 inputs or more: laws compare an input with its neighbours", ("inputs",))
 
     @property
     def name(self) -> str:

@@ -50,7 +50,7 @@ def closed_form(case: Case, threat: ThreatModel) -> None:
     """
     certifier = build({**case.spec, **case.fine})
     _offers(case, threat)
-    classifier, x = _network(case, "linear"), inputs(12)
+    classifier, x = _network(case, "linear"), _inputs(case, 12)
     exact = networks.closed_form(classifier, x, threat)
     found = certify(certifier, classifier, x, threat)
     if certifier.subject is Subject.BASE:
@@ -81,7 +81,7 @@ def hidden(case: Case, threat: ThreatModel) -> None:
         raise NotConcerned("the certificate speaks of the smoothed classifier")
     if "mlp" not in case.layers:
         raise NotConcerned("does not certify hidden layers")
-    classifier, x = networks.raised(), inputs(6)
+    classifier, x = networks.raised(), _inputs(case, 6)
     exact = networks.raised_distance(classifier, x, threat)
     radius = certify(certifier, classifier, x, threat).radius
     demand(
@@ -97,7 +97,10 @@ def domain(case: Case, threat: ThreatModel, box: tuple[float, float]) -> None:
     _offers(case, threat)
     threat = threat.within(*box)
     certifier = build(case.spec)
-    classifier, x = _network(case, "linear"), ((inputs(4) - 0.5) * 2 + 0.5).clamp(0, 1)  # half of it at the border
+    classifier, x = (
+        _network(case, "linear"),
+        ((_inputs(case, 4) - 0.5) * 2 + 0.5).clamp(0, 1),
+    )  # half of it at the border
     if not case.domain:
         return _refuses(certifier, classifier, x, threat)
     if certifier.subject is Subject.SMOOTHED:
@@ -120,12 +123,12 @@ def attack(case: Case, threat: ThreatModel, kind: str) -> None:
         raise NotConcerned("the certificate speaks of the smoothed classifier")
     if kind not in case.attacked:
         raise NotConcerned("attacks on this network take too long")
-    classifier, x = _network(case, kind), inputs(8)
+    classifier, x = _network(case, kind), _inputs(case, 8)
     if threat.domain is not None and not case.domain:
         raise NotConcerned("takes no domain")
     found = certify(certifier, classifier, x, threat)
     demand(bool((found.radius > 0).any()), kind, "nothing is certified at all")
-    near = closest(kind, threat)
+    near = closest(kind, threat)[: len(x)]
     demand(
         found.radius <= near,
         kind,
@@ -175,12 +178,13 @@ def batch(case: Case, threat: ThreatModel) -> None:
     """An input's certificate depends neither on the batch size nor on neighbours nor on order."""
     _offers(case, threat)
     certifier = build(case.spec)
-    classifier, x = network(case.usual), inputs(4)
+    classifier, x = network(case.usual), _inputs(case, 4)
+    n = len(x)
     whole = certify(certifier, classifier, x, threat)
-    order = torch.tensor([3, 1, 0, 2])
+    order = torch.tensor([i for i in (3, 1, 0, 2) if i < n])
     for said, other, back in (
-        ("alone", certify(certifier, classifier, x, threat, batch_size=1), torch.arange(4)),
-        ("in another order", certify(certifier, classifier, x[order], threat, batch_size=3), order.argsort()),
+        ("alone", certify(certifier, classifier, x, threat, batch_size=1), torch.arange(n)),
+        ("in another order", certify(certifier, classifier, x[order], threat, batch_size=n - 1), order.argsort()),
     ):
         _same(whole, _reordered(other, back), case.usual, said, case.batch)
 
@@ -239,7 +243,7 @@ def untouched(case: Case) -> None:
 @law()
 def seed(case: Case) -> None:
     """The same seed gives the same certificate; for a probabilistic certifier, another seed gives other draws."""
-    certifier, classifier, x = build(case.spec), network(case.usual), inputs(4)
+    certifier, classifier, x = build(case.spec), network(case.usual), _inputs(case, 4)
     one, two, other = (certify(certifier, classifier, x, _norm(case), seed=seed) for seed in (5, 5, 6))
     _same(one, two, case.usual, "with the same seed", 0.0)
     demand(one.evidence == two.evidence, case.usual, "the same seed gives other evidence")
@@ -255,9 +259,9 @@ def ranges(case: Case, threat: ThreatModel) -> None:
     """
     _offers(case, threat)
     certifier = build(case.spec)
-    classifier, x = network(case.usual), inputs(6)
+    classifier, x = network(case.usual), _inputs(case, 6)
     found = certify(certifier, classifier, x, threat)
-    demand(len(found) == 6, case.usual, f"{len(found)} rows for 6 inputs")
+    demand(len(found) == len(x), case.usual, f"{len(found)} rows for {len(x)} inputs")
     demand(found.radius.dtype == torch.float64, case.usual, f"radii are {found.radius.dtype}, not float64")
     demand(found.radius >= 0, case.usual, lambda i: f"radius {found.radius[i]}")
     demand(found.radius <= found.upper, case.usual, lambda i: f"radius {found.radius[i]} above {found.upper[i]}")
@@ -310,7 +314,7 @@ def scale(case: Case) -> None:
     """Radii do not change if logits are scaled by a power of two."""
     if not case.scale_free:
         raise NotConcerned("certifies scores that depend on the scale")
-    certifier, classifier, x = build(case.spec), network(case.usual), inputs(5)
+    certifier, classifier, x = build(case.spec), network(case.usual), _inputs(case, 5)
     before = certify(certifier, classifier, x, _norm(case))
     with torch.no_grad():
         last = [module for module in classifier.module.modules() if isinstance(module, nn.Linear)][-1]
@@ -377,6 +381,11 @@ def _network(case: Case, kind: str) -> Classifier:
     if kind not in case.layers:
         raise NotConcerned(f"does not certify {kind}")
     return network(kind)
+
+
+def _inputs(case: Case, n: int) -> Tensor:
+    """Return n inputs, or as many of them as the case allows."""
+    return inputs(n)[: case.inputs]
 
 
 def _named_network(case: Case, seed: int, name: str) -> Classifier:

@@ -55,7 +55,7 @@ def test_one_of_several_outputs_is_the_classifier(how: str) -> None:
         Classifier(module, (3,), 3)
     whole, alone = Classifier(module, (3,), 3, output=output), Classifier(module.net, (3,), 3)
     for name in ("crown", "lipschitz", "branch-and-bound"):
-        radii = [certbench.certify(name, one, points(), L2).radius for one in (whole, alone)]
+        radii = [certbench.certify(name, one, points(2), L2).radius for one in (whole, alone)]
         assert torch.equal(*radii)
     assert whole.fingerprint() != alone.fingerprint()
     assert torch.equal(whole.double()(points()), alone(points()))

@@ -15,6 +15,7 @@ from certbench.testing import Case
         ({"layers": frozenset({"mpl"})}, "unknown kind of network 'mpl'; known: linear, mlp, cnn, residual"),
         ({"attacked": frozenset({"all"})}, "unknown kind of network 'all'"),
         ({"layers": frozenset()}, "at least one kind of network"),
+        ({"inputs": 1}, "write 2 inputs or more"),
     ],
 )
 def test_a_row_that_no_law_could_use_is_refused(columns: dict[str, Any], words: str) -> None:
