@@ -18,6 +18,7 @@ from certbench.core.evidence import BoundsEvidence, HeadEvidence, MarginEvidence
 from certbench.core.margins import (
     FLOOR,
     LIMIT,
+    NO_BALL,
     NO_MARGIN,
     SLACK,
     Bounds,
@@ -227,7 +228,7 @@ class MarginCertifier(Certifier[BoundState]):
                 bracket=(low, high),
                 evaluations=count,
                 arithmetic=arithmetic,
-                reason=NO_MARGIN.reason if flat else None,
+                reason=NO_MARGIN.reason if flat else NO_BALL.reason if low == 0.0 else None,
                 more=more,
             )
             for low, high, count, flat, more in zip(

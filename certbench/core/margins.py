@@ -128,6 +128,12 @@ NO_MARGIN = ReasonEvidence(reason="the margin at the input itself is zero, withi
 """Evidence of a radius of 0, where `clean_margin` is within `SLACK` and leaves nothing to certify."""
 
 
+NO_BALL = ReasonEvidence(
+    reason="no ball is proved, however small: the bounds of some margin are wider than the margin, by rounding if by nothing else"
+)
+"""Evidence of a radius of 0 of a search that has tried ever smaller balls, as intervals of deep networks end."""
+
+
 def clean_margin(logits: Float[Tensor, "n classes"], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Return the logit of the label minus the largest other logit."""
     own = logits.gather(1, label[:, None]).squeeze(1)

@@ -380,6 +380,18 @@ def test_a_margin_within_the_allowance_for_rounding_says_so(name: str) -> None:
     assert found.radius[1] > 0 and "reason" not in found.evidence[1]
 
 
+def test_a_radius_of_zero_behind_wide_intervals_says_so() -> None:
+    """Each of 200 layers turns by 45 degrees: intervals widen by sqrt(2), and rounding errors with them."""
+    turn, layers = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64), 200
+    module = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(layers))).double().requires_grad_(False)
+    for layer in module:
+        layer.weight[:] = turn / math.sqrt(2)
+    steps = [step for layer in module for step in (layer, nn.LeakyReLU(0.999999))]
+    classifier = Classifier(nn.Sequential(*steps[:-1]).eval(), (2,), 2)
+    found = certify({"name": "ibp", "engine": "own"}, classifier, torch.tensor([[1.0, 0.5]], dtype=torch.float64), Linf)
+    assert found.radius[0] == 0 and "however small" in found.evidence[0]["reason"]
+
+
 def test_the_front_door_loads_no_certifier() -> None:
     code = "import certbench.core.certification, sys; print([m for m in sys.modules if 'certbench.verifiers' in m])"
     code += "; print('scipy' in sys.modules)"
