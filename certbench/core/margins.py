@@ -129,7 +129,7 @@ NO_MARGIN = ReasonEvidence(reason="the margin at the input itself is zero, withi
 
 
 NO_BALL = ReasonEvidence(
-    reason="no ball is proved, however small: the bounds of some margin are wider than the margin, by rounding if by nothing else"
+    reason="no ball is proved, however small: bounds, or their rounding errors, are wider than a margin"
 )
 """Evidence of a radius of 0 of a search that has tried ever smaller balls, as intervals of deep networks end."""
 
