@@ -44,18 +44,20 @@ def jaxtyped(function: Any, *, typechecker: Any) -> Any:
     @functools.wraps(function)
     def once(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        call = (look(args), look(kwargs)) if kwargs else look(args)
         try:
+            call = (look(args), look(kwargs)) if kwargs else look(args)
             results = passed.get(call)
-        except TypeError:  # sizes that are symbols have no hash
+        except (_LargeError, TypeError):  # sizes that are symbols have no hash
             return checked(*args, **kwargs)
         if results is not None:
             value = function(*args, **kwargs)
-            if look(value) in results:
+            if _look_or_none(value) in results:
                 return value
             result.value = (value,)
         value = checked(*args, **kwargs)
-        passed.setdefault(call, set()).add(look(value))
+        seen = _look_or_none(value)
+        if seen is not None:
+            passed.setdefault(call, set()).add(seen)
         return value
 
     return once
@@ -65,8 +67,30 @@ _plain: set[type] = set()
 """Types of which an annotation says no more than the type."""
 
 
-def look(value: Any) -> Any:
-    """Return all that an annotation can say of a value."""
+class _LargeError(Exception):
+    """A value has too many parts to look at them all."""
+
+
+MOST = 40
+"""Largest number of entries of a container that is looked at."""
+
+DEEPEST = 4
+"""Largest depth of containers in one another that is looked at: parts that stand in many places count each time."""
+
+
+def _look_or_none(value: Any) -> Any:
+    try:
+        return look(value)
+    except _LargeError:
+        return None
+
+
+def look(value: Any, depth: int = 0) -> Any:
+    """Return all that an annotation can say of a value.
+
+    Raises:
+        _LargeError: it has too many parts.
+    """
     kind = type(value)
     if kind in _plain:
         return kind
@@ -74,12 +98,13 @@ def look(value: Any) -> Any:
         return kind, value.dtype, value.shape
     if isinstance(value, (str, bool)):
         return kind, value
-    if isinstance(value, (tuple, list)):
-        return kind, *map(look, value)
-    if isinstance(value, (set, frozenset)):
-        return kind, frozenset(map(look, value))
-    if isinstance(value, dict):
-        return kind, *((look(key), look(entry)) for key, entry in value.items())
+    if isinstance(value, (tuple, list, set, frozenset, dict)):
+        if len(value) > MOST or depth == DEEPEST:
+            raise _LargeError
+        if isinstance(value, dict):
+            return kind, *((look(key), look(entry, depth + 1)) for key, entry in value.items())
+        parts = [look(entry, depth + 1) for entry in value]
+        return (kind, *parts) if isinstance(value, (tuple, list)) else (kind, frozenset(parts))
     if isinstance(value, type):
         return kind, value
     _plain.add(kind)
