@@ -55,6 +55,9 @@ class Clock:
         """Take note of the time."""
         self.begun = self.begun or time.perf_counter()
 
+    def left(self, seconds: float | None) -> None:
+        """Take no note."""
+
     def advance(self, outcomes: Mapping[str, int]) -> None:
         """Take no note."""
 

@@ -60,6 +60,9 @@ class Quiet:
     def now(self, text: str) -> None:
         """Take no note."""
 
+    def left(self, seconds: float | None) -> None:
+        """Take no note."""
+
     def advance(self, outcomes: Mapping[str, int]) -> None:
         """Take no note."""
 
