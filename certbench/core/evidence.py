@@ -201,7 +201,7 @@ class MarginEvidence(BracketEvidence):
         arithmetic: `real`, if the claim is about the network in exact arithmetic; else the data type of the float
             program that it is about.
         bounds: as in `BoundsEvidence`, None if there are none.
-        reason: reason why the radius is 0 without any search; None if there was one.
+        reason: reason why the radius is 0; None if it is positive.
     """
 
     evaluations: int

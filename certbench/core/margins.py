@@ -129,9 +129,10 @@ NO_MARGIN = ReasonEvidence(reason="the margin at the input itself is zero, withi
 
 
 NO_BALL = ReasonEvidence(
-    reason="no ball is proved, however small: bounds, or their rounding errors, are wider than a margin"
+    reason="no radius that was tried is proved: a margin's bound was not positive even at the smallest of them"
 )
-"""Evidence of a radius of 0 of a search that has tried ever smaller balls, as intervals of deep networks end."""
+"""Evidence of a radius of 0 after a search; how small the smallest radius was, the bracket says. A search that is free
+to choose ends at tiny ones, where intervals of deep networks are wider than margins by their rounding errors alone."""
 
 
 def clean_margin(logits: Float[Tensor, "n classes"], label: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

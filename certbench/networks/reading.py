@@ -73,9 +73,8 @@ def logits_of(classifier: Classifier, steps: bool = False) -> Classifier:
     """
     graph = read(classifier)
     double = classifier.double()
-    if (
-        graph.head is None and not steps and not graph.masked and double.dtype == torch.float64
-    ):  # a module without parameters stays float32
+    whole = graph.head is None and not graph.masked
+    if whole and not steps and double.dtype == torch.float64:  # a module without parameters stays float32
         return double
     return replace(classifier, module=GraphModule(graph).to(classifier.device).eval())
 

@@ -97,10 +97,8 @@ def domain(case: Case, threat: ThreatModel, box: tuple[float, float]) -> None:
     _offers(case, threat)
     threat = threat.within(*box)
     certifier = build(case.spec)
-    classifier, x = (
-        _network(case, "linear"),
-        ((_inputs(case, 4) - 0.5) * 2 + 0.5).clamp(0, 1),
-    )  # half of it at the border
+    classifier = _network(case, "linear")
+    x = ((_inputs(case, 4) - 0.5) * 2 + 0.5).clamp(0, 1)  # half of it at the border
     if not case.domain:
         return _refuses(certifier, classifier, x, threat)
     if certifier.subject is Subject.SMOOTHED:

@@ -38,6 +38,9 @@ CONVOLUTIONAL = ["eran/mnist_conv_small", "wk/mnist", "auto_lirpa/mnist_cnn_smal
 PAIRS = 120_000
 """Number of pairs of points per network of the digits; a sixth of it with images of MNIST."""
 
+UNREAD = ("cnn-diffusion", "cnn-diffusion-multistep")
+"""Networks that the reader refuses: their code makes a Python number of a tensor that it computes."""
+
 DEEP = ("mnist-cnn-denoised", "mnist-cnn-denoised-stability")
 """Networks behind a denoiser of MNIST. A local constant of theirs takes minutes for each input: one is tried."""
 
@@ -95,7 +98,9 @@ def test_no_pair_of_points_is_steeper_than_its_constant(bundle: ModuleType, name
             tables[certbench.core.options.label(built)] = built.prepare(classifier, threat).constants[:-1, :-1]
         except UnsupportedError as error:
             print(f"{name} {threat} {spec['name']}: refused, {error}")
-    assert tables
+    assert bool(tables) == (name not in UNREAD)
+    if name in UNREAD:
+        return
     exact, steepest = classifier.double(), torch.zeros(classifier.num_classes, classifier.num_classes).double()
     for part in range(PAIRS // (2000 if x[0].numel() <= 100 else 12_000)):
         start = x[torch.randint(len(x), (2000,), generator=torch.Generator().manual_seed(part))]

@@ -54,7 +54,10 @@ def jaxtyped(function: Any, *, typechecker: Any) -> Any:
             if _look_or_none(value) in results:
                 return value
             result.value = (value,)
-        value = checked(*args, **kwargs)
+        try:
+            value = checked(*args, **kwargs)
+        finally:
+            result.value = ()  # left behind where the arguments fail; the next call would return it
         seen = _look_or_none(value)
         if seen is not None:
             passed.setdefault(call, set()).add(seen)

@@ -115,9 +115,8 @@ def through(lines: Lines, h: Float[Tensor, "_ k m"]) -> tuple[Float[Tensor, "_ k
         return (moved[0] + moved[1]).flatten(2), constant
     if lines.lower_slope.shape[-1] == h.shape[-1]:
         return torch.addcmul(down * lines.lower_slope, up, lines.upper_slope), constant
-    below, above = (
-        s.view(*s.shape[:-1], 2, s.shape[-1] // 2) for s in (lines.lower_slope, lines.upper_slope)
-    )  # of both factors
+    slopes = lines.lower_slope, lines.upper_slope
+    below, above = (s.view(*s.shape[:-1], 2, s.shape[-1] // 2) for s in slopes)  # of both factors
     return (down[..., None, :] * below).addcmul_(up[..., None, :], above).flatten(-2), constant
 
 

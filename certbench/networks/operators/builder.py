@@ -224,7 +224,7 @@ MASKS = (
     "infinity is known here only as a constant mask of -inf in front of a softmax: "
     "x.masked_fill(mask, -inf).softmax(dim)"
 )
-"""What is said of other uses."""
+"""Advice in refusals of all other uses of infinity."""
 
 
 def unmasked(constant: Float[Tensor, " numel"]) -> tuple[Float[Tensor, " numel"], Bool[Tensor, " numel"] | None]:

@@ -142,7 +142,7 @@ class Office:
 
 @dataclass
 class Replayed:
-    """What was seen of a run.
+    """Hold what was seen of a run.
 
     Attributes:
         seconds: its duration.
