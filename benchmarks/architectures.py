@@ -62,7 +62,7 @@ def page(answers: dict[str, dict[str, str | None]], names: Sequence[str], side: 
         f"`python -m benchmarks.architectures` wrote this page. Images have {side} x {side} pixels, weights are",
         "random, the norm is Linf, certifiers have their default options. A number stands for the reason of a refusal.",
         f"One input may take {MEMORY} of memory and an hour, as predicted before a certifier starts. `yes`: the",
-        "network is taken. Nothing is certified for this page, and a radius may be 0: that of intervals on ResNet-18 is.",
+        "network is taken. Nothing is certified for this page, and a radius may be 0, as ResNet-18's of ibp.",
         "",
         "| architecture | " + " | ".join(kept) + " |",
         "| --- |" + " --- |" * len(kept),
